@@ -1,0 +1,9 @@
+"""PartialNet: partial-channel vision networks ("Partial Channel Network: Compute Fewer, Perform Better").
+
+``import partialnet`` registers ``partialnet_t0`` … ``partialnet_l`` with timm.
+"""
+
+from .models import PartialNet
+
+__all__ = ["PartialNet"]
+__version__ = "0.1.0"

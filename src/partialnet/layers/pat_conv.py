@@ -1,0 +1,237 @@
+"""PATConv, partial attention convolution: convolve some channels, attend over the others, concatenate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from .attention import AttentionLike, create_attention
+from .layout import concat_channels, dense
+from .self_attention import SelfAttention2d
+
+AttentionScope = Literal["partial", "full"]
+
+
+class PATConv(nn.Module):
+    """Split the channels once, convolve one part, attend over the other, concatenate.
+
+    A drop-in for a k×k convolution: ``split_ratio`` of the channels is convolved, which costs ``split_ratio``² of the
+    multiply–adds, and a cheap attention supplies the rest with the global view that a convolution lacks.
+
+    Where the layer changes the resolution or the channel count, the attended part is average-pooled by the stride and,
+    if its channel count changes, projected by a 1×1 convolution without bias before the attention.
+
+    Args:
+        in_channels: Number of input channels.
+        out_channels: Number of output channels, split by the same ratio; ``in_channels`` if None.
+        kernel_size: Odd. The convolution is padded so that the resolution is kept, divided by the stride, rounded up.
+        stride: Step of the convolution and window of the pooling.
+        dilation: Spacing of the kernel's taps.
+        split_ratio: Share of channels that is convolved, r_p in the paper; rounded down to whole channels. 1 convolves
+            all channels and needs ``attention=None`` or ``attention_scope="full"``.
+        attention: What happens to the other channels; see ``create_attention``. None passes them through, which is
+            FasterNet's partial convolution.
+        attention_scope: "partial" attends over the channels that are not convolved; "full" over all channels, after
+            the concatenation (the paper's Table 3).
+        conv_first: The leading channels are convolved and the trailing attended; False swaps the two.
+        conv_norm: Layer applied to the convolved part before the convolution, called with the channel count.
+        bias: Give the convolution a bias.
+        device: Device of the parameters.
+        dtype: Data type of the parameters.
+
+    Shape:
+        (B, in_channels, H, W) → (B, out_channels, ⌈H / stride⌉, ⌈W / stride⌉).
+
+    Raises:
+        ValueError: The ratio leaves a part without channels, the kernel is even, or the attention is unknown.
+
+    Source: paper, Eq. 1 and Fig. 1; stride and channel change are ours, the paper has equal counts and stride 1.
+
+    Example:
+        >>> PATConv(64, attention="eca")(torch.rand(2, 64, 14, 14)).shape
+        torch.Size([2, 64, 14, 14])
+        >>> PATConv(64, 128, stride=2)(torch.rand(2, 64, 14, 14)).shape
+        torch.Size([2, 128, 7, 7])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int | None = None,
+        kernel_size: int = 3,
+        stride: int = 1,
+        dilation: int = 1,
+        *,
+        split_ratio: float = 1 / 4,
+        attention: AttentionLike = "gaussian_se",
+        attention_scope: AttentionScope = "partial",
+        conv_first: bool = True,
+        conv_norm: Callable[..., nn.Module] | None = None,
+        bias: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        out_channels = in_channels if out_channels is None else out_channels
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(
+                f"kernel_size={kernel_size} must be odd and positive, so that both parts keep one resolution."
+            )
+        if attention_scope not in ("partial", "full"):
+            raise ValueError(f"attention_scope={attention_scope!r} must be 'partial' or 'full'.")
+        passes_all = attention is None or attention_scope == "full"
+        self.conv_channels = split_channels(in_channels, split_ratio, allow_all=passes_all)
+        self.attn_channels = in_channels - self.conv_channels
+        conv_out = split_channels(out_channels, split_ratio, allow_all=passes_all)
+        attn_out = out_channels - conv_out
+        self.attention_scope = attention_scope
+        self.conv_first = conv_first
+
+        self.normalizes_conv = conv_norm is not None
+        self.conv_norm: nn.Module = (
+            nn.Identity() if conv_norm is None else conv_norm(self.conv_channels, device=device, dtype=dtype)
+        )
+        self.conv = nn.Conv2d(
+            self.conv_channels,
+            conv_out,
+            kernel_size,
+            stride,
+            padding=dilation * (kernel_size // 2),
+            dilation=dilation,
+            bias=bias,
+            device=device,
+            dtype=dtype,
+        )
+        self.attn_proj = _projection(self.attn_channels, attn_out, stride, device, dtype)
+        attended = out_channels if attention_scope == "full" else attn_out
+        self.attn = create_attention(attention, attended, device=device, dtype=dtype)
+
+    @property
+    def split_ratio(self) -> float:
+        """Share of the input channels that is convolved, after rounding to whole channels."""
+        return self.conv_channels / (self.conv_channels + self.attn_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.attn_channels == 0:
+            return self.attn(self.conv(self.conv_norm(x)))  # type: ignore[no-any-return]
+        if self.conv_first:
+            to_convolve, to_attend = torch.split(x, [self.conv_channels, self.attn_channels], 1)
+        else:
+            to_attend, to_convolve = torch.split(x, [self.attn_channels, self.conv_channels], 1)
+        if self.normalizes_conv:
+            to_convolve = dense(to_convolve)
+        convolved = self.conv(self.conv_norm(to_convolve))
+        attended = self.attn_proj(to_attend)
+        if self.attention_scope == "partial":
+            attended = self.attn(attended)
+        if self.conv_first:
+            x = concat_channels(convolved, attended)
+        else:
+            x = concat_channels(attended, convolved)
+        if self.attention_scope == "full":
+            x = self.attn(x)
+        return x
+
+    def extra_repr(self) -> str:
+        return f"split_ratio={self.split_ratio:.4g}, attention_scope={self.attention_scope}"
+
+
+def split_channels(channels: int, split_ratio: float, allow_all: bool = False) -> int:
+    """Number of convolved channels, ``channels · split_ratio`` rounded down; both parts keep at least one channel.
+
+    Raises:
+        ValueError: A part would be empty (``allow_all`` permits an empty attended part).
+    """
+    # the tolerance lets ratios that are quotients of whole channel counts come out exactly
+    conv_channels = math.floor(channels * split_ratio + 1e-6)
+    most = channels if allow_all else channels - 1
+    if not 1 <= conv_channels <= most:
+        part = "convolved" if conv_channels < 1 else "attended"
+        remedy = f"between {1 / channels:.4g} and {most / channels:.4g}"
+        if conv_channels >= channels:
+            remedy += ", or attention=None to convolve all channels"
+        raise ValueError(
+            f"split_ratio={split_ratio} of {channels} channels leaves no {part} channel. Choose a ratio {remedy}."
+        )
+    return conv_channels
+
+
+def _projection(in_channels: int, out_channels: int, stride: int, device: Any, dtype: Any) -> nn.Module:
+    """Bring the attended part to the output's resolution and channel count."""
+    layers: list[nn.Module] = []
+    if stride > 1:
+        layers.append(nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False))
+    if in_channels != out_channels:
+        layers.append(nn.Conv2d(in_channels, out_channels, 1, bias=False, device=device, dtype=dtype))
+    if len(layers) == 1:
+        return layers[0]
+    return nn.Sequential(*layers) if layers else nn.Identity()
+
+
+def pat_ch(
+    channels: int,
+    split_ratio: float = 1 / 4,
+    attention: AttentionLike = "gaussian_se",
+    attention_scope: AttentionScope = "partial",
+    device: Any = None,
+    dtype: Any = None,
+) -> PATConv:
+    """Partial channel-attention block: convolve 3×3 the leading channels, gate the others by Gaussian-SE (Fig. 8a)."""
+    return PATConv(
+        channels,
+        split_ratio=split_ratio,
+        attention=attention,
+        attention_scope=attention_scope,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def pat_sp(
+    channels: int,
+    split_ratio: float = 1 / 2,
+    attention: AttentionLike = "spatial_gate",
+    attention_scope: AttentionScope = "partial",
+    device: Any = None,
+    dtype: Any = None,
+) -> PATConv:
+    """Partial spatial-attention block: gate the positions of the leading half, normalise and convolve 1×1 the last half.
+
+    Follows an MLP, into whose last layer its convolution folds (Fig. 8b). The paper's Table 9 prints a ratio of 1/4;
+    only 1/2 gives its parameter counts.
+    """
+    return PATConv(
+        channels,
+        kernel_size=1,
+        split_ratio=split_ratio,
+        attention=attention,
+        attention_scope=attention_scope,
+        conv_first=False,
+        conv_norm=nn.BatchNorm2d,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def pat_sf(
+    channels: int,
+    split_ratio: float = 1 / 4,
+    num_heads: int = 4,
+    attention_scope: AttentionScope = "partial",
+    device: Any = None,
+    dtype: Any = None,
+) -> PATConv:
+    """Partial self-attention block: convolve 3×3 the leading channels, self-attention over the others (Fig. 8c)."""
+    return PATConv(
+        channels,
+        split_ratio=split_ratio,
+        attention=partial(SelfAttention2d, num_heads=num_heads),
+        attention_scope=attention_scope,
+        device=device,
+        dtype=dtype,
+    )

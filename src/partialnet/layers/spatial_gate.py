@@ -1,0 +1,38 @@
+"""Spatial gate: one weight per position, computed from that position's channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SpatialGate(nn.Module):
+    """Weight every position by a function of its channels, then normalise; the attention of PAT_sp.
+
+    ``BN(x · hard_sigmoid(w·x))`` with a 1×1 convolution w to a single channel, without bias.
+
+    Args:
+        channels: Number of channels C.
+        normalize: Apply the BatchNorm after the gate.
+        device: Device of the parameters.
+        dtype: Data type of the parameters.
+
+    Shape:
+        (B, C, H, W) → (B, C, H, W).
+
+    Source: paper, Sec. 3.1 (PAT_sp), Figs. 3c and 8.
+
+    Example:
+        >>> SpatialGate(32)(torch.rand(2, 32, 7, 7)).shape
+        torch.Size([2, 32, 7, 7])
+    """
+
+    def __init__(self, channels: int, normalize: bool = True, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 1, 1, bias=False, device=device, dtype=dtype)
+        self.norm: nn.Module = nn.BatchNorm2d(channels, device=device, dtype=dtype) if normalize else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x * F.hardsigmoid(self.conv(x)))  # type: ignore[no-any-return]
