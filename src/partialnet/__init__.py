@@ -3,7 +3,8 @@
 ``import partialnet`` registers ``partialnet_t0`` … ``partialnet_l`` with timm.
 """
 
+from .fold import fold
 from .models import PartialNet
 
-__all__ = ["PartialNet"]
+__all__ = ["PartialNet", "fold"]
 __version__ = "0.1.0"

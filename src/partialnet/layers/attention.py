@@ -55,4 +55,4 @@ def create_attention(attention: AttentionLike, channels: int, device: Any = None
             f"Unknown attention {attention!r}. Choose one of {', '.join(ATTENTIONS)}, "
             "a name of timm.layers.create_attn such as se, ese, eca, cbam, ge or gc, a module, or None."
         )
-    return layer.to(device=device, dtype=dtype)  # type: ignore[no-any-return]
+    return layer.to(device=device, dtype=dtype)

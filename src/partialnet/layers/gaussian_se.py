@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .affine import ChannelAffine, batch_norm_affine
+
 
 def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and population variance of each channel of each image.
@@ -32,7 +34,7 @@ def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def standard_deviation(variance: Tensor, count: int) -> Tensor:
-    """Unbiased standard deviation from the population variance of ``count`` values; 0, with gradient 0, where constant."""
+    """Unbiased deviation from the population variance of ``count`` values; a constant's is 0, with gradient 0."""
     variance = variance * (count / max(count - 1, 1))
     # sqrt has an infinite slope at 0. Clamping at the smallest normal number stops the gradient of constant channels.
     return variance.clamp(min=torch.finfo(torch.float32).tiny).sqrt()
@@ -113,17 +115,56 @@ class GaussianSE(nn.Module):
         gate = self._gate(mean, std)
         if not isinstance(self.norm, nn.BatchNorm2d):
             # none, frozen or synchronised over processes: the layer itself knows what to do
-            return self.norm(x * gate[:, :, None, None].to(x.dtype))  # type: ignore[no-any-return]
+            return self.norm(x * gate[:, :, None, None].to(x.dtype))
         scale, shift = _gated_batch_norm(self.norm, gate.to(mean.dtype), mean, variance, count)
         return torch.addcmul(shift[:, :, None, None].to(x.dtype), x, scale[:, :, None, None].to(x.dtype))
 
     def _gate(self, mean: Tensor, std: Tensor) -> Tensor:
-        mean, std = mean.to(self.weight.dtype), std.to(self.weight.dtype)
-        if self.dense:
-            logits = F.linear(torch.cat((mean, std), 1), self.weight)
-        else:
-            logits = mean * self.weight[:, 0] + std * self.weight[:, 1]
-        return F.hardsigmoid(self.gate_norm(logits))
+        return F.hardsigmoid(self.gate_norm(_mix(mean, std, self.weight, self.dense)))
+
+    @torch.jit.ignore
+    def fuse_up_to_affine(self) -> tuple[GaussianGate, Tensor, Tensor]:
+        """The gate with its BatchNorm folded, and scale and shift, (C,), of the BatchNorm behind it."""
+        scale, shift = batch_norm_affine(self.gate_norm, self.weight[:, 0])
+        gate = GaussianGate(self.weight.detach() * scale[:, None], shift)
+        return gate.eval(), *batch_norm_affine(self.norm, self.weight[:, 0])
+
+    @torch.jit.ignore
+    def fuse(self) -> nn.Module:
+        """The same function at inference without BatchNorm."""
+        gate, scale, shift = self.fuse_up_to_affine()
+        if isinstance(self.norm, nn.Identity):
+            return gate
+        return nn.Sequential(gate, ChannelAffine(scale, shift)).eval()
+
+
+class GaussianGate(nn.Module):
+    """Folded Gaussian-SE: ``x · hard_sigmoid(W [mean; std] + b)``, (B, C, H, W) → (B, C, H, W).
+
+    Args:
+        weight: (C, 2C), or (C, 2) where each channel sees its own statistics only.
+        bias: (C,).
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.dense = weight.shape[1] == 2 * weight.shape[0]
+        self.weight = nn.Parameter(weight.clone())
+        self.bias = nn.Parameter(bias.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, variance = channel_statistics(x)
+        std = standard_deviation(variance, x.shape[2] * x.shape[3])
+        logits = _mix(mean, std, self.weight, self.dense) + self.bias
+        return x * F.hardsigmoid(logits)[:, :, None, None].to(x.dtype)
+
+
+def _mix(mean: Tensor, std: Tensor, weight: Tensor, dense: bool) -> Tensor:
+    """Gate logits, (B, C), of statistics in the weight's data type."""
+    mean, std = mean.to(weight.dtype), std.to(weight.dtype)
+    if dense:
+        return F.linear(torch.cat((mean, std), 1), weight)
+    return mean * weight[:, 0] + std * weight[:, 1]
 
 
 def _gated_batch_norm(
@@ -139,7 +180,7 @@ def _gated_batch_norm(
         batch_mean = centre.mean(0)
         # law of total variance: mean of the variances plus variance of the means
         batch_variance = (gate.square() * variance).mean(0) + (centre - batch_mean).square().mean(0)
-        if norm.training and norm.running_mean is not None and norm.running_var is not None:
+        if norm.training:
             _update_running_statistics(norm, batch_mean, batch_variance, count * gate.shape[0])
     else:
         batch_mean, batch_variance = norm.running_mean, norm.running_var
@@ -155,7 +196,8 @@ def _gated_batch_norm(
 @torch.no_grad()
 def _update_running_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:
     """BatchNorm's own update: exponential average (cumulative where momentum is None), unbiased variance."""
-    assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
+    if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
+        return
     norm.num_batches_tracked.add_(1)
     momentum = 1.0 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
     norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)

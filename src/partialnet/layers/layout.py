@@ -43,4 +43,4 @@ def concat_channels(first: Tensor, second: Tensor) -> Tensor:
 
 @torch.jit.ignore
 def _concat(first: Tensor, second: Tensor) -> Tensor:
-    return _Concat.apply(first, second)  # type: ignore[no-any-return]
+    return _Concat.apply(first, second)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from functools import partial
@@ -10,9 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .affine import ChannelAffine, batch_norm_affine, fold_input_affine
 from .attention import AttentionLike, create_attention
+from .gaussian_se import GaussianSE
 from .layout import concat_channels, dense
 from .self_attention import SelfAttention2d
+from .spatial_gate import SpatialGate
 
 AttentionScope = Literal["partial", "full"]
 
@@ -87,6 +91,7 @@ class PATConv(nn.Module):
         passes_all = attention is None or attention_scope == "full"
         self.conv_channels = split_channels(in_channels, split_ratio, allow_all=passes_all)
         self.attn_channels = in_channels - self.conv_channels
+        self.out_channels = out_channels
         conv_out = split_channels(out_channels, split_ratio, allow_all=passes_all)
         attn_out = out_channels - conv_out
         self.attention_scope = attention_scope
@@ -118,7 +123,7 @@ class PATConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.attn_channels == 0:
-            return self.attn(self.conv(self.conv_norm(x)))  # type: ignore[no-any-return]
+            return self.attn(self.conv(self.conv_norm(x)))
         if self.conv_first:
             to_convolve, to_attend = torch.split(x, [self.conv_channels, self.attn_channels], 1)
         else:
@@ -129,13 +134,48 @@ class PATConv(nn.Module):
         attended = self.attn_proj(to_attend)
         if self.attention_scope == "partial":
             attended = self.attn(attended)
-        if self.conv_first:
-            x = concat_channels(convolved, attended)
-        else:
-            x = concat_channels(attended, convolved)
+        parts = (convolved, attended) if self.conv_first else (attended, convolved)
+        x = concat_channels(parts[0], parts[1])
         if self.attention_scope == "full":
             x = self.attn(x)
         return x
+
+    @torch.jit.ignore
+    def fuse_up_to_affine(self) -> tuple[PATConv, Tensor, Tensor]:
+        """A folded copy, and a scale and a shift, (out_channels,), still to be applied to its output.
+
+        A following 1×1 convolution absorbs them. They are 1 and 0 for convolved channels and for an attention that
+        does not end in a BatchNorm.
+        """
+        folded = copy.copy(self)
+        folded._modules = dict(self._modules)
+        if not isinstance(self.conv_norm, nn.Identity) and not any(self.conv.padding):
+            folded.conv_norm = nn.Identity()
+            folded.conv = fold_input_affine(self.conv, *batch_norm_affine(self.conv_norm, self.conv.weight[0, :, 0, 0]))
+        elif not isinstance(self.conv_norm, nn.Identity):
+            folded.conv_norm = ChannelAffine(*batch_norm_affine(self.conv_norm, self.conv.weight[0, :, 0, 0]))
+        folded.normalizes_conv = not isinstance(folded.conv_norm, nn.Identity)
+
+        attended = self.out_channels - (0 if self.attention_scope == "full" else self.conv.out_channels)
+        weight = self.conv.weight.detach()
+        scale, shift = weight.new_ones(attended), weight.new_zeros(attended)
+        if isinstance(self.attn, GaussianSE):
+            folded.attn, scale, shift = self.attn.fuse_up_to_affine()
+        elif isinstance(self.attn, (SelfAttention2d, SpatialGate)):
+            folded.attn = self.attn.fuse()
+        if self.attention_scope == "partial":
+            convolved = self.conv.out_channels
+            parts = (weight.new_ones(convolved), scale), (weight.new_zeros(convolved), shift)
+            scale, shift = (torch.cat(part if self.conv_first else part[::-1]) for part in parts)
+        return folded.eval(), scale, shift
+
+    @torch.jit.ignore
+    def fuse(self) -> nn.Module:
+        """The same function at inference without BatchNorm; layers with nothing to fold are shared with this one."""
+        folded, scale, shift = self.fuse_up_to_affine()
+        if bool((scale == 1).all()) and bool((shift == 0).all()):
+            return folded
+        return nn.Sequential(folded, ChannelAffine(scale, shift)).eval()
 
     def extra_repr(self) -> str:
         return f"split_ratio={self.split_ratio:.4g}, attention_scope={self.attention_scope}"
@@ -200,7 +240,7 @@ def pat_sp(
     device: Any = None,
     dtype: Any = None,
 ) -> PATConv:
-    """Partial spatial-attention block: gate the positions of the leading half, normalise and convolve 1×1 the last half.
+    """Partial spatial-attention block: gate the positions of the leading half, convolve 1×1 the normalised last half.
 
     Follows an MLP, into whose last layer its convolution folds (Fig. 8b). The paper's Table 9 prints a ratio of 1/4;
     only 1/2 gives its parameter counts.

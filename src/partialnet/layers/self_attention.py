@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -112,6 +113,8 @@ class SelfAttention2d(nn.Module):
         )
         self.proj = nn.Linear(channels, channels, device=device, dtype=dtype)
 
+        self.scale = (channels // num_heads) ** -0.5
+
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         tokens = self.norm(x.flatten(2).transpose(1, 2))  # (B, N, C)
@@ -120,6 +123,23 @@ class SelfAttention2d(nn.Module):
         bias: Tensor | None = None
         if self.position_bias is not None:
             bias = self.position_bias(height, width)[None].to(query.dtype)
-        tokens = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        tokens = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=self.scale)
         tokens = self.proj(tokens.transpose(1, 2).flatten(2))
         return tokens.transpose(1, 2).unflatten(2, (height, width))
+
+    @torch.jit.ignore
+    def fuse(self) -> SelfAttention2d:
+        """The same function with LayerNorm's affine and the scale of the logits folded into qkv."""
+        folded = copy.deepcopy(self)
+        if isinstance(self.norm, nn.LayerNorm) and self.norm.elementwise_affine:
+            channels = self.norm.normalized_shape[0]
+            weight, shift = self.qkv.weight.detach(), self.norm.bias.detach()
+            dd: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
+            folded.norm = nn.LayerNorm(channels, eps=self.norm.eps, elementwise_affine=False, **dd)
+            folded.qkv = nn.Linear(channels, 3 * channels, **dd)
+            folded.qkv.weight.data.copy_(weight * self.norm.weight.detach())
+            folded.qkv.bias.data.copy_(weight @ shift if self.qkv.bias is None else self.qkv.bias + weight @ shift)
+            folded.qkv.weight.data[:channels] *= self.scale
+            folded.qkv.bias.data[:channels] *= self.scale
+            folded.scale = 1.0
+        return folded.eval()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .affine import ChannelAffine, batch_norm_affine
 
 
 class SpatialGate(nn.Module):
@@ -35,4 +38,14 @@ class SpatialGate(nn.Module):
         self.norm: nn.Module = nn.BatchNorm2d(channels, device=device, dtype=dtype) if normalize else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x * F.hardsigmoid(self.conv(x)))  # type: ignore[no-any-return]
+        return self.norm(x * F.hardsigmoid(self.conv(x)))
+
+    @torch.jit.ignore
+    def fuse(self) -> nn.Module:
+        """The same function at inference without BatchNorm."""
+        channels = self.conv.in_channels
+        gate = SpatialGate(channels, normalize=False, device=self.conv.weight.device, dtype=self.conv.weight.dtype)
+        gate.conv = self.conv
+        if not isinstance(self.norm, nn.Identity):
+            gate.norm = ChannelAffine(*batch_norm_affine(self.norm, self.conv.weight[0, :, 0, 0]))
+        return gate.eval()

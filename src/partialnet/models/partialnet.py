@@ -20,7 +20,8 @@ from timm.models import checkpoint_seq as run_checkpointed
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from partialnet.layers import GaussianSE, pat_ch, pat_sf, pat_sp
+from partialnet.layers import GaussianSE, PATConv, SpatialGate, pat_ch, pat_sf, pat_sp
+from partialnet.layers.affine import ChannelAffine, batch_norm_affine, fold_batch_norm, fold_input_affine, with_weights
 
 from .released import convert_released, is_released
 
@@ -65,6 +66,13 @@ def _parse_mixer(spec: MixerSpec) -> tuple[str, dict[str, Any]]:
     return str(name), arguments
 
 
+def _create_mlp_attention(spec: bool | Mapping[str, Any], channels: int, dd: dict[str, Any]) -> nn.Module:
+    if spec is False:
+        return nn.Identity()
+    arguments = {} if spec is True else spec
+    return pat_sp(channels, **arguments, **dd)
+
+
 class Mlp(nn.Module):
     """Two 1×1 convolutions without bias around BatchNorm and activation, (B, C, H, W) → (B, C, H, W)."""
 
@@ -78,7 +86,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Conv2d(hidden, channels, 1, bias=False, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.norm(self.fc1(x))))  # type: ignore[no-any-return]
+        return self.fc2(self.act(self.norm(self.fc1(x))))
 
 
 class PartialNetBlock(nn.Module):
@@ -112,7 +120,90 @@ class PartialNetBlock(nn.Module):
         if self.mixer_residual:
             x = x + mixed
             mixed = x
-        return x + self.drop_path(self.mlp_attention(self.mlp(mixed)))  # type: ignore[no-any-return]
+        return x + self.drop_path(self.mlp_attention(self.mlp(mixed)))
+
+    @torch.jit.ignore
+    def fuse(self) -> nn.Module:
+        """The block for inference: PAT_sp's convolution and all BatchNorms folded into the MLP."""
+        return FoldedPartialNetBlock(self)
+
+
+class FoldedPartialNetBlock(nn.Module):
+    """``PartialNetBlock`` at inference.
+
+    With y the MLP's output, a the gate, mask 1 on gated channels and 0 elsewhere, and T the shift behind the gate:
+    ``x + y · (1 + mask · (a − 1)) + T``. The gate's logit is one more output row of the MLP's second convolution,
+    because it is linear in PAT_sp's input.
+
+    Source: paper, Sec. 3.1 (PAT_sp merges into the MLP); the algebra is ours.
+    """
+
+    mask: Tensor
+
+    def __init__(self, block: PartialNetBlock) -> None:
+        super().__init__()
+        self.mixer_residual = block.mixer_residual
+        mixer, fc1 = block.mixer, fold_batch_norm(block.mlp.fc1, block.mlp.norm)
+        if isinstance(mixer, PATConv) and not block.mixer_residual:
+            mixer, scale, shift = mixer.fuse_up_to_affine()
+            fc1 = fold_input_affine(fc1, scale, shift)
+        elif isinstance(mixer, PATConv):
+            mixer = mixer.fuse()
+        self.mixer = mixer
+        self.fc1 = fc1
+        self.act = block.mlp.act
+        fc2, attention = block.mlp.fc2, block.mlp_attention
+        self.channels = fc2.out_channels
+        self.gated = isinstance(attention, PATConv)
+        if isinstance(attention, PATConv):
+            fc2, mask, shift = _merge_pat_sp(fc2, attention)
+            self.register_buffer("mask", mask[:, None, None])
+            self.shift = nn.Parameter(shift[:, None, None])
+        self.fc2 = fc2
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.mixer(x)
+        if self.mixer_residual:
+            x = x + mixed
+            mixed = x
+        y = self.fc2(self.act(self.fc1(mixed)))
+        if not self.gated:
+            return x + y
+        gate = F.hardsigmoid(y[:, self.channels :])  # (B, 1, H, W)
+        return x + y[:, : self.channels] * (1 + self.mask * (gate - 1)) + self.shift
+
+
+def _merge_pat_sp(fc2: nn.Conv2d, pat_sp: PATConv) -> tuple[nn.Conv2d, Tensor, Tensor]:
+    """Fold PAT_sp into the 1×1 convolution before it.
+
+    Returns:
+        A convolution to C + 1 channels, PAT_sp's input with its own convolution done and, last, the gate's logit;
+        the mask of gated channels, (C,); the shift behind the gate, (C,).
+    """
+    gate = pat_sp.attn
+    if not isinstance(gate, SpatialGate) or pat_sp.conv_first:
+        raise ValueError("Only PAT_sp with its spatial gate on the leading channels can be merged into an MLP.")
+    conv_norm = batch_norm_affine(pat_sp.conv_norm, pat_sp.conv.weight[0, :, 0, 0])
+    conv = fold_input_affine(pat_sp.conv, *conv_norm)
+    weight = fc2.weight.detach()[:, :, 0, 0]  # (C, hidden)
+    bias = weight.new_zeros(weight.shape[0]) if fc2.bias is None else fc2.bias.detach()
+    attended, convolved = torch.split(weight, [pat_sp.attn_channels, pat_sp.conv_channels])
+    attended_bias, convolved_bias = torch.split(bias, [pat_sp.attn_channels, pat_sp.conv_channels])
+    kernel = conv.weight.detach()[:, :, 0, 0]
+    weight = torch.cat((attended, kernel @ convolved))
+    bias = torch.cat((attended_bias, kernel @ convolved_bias + (0 if conv.bias is None else conv.bias.detach())))
+
+    gated = weight.shape[0] if pat_sp.attention_scope == "full" else pat_sp.attn_channels
+    row = gate.conv.weight.detach()[:, :, 0, 0]  # (1, gated)
+    gate_weight, gate_bias = row @ weight[:gated], row @ bias[:gated]
+    gate_scale, gate_shift = batch_norm_affine(gate.norm, row[0])
+    mask = (torch.arange(weight.shape[0], device=weight.device) < gated).to(weight.dtype)
+    scale = F.pad(gate_scale, (0, weight.shape[0] - gated), value=1.0)
+    shift = F.pad(gate_shift, (0, weight.shape[0] - gated))
+    weight = torch.cat((weight * scale[:, None], gate_weight))
+    bias = torch.cat((bias * scale, gate_bias))
+    return with_weights(fc2, weight[:, :, None, None], bias), mask, shift
 
 
 class PatchEmbed(nn.Module):
@@ -124,7 +215,12 @@ class PatchEmbed(nn.Module):
         self.norm = nn.BatchNorm2d(embed_dim, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.proj(x))  # type: ignore[no-any-return]
+        return self.norm(self.proj(x))
+
+    @torch.jit.ignore
+    def fuse(self) -> nn.Conv2d:
+        """Convolution and BatchNorm as one convolution."""
+        return fold_batch_norm(self.proj, self.norm)
 
 
 class PatchMerging(nn.Module):
@@ -136,7 +232,21 @@ class PatchMerging(nn.Module):
         self.norm = nn.BatchNorm2d(2 * channels, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.reduction(x))  # type: ignore[no-any-return]
+        return self.norm(self.reduction(x))
+
+    @torch.jit.ignore
+    def fuse(self) -> nn.Conv2d:
+        """Convolution and BatchNorm as one convolution."""
+        return fold_batch_norm(self.reduction, self.norm)
+
+
+class OutputNorm(nn.BatchNorm2d):
+    """BatchNorm of a stage's output; nothing follows that could absorb it, so it folds to scale and shift."""
+
+    @torch.jit.ignore
+    def fuse(self) -> ChannelAffine:
+        """Scale and shift at inference."""
+        return ChannelAffine(*batch_norm_affine(self, self.weight)).eval()
 
 
 class PartialNetStage(nn.Module):
@@ -151,8 +261,8 @@ class PartialNetStage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
-            return run_checkpointed(self.blocks, x)  # type: ignore[no-any-return]
-        return self.blocks(x)  # type: ignore[no-any-return]
+            return run_checkpointed(self.blocks, x)
+        return self.blocks(x)
 
 
 class PartialNet(nn.Module):
@@ -167,8 +277,7 @@ class PartialNet(nn.Module):
         split_ratio: Share of channels that PAT_ch and PAT_sf convolve: one number, or one for each block.
         mixers: One mixer per stage; see ``MIXERS``. A mapping sets arguments of the block, for example
             ``{"name": "pat_ch", "attention": "srm"}`` or ``{"name": "pat_ch", "attention_scope": "full"}``.
-        mlp_attention: Arguments for PAT_sp behind each MLP, such as ``{"attention_scope": "full"}``; None leaves PAT_sp
-            out.
+        mlp_attention: Follow each MLP by PAT_sp; a mapping gives it arguments, such as ``{"attention_scope": "full"}``.
         mlp_ratio: Hidden channels of the MLP per channel.
         patch_size: Kernel and stride of the stem.
         head_hidden_size: Channels of the convolution before the classifier.
@@ -198,7 +307,7 @@ class PartialNet(nn.Module):
         depths: Sequence[int] = (2, 2, 6, 4),
         split_ratio: SplitRatio = 1 / 4,
         mixers: Sequence[MixerSpec] = ("pat_ch", "pat_ch", "pat_ch", "pat_sf"),
-        mlp_attention: Mapping[str, Any] | None = {},  # noqa: B006 - never changed
+        mlp_attention: bool | Mapping[str, Any] = True,
         mlp_ratio: float = 2.0,
         patch_size: int = 4,
         head_hidden_size: int = 1280,
@@ -234,7 +343,7 @@ class PartialNet(nn.Module):
                     channels,
                     mixer=_create_mixer(mixer, channels, ratios[block], dd),
                     mixer_residual=_parse_mixer(mixer)[0] == "pat_sf",
-                    mlp_attention=nn.Identity() if mlp_attention is None else pat_sp(channels, **mlp_attention, **dd),
+                    mlp_attention=_create_mlp_attention(mlp_attention, channels, dd),
                     mlp_ratio=mlp_ratio,
                     act_layer=act,
                     drop_path=drop_paths[block],
@@ -244,7 +353,7 @@ class PartialNet(nn.Module):
             ]
             first += depth
             stages.append(PartialNetStage(PatchMerging(channels // 2, **dd) if index else nn.Identity(), blocks))
-            norms.append(nn.BatchNorm2d(channels, **dd) if out_norms else nn.Identity())
+            norms.append(OutputNorm(channels, **dd) if out_norms else nn.Identity())
             self.feature_info.append(
                 {"num_chs": channels, "reduction": patch_size * 2**index, "module": f"stages.{index}"}
             )
@@ -366,12 +475,12 @@ class PartialNet(nn.Module):
             self.act = nn.Identity()
             self.head_hidden_size = self.num_features
             self.reset_classifier(0, "")
-        return take  # type: ignore[no-any-return]
+        return take
 
     def _embed(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting() and not torch.compiler.is_compiling():
             self._check_size(x)
-        return self.patch_embed(x)  # type: ignore[no-any-return]
+        return self.patch_embed(x)
 
     @torch.jit.unused
     def _check_size(self, x: Tensor) -> None:
@@ -383,7 +492,7 @@ class PartialNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images, (B, in_chans, H, W), to the last stage's features, (B, num_features, H / 32, W / 32)."""
-        return self.stages(self._embed(x))  # type: ignore[no-any-return]
+        return self.stages(self._embed(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Features to class logits, or to the classifier's input if ``pre_logits``."""
@@ -462,7 +571,7 @@ def _create_partialnet(variant: str, pretrained: bool = False, **kwargs: Any) ->
     features: dict[str, Any] = {"out_indices": (0, 1, 2, 3), "flatten_sequential": True}
     if kwargs.get("out_norms"):
         features = {"out_indices": (0, 1, 2, 3), "feature_cls": "getter", "norm": True}
-    return build_model_with_cfg(  # type: ignore[no-any-return]
+    return build_model_with_cfg(
         PartialNet,
         variant,
         pretrained,

@@ -151,7 +151,7 @@ def _infer_arguments(tensors: Mapping[str, Tensor], act_layer: str | None) -> di
         "depths": depths,
         "split_ratio": ratios[0] if len(set(ratios)) == 1 else tuple(ratios),
         "mixers": tuple(_mixer(tensors, stage) for stage in blocks),
-        "mlp_attention": {} if f"{blocks[0][0]}.mlp_attention.conv.weight" in tensors else None,
+        "mlp_attention": f"{blocks[0][0]}.mlp_attention.conv.weight" in tensors,
         "mlp_ratio": _require(tensors, f"{blocks[0][0]}.mlp.fc1.weight").shape[0] / embed_dim,
         "patch_size": patch_size,
         "head_hidden_size": 1280 if head is None else int(head.shape[0]),
