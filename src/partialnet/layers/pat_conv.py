@@ -173,7 +173,7 @@ class PATConv(nn.Module):
     def fuse(self) -> nn.Module:
         """The same function at inference without BatchNorm; layers with nothing to fold are shared with this one."""
         folded, scale, shift = self.fuse_up_to_affine()
-        if bool((scale == 1).all()) and bool((shift == 0).all()):
+        if not isinstance(self.attn, GaussianSE) or isinstance(self.attn.norm, nn.Identity):
             return folded
         return nn.Sequential(folded, ChannelAffine(scale, shift)).eval()
 

@@ -1,0 +1,5 @@
+"""``python -m partialnet``."""
+
+from partialnet.cli import main
+
+main()

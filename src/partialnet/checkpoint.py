@@ -1,0 +1,287 @@
+"""Checkpoints: one safetensors file that needs nothing beside it, and the released files of the authors.
+
+A run folder holds ``model.safetensors`` and ``config.json``. The file's own header repeats the configuration, so the
+file alone is enough for us; the folder is what ``timm.create_model("local-dir:FOLDER", pretrained=True)`` reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import logging
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from timm.data import resolve_data_config
+from timm.models._features import FeatureGetterNet
+from torch import Tensor, nn
+
+from .errors import UserError
+from .models import PartialNet
+from .models.partialnet import default_cfgs
+from .models.released import ReleasedNetwork, convert_released, is_released
+
+WEIGHTS_NAME = "model.safetensors"
+CONFIG_NAME = "config.json"
+_HEADER_KEY = "partialnet"
+_INPUT_KEYS = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Checkpoint:
+    """A network with what is needed to use it.
+
+    Attributes:
+        model: The network, in evaluation mode.
+        architecture: Its name in timm's registry.
+        model_args: What ``timm.create_model`` is given besides the name.
+        class_names: Name of each class, in the order of the logits; empty where unknown.
+        input_config: timm's ``input_size`` (C, H, W), ``mean``, ``std`` (RGB, of values in [0, 1]), ``interpolation``,
+            ``crop_pct`` and ``crop_mode``.
+    """
+
+    model: nn.Module
+    architecture: str
+    model_args: dict[str, Any] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
+    input_config: dict[str, Any] = field(default_factory=dict)
+
+    def config(self) -> dict[str, Any]:
+        """The configuration as timm's hub files hold it."""
+        config = {
+            "architecture": self.architecture,
+            "num_classes": getattr(self.model, "num_classes", 0),
+            "num_features": getattr(self.model, "num_features", 0),
+            "model_args": self.model_args,
+            "pretrained_cfg": {
+                **{key: self.input_config[key] for key in _INPUT_KEYS if key in self.input_config},
+                "num_classes": getattr(self.model, "num_classes", 0),
+                "first_conv": _default_cfg(self.model).get("first_conv"),
+                "classifier": _default_cfg(self.model).get("classifier"),
+            },
+        }
+        if self.class_names:
+            config["label_names"] = list(self.class_names)
+        return config
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``model.safetensors`` and ``config.json`` into ``folder``, each in one step; return the former."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.config(), indent=2)
+        tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in self.model.state_dict().items()}
+        write_atomically(folder / WEIGHTS_NAME, safetensors.torch.save(tensors, {"format": "pt", _HEADER_KEY: text}))
+        write_atomically(folder / CONFIG_NAME, (text + "\n").encode())
+        return folder / WEIGHTS_NAME
+
+
+def create_checkpoint(name: str, class_names: Sequence[str] = (), **model_args: Any) -> Checkpoint:
+    """A fresh network of timm's registry, with the input configuration that timm gives for it.
+
+    Raises:
+        UserError: timm has no model of this name, or it refuses the arguments.
+    """
+    if ":" in name or not timm.is_model(name):
+        near = timm.list_models(f"*{name[:6]}*")[:5]
+        hint = f" Similar names: {', '.join(near)}." if near else ""
+        raise UserError(f"There is no model named {name!r}, and no such file or folder.{hint}")
+    forbidden = set(model_args) & set(inspect.signature(timm.create_model).parameters)
+    if forbidden:
+        raise UserError(f"Model arguments may not contain {', '.join(sorted(forbidden))}.")
+    try:
+        model = timm.create_model(name, **model_args)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise UserError(f"{name} cannot be built with {model_args}: {error}") from error
+    model.eval()
+    input_config = resolve_data_config(model=model)
+    return Checkpoint(
+        model, timm.models.split_model_name_tag(name)[0], model_args, tuple(class_names), _plain(input_config)
+    )
+
+
+def load(source: str | Path) -> Checkpoint:
+    """Read a checkpoint, in evaluation mode.
+
+    Args:
+        source: A run folder, a ``.safetensors`` file, a released file of the authors (``.pth``, ``.ckpt``), or a model
+            name of timm's registry, which gives an untrained network.
+
+    Raises:
+        UserError: Nothing usable is there; the message says why. No code from a file is ever run.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return _load_safetensors(path / WEIGHTS_NAME)
+    if path.is_file():
+        return _load_safetensors(path) if path.suffix == ".safetensors" else _load_released(path)
+    if path.suffix in (".safetensors", ".pth", ".pt", ".ckpt", ".bin") or len(path.parts) > 1:
+        raise UserError(f"There is no file or folder {str(source)!r}.")
+    return create_checkpoint(str(source))
+
+
+def load_released(path: str | Path, act_layer: str | None = None) -> nn.Module:
+    """Build the network of one of the authors' checkpoints, in evaluation mode.
+
+    Depths, width, split ratios, heads, blocks and classes are read off the tensors. What was loaded, renamed and left
+    is logged at level INFO by the logger ``partialnet.checkpoint``.
+
+    Args:
+        path: ``.pth`` or Lightning ``.ckpt``; the weights may be wrapped as ``state_dict``, ``model`` or
+            ``state_dict_ema`` and prefixed with ``model.``.
+        act_layer: "gelu" or "relu", which tensors do not show; None follows the width, as in the paper.
+
+    Returns:
+        A classifier; for a detection backbone, a network that returns its four normalised feature maps.
+
+    Raises:
+        UserError: The file is missing, truncated, holds anything but tensors, or is of another network.
+    """
+    return _load_released(Path(path), act_layer).model
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that at any moment either the old or the whole new content is there."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _load_safetensors(path: Path) -> Checkpoint:
+    if not path.is_file():
+        raise UserError(f"Folder {str(path.parent)!r} has no {path.name}, so it is no run folder.")
+    try:
+        with safe_open(path, "pt") as file:
+            header = (file.metadata() or {}).get(_HEADER_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{str(path)!r} is damaged or no safetensors file: {error}") from error
+    if header is None and (path.parent / CONFIG_NAME).is_file():
+        header = (path.parent / CONFIG_NAME).read_text(errors="replace")
+    if header is None:
+        raise UserError(f"{str(path)!r} does not say which network it is of, and there is no {CONFIG_NAME} beside it.")
+    try:
+        config = json.loads(header)
+        pretrained = config["pretrained_cfg"]
+        model_args = {**config.get("model_args", {}), "num_classes": config["num_classes"]}
+        names = pretrained.get("label_names") or config.get("label_names") or ()
+        checkpoint = create_checkpoint(config["architecture"], names, **model_args)
+        checkpoint.input_config |= {key: pretrained[key] for key in _INPUT_KEYS if key in pretrained}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"The configuration in {str(path)!r} cannot be used: {error}") from error
+    _load_tensors(checkpoint.model, tensors, path)
+    return checkpoint
+
+
+def _load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Load all tensors; a dimension that does not fit is told in one sentence, not in torch's hundred lines."""
+    expected = model.state_dict()
+    missing = [name for name in expected if name not in tensors]
+    unknown = [name for name in tensors if name not in expected]
+    misfits = [
+        f"{name} has shape {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
+        for name, tensor in tensors.items()
+        if name in expected and expected[name].shape != tensor.shape
+    ]
+    problems = [
+        f"{names[0]} and {len(names) - 1} more are {what}"
+        for names, what in ((missing, "missing"), (unknown, "unknown"))
+        if names
+    ]
+    if problems or misfits:
+        raise UserError(f"The weights in {str(path)!r} do not fit the network: {'; '.join(problems + misfits[:1])}.")
+    model.load_state_dict(tensors)
+
+
+def _load_released(path: Path, act_layer: str | None = None) -> Checkpoint:
+    released = read_released(path, act_layer)
+    _logger.info("%s: %s", path.name, released.report)
+    model: nn.Module = PartialNet(**released.arguments)
+    input_config = resolve_data_config(pretrained_cfg=default_cfgs["partialnet_t0"].default.to_dict())
+    tensors = released.state_dict
+    if released.arguments["out_norms"]:
+        # a detection backbone has no head: its output are the normalised feature maps
+        model.prune_intermediate_layers(len(released.arguments["depths"]))  # type: ignore[operator]
+        _load_tensors(model, tensors, path)
+        model = FeatureGetterNet(model, norm=True, out_indices=tuple(range(len(released.arguments["depths"]))))
+    else:
+        _load_tensors(model, tensors, path)
+    return Checkpoint(model.eval(), "partialnet", released.arguments, (), _plain(input_config))
+
+
+def read_released(path: str | Path, act_layer: str | None = None) -> ReleasedNetwork:
+    """Read an authors' checkpoint without building its network; see ``load_released``."""
+    path = Path(path)
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"There is no file {str(path)!r}.") from None
+    except IsADirectoryError:
+        raise UserError(f"{str(path)!r} is a folder, not a checkpoint.") from None
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{str(path)!r} holds something other than tensors, or is no checkpoint; it was not loaded and nothing in "
+            "it was run."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{str(path)!r} is damaged or no checkpoint: {reason}") from error
+    state_dict = _unwrap(content)
+    if not is_released(state_dict):
+        raise UserError(f"{str(path)!r} is not a PartialNet of the authors' release: it has none of its layers.")
+    return convert_released(state_dict, act_layer)
+
+
+def _unwrap(content: Any) -> dict[str, Tensor]:
+    """The state dict inside the wrappers that training scripts put around it."""
+    while isinstance(content, Mapping):
+        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    if not isinstance(content, Mapping):
+        return {}
+    return {str(name): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
+
+
+def _default_cfg(model: nn.Module) -> dict[str, Any]:
+    return getattr(model, "pretrained_cfg", None) or {}
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Only what JSON and a transform need, with numpy numbers as Python's."""
+    return {
+        key: [float(item) if isinstance(item, np.floating) else item for item in value]
+        if isinstance(value, (tuple, list))
+        else value
+        for key, value in config.items()
+        if key in _INPUT_KEYS
+    }

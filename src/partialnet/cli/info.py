@@ -1,0 +1,111 @@
+"""``partialnet info``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from partialnet.checkpoint import Checkpoint
+    from partialnet.complexity import Complexity
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--img-size",
+    type=click.IntRange(min=32),
+    help="Height and width of the image to count for.  [default: the model's own, 224 for untrained ones]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def info(model: str, img_size: int | None, as_json: bool) -> None:
+    """Show the structure and cost of MODEL, in training form and folded for inference.
+
+    MODEL is a name (partialnet_t0 … partialnet_l, or any of timm's), a run folder, its model.safetensors, or a
+    released checkpoint of the authors. Beside the paper's figures stands how far ours deviate.
+
+    Example: partialnet info partialnet_t2
+    """
+    from partialnet.checkpoint import load
+    from partialnet.complexity import measure
+
+    checkpoint = load(model)
+    channels, height, width = checkpoint.input_config["input_size"]
+    size = (channels, img_size or height, img_size or width)
+    complexity = measure(checkpoint.model, size)
+    paper = _paper(checkpoint, size)
+    if as_json:
+        click.echo(json.dumps(_as_dict(checkpoint, complexity, paper), indent=2))
+        return
+    click.echo(_as_text(checkpoint, complexity, paper))
+    if not Path(model).exists():
+        click.echo("\nNext: partialnet demo   (trains a network that partialnet predict can use)")
+    elif getattr(checkpoint.model, "num_classes", 0):
+        click.echo(f"\nNext: partialnet predict {model} IMAGE…")
+
+
+def _paper(checkpoint: Checkpoint, size: tuple[int, int, int]) -> tuple[float, float] | None:
+    """The paper's parameters (M) and multiply–adds (G), where they are of this very network and image size."""
+    from partialnet.complexity import PAPER
+
+    unchanged = set(checkpoint.model_args) <= {"num_classes"} and getattr(checkpoint.model, "num_classes", 0) == 1000
+    return PAPER.get(checkpoint.architecture) if unchanged and size == (3, 224, 224) else None
+
+
+def _as_dict(checkpoint: Checkpoint, complexity: Complexity, paper: tuple[float, float] | None) -> dict[str, Any]:
+    figures = None
+    if paper is not None:
+        figures = {
+            "params_m": paper[0],
+            "params_deviation": complexity.training.params_m / paper[0] - 1,
+            "macs_g": paper[1],
+            "macs_deviation": complexity.folded.macs_g / paper[1] - 1,
+        }
+    return {
+        "architecture": checkpoint.architecture,
+        "model_args": checkpoint.model_args,
+        "class_names": list(checkpoint.class_names),
+        "input_config": checkpoint.input_config,
+        "complexity": complexity.as_dict(),
+        "paper": figures,
+    }
+
+
+def _as_text(checkpoint: Checkpoint, complexity: Complexity, paper: tuple[float, float] | None) -> str:
+    channels, height, width = complexity.input_size
+    lines = [f"{checkpoint.architecture}, {_classes(checkpoint)}, for {height}×{width} images of {channels} channels"]
+    lines += [f"  {key} = {value}" for key, value in checkpoint.model_args.items() if key != "num_classes"]
+    header = f"{'':10}{'output':>12}{'blocks':>8}  {'kind':<26}{'params M':>10}{'folded':>9}{'MACs G':>10}{'folded':>9}"
+    lines += ["", header]
+    for part in complexity.parts:
+        output = f"{part.channels}×{part.resolution[0]}×{part.resolution[1]}"
+        lines.append(
+            f"{part.name:10}{output:>12}{part.blocks or '':>8}  {part.kind:<26}"
+            f"{part.training.params_m:>10.3f}{part.folded.params_m:>9.3f}"
+            f"{part.training.macs_g:>10.4f}{part.folded.macs_g:>9.4f}"
+        )
+    training, folded = complexity.training, complexity.folded
+    lines.append(
+        f"{'total':10}{'':>12}{'':>8}  {'':<26}"
+        f"{training.params_m:>10.3f}{folded.params_m:>9.3f}{training.macs_g:>10.4f}{folded.macs_g:>9.4f}"
+    )
+    if paper is not None:
+        lines.append(f"{'paper':10}{'':>12}{'':>8}  {'Table 9':<26}{paper[0]:>10.1f}{'':>9}{'':>10}{paper[1]:>9.2f}")
+        lines.append(
+            f"{'deviation':10}{'':>12}{'':>8}  {'':<26}{training.params_m / paper[0] - 1:>+10.1%}{'':>9}{'':>10}"
+            f"{folded.macs_g / paper[1] - 1:>+9.1%}"
+        )
+    lines.append("\nMACs: multiply–adds of convolutions, dense layers and attention products for one image.")
+    return "\n".join(lines)
+
+
+def _classes(checkpoint: Checkpoint) -> str:
+    names = checkpoint.class_names
+    number = getattr(checkpoint.model, "num_classes", 0)
+    if not names:
+        return f"{number} classes" if number else "no classifier"
+    shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+    return f"{number} classes ({shown})"

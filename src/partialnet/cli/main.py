@@ -1,0 +1,69 @@
+"""The ``partialnet`` command: subcommands, and one place where mistakes become one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+import partialnet
+from partialnet.errors import UserError
+
+from .demo import demo
+from .info import info
+from .predict import predict
+
+
+class Group(click.Group):
+    """A group that tells the nearest command for a mistyped one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The named command; an unknown name is an error with the nearest ones."""
+        from difflib import get_close_matches
+
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            near = get_close_matches(args[0], self.commands, n=1)
+            hint = f" Did you mean {near[0]}?" if near else f" Choose one of {', '.join(sorted(self.commands))}."
+            ctx.fail(f"There is no command {args[0]!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(partialnet.__version__, "--version", "-V", prog_name="partialnet")
+def cli() -> None:
+    """PartialNet: partial-channel vision networks.
+
+    Start with `partialnet demo`, which trains a network on your CPU in a few minutes.
+    """
+
+
+cli.add_command(demo)
+cli.add_command(info)
+cli.add_command(predict)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line. Exit codes: 0 done, 2 a mistake the user can mend, 1 anything else."""
+    try:
+        cli.main(args, prog_name="partialnet", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except click.Abort:
+        _fail("Interrupted.", 130)
+    except UserError as error:
+        _fail(str(error), 2)
+    except BrokenPipeError:
+        # the reader of our output is gone, as after `| head`; nothing more can be written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        _fail(f"{error.strerror or error}{f': {error.filename!r}' if error.filename else ''}", 2)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"partialnet: {message}", err=True)
+    sys.exit(code)

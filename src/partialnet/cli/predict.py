@@ -1,0 +1,64 @@
+"""``partialnet predict``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from partialnet.errors import UserError
+
+if TYPE_CHECKING:
+    from partialnet.prediction import Prediction
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.argument("images", nargs=-1, required=True)
+@click.option("-k", "--topk", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to print.")
+@click.option("-b", "--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Images at a time.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each image, a line each.")
+def predict(checkpoint: str, images: tuple[str, ...], topk: int, batch_size: int, as_json: bool) -> None:
+    """Classify IMAGES with CHECKPOINT.
+
+    CHECKPOINT is a run folder, its model.safetensors, or a released checkpoint of the authors. IMAGES are files,
+    folders (searched recursively) and quoted glob patterns. Images that cannot be read are told at the end and the
+    exit code is then 2; all others are classified.
+
+    Example: partialnet predict runs/demo photos/ "more/*.png" --topk 3
+    """
+    from tqdm import tqdm
+
+    from partialnet.checkpoint import load
+    from partialnet.images import find_images
+    from partialnet.prediction import Classifier
+
+    paths = find_images(images)
+    source = load(checkpoint)
+    classifier = Classifier(source)
+    unreadable: list[UserError] = []
+    # results that scroll by on a terminal are progress enough; a bar is for output that goes elsewhere
+    hide_bar = sys.stdout.isatty()
+    results = classifier.predict(paths, topk, batch_size)
+    for path, result in tqdm(results, total=len(paths), desc="predicting", unit="image", delay=2, disable=hide_bar):
+        if isinstance(result, UserError):
+            unreadable.append(result)
+            continue
+        click.echo(_as_json(path, result) if as_json else _as_text(path, result))
+    for error in unreadable:
+        click.echo(f"partialnet: {error}", err=True)
+    if unreadable:
+        raise UserError(f"{len(unreadable)} of {len(paths)} images could not be read.")
+
+
+def _as_json(path: Path, result: Prediction) -> str:
+    classes = [{"class": name, "probability": probability} for name, probability in result.classes]
+    return json.dumps({"image": str(path), "classes": classes})
+
+
+def _as_text(path: Path, result: Prediction) -> str:
+    best = "   ".join(f"{name} {probability:.1%}" for name, probability in result.classes)
+    return f"{path}   {best}"

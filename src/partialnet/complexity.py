@@ -1,0 +1,146 @@
+"""Parameters and multiply–adds of a network, whole and by stage.
+
+Convention: a multiply–add is one multiplication with its addition in a convolution, a dense layer or an attention
+product; element-wise work (normalisation, activation, gating, pooling) is not counted. The paper's "FLOPs" are these
+multiply–adds, after folding; its parameters are counted before folding.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .fold import fold
+from .layers import GaussianSE, PATConv, SelfAttention2d
+from .models import PartialNet
+
+#: Table 9: parameters in millions (training form), multiply–adds in thousand millions at 224² (folded)
+PAPER = {
+    "partialnet_t0": (4.3, 0.25),
+    "partialnet_t1": (7.8, 0.55),
+    "partialnet_t2": (12.6, 1.03),
+    "partialnet_s": (29.0, 2.71),
+    "partialnet_m": (61.3, 6.69),
+    "partialnet_l": (104.4, 11.91),
+}
+
+
+@dataclass(frozen=True)
+class Count:
+    """Parameters in millions and multiply–adds in thousand millions."""
+
+    params_m: float
+    macs_g: float
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a network: stem, a stage, or head. ``resolution`` is (H, W) and ``channels`` that of its output."""
+
+    name: str
+    blocks: int
+    kind: str
+    resolution: tuple[int, int]
+    channels: int
+    training: Count
+    folded: Count
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """Counts of a network for images of ``input_size`` (C, H, W), in training form and folded."""
+
+    input_size: tuple[int, int, int]
+    parts: tuple[Part, ...]
+    training: Count
+    folded: Count
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+def measure(model: nn.Module, input_size: tuple[int, int, int]) -> Complexity:
+    """Count the parameters and multiply–adds of ``model`` for one image of ``input_size`` (C, H, W).
+
+    Parts are listed for PartialNet; other networks have totals only.
+    """
+    training = _PartCounts(model, input_size)
+    folded = _PartCounts(fold(copy.deepcopy(model).eval()), input_size)
+    parts: list[Part] = []
+    if isinstance(model, PartialNet):
+        for name, blocks, kind, prefixes in _describe(model):
+            shape = training.shapes[prefixes[0]]
+            parts.append(
+                Part(
+                    name,
+                    blocks,
+                    kind,
+                    (shape[-2], shape[-1]) if len(shape) == 4 else (1, 1),
+                    shape[1],
+                    training.count(prefixes),
+                    folded.count(prefixes),
+                )
+            )
+    return Complexity(input_size, tuple(parts), training.count(("",)), folded.count(("",)))
+
+
+class _PartCounts:
+    """Multiply–adds, parameters and output shapes of every module, from one pass without data."""
+
+    def __init__(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
+        self.model = copy.deepcopy(model).eval().to("meta")
+        self.shapes: dict[str, torch.Size] = {}
+        for name, module in self.model.named_modules():
+            module.register_forward_hook(self._record_shape(name))
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            self.model(torch.empty(1, *input_size, device="meta"))
+        root = type(self.model).__name__
+        flops = {name: sum(kinds.values()) for name, kinds in counter.get_flop_counts().items()}
+        self.macs = {name.removeprefix(root).removeprefix("."): count / 2 for name, count in flops.items()}
+
+    def _record_shape(self, name: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, torch.Tensor):
+                self.shapes[name] = output.shape
+
+        return hook
+
+    def count(self, prefixes: tuple[str, ...]) -> Count:
+        modules = [self.model.get_submodule(prefix) for prefix in prefixes]
+        params = sum(parameter.numel() for module in modules for parameter in module.parameters())
+        return Count(params / 1e6, sum(self.macs.get(prefix, 0) for prefix in prefixes) / 1e9)
+
+
+def _describe(model: PartialNet) -> list[tuple[str, int, str, tuple[str, ...]]]:
+    """Name, number of blocks, kind and modules of every part."""
+    size = model.patch_embed.proj.kernel_size[0]
+    parts: list[tuple[str, int, str, tuple[str, ...]]] = [("stem", 0, f"conv {size}×{size}", ("patch_embed",))]
+    for index, stage in enumerate(model.stages):
+        blocks = list(stage.blocks)  # type: ignore[arg-type]
+        kind = mixer_kind(blocks[0].mixer)
+        if isinstance(blocks[0].mlp_attention, PATConv):
+            kind += " + PAT_sp"
+        parts.append((f"stage {index + 1}", len(blocks), kind, (f"stages.{index}",)))
+    head = ("conv_head", "classifier")
+    parts.append(("head", 0, "pool, conv 1×1, dense", head))
+    return parts
+
+
+def mixer_kind(mixer: nn.Module) -> str:
+    """What the paper calls a block's mixer."""
+    if isinstance(mixer, PATConv):
+        if isinstance(mixer.attn, nn.Identity):
+            return "PConv"
+        kind = "PAT_sf" if isinstance(mixer.attn, SelfAttention2d) else "PAT_ch"
+        if not isinstance(mixer.attn, (SelfAttention2d, GaussianSE)):
+            kind += f" ({type(mixer.attn).__name__})"
+        return kind if mixer.attention_scope == "partial" else f"{kind}, full"
+    if isinstance(mixer, nn.Conv2d):
+        return "depthwise conv" if mixer.groups > 1 else "conv"
+    return type(mixer).__name__

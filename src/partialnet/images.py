@@ -1,0 +1,106 @@
+"""Find image files and read any of them as RGB."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .errors import UserError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
+#: Images of more pixels are refused, as they may be made to exhaust the memory ("decompression bombs").
+MAX_PIXELS = 250_000_000
+
+
+def find_images(sources: Iterable[str]) -> list[Path]:
+    """Image files among files, folders (searched recursively) and glob patterns, sorted within each source.
+
+    A file named directly is kept whatever its suffix.
+
+    Raises:
+        UserError: A source does not exist, a folder or pattern has no image, or nothing is given.
+    """
+    found: list[Path] = []
+    for source in sources:
+        path = Path(source)
+        if path.is_dir():
+            matches = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            if not matches:
+                raise UserError(f"Folder {source!r} holds no image ({', '.join(SUFFIXES)}).")
+            found += matches
+        elif path.exists():
+            found.append(path)
+        elif glob.has_magic(source):
+            matches = sorted(Path(name) for name in glob.glob(source, recursive=True) if Path(name).is_file())
+            if not matches:
+                raise UserError(f"No file matches {source!r}.")
+            found += matches
+        else:
+            raise UserError(f"There is no file or folder {source!r}.")
+    if not found:
+        raise UserError("No image was given.")
+    return found
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """Read an image as 8-bit RGB, turned upright by its EXIF orientation.
+
+    Grayscale is repeated, transparency is laid over white, 16-bit and floating-point data is scaled to its own range
+    where it exceeds 8 bits, CMYK and palettes are converted, and of an animation the first frame is taken.
+
+    Raises:
+        UserError: The file is missing, no image, damaged, or has more than ``MAX_PIXELS`` pixels.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise UserError(f"{str(path)!r} has {image.width}×{image.height} pixels, more than {MAX_PIXELS:,}.")
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise UserError(f"There is no file {str(path)!r}.") from None
+    except UnidentifiedImageError:
+        raise UserError(f"{str(path)!r} is not an image.") from None
+    except Image.DecompressionBombError:
+        raise UserError(f"{str(path)!r} has more than {MAX_PIXELS:,} pixels.") from None
+    except UserError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise UserError(f"{str(path)!r} cannot be read as an image: {error}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to 8-bit RGB."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = Image.fromarray(_to_eight_bits(np.asarray(image)))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        background = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(background, image)
+    return image.convert("RGB")
+
+
+def _to_eight_bits(values: np.ndarray) -> np.ndarray:
+    """16-bit data by its full range, other data by its own where it does not fit 8 bits."""
+    values = values.astype(np.float64)
+    low, high = float(values.min(initial=0)), float(values.max(initial=0))
+    if low < 0 or high > 65535:
+        values = (values - low) / max(high - low, 1e-12) * 255
+    elif high > 255:
+        values = values / 257
+    elif high <= 1:
+        values = values * 255
+    return values.round().clip(0, 255).astype(np.uint8)
+
+
+def read_images(paths: Iterable[Path]) -> Iterator[tuple[Path, Image.Image | UserError]]:
+    """Read images one after the other; one that cannot be read yields its error instead."""
+    for path in paths:
+        try:
+            yield path, read_image(path)
+        except UserError as error:
+            yield path, error
