@@ -1,0 +1,92 @@
+"""Forward pass and training step of every PartialNet against timm's FasterNet of the same size, in eager PyTorch.
+
+    python benchmarks/eager.py --threads 2
+
+writes benchmarks/results/eager_<threads>t.json and prints the table. Random images of 224×224, channels_last,
+float32, networks as timm builds them (nothing folded).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import partialnet  # noqa: F401 - registers the models
+from partialnet.bench import environment, interleave
+
+SIZES = ("t0", "t1", "t2", "s", "m", "l")
+#: images in a training step; the largest networks would need minutes a step at 32
+TRAIN_BATCH = {"t0": 32, "t1": 32, "t2": 32, "s": 16, "m": 8, "l": 8}
+
+
+def forward(model: nn.Module, images: torch.Tensor):
+    def run():
+        with torch.inference_mode():
+            model(images)
+
+    return run
+
+
+def training_step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def run():
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    return run
+
+
+def measure(size: str, seconds: float) -> list[dict]:
+    names = (f"fasternet_{size}", f"partialnet_{size}")
+    rows = []
+    for what, batch in (("forward", 1), ("forward", TRAIN_BATCH[size]), ("training step", TRAIN_BATCH[size])):
+        torch.manual_seed(0)
+        images = torch.randn(batch, 3, 224, 224).to(memory_format=torch.channels_last)
+        labels = torch.randint(0, 1000, (batch,))
+        contestants = {}
+        for name in names:
+            model = timm.create_model(name).to(memory_format=torch.channels_last)
+            model.train(what == "training step")
+            contestants[name] = (
+                training_step(model, images, labels) if what == "training step" else forward(model, images)
+            )
+        timings = interleave(contestants, against=names[0], seconds=seconds, description=f"{size} {what} x{batch}")
+        ours, theirs = timings[names[1]], timings[names[0]]
+        print(
+            f"{size:3} {what:14} batch {batch:<3} FasterNet {theirs.median_ms:8.1f} ms   PartialNet "
+            f"{ours.median_ms:8.1f} ms   ratio {ours.ratio:.2f} [{ours.ratio_q1:.2f}, {ours.ratio_q3:.2f}]",
+            flush=True,
+        )
+        rows.append(
+            {"size": size, "what": what, "batch": batch, "timings": {name: asdict(t) for name, t in timings.items()}}
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--sizes", nargs="+", default=SIZES, choices=SIZES)
+    parser.add_argument("--seconds", type=float, default=10.0, help="time to measure each row")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows = [row for size in options.sizes for row in measure(size, options.seconds)]
+    path = options.output or Path(__file__).parent / "results" / f"eager_{options.threads}t.json"
+    path.write_text(
+        json.dumps({"environment": environment(), "threads": options.threads, "rows": rows}, indent=1) + "\n"
+    )
+    print(f"written: {path.name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Time contestants in turn, so that a machine's changes of speed meet all of them alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one contestant: median, quartiles, and the ratio to the reference.
+
+    ``ratio`` is the median of the ratios round by round, in which slow moments of the machine cancel;
+    ``ratio_q1`` and ``ratio_q3`` are its quartiles.
+    """
+
+    median_ms: float
+    q1_ms: float
+    q3_ms: float
+    ratio: float
+    ratio_q1: float
+    ratio_q3: float
+    rounds: int
+
+
+def interleave(
+    contestants: Mapping[str, Callable[[], object]],
+    against: str,
+    seconds: float = 5.0,
+    min_rounds: int = 7,
+    warmup: int = 2,
+    synchronize: Callable[[], None] = lambda: None,
+    description: str = "measuring",
+) -> dict[str, Timing]:
+    """Run all contestants A B C A B C … and compare their times.
+
+    Args:
+        contestants: What to time, by name.
+        against: Name of the reference for the ratios.
+        seconds: Time to spend on measuring, all contestants together.
+        min_rounds: Rounds at least, however long they take.
+        warmup: Rounds that are not counted.
+        synchronize: Called before each reading of the clock, for devices that work asynchronously.
+        description: Label of the progress bar.
+
+    Returns:
+        The timing of each contestant.
+    """
+    samples: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(warmup):
+        for run in contestants.values():
+            run()
+    synchronize()
+    with tqdm(total=seconds, desc=description, unit="s", bar_format="{l_bar}{bar}| {elapsed}", delay=2) as bar:
+        spent = 0.0
+        while spent < seconds or min(map(len, samples.values())) < min_rounds:
+            before = time.perf_counter()
+            for name, run in contestants.items():
+                start = time.perf_counter()
+                run()
+                synchronize()
+                samples[name].append(1e3 * (time.perf_counter() - start))
+            spent += time.perf_counter() - before
+            bar.n = min(spent, seconds)
+            bar.refresh()
+    reference = np.asarray(samples[against])
+    return {name: _summarize(np.asarray(values), reference) for name, values in samples.items()}
+
+
+def _summarize(values: np.ndarray, reference: np.ndarray) -> Timing:
+    q1, median, q3 = (float(value) for value in np.percentile(values, (25, 50, 75)))
+    ratio_q1, ratio, ratio_q3 = (float(value) for value in np.percentile(values / reference, (25, 50, 75)))
+    return Timing(median, q1, q3, ratio, ratio_q1, ratio_q3, len(values))
+
+
+def synchronizer(device: torch.device) -> Callable[[], None]:
+    """What waits for a device to finish: nothing on the CPU."""
+    return torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
