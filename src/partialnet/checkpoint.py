@@ -36,6 +36,14 @@ WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 _HEADER_KEY = "partialnet"
 _INPUT_KEYS = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+_VARIANT_OF_WIDTH = {
+    32: "partialnet_t0",
+    48: "partialnet_t1",
+    64: "partialnet_t2",
+    96: "partialnet_s",
+    128: "partialnet_m",
+    160: "partialnet_l",
+}
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 _logger = logging.getLogger(__name__)
@@ -52,6 +60,7 @@ class Checkpoint:
         class_names: Name of each class, in the order of the logits; empty where unknown.
         input_config: timm's ``input_size`` (C, H, W), ``mean``, ``std`` (RGB, of values in [0, 1]), ``interpolation``,
             ``crop_pct`` and ``crop_mode``.
+        report: For a released checkpoint: what was loaded, renamed and left.
     """
 
     model: nn.Module
@@ -59,6 +68,7 @@ class Checkpoint:
     model_args: dict[str, Any] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
     input_config: dict[str, Any] = field(default_factory=dict)
+    report: str = ""
 
     def config(self) -> dict[str, Any]:
         """The configuration as timm's hub files hold it."""
@@ -224,6 +234,8 @@ def _load_released(path: Path, act_layer: str | None = None) -> Checkpoint:
     released = read_released(path, act_layer)
     _logger.info("%s: %s", path.name, released.report)
     model: nn.Module = PartialNet(**released.arguments)
+    # the arguments say everything about the network, so the variant only lends its name
+    architecture = _VARIANT_OF_WIDTH.get(released.arguments["embed_dim"], "partialnet_t2")
     input_config = resolve_data_config(pretrained_cfg=default_cfgs["partialnet_t0"].default.to_dict())
     tensors = released.state_dict
     if released.arguments["out_norms"]:
@@ -233,7 +245,7 @@ def _load_released(path: Path, act_layer: str | None = None) -> Checkpoint:
         model = FeatureGetterNet(model, norm=True, out_indices=tuple(range(len(released.arguments["depths"]))))
     else:
         _load_tensors(model, tensors, path)
-    return Checkpoint(model.eval(), "partialnet", released.arguments, (), _plain(input_config))
+    return Checkpoint(model.eval(), architecture, released.arguments, (), _plain(input_config), released.report)
 
 
 def read_released(path: str | Path, act_layer: str | None = None) -> ReleasedNetwork:

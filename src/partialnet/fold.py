@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 
+import torch
 from torch import nn
 
+from .layers.self_attention import FixedPositionBias, RelativePositionBias, SelfAttention2d
 
-def fold(model: nn.Module) -> nn.Module:
+
+def fold(model: nn.Module, img_size: int | tuple[int, int] | None = None) -> nn.Module:
     """A copy of ``model`` for inference in which every layer that can is folded; the outputs stay the same.
 
     BatchNorm goes into the convolutions, PAT_sp into the MLP before it, LayerNorm's affine and the scale of the
@@ -16,18 +19,23 @@ def fold(model: nn.Module) -> nn.Module:
     Args:
         model: A network in evaluation mode: a classifier, a ``features_only`` backbone, or any network that contains
             our layers.
+        img_size: Height and width, in pixels, of all images to come, or one number for both: the relative position
+            bias then becomes a constant. None keeps the network open to any size.
 
     Raises:
         ValueError: ``model`` is in training mode.
 
     Example:
-        >>> folded = fold(timm.create_model("partialnet_t0").eval())
+        >>> folded = fold(timm.create_model("partialnet_t0").eval(), img_size=224)
     """
     if model.training:
         raise ValueError(
             "A network in training mode cannot be folded, its statistics still change. Call .eval() first."
         )
-    return _fold(copy.deepcopy(model))
+    folded = _fold(copy.deepcopy(model))
+    if img_size is not None:
+        _fix_size(folded, (img_size, img_size) if isinstance(img_size, int) else img_size)
+    return folded
 
 
 def _fold(module: nn.Module) -> nn.Module:
@@ -37,3 +45,23 @@ def _fold(module: nn.Module) -> nn.Module:
     for name, child in module.named_children():
         setattr(module, name, _fold(child))
     return module
+
+
+def _fix_size(model: nn.Module, img_size: tuple[int, int]) -> None:
+    """Replace every relative position bias by the constant that it gives for images of ``img_size``."""
+    sizes: dict[nn.Module, tuple[int, int]] = {}
+    attentions = [module for module in model.modules() if isinstance(module, SelfAttention2d)]
+    hooks = [
+        attention.position_bias.register_forward_pre_hook(lambda bias, size: sizes.update({bias: size}))
+        for attention in attentions
+        if isinstance(attention.position_bias, RelativePositionBias)
+    ]
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    with torch.no_grad():
+        model(torch.zeros(1, first.in_channels, *img_size, device=first.weight.device, dtype=first.weight.dtype))
+    for hook in hooks:
+        hook.remove()
+    for attention in attentions:
+        bias = attention.position_bias
+        if isinstance(bias, RelativePositionBias) and bias in sizes:
+            attention.position_bias = FixedPositionBias(bias(*sizes[bias]), sizes[bias])

@@ -69,6 +69,7 @@ def _as_dict(checkpoint: Checkpoint, complexity: Complexity, paper: tuple[float,
         "model_args": checkpoint.model_args,
         "class_names": list(checkpoint.class_names),
         "input_config": checkpoint.input_config,
+        "report": checkpoint.report,
         "complexity": complexity.as_dict(),
         "paper": figures,
     }
@@ -77,6 +78,8 @@ def _as_dict(checkpoint: Checkpoint, complexity: Complexity, paper: tuple[float,
 def _as_text(checkpoint: Checkpoint, complexity: Complexity, paper: tuple[float, float] | None) -> str:
     channels, height, width = complexity.input_size
     lines = [f"{checkpoint.architecture}, {_classes(checkpoint)}, for {height}×{width} images of {channels} channels"]
+    if checkpoint.report:
+        lines.append(f"  {checkpoint.report}")
     lines += [f"  {key} = {value}" for key, value in checkpoint.model_args.items() if key != "num_classes"]
     header = f"{'':10}{'output':>12}{'blocks':>8}  {'kind':<26}{'params M':>10}{'folded':>9}{'MACs G':>10}{'folded':>9}"
     lines += ["", header]

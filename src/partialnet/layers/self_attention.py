@@ -65,6 +65,28 @@ class RelativePositionBias(nn.Module):
         return bias.unflatten(1, (height * width, height * width))
 
 
+class FixedPositionBias(nn.Module):
+    """A relative position bias as a constant for maps of one size, which saves its look-up at every call.
+
+    Args:
+        bias: The bias of a map of ``size``, (num_heads, height·width, height·width).
+        size: (height, width).
+    """
+
+    def __init__(self, bias: Tensor, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+        self.bias = nn.Parameter(bias.detach().clone())
+
+    def forward(self, height: int, width: int) -> Tensor:
+        if (height, width) != self.size:
+            raise ValueError(
+                f"The network was folded for a {self.size[0]}×{self.size[1]} map but got {height}×{width}. "
+                "Fold it without img_size to use images of any size."
+            )
+        return self.bias
+
+
 class SelfAttention2d(nn.Module):
     """Layer-normalised multi-head self-attention over all positions, the attention of PAT_sf.
 

@@ -1,6 +1,7 @@
 """PartialNet: a hybrid backbone of partial attention convolutions.
 
-Paper: Huang et al., "Partial Channel Network: Compute Fewer, Perform Better", Sec. 3.3, Fig. 3 and Table 9.
+Paper: Huang et al., "Partial Channel Network: Compute Fewer, Perform Better", arXiv:2502.01303, Sec. 3.3, Fig. 3 and
+Table 9.
 
 Importing this module registers ``partialnet_t0`` … ``partialnet_l`` with timm.
 """
@@ -131,14 +132,13 @@ class PartialNetBlock(nn.Module):
 class FoldedPartialNetBlock(nn.Module):
     """``PartialNetBlock`` at inference.
 
-    With y the MLP's output, a the gate, mask 1 on gated channels and 0 elsewhere, and T the shift behind the gate:
-    ``x + y · (1 + mask · (a − 1)) + T``. The gate's logit is one more output row of the MLP's second convolution,
-    because it is linear in PAT_sp's input.
+    With y the output of the MLP, into whose second convolution PAT_sp's is merged, and a the gate:
+    ``x + y · (passed + gated · a) + shift``. ``gated`` is the scale of the BatchNorm behind the gate on gated channels
+    and 0 elsewhere, ``passed`` is 1 on the other channels. Runtimes fuse this form into one pass, without the split and
+    concatenation of PAT_sp.
 
     Source: paper, Sec. 3.1 (PAT_sp merges into the MLP); the algebra is ours.
     """
-
-    mask: Tensor
 
     def __init__(self, block: PartialNetBlock) -> None:
         super().__init__()
@@ -152,14 +152,12 @@ class FoldedPartialNetBlock(nn.Module):
         self.mixer = mixer
         self.fc1 = fc1
         self.act = block.mlp.act
-        fc2, attention = block.mlp.fc2, block.mlp_attention
-        self.channels = fc2.out_channels
-        self.gated = isinstance(attention, PATConv)
-        if isinstance(attention, PATConv):
-            fc2, mask, shift = _merge_pat_sp(fc2, attention)
-            self.register_buffer("mask", mask[:, None, None])
-            self.shift = nn.Parameter(shift[:, None, None])
-        self.fc2 = fc2
+        if isinstance(block.mlp_attention, PATConv):
+            self.fc2: nn.Module = _merge_convolution(block.mlp.fc2, block.mlp_attention)
+            self.gate: nn.Module = _SpatialGate(block.mlp_attention)
+        else:
+            self.fc2 = block.mlp.fc2
+            self.gate = nn.Identity()
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -167,43 +165,41 @@ class FoldedPartialNetBlock(nn.Module):
         if self.mixer_residual:
             x = x + mixed
             mixed = x
-        y = self.fc2(self.act(self.fc1(mixed)))
-        if not self.gated:
-            return x + y
-        gate = F.hardsigmoid(y[:, self.channels :])  # (B, 1, H, W)
-        return x + y[:, : self.channels] * (1 + self.mask * (gate - 1)) + self.shift
+        return x + self.gate(self.fc2(self.act(self.fc1(mixed))))
 
 
-def _merge_pat_sp(fc2: nn.Conv2d, pat_sp: PATConv) -> tuple[nn.Conv2d, Tensor, Tensor]:
-    """Fold PAT_sp into the 1×1 convolution before it.
+class _SpatialGate(nn.Module):
+    """PAT_sp's gate with its BatchNorm, over all channels at once; (B, C, H, W) → (B, C, H, W)."""
 
-    Returns:
-        A convolution to C + 1 channels, PAT_sp's input with its own convolution done and, last, the gate's logit;
-        the mask of gated channels, (C,); the shift behind the gate, (C,).
-    """
-    gate = pat_sp.attn
-    if not isinstance(gate, SpatialGate) or pat_sp.conv_first:
-        raise ValueError("Only PAT_sp with its spatial gate on the leading channels can be merged into an MLP.")
-    conv_norm = batch_norm_affine(pat_sp.conv_norm, pat_sp.conv.weight[0, :, 0, 0])
-    conv = fold_input_affine(pat_sp.conv, *conv_norm)
+    passed: Tensor
+
+    def __init__(self, pat_sp: PATConv) -> None:
+        super().__init__()
+        gate = pat_sp.attn
+        if not isinstance(gate, SpatialGate) or pat_sp.conv_first:
+            raise ValueError("Only PAT_sp with its spatial gate on the leading channels can be merged into an MLP.")
+        row = gate.conv.weight.detach()[:, :, 0, 0]  # (1, number of gated channels)
+        scale, shift = batch_norm_affine(gate.norm, row[0])
+        padding = (0, pat_sp.out_channels - row.shape[1])
+        self.conv = with_weights(gate.conv, F.pad(row, padding)[:, :, None, None], None)
+        self.gated = nn.Parameter(F.pad(scale, padding)[:, None, None])
+        self.register_buffer("passed", F.pad(torch.zeros_like(scale), padding, value=1.0)[:, None, None])
+        self.shift = nn.Parameter(F.pad(shift, padding)[:, None, None])
+
+    def forward(self, y: Tensor) -> Tensor:
+        return y * (self.passed + self.gated * F.hardsigmoid(self.conv(y))) + self.shift
+
+
+def _merge_convolution(fc2: nn.Conv2d, pat_sp: PATConv) -> nn.Conv2d:
+    """One 1×1 convolution for ``fc2`` and the convolution of PAT_sp, with its BatchNorm, on the last channels."""
+    conv = fold_input_affine(pat_sp.conv, *batch_norm_affine(pat_sp.conv_norm, pat_sp.conv.weight[0, :, 0, 0]))
     weight = fc2.weight.detach()[:, :, 0, 0]  # (C, hidden)
-    bias = weight.new_zeros(weight.shape[0]) if fc2.bias is None else fc2.bias.detach()
-    attended, convolved = torch.split(weight, [pat_sp.attn_channels, pat_sp.conv_channels])
-    attended_bias, convolved_bias = torch.split(bias, [pat_sp.attn_channels, pat_sp.conv_channels])
     kernel = conv.weight.detach()[:, :, 0, 0]
-    weight = torch.cat((attended, kernel @ convolved))
-    bias = torch.cat((attended_bias, kernel @ convolved_bias + (0 if conv.bias is None else conv.bias.detach())))
-
-    gated = weight.shape[0] if pat_sp.attention_scope == "full" else pat_sp.attn_channels
-    row = gate.conv.weight.detach()[:, :, 0, 0]  # (1, gated)
-    gate_weight, gate_bias = row @ weight[:gated], row @ bias[:gated]
-    gate_scale, gate_shift = batch_norm_affine(gate.norm, row[0])
-    mask = (torch.arange(weight.shape[0], device=weight.device) < gated).to(weight.dtype)
-    scale = F.pad(gate_scale, (0, weight.shape[0] - gated), value=1.0)
-    shift = F.pad(gate_shift, (0, weight.shape[0] - gated))
-    weight = torch.cat((weight * scale[:, None], gate_weight))
-    bias = torch.cat((bias * scale, gate_bias))
-    return with_weights(fc2, weight[:, :, None, None], bias), mask, shift
+    attended, convolved = torch.split(weight, [pat_sp.attn_channels, pat_sp.conv_channels])
+    bias = weight.new_zeros(kernel.shape[0]) if conv.bias is None else conv.bias.detach()
+    return with_weights(
+        fc2, torch.cat((attended, kernel @ convolved))[:, :, None, None], F.pad(bias, (pat_sp.attn_channels, 0))
+    )
 
 
 class PatchEmbed(nn.Module):
@@ -556,6 +552,7 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
         "first_conv": "patch_embed.proj",
         "classifier": "classifier",
         "license": "apache-2.0",
+        "paper_ids": "arXiv:2502.01303",
         "paper_name": "Partial Channel Network: Compute Fewer, Perform Better",
         "origin_url": "https://github.com/haiduo/PartialNet",
         **kwargs,

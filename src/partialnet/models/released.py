@@ -171,7 +171,7 @@ def _depths(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
     return tuple(len(blocks) for _, blocks in sorted(found.items()))
 
 
-def _mixer(tensors: Mapping[str, Tensor], blocks: list[str]) -> dict[str, Any]:
+def _mixer(tensors: Mapping[str, Tensor], blocks: list[str]) -> str | dict[str, Any]:
     """The mixer of a stage, which must be the same in all its blocks."""
     kinds = [_block_mixer(tensors, block) for block in blocks]
     if any(kind != kinds[0] for kind in kinds):
@@ -179,14 +179,15 @@ def _mixer(tensors: Mapping[str, Tensor], blocks: list[str]) -> dict[str, Any]:
     return kinds[0]
 
 
-def _block_mixer(tensors: Mapping[str, Tensor], block: str) -> dict[str, Any]:
+def _block_mixer(tensors: Mapping[str, Tensor], block: str) -> str | dict[str, Any]:
+    """A block's mixer: its name where it is the paper's, otherwise a mapping."""
     if f"{block}.mixer.attn.qkv.weight" in tensors:
-        table = _require(tensors, f"{block}.mixer.attn.position_bias.table")
-        return {"name": "pat_sf", "num_heads": int(table.shape[0])}
+        num_heads = int(_require(tensors, f"{block}.mixer.attn.position_bias.table").shape[0])
+        return "pat_sf" if num_heads == 4 else {"name": "pat_sf", "num_heads": num_heads}
     gate = tensors.get(f"{block}.mixer.attn.weight")
     if gate is None:
         return {"name": "pat_ch", "attention": None}
-    return {"name": "pat_ch", "attention": "gaussian_se" if gate.shape[1] == 2 * gate.shape[0] else "srm"}
+    return "pat_ch" if gate.shape[1] == 2 * gate.shape[0] else {"name": "pat_ch", "attention": "srm"}
 
 
 def _require(tensors: Mapping[str, Tensor], name: str) -> Tensor:
