@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import nn
 
-from .layers.self_attention import FixedPositionBias, RelativePositionBias, SelfAttention2d
+from .layers.self_attention import FixedPositionBias, FoldedSelfAttention2d, RelativePositionBias
 
 
 def fold(model: nn.Module, img_size: int | tuple[int, int] | None = None) -> nn.Module:
@@ -50,7 +50,7 @@ def _fold(module: nn.Module) -> nn.Module:
 def _fix_size(model: nn.Module, img_size: tuple[int, int]) -> None:
     """Replace every relative position bias by the constant that it gives for images of ``img_size``."""
     sizes: dict[nn.Module, tuple[int, int]] = {}
-    attentions = [module for module in model.modules() if isinstance(module, SelfAttention2d)]
+    attentions = [module for module in model.modules() if isinstance(module, FoldedSelfAttention2d)]
     hooks = [
         attention.position_bias.register_forward_pre_hook(lambda bias, size: sizes.update({bias: size}))
         for attention in attentions

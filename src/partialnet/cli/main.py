@@ -11,6 +11,7 @@ import partialnet
 from partialnet.errors import UserError
 
 from .demo import demo
+from .export import export
 from .info import info
 from .predict import predict
 
@@ -41,6 +42,7 @@ def cli() -> None:
 
 
 cli.add_command(demo)
+cli.add_command(export)
 cli.add_command(info)
 cli.add_command(predict)
 

@@ -24,21 +24,20 @@ if TYPE_CHECKING:
 def predict(checkpoint: str, images: tuple[str, ...], topk: int, batch_size: int, as_json: bool) -> None:
     """Classify IMAGES with CHECKPOINT.
 
-    CHECKPOINT is a run folder, its model.safetensors, or a released checkpoint of the authors. IMAGES are files,
-    folders (searched recursively) and quoted glob patterns. Images that cannot be read are told at the end and the
-    exit code is then 2; all others are classified.
+    CHECKPOINT is a run folder, its model.safetensors, an exported .onnx or .xml file, or a released checkpoint of
+    the authors. IMAGES are files, folders (searched recursively) and quoted glob patterns. Images that cannot be read
+    are told at the end and the exit code is then 2; all others are classified.
 
     Example: partialnet predict runs/demo photos/ "more/*.png" --topk 3
     """
     from tqdm import tqdm
 
-    from partialnet.checkpoint import load
     from partialnet.images import find_images
     from partialnet.prediction import Classifier
+    from partialnet.sources import open_source
 
     paths = find_images(images)
-    source = load(checkpoint)
-    classifier = Classifier(source)
+    classifier = Classifier(open_source(checkpoint))
     unreadable: list[UserError] = []
     # results that scroll by on a terminal are progress enough; a bar is for output that goes elsewhere
     hide_bar = sys.stdout.isatty()

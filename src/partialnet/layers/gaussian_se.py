@@ -113,8 +113,8 @@ class GaussianSE(nn.Module):
                 ".eval()."
             )
         gate = self._gate(mean, std)
-        if not isinstance(self.norm, nn.BatchNorm2d) or not self.norm.training:
-            # at inference, without norm, or with one that is frozen or synchronised over processes
+        if not isinstance(self.norm, nn.BatchNorm2d):
+            # none, frozen or synchronised over processes: the layer itself knows what to do
             return self.norm(x * gate[:, :, None, None].to(x.dtype))
         scale, shift = _gated_batch_norm(self.norm, gate.to(mean.dtype), mean, variance, count)
         return torch.addcmul(shift[:, :, None, None].to(x.dtype), x, scale[:, :, None, None].to(x.dtype))
@@ -170,16 +170,20 @@ def _mix(mean: Tensor, std: Tensor, weight: Tensor, dense: bool) -> Tensor:
 def _gated_batch_norm(
     norm: nn.BatchNorm2d, gate: Tensor, mean: Tensor, variance: Tensor, count: int
 ) -> tuple[Tensor, Tensor]:
-    """Scale and shift, (B, C) and (1, C), with which ``x * scale + shift`` equals ``norm(x * gate)`` in training.
+    """Scale and shift, (B, C) and (1, C), with which ``x * scale + shift`` equals ``norm(x * gate)``.
 
-    The batch statistics are derived from the ungated per-image ``mean`` and ``variance`` of ``count`` positions, and
-    the running statistics are updated as BatchNorm would.
+    In training, the batch statistics are derived from the ungated per-image ``mean`` and ``variance`` of ``count``
+    positions, and the running statistics are updated as BatchNorm would.
     """
-    centre = gate * mean  # (B, C), mean of each gated image
-    batch_mean = centre.mean(0)
-    # law of total variance: mean of the variances plus variance of the means
-    batch_variance = (gate.square() * variance).mean(0) + (centre - batch_mean).square().mean(0)
-    _update_running_statistics(norm, batch_mean, batch_variance, count * gate.shape[0])
+    if norm.training or norm.running_mean is None or norm.running_var is None:
+        centre = gate * mean  # (B, C), mean of each gated image
+        batch_mean = centre.mean(0)
+        # law of total variance: mean of the variances plus variance of the means
+        batch_variance = (gate.square() * variance).mean(0) + (centre - batch_mean).square().mean(0)
+        if norm.training:
+            _update_running_statistics(norm, batch_mean, batch_variance, count * gate.shape[0])
+    else:
+        batch_mean, batch_variance = norm.running_mean, norm.running_var
     scale = torch.rsqrt(batch_variance + norm.eps)
     if norm.affine:
         scale = scale * norm.weight

@@ -151,18 +151,46 @@ class SelfAttention2d(nn.Module):
         return tokens.transpose(1, 2).unflatten(2, (height, width))
 
     @torch.jit.ignore
-    def fuse(self) -> SelfAttention2d:
+    def fuse(self) -> nn.Module:
         """The same function with LayerNorm's affine and the scale of the logits folded into qkv."""
-        folded = copy.deepcopy(self)
-        if isinstance(self.norm, nn.LayerNorm) and self.norm.elementwise_affine:
-            channels = self.norm.normalized_shape[0]
-            weight, shift = self.qkv.weight.detach(), self.norm.bias.detach()
-            dd: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
-            folded.norm = nn.LayerNorm(channels, eps=self.norm.eps, elementwise_affine=False, **dd)
-            folded.qkv = nn.Linear(channels, 3 * channels, **dd)
-            folded.qkv.weight.data.copy_(weight * self.norm.weight.detach())
-            folded.qkv.bias.data.copy_(weight @ shift if self.qkv.bias is None else self.qkv.bias + weight @ shift)
-            folded.qkv.weight.data[:channels] *= self.scale
-            folded.qkv.bias.data[:channels] *= self.scale
-            folded.scale = 1.0
-        return folded.eval()
+        return FoldedSelfAttention2d(self)
+
+
+class FoldedSelfAttention2d(nn.Module):
+    """``SelfAttention2d`` at inference, (B, C, H, W) → (B, C, H, W).
+
+    The attention is written out as two matrix products, which every runtime knows; the scale of its logits and
+    LayerNorm's affine are folded into qkv.
+    """
+
+    def __init__(self, attention: SelfAttention2d) -> None:
+        super().__init__()
+        weight = attention.qkv.weight.detach()
+        channels = weight.shape[1]
+        bias = weight.new_zeros(3 * channels) if attention.qkv.bias is None else attention.qkv.bias.detach()
+        self.num_heads = attention.num_heads
+        self.norm: nn.Module = nn.Identity()
+        if isinstance(attention.norm, nn.LayerNorm):
+            self.norm = nn.LayerNorm(channels, eps=attention.norm.eps, elementwise_affine=False)
+            if attention.norm.elementwise_affine:
+                bias = bias + weight @ attention.norm.bias.detach()
+                weight = weight * attention.norm.weight.detach()
+        scale = weight.new_ones(3 * channels)
+        scale[:channels] = attention.scale
+        self.qkv = nn.Linear(channels, 3 * channels, device=weight.device, dtype=weight.dtype)
+        self.qkv.weight.data.copy_(weight * scale[:, None])
+        self.qkv.bias.data.copy_(bias * scale)
+        self.proj = copy.deepcopy(attention.proj)
+        self.position_bias = copy.deepcopy(attention.position_bias)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        tokens = self.norm(x.flatten(2).transpose(1, 2))  # (B, N, C)
+        qkv = self.qkv(tokens).reshape(batch, height * width, 3, self.num_heads, channels // self.num_heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, C / heads) each
+        logits = query @ key.transpose(-2, -1)
+        if self.position_bias is not None:
+            logits = logits + self.position_bias(height, width)
+        tokens = self.proj((logits.softmax(-1) @ value).transpose(1, 2).flatten(2))
+        return tokens.transpose(1, 2).unflatten(2, (height, width))

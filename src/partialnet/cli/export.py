@@ -1,0 +1,78 @@
+"""``partialnet export``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "-f", "--format", type=click.Choice(["onnx", "openvino"]), default="onnx", show_default=True, help="Runtime."
+)
+@click.option(
+    "-p",
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="Number format; bf16 is for OpenVINO, int8 needs --calibration.",
+)
+@click.option("--img-size", type=click.IntRange(min=32), help="Height and width in pixels.  [default: the model's own]")
+@click.option("--dynamic-batch", is_flag=True, help="Accept any number of images at a time.  [default: one]")
+@click.option(
+    "--calibration",
+    type=click.Path(),
+    help="Folder of images like those to come; int8 is calibrated and every export compared on them.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write.  [default: MODEL_PRECISION.onnx]")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def export(
+    model: str,
+    format: str,
+    precision: str,
+    img_size: int | None,
+    dynamic_batch: bool,
+    calibration: str | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Export MODEL for other runtimes, folded.
+
+    MODEL is a run folder, a checkpoint or a model name. The file carries class names and preprocessing, so that
+    `partialnet predict` takes it like a checkpoint. Before it is put in place it is compared with PyTorch; the
+    comparison is printed and stored beside it as JSON.
+
+    Example: partialnet export runs/demo --format openvino -o digits.xml
+    """
+    from partialnet.checkpoint import load
+    from partialnet.deploy.export import LEAST_AGREEMENT, SUFFIXES
+    from partialnet.deploy.export import export as run_export
+    from partialnet.images import find_images
+
+    checkpoint = load(model)
+    if output is None:
+        name = Path(model).resolve().name if Path(model).is_dir() else Path(model).stem
+        output = Path(f"{name}_{precision}{SUFFIXES[format]}")
+    images = find_images([calibration]) if calibration else []
+    click.echo(f"Exporting {checkpoint.architecture} to {format} in {precision} …", err=True)
+    result = run_export(checkpoint, output, format, precision, img_size, dynamic_batch, images)
+    if as_json:
+        click.echo(json.dumps(result.as_dict(), indent=1))
+        return
+    for kind, agreement in result.agreement.items():
+        click.echo(
+            f"  {agreement.num_images:4} {kind:12} same class {agreement.top1:.1%}, largest error of a logit "
+            f"{agreement.max_error:.2g} (logits up to {agreement.max_logit:.3g})"
+        )
+    if result.kept is not None:
+        click.echo(
+            f"Warning: int8 names the same class on less than {LEAST_AGREEMENT:.0%} of the images; {result.kept} was "
+            "written too.",
+            err=True,
+        )
+    click.echo(f"Written: {result.path} ({result.size_mb:.1f} MB), {result.path}.json")
+    click.echo(f"\nNext: partialnet predict {result.path} IMAGE…")

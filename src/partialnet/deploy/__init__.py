@@ -1,0 +1,1 @@
+"""Deployment: export to ONNX, OpenVINO or a folded checkpoint, and run what was exported."""

@@ -1,0 +1,139 @@
+"""Run exported files: onnxruntime and OpenVINO behind the interface of a torch module."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from partialnet.checkpoint import Checkpoint
+from partialnet.errors import UserError
+
+#: Key of the configuration in an exported file's metadata.
+CONFIG_KEY = "partialnet"
+EXPORTED_SUFFIXES = (".onnx", ".xml")
+
+
+class ExportedModel(nn.Module):
+    """A network in another runtime, called like the original: (B, C, H, W) → (B, classes), float32 on the CPU.
+
+    Args:
+        run: Maps a contiguous float32 array of images to an array of logits.
+        batch_size: Number of images that every call must have; None if any. Other batches are cut up and padded.
+        config: The checkpoint's configuration.
+    """
+
+    def __init__(self, run: Callable[[np.ndarray], np.ndarray], batch_size: int | None, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.run = run
+        self.batch_size = batch_size
+        self.num_classes: int = config["num_classes"]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, (B, classes), of preprocessed images, (B, C, H, W)."""
+        array = np.ascontiguousarray(images.detach().float().numpy())
+        if self.batch_size is None:
+            return torch.from_numpy(self.run(array).astype(np.float32))
+        outputs = []
+        for start in range(0, len(array), self.batch_size):
+            part = array[start : start + self.batch_size]
+            padding = [(0, self.batch_size - len(part))] + [(0, 0)] * (part.ndim - 1)
+            outputs.append(self.run(np.pad(part, padding))[: len(part)].astype(np.float32))
+        return torch.from_numpy(np.concatenate(outputs))
+
+
+def load_exported(path: str | Path, threads: int | None = None) -> Checkpoint:
+    """Open an exported ``.onnx`` or OpenVINO ``.xml`` file for ``partialnet.prediction``.
+
+    Args:
+        path: The file.
+        threads: CPU threads to use; None leaves it to the runtime.
+
+    Raises:
+        UserError: The file is damaged, was not exported by ``partialnet export``, or its runtime is not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no file {str(path)!r}.")
+    model, config = (_open_onnx if path.suffix == ".onnx" else _open_openvino)(path, threads)
+    pretrained = config["pretrained_cfg"]
+    return Checkpoint(
+        model.eval(),
+        config["architecture"],
+        config["model_args"],
+        tuple(config.get("label_names", ())),
+        {key: value for key, value in pretrained.items() if key not in ("num_classes", "first_conv", "classifier")},
+    )
+
+
+def _open_onnx(path: Path, threads: int | None) -> tuple[ExportedModel, dict[str, Any]]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's errors have no common class
+        raise UserError(f"{str(path)!r} is damaged or no ONNX file: {str(error).splitlines()[0]}") from error
+    config = _parse_config(session.get_modelmeta().custom_metadata_map.get(CONFIG_KEY), path)
+    entry = session.get_inputs()[0]
+    half = entry.type == "tensor(float16)"
+
+    def run(images: np.ndarray) -> np.ndarray:
+        output: np.ndarray = session.run(None, {entry.name: images.astype(np.float16) if half else images})[0]
+        return output
+
+    return ExportedModel(run, entry.shape[0] if isinstance(entry.shape[0], int) else None, config), config
+
+
+def _open_openvino(path: Path, threads: int | None) -> tuple[ExportedModel, dict[str, Any]]:
+    openvino = require("openvino", "openvino")
+    try:
+        model = openvino.Core().read_model(path)
+    except RuntimeError as error:
+        raise UserError(f"{str(path)!r} is damaged or no OpenVINO file: {str(error).splitlines()[0]}") from error
+    text = model.get_rt_info([CONFIG_KEY]).value if model.has_rt_info([CONFIG_KEY]) else None
+    config = _parse_config(text, path)
+    properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": config.get("inference_precision", "f32")}
+    if threads is not None:
+        properties["INFERENCE_NUM_THREADS"] = threads
+    request = openvino.Core().compile_model(model, "CPU", properties).create_infer_request()
+    batch = model.input(0).partial_shape[0]
+
+    def run(images: np.ndarray) -> np.ndarray:
+        output: np.ndarray = request.infer({0: images})[0]
+        return output
+
+    return ExportedModel(run, batch.get_length() if batch.is_static else None, config), config
+
+
+def _parse_config(text: Any, path: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads(text)
+        config["num_classes"], config["architecture"], config["model_args"], config["pretrained_cfg"]["input_size"]
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{str(path)!r} was not written by `partialnet export`: it does not name its classes."
+        ) from error
+    return config
+
+
+def require(package: str, extra: str) -> Any:
+    """Import an optional package.
+
+    Raises:
+        UserError: It is not installed; names the extra that brings it.
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise UserError(f'This needs {package}. Install it with: pip install "partialnet[{extra}]"') from None

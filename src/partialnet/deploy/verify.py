@@ -1,0 +1,72 @@
+"""Compare an exported network with the original on the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch import Tensor
+
+from partialnet.prediction import Classifier
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far an exported network's logits are from the original's.
+
+    Attributes:
+        num_images: Images compared.
+        max_error: Largest absolute difference of a logit.
+        max_logit: Largest absolute logit of the original, to judge the error by.
+        top1: Share of images, in [0, 1], with the same most probable class.
+    """
+
+    num_images: int
+    max_error: float
+    max_logit: float
+    top1: float
+
+
+def compare(original: Classifier, exported: Classifier, batches: Iterable[Tensor]) -> Agreement:
+    """Compare two classifiers on batches of preprocessed images, (B, C, H, W)."""
+    differences, largest, same, count = [0.0], [0.0], 0, 0
+    for batch in batches:
+        with torch.inference_mode():
+            expected, given = original.model(batch).float(), exported.model(batch).float()
+        differences.append(float((expected - given).abs().max()))
+        largest.append(float(expected.abs().max()))
+        same += int((expected.argmax(1) == given.argmax(1)).sum())
+        count += len(batch)
+    return Agreement(count, max(differences), max(largest), same / max(count, 1))
+
+
+def random_batches(input_size: Sequence[int], num_images: int = 16, seed: int = 0) -> Iterable[Tensor]:
+    """Batches of one image of normally distributed noise, as a network sees them, (1, C, H, W)."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(num_images):
+        yield torch.randn(1, *input_size, generator=generator)
+
+
+def image_batches(classifier: Classifier, images: Iterable[Image.Image], batch_size: int = 16) -> Iterable[Tensor]:
+    """Photographs through the classifier's preprocessing, (B, C, H, W)."""
+    images = iter(images)
+    while batch := list(islice(images, batch_size)):
+        yield torch.stack([classifier.transform(image) for image in batch])
+
+
+def sample_photos(num_images: int = 32, seed: int = 0) -> list[Image.Image]:
+    """Random cut-outs of the two photographs that come with scikit-learn, for users who name no folder."""
+    random = np.random.default_rng(seed)
+    photos = [Image.fromarray(photo) for photo in load_sample_images().images]
+    cuts = []
+    for index in range(num_images):
+        photo = photos[index % len(photos)]
+        side = int(random.integers(100, min(photo.size)))
+        left, top = (int(random.integers(0, length - side + 1)) for length in photo.size)
+        cuts.append(photo.crop((left, top, left + side, top + side)))
+    return cuts
