@@ -53,6 +53,6 @@ def create_attention(attention: AttentionLike, channels: int, device: Any = None
     if layer is None:
         raise ValueError(
             f"Unknown attention {attention!r}. Choose one of {', '.join(ATTENTIONS)}, "
-            "a name of timm.layers.create_attn such as se, ese, eca, cbam, ge or gc, a module, or None."
+            "a name of timm.layers.create_attn such as se, ese, eca, cbam or gc, a module, or None."
         )
     return layer.to(device=device, dtype=dtype)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 from .affine import ChannelAffine, batch_norm_affine
@@ -36,10 +37,12 @@ def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 def standard_deviation(variance: Tensor, count: int) -> Tensor:
     """Unbiased deviation from the population variance of ``count`` values; a constant's is 0, with gradient 0."""
     variance = variance * (count / max(count - 1, 1))
-    # sqrt has an infinite slope at 0. Clamping at the smallest normal number stops the gradient of constant channels.
-    return variance.clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+    # sqrt has an infinite slope at 0. Clamping at float32's smallest normal number (TorchScript knows no finfo) stops
+    # the gradient of constant channels.
+    return variance.clamp(min=1.1754943508222875e-38).sqrt()
 
 
+@register_notrace_module
 class GaussianSE(nn.Module):
     """Gate every channel by a function of all channels' means and standard deviations, then normalise.
 
@@ -84,7 +87,8 @@ class GaussianSE(nn.Module):
         self.dense = dense
         weight = (channels, 2 * channels) if dense else (channels, 2)
         self.weight = nn.Parameter(torch.empty(weight, device=device, dtype=dtype))
-        self.gate_norm = nn.BatchNorm1d(channels, device=device, dtype=dtype)
+        # 2d, because timm's freezing and others' tools know no other BatchNorm
+        self.gate_norm: nn.Module = nn.BatchNorm2d(channels, device=device, dtype=dtype)
         self.norm: nn.Module = nn.BatchNorm2d(channels, device=device, dtype=dtype) if normalize else nn.Identity()
         self.reset_parameters()
 
@@ -106,7 +110,7 @@ class GaussianSE(nn.Module):
 
     @torch.jit.unused
     def _gate_and_normalize(self, x: Tensor, mean: Tensor, variance: Tensor, std: Tensor, count: int) -> Tensor:
-        if self.gate_norm.training and x.shape[0] == 1:
+        if x.shape[0] == 1 and isinstance(self.gate_norm, nn.BatchNorm2d) and self.gate_norm.training:
             raise ValueError(
                 "Gaussian-SE cannot train on a batch of 1 image: its gate is batch-normalised, one value per image. "
                 "Use a batch of 2 or more (drop_last=True drops a last batch of 1), or freeze the BatchNorms with "
@@ -120,7 +124,8 @@ class GaussianSE(nn.Module):
         return torch.addcmul(shift[:, :, None, None].to(x.dtype), x, scale[:, :, None, None].to(x.dtype))
 
     def _gate(self, mean: Tensor, std: Tensor) -> Tensor:
-        return F.hardsigmoid(self.gate_norm(_mix(mean, std, self.weight, self.dense)))
+        logits = _mix(mean, std, self.weight, self.dense)[:, :, None, None]
+        return F.hardsigmoid(self.gate_norm(logits)).flatten(1)
 
     @torch.jit.ignore
     def fuse_up_to_affine(self) -> tuple[GaussianGate, Tensor, Tensor]:
@@ -138,6 +143,7 @@ class GaussianSE(nn.Module):
         return nn.Sequential(gate, ChannelAffine(scale, shift)).eval()
 
 
+@register_notrace_module
 class GaussianGate(nn.Module):
     """Folded Gaussian-SE: ``x · hard_sigmoid(W [mean; std] + b)``, (B, C, H, W) → (B, C, H, W).
 

@@ -8,9 +8,11 @@ functions here place the copies, which cost little, where a normalisation needs 
 from __future__ import annotations
 
 import torch
+from timm.layers import register_notrace_function
 from torch import Tensor
 
 
+@register_notrace_function
 def dense(x: Tensor) -> Tensor:
     """Copy a channel slice, (B, C, H, W), into dense memory of the layout it was cut from; no copy if it is dense."""
     if x.stride(1) == 1:
@@ -32,11 +34,12 @@ class _Concat(torch.autograd.Function):
         return dense(first), dense(second)
 
 
+@register_notrace_function
 def concat_channels(first: Tensor, second: Tensor) -> Tensor:
     """Concatenate (B, C1, H, W) and (B, C2, H, W) to (B, C1 + C2, H, W); gradients arrive dense in eager mode."""
     if torch.jit.is_scripting():
         return torch.cat((first, second), 1)
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not torch.is_grad_enabled():
         return torch.cat((first, second), 1)
     return _concat(first, second)
 

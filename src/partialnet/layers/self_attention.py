@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
 # iRPE's piecewise index with the released network's settings: exact up to EXACT, logarithmic up to FAR, constant beyond
@@ -16,7 +17,9 @@ LIMIT = 40
 FAR = 160
 
 
-def distance_buckets(height: int, width: int, device: torch.device) -> Tensor:
+def distance_buckets(
+    height: int, width: int, device: torch.device, exact: int = EXACT, limit: int = LIMIT, far: int = FAR
+) -> Tensor:
     """Bucket of the Euclidean distance between every two positions of a map.
 
     Distances are rounded to integers; up to 20 each has its own bucket, beyond they share buckets that widen
@@ -34,9 +37,9 @@ def distance_buckets(height: int, width: int, device: torch.device) -> Tensor:
     column_distance = (columns[:, None] - columns[None, :]).square()  # (W, W)
     distance = (row_distance[:, None, :, None] + column_distance[None, :, None, :]).sqrt().round()
     distance = distance.reshape(height * width, height * width)
-    slope = (LIMIT - EXACT) / math.log(FAR / EXACT)
-    far = (EXACT + slope * (distance.clamp(min=1.0) / EXACT).log()).round().clamp(max=float(LIMIT))
-    return torch.where(distance <= EXACT, distance, far).long()
+    slope = (limit - exact) / math.log(far / exact)
+    beyond = (exact + slope * (distance.clamp(min=1.0) / exact).log()).round().clamp(max=float(limit))
+    return torch.where(distance <= exact, distance, beyond).long()
 
 
 class RelativePositionBias(nn.Module):
@@ -61,7 +64,7 @@ class RelativePositionBias(nn.Module):
     def forward(self, height: int, width: int) -> Tensor:
         buckets = distance_buckets(height, width, self.table.device)
         # index_select has a faster forward and backward pass than an embedding or fancy indexing
-        bias = self.table.index_select(1, buckets.flatten() + LIMIT)
+        bias = self.table.index_select(1, buckets.flatten() + self.table.shape[1] // 2)
         return bias.unflatten(1, (height * width, height * width))
 
 
@@ -87,6 +90,7 @@ class FixedPositionBias(nn.Module):
         return self.bias
 
 
+@register_notrace_module
 class SelfAttention2d(nn.Module):
     """Layer-normalised multi-head self-attention over all positions, the attention of PAT_sf.
 

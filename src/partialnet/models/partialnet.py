@@ -8,6 +8,7 @@ Importing this module registers ``partialnet_t0`` … ``partialnet_l`` with timm
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath, SelectAdaptivePool2d, trunc_normal_
+from timm.layers import DropPath, SelectAdaptivePool2d, register_notrace_function, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models import checkpoint_seq as run_checkpointed
 from timm.models._features import feature_take_indices
@@ -202,21 +203,42 @@ def _merge_convolution(fc2: nn.Conv2d, pat_sp: PATConv) -> nn.Conv2d:
     )
 
 
-class PatchEmbed(nn.Module):
-    """Stem: a convolution whose stride is its kernel, and BatchNorm. Pixels beyond a whole patch are dropped."""
+@register_notrace_function
+@torch.jit.unused
+def check_size(x: Tensor, min_size: int) -> None:
+    """Raise ValueError if images are smaller than one position of the last feature map."""
+    if min(x.shape[-2:]) < min_size:
+        raise ValueError(
+            f"Images of {x.shape[-2]}×{x.shape[-1]} pixels are too small: the network divides the resolution by "
+            f"{min_size}. Enlarge them to at least {min_size}×{min_size}."
+        )
 
-    def __init__(self, in_chans: int, embed_dim: int, patch_size: int, device: Any = None, dtype: Any = None) -> None:
+
+class PatchEmbed(nn.Module):
+    """Stem: a convolution whose stride is its kernel, and BatchNorm. Pixels beyond a whole patch are dropped.
+
+    It refuses images below ``min_size``, here, where extractors of features that rebuild the network pass as well.
+    """
+
+    def __init__(
+        self, in_chans: int, embed_dim: int, patch_size: int, min_size: int, device: Any = None, dtype: Any = None
+    ) -> None:
         super().__init__()
+        self.min_size = min_size
         self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size, bias=False, device=device, dtype=dtype)
-        self.norm = nn.BatchNorm2d(embed_dim, device=device, dtype=dtype)
+        self.norm: nn.Module = nn.BatchNorm2d(embed_dim, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting() and not torch.compiler.is_compiling():
+            check_size(x, self.min_size)
         return self.norm(self.proj(x))
 
     @torch.jit.ignore
-    def fuse(self) -> nn.Conv2d:
-        """Convolution and BatchNorm as one convolution."""
-        return fold_batch_norm(self.proj, self.norm)
+    def fuse(self) -> PatchEmbed:
+        """A stem whose convolution has absorbed the BatchNorm."""
+        folded = copy.copy(self)
+        folded._modules = {"proj": fold_batch_norm(self.proj, self.norm), "norm": nn.Identity()}
+        return folded.eval()
 
 
 class PatchMerging(nn.Module):
@@ -325,9 +347,8 @@ class PartialNet(nn.Module):
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
-        self.min_size = patch_size * 2 ** (len(depths) - 1)
         self.feature_info: list[dict[str, Any]] = []
-        self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size, **dd)
+        self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size, patch_size * 2 ** (len(depths) - 1), **dd)
 
         stages: list[nn.Module] = []
         norms: list[nn.Module] = []
@@ -391,7 +412,7 @@ class PartialNet(nn.Module):
             else [
                 (r"^stages\.(\d+)\.downsample", (0,)),
                 (r"^stages\.(\d+)\.blocks\.(\d+)", None),
-                (r"^(out_norms|conv_head)", (99999,)),
+                (r"^(?:out_norms|conv_head)", (99999,)),
             ],
         }
 
@@ -409,10 +430,10 @@ class PartialNet(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a fresh one of ``num_classes`` (0: none) and, if given, the pooling."""
         reference = next(self.parameters())
-        self.num_classes = num_classes
         if global_pool is not None:
             self.global_pool = _pooling(global_pool)
             self.flatten = nn.Flatten(1) if global_pool else nn.Identity()
+        self.num_classes = num_classes
         self.classifier = _classifier(
             self.head_hidden_size, num_classes, device=reference.device, dtype=reference.dtype
         )
@@ -444,7 +465,7 @@ class PartialNet(nn.Module):
             raise ValueError(f"output_fmt={output_fmt!r}: PartialNet returns NCHW feature maps only.")
         take, last = feature_take_indices(len(self.stages), indices)
         intermediates: list[Tensor] = []
-        x = self._embed(x)
+        x = self.patch_embed(x)
         stages = self.stages[: last + 1] if stop_early and not torch.jit.is_scripting() else self.stages
         for index, stage in enumerate(stages):
             x = stage(x)
@@ -466,6 +487,7 @@ class PartialNet(nn.Module):
             self.out_norms = nn.ModuleList(nn.Identity() for _ in self.out_norms)
         if shortened:
             self.num_features = self.feature_info[last]["num_chs"]
+            self.patch_embed.min_size = self.feature_info[last]["reduction"]
         if prune_head or shortened:
             self.conv_head = nn.Identity()
             self.act = nn.Identity()
@@ -473,22 +495,9 @@ class PartialNet(nn.Module):
             self.reset_classifier(0, "")
         return take
 
-    def _embed(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting() and not torch.compiler.is_compiling():
-            self._check_size(x)
-        return self.patch_embed(x)
-
-    @torch.jit.unused
-    def _check_size(self, x: Tensor) -> None:
-        if min(x.shape[-2:]) < self.min_size:
-            raise ValueError(
-                f"Images of {x.shape[-2]}×{x.shape[-1]} pixels are too small: the network divides the resolution by "
-                f"{self.min_size}. Enlarge them to at least {self.min_size}×{self.min_size}."
-            )
-
     def forward_features(self, x: Tensor) -> Tensor:
         """Images, (B, in_chans, H, W), to the last stage's features, (B, num_features, H / 32, W / 32)."""
-        return self.stages(self._embed(x))
+        return self.stages(self.patch_embed(x))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Features to class logits, or to the classifier's input if ``pre_logits``."""
@@ -519,10 +528,9 @@ def _activation(act_layer: str | Callable[..., nn.Module]) -> Callable[..., nn.M
 
 
 def _pooling(global_pool: str) -> nn.Module:
-    pool = SelectAdaptivePool2d(pool_type=global_pool)
-    if pool.feat_mult() != 1:
-        raise ValueError(f"global_pool={global_pool!r} changes the number of features. Choose avg, max, avgmax or ''.")
-    return pool
+    if global_pool not in ("avg", "max", "avgmax", ""):
+        raise ValueError(f"global_pool={global_pool!r} is not possible. Choose avg, max, avgmax or ''.")
+    return SelectAdaptivePool2d(pool_type=global_pool)
 
 
 def _classifier(features: int, num_classes: int, device: Any = None, dtype: Any = None) -> nn.Module:
