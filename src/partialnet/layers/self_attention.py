@@ -189,12 +189,16 @@ class FoldedSelfAttention2d(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
+        height, width = x.shape[2:]
         tokens = self.norm(x.flatten(2).transpose(1, 2))  # (B, N, C)
-        qkv = self.qkv(tokens).reshape(batch, height * width, 3, self.num_heads, channels // self.num_heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, C / heads) each
+        # three parts, each transposed: OpenVINO 2026.4 mixes up one five-dimensional transpose where N equals heads
+        query, key, value = (self._heads(part) for part in self.qkv(tokens).chunk(3, dim=2))
         logits = query @ key.transpose(-2, -1)
         if self.position_bias is not None:
             logits = logits + self.position_bias(height, width)
         tokens = self.proj((logits.softmax(-1) @ value).transpose(1, 2).flatten(2))
         return tokens.transpose(1, 2).unflatten(2, (height, width))
+
+    def _heads(self, tokens: Tensor) -> Tensor:
+        """(B, N, C) to (B, heads, N, C / heads)."""
+        return tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
