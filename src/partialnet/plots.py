@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
+from .bench.report import Row
 from .checkpoint import write_atomically
 from .training import EpochMetrics
 
@@ -129,6 +130,39 @@ def confusion_matrix(
     bar = figure.colorbar(shown, ax=axes, shrink=0.8, label="share of the true class")
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set_title(title, fontsize=13)
+    _save(figure, path)
+
+
+def speed_bars(path: Path, rows: Sequence[Row]) -> None:
+    """Median time of each network, with quartiles, a panel for each runtime; the reference is grey."""
+    runtimes = list(dict.fromkeys(row.setting.runtime for row in rows))
+    models = list(dict.fromkeys(row.model for row in rows))
+    height = 1.3 + 0.5 * len(models)
+    figure = Figure(figsize=(max(7.0, 4.6 * len(runtimes)), height), layout="constrained")
+    panels = figure.subplots(1, len(runtimes), squeeze=False, sharey=True)[0]
+    for axes, runtime in zip(panels, runtimes, strict=True):
+        shown = [row for row in rows if row.setting.runtime == runtime]
+        medians = [row.timing.median_ms for row in shown]
+        spread = [
+            [row.timing.median_ms - row.timing.q1_ms for row in shown],
+            [row.timing.q3_ms - row.timing.median_ms for row in shown],
+        ]
+        colors = ["#999999" if row.model == row.against else BLUE for row in shown]
+        axes.barh([row.model for row in shown], medians, xerr=spread, color=colors, capsize=3)
+        for index, row in enumerate(shown):
+            text = f" {row.timing.median_ms:.3g} ms" + (
+                "" if row.model == row.against else f", {row.timing.ratio:.2f}×"
+            )
+            axes.text(row.timing.q3_ms, index, text, va="center", fontsize=11)
+        axes.set(title=runtime, xlabel="ms for one batch", xlim=(0, 1.45 * max(medians)))
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].invert_yaxis()
+    setting = rows[0].setting
+    figure.suptitle(
+        f"Inference, batch {setting.batch_size}, {setting.precision}, {setting.threads} CPU thread(s); "
+        f"× is the ratio to {rows[0].against}",
+        fontsize=12,
+    )
     _save(figure, path)
 
 

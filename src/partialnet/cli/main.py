@@ -10,6 +10,7 @@ import click
 import partialnet
 from partialnet.errors import UserError
 
+from .bench import bench
 from .demo import demo
 from .export import export
 from .info import info
@@ -41,6 +42,7 @@ def cli() -> None:
     """
 
 
+cli.add_command(bench)
 cli.add_command(demo)
 cli.add_command(export)
 cli.add_command(info)

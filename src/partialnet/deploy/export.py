@@ -114,7 +114,9 @@ def export(
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as workspace:
         draft = Path(workspace) / "float.onnx"
         folded = fold(checkpoint.model, tuple(checkpoint.input_config["input_size"][1:]))
-        _write_onnx(folded, checkpoint.input_config["input_size"], draft, dynamic_batch)
+        # a dynamic batch is traced with two images, because PyTorch specialises on a size of one
+        shape = (2 if dynamic_batch else 1, *checkpoint.input_config["input_size"])
+        write_onnx(folded, shape, draft, dynamic_batch)
         graph = _Graph(draft, checkpoint, classifier, photos, folded)
         result = graph.write(output, format, precision)
         if precision == "int8" and result.agreement["photographs"].top1 < LEAST_AGREEMENT:
@@ -170,12 +172,12 @@ class _Graph:
         import onnx
 
         if precision == "int8":
-            with _quiet():
+            with quiet():
                 quantize_onnx(self.draft, path, self._calibration_batches())
             model = onnx.load(path)
         elif precision == "fp16":
             half = path.with_name("half.onnx")
-            _write_onnx(
+            write_onnx(
                 copy.deepcopy(self.folded).half(), self.checkpoint.input_config["input_size"], half, self._dynamic
             )
             model = onnx.load(half)
@@ -195,7 +197,7 @@ class _Graph:
         openvino = require("openvino", "openvino")
         model = openvino.convert_model(self.draft)
         if precision == "int8":
-            with _quiet():
+            with quiet():
                 model = quantize_openvino(model, self._calibration_batches())
         config["inference_precision"] = "bf16" if precision == "bf16" else "f32"
         model.set_rt_info(json.dumps(config), [CONFIG_KEY])
@@ -220,13 +222,19 @@ def _report_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.json")
 
 
-def _write_onnx(model: nn.Module, input_size: Sequence[int], path: Path, dynamic_batch: bool) -> None:
-    """Write the float graph; its input is called ``images`` and its output ``logits``."""
+def write_onnx(model: nn.Module, shape: Sequence[int], path: Path, dynamic_batch: bool = False) -> None:
+    """Write a float graph whose input is called ``images`` and whose output ``logits``.
+
+    Args:
+        model: Network in evaluation mode, folded.
+        shape: Shape of its input, (B, C, H, W).
+        path: File to write.
+        dynamic_batch: Leave the number of images open.
+    """
     parameter = next(model.parameters())
-    # a dynamic batch is traced with two images, because PyTorch specialises on a size of one
-    example = torch.zeros(2 if dynamic_batch else 1, *input_size, dtype=parameter.dtype)
+    example = torch.zeros(*shape, dtype=parameter.dtype)
     shapes = {0: torch.export.Dim("batch", min=1, max=65535)} if dynamic_batch else None
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet():
         torch.onnx.export(
             model.eval(),
             (example,),
@@ -258,7 +266,7 @@ def _strip(path: Path) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep the exporters' notes for their developers off a user's screen."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -1,0 +1,74 @@
+"""Rows of a measurement, and the files made from them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from partialnet.checkpoint import write_atomically
+
+from .contestants import Setting
+from .timing import Timing
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network under one setting: its size and its time for one batch."""
+
+    model: str
+    against: str
+    setting: Setting
+    timing: Timing
+    params_m: float
+    macs_g: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Flat, for CSV and JSON."""
+        return {
+            "model": self.model,
+            **asdict(self.setting),
+            "params_m": round(self.params_m, 4),
+            "macs_g": round(self.macs_g, 5),
+            "images_per_second": round(1e3 * self.setting.batch_size / self.timing.median_ms, 2),
+            "against": self.against,
+            **{name: round(value, 5) for name, value in asdict(self.timing).items()},
+        }
+
+
+def write_json(path: Path, rows: Sequence[Row], environment: dict[str, Any]) -> None:
+    """Rows with the environment they hold for."""
+    content = {"environment": environment, "rows": [row.as_dict() for row in rows]}
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """One line for each row."""
+    text = io.StringIO()
+    records = [row.as_dict() for row in rows]
+    writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    write_atomically(path, text.getvalue().encode())
+
+
+def as_table(rows: Sequence[Row]) -> str:
+    """A table for a terminal, fastest first within each runtime."""
+    width = max(len("model"), *(len(row.model) for row in rows))
+    lines = [
+        f"{'runtime':12}{'model':{width + 2}}{'params M':>9}{'MACs G':>9}{'ms':>10}{'quartiles':>18}{'images/s':>11}"
+        f"{'ratio':>8}{'quartiles':>14}"
+    ]
+    for row in sorted(rows, key=lambda row: (row.setting.runtime, row.timing.median_ms)):
+        timing = row.timing
+        lines.append(
+            f"{row.setting.runtime:12}{row.model:{width + 2}}{row.params_m:>9.2f}{row.macs_g:>9.3f}"
+            f"{timing.median_ms:>10.2f}{f'{timing.q1_ms:.2f}–{timing.q3_ms:.2f}':>18}"
+            f"{1e3 * row.setting.batch_size / timing.median_ms:>11.1f}"
+            f"{timing.ratio:>8.2f}{f'{timing.ratio_q1:.2f}–{timing.ratio_q3:.2f}':>14}"
+        )
+    return "\n".join(lines)
