@@ -13,6 +13,7 @@ import logging
 import os
 import pickle
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,7 @@ WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 _HEADER_KEY = "partialnet"
 _INPUT_KEYS = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random")
 _VARIANT_OF_WIDTH = {
     32: "partialnet_t0",
     48: "partialnet_t1",
@@ -118,6 +120,7 @@ def create_checkpoint(name: str, class_names: Sequence[str] = (), **model_args: 
         raise UserError(f"{name} cannot be built with {model_args}: {error}") from error
     model.eval()
     input_config = resolve_data_config(model=model)
+    input_config["input_size"] = (getattr(model, "in_chans", 3), *input_config["input_size"][1:])
     return Checkpoint(
         model, timm.models.split_model_name_tag(name)[0], model_args, tuple(class_names), _plain(input_config)
     )
@@ -204,10 +207,40 @@ def _load_safetensors(path: Path) -> Checkpoint:
         names = pretrained.get("label_names") or config.get("label_names") or ()
         checkpoint = create_checkpoint(config["architecture"], names, **model_args)
         checkpoint.input_config |= {key: pretrained[key] for key in _INPUT_KEYS if key in pretrained}
+        _check_configuration(checkpoint)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"The configuration in {str(path)!r} cannot be used: {error}") from error
     _load_tensors(checkpoint.model, tensors, path)
     return checkpoint
+
+
+def _check_configuration(checkpoint: Checkpoint) -> None:
+    """Refuse class names and preprocessing that would fail only when they are used.
+
+    Raises:
+        ValueError: An entry does not fit; the message names it.
+    """
+    names, config = checkpoint.class_names, checkpoint.input_config
+    num_classes = getattr(checkpoint.model, "num_classes", 0)
+    if names and (len(names) != num_classes or not all(isinstance(name, str) for name in names)):
+        raise ValueError(f"label_names must hold {num_classes} texts, one for each class")
+    size = config["input_size"]
+    if not (isinstance(size, (list, tuple)) and len(size) == 3 and all(isinstance(n, int) and n > 0 for n in size)):
+        raise ValueError(f"input_size={size!r} must be [channels, height, width]")
+    for key in ("mean", "std"):
+        values = config[key]
+        if not (
+            isinstance(values, (list, tuple))
+            and values
+            and all(isinstance(value, (int, float)) and (key == "mean" or value > 0) for value in values)
+        ):
+            raise ValueError(
+                f"{key}={values!r} must hold a number for each channel{'' if key == 'mean' else ', above 0'}"
+            )
+    if not isinstance(config["crop_pct"], (int, float)) or config["crop_pct"] <= 0:
+        raise ValueError(f"crop_pct={config['crop_pct']!r} must be a positive number")
+    if config["interpolation"] not in _INTERPOLATIONS:
+        raise ValueError(f"interpolation={config['interpolation']!r} must be one of {', '.join(_INTERPOLATIONS)}")
 
 
 def _load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -233,7 +266,10 @@ def _load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -
 def _load_released(path: Path, act_layer: str | None = None) -> Checkpoint:
     released = read_released(path, act_layer)
     _logger.info("%s: %s", path.name, released.report)
-    model: nn.Module = PartialNet(**released.arguments)
+    try:
+        model: nn.Module = PartialNet(**released.arguments)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"The tensors in {str(path)!r} describe no PartialNet: {error}") from error
     # the arguments say everything about the network, so the variant only lends its name
     architecture = _VARIANT_OF_WIDTH.get(released.arguments["embed_dim"], "partialnet_t2")
     input_config = resolve_data_config(pretrained_cfg=default_cfgs["partialnet_t0"].default.to_dict())
@@ -252,7 +288,8 @@ def read_released(path: str | Path, act_layer: str | None = None) -> ReleasedNet
     """Read an authors' checkpoint without building its network; see ``load_released``."""
     path = Path(path)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # notes on pickle protocols, for whoever wrote the file
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"There is no file {str(path)!r}.") from None
@@ -263,7 +300,7 @@ def read_released(path: str | Path, act_layer: str | None = None) -> ReleasedNet
             f"{str(path)!r} holds something other than tensors, or is no checkpoint; it was not loaded and nothing in "
             "it was run."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # torch's reader raises whatever a damaged file leads it to
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{str(path)!r} is damaged or no checkpoint: {reason}") from error
     state_dict = _unwrap(content)

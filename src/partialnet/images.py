@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
-#: Images of more pixels are refused, as they may be made to exhaust the memory ("decompression bombs").
-MAX_PIXELS = 250_000_000
+#: Images of more pixels are refused, as they may be made to exhaust the memory ("decompression bombs"): PIL's limit.
+MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 
 
 def find_images(sources: Iterable[str]) -> list[Path]:
@@ -56,7 +57,8 @@ def read_image(path: str | Path) -> Image.Image:
         UserError: The file is missing, no image, damaged, or has more than ``MAX_PIXELS`` pixels.
     """
     try:
-        with Image.open(path) as image:
+        # PIL warns of oddities in metadata and of large images; either the image is read or the error tells
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(f"{str(path)!r} has {image.width}×{image.height} pixels, more than {MAX_PIXELS:,}.")
             image.load()
@@ -69,7 +71,7 @@ def read_image(path: str | Path) -> Image.Image:
         raise UserError(f"{str(path)!r} has more than {MAX_PIXELS:,} pixels.") from None
     except UserError:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except Exception as error:  # each of PIL's readers raises what it likes on a damaged file
         raise UserError(f"{str(path)!r} cannot be read as an image: {error}") from error
 
 
@@ -85,13 +87,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_eight_bits(values: np.ndarray) -> np.ndarray:
-    """16-bit data by its full range, other data by its own where it does not fit 8 bits."""
+    """16-bit data by its full range, other data by its own where it does not fit 8 bits; NaN becomes the least."""
+    deep = values.dtype.kind == "u"
     values = values.astype(np.float64)
-    low, high = float(values.min(initial=0)), float(values.max(initial=0))
-    if low < 0 or high > 65535:
-        values = (values - low) / max(high - low, 1e-12) * 255
-    elif high > 255:
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+    if deep and high > 255:
         values = values / 257
+    elif low < 0 or high > 255:
+        values = (values - low) / max(high - low, 1e-12) * 255
     elif high <= 1:
         values = values * 255
     return values.round().clip(0, 255).astype(np.uint8)

@@ -194,11 +194,17 @@ def train(model: nn.Module, split: Split, recipe: Recipe, metrics_path: Path) ->
             num_sanity_val_steps=0,
             callbacks=[metrics, ProgressBar()],
         )
-        trainer.fit(
-            ClassifierTask(model, recipe),
-            DataLoader(split.train, recipe.batch_size, shuffle=True, drop_last=True),
-            DataLoader(split.test, recipe.batch_size),
-        )
+        try:
+            trainer.fit(
+                ClassifierTask(model, recipe),
+                DataLoader(split.train, recipe.batch_size, shuffle=True, drop_last=True),
+                DataLoader(split.test, recipe.batch_size),
+            )
+        except SystemExit:
+            # Lightning turns an interrupt into exit code 1; our callers are to see the interrupt
+            if trainer.interrupted:
+                raise KeyboardInterrupt from None
+            raise
     model.eval()
     return metrics.rows
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -36,7 +37,9 @@ def demo(output: Path | None, seed: int) -> None:
     click.echo(f"\nTest accuracy {result.accuracy:.1%} on {result.num_test} images it has never seen. Written:")
     for file in result.files:
         click.echo(f"  {file}{'/' if file.is_dir() else ''}")
-    click.echo(f"\nNext: partialnet predict {result.checkpoint} {result.folder / 'samples'}")
+    click.echo(
+        f"\nNext: {shlex.join(['partialnet', 'predict', str(result.checkpoint), str(result.folder / 'samples')])}"
+    )
 
 
 def _free_folder() -> Path:

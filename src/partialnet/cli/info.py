@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ def info(model: str, img_size: int | None, as_json: bool) -> None:
     if not Path(model).exists():
         click.echo("\nNext: partialnet demo   (trains a network that partialnet predict can use)")
     elif getattr(checkpoint.model, "num_classes", 0):
-        click.echo(f"\nNext: partialnet predict {model} IMAGE…")
+        click.echo(f"\nNext: partialnet predict {shlex.quote(model)} IMAGE…")
 
 
 def _paper(checkpoint: Checkpoint, size: tuple[int, int, int]) -> tuple[float, float] | None:

@@ -53,6 +53,7 @@ def with_weights(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Con
         conv.dilation,  # type: ignore[arg-type]
         conv.groups,
         bias is not None,
+        conv.padding_mode,
         device=weight.device,
         dtype=weight.dtype,
     )

@@ -153,12 +153,13 @@ class FoldedPartialNetBlock(nn.Module):
         self.mixer = mixer
         self.fc1 = fc1
         self.act = block.mlp.act
-        if isinstance(block.mlp_attention, PATConv):
-            self.fc2: nn.Module = _merge_convolution(block.mlp.fc2, block.mlp_attention)
-            self.gate: nn.Module = _SpatialGate(block.mlp_attention)
-        else:
-            self.fc2 = block.mlp.fc2
-            self.gate = nn.Identity()
+        self.fc2, attention = block.mlp.fc2, block.mlp_attention
+        self.gate: nn.Module = attention
+        if isinstance(attention, PATConv) and isinstance(attention.attn, SpatialGate):
+            self.fc2 = _merge_convolution(self.fc2, attention)
+            self.gate = _SpatialGate(attention)
+        elif isinstance(attention, PATConv):
+            self.gate = attention.fuse()
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -176,9 +177,7 @@ class _SpatialGate(nn.Module):
 
     def __init__(self, pat_sp: PATConv) -> None:
         super().__init__()
-        gate = pat_sp.attn
-        if not isinstance(gate, SpatialGate) or pat_sp.conv_first:
-            raise ValueError("Only PAT_sp with its spatial gate on the leading channels can be merged into an MLP.")
+        gate: Any = pat_sp.attn
         row = gate.conv.weight.detach()[:, :, 0, 0]  # (1, number of gated channels)
         scale, shift = batch_norm_affine(gate.norm, row[0])
         padding = (0, pat_sp.out_channels - row.shape[1])

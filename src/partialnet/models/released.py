@@ -97,7 +97,13 @@ def convert_released(state_dict: Mapping[str, Tensor], act_layer: str | None = N
             continue
         renamed[name] = new_name
         tensors[new_name] = _reshape(new_name, tensor)
-    return ReleasedNetwork(tensors, _infer_arguments(tensors, act_layer), renamed, tuple(left))
+    try:
+        arguments = _infer_arguments(tensors, act_layer)
+    except UserError:
+        raise
+    except (IndexError, ValueError, ZeroDivisionError) as error:
+        raise UserError("The shapes of the checkpoint's tensors describe no PartialNet.") from error
+    return ReleasedNetwork(tensors, arguments, renamed, tuple(left))
 
 
 def _rename(name: str) -> str | None:

@@ -1,0 +1,701 @@
+"""Folding changes no output, leaves the original alone, and gives a network that compiles, exports and saves."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import pytest
+import timm
+import torch
+from conftest import Randomize
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from timm.layers import freeze_batch_norm_2d
+from timm.utils import reparameterize_model
+from torch import Tensor, nn
+
+from partialnet import fold
+from partialnet.layers import (
+    GaussianSE,
+    PATConv,
+    RelativePositionBias,
+    SelfAttention2d,
+    SpatialGate,
+    pat_ch,
+    pat_sf,
+    pat_sp,
+)
+from partialnet.layers.affine import (
+    ChannelAffine,
+    batch_norm_affine,
+    fold_batch_norm,
+    fold_input_affine,
+    fold_output_affine,
+)
+
+VARIANTS = ("partialnet_t0", "partialnet_t1", "partialnet_t2", "partialnet_s", "partialnet_m", "partialnet_l")
+PAT_CH_3 = ("pat_ch", "pat_ch", "pat_ch")
+few_examples = settings(max_examples=30, deadline=None, derandomize=True)
+
+#: Settings of the paper's ablations and others that a user may choose, as arguments of PartialNet
+SETTINGS: dict[str, dict[str, Any]] = {
+    "no attention": {"mixers": (*({"name": "pat_ch", "attention": None},) * 3, "pat_sf")},
+    "SRM": {"mixers": (*({"name": "pat_ch", "attention": "srm"},) * 3, "pat_sf")},
+    "SE": {"mixers": (*({"name": "pat_ch", "attention": "se"},) * 3, "pat_sf")},
+    "ECA": {"mixers": (*({"name": "pat_ch", "attention": "eca"},) * 3, "pat_sf")},
+    "CBAM": {"mixers": (*({"name": "pat_ch", "attention": "cbam"},) * 3, "pat_sf")},
+    "gate without norm": {
+        "mixers": (*({"name": "pat_ch", "attention": partial(GaussianSE, normalize=False)},) * 3, "pat_sf")
+    },
+    "PAT_ch full": {"mixers": (*({"name": "pat_ch", "attention_scope": "full"},) * 3, "pat_sf")},
+    "PAT_sf full": {"mixers": (*PAT_CH_3, {"name": "pat_sf", "attention_scope": "full"})},
+    "PAT_sf, 2 heads": {"mixers": (*PAT_CH_3, {"name": "pat_sf", "num_heads": 2})},
+    "PAT_sp full": {"mlp_attention": {"attention_scope": "full"}},
+    "all full": {
+        "mixers": (
+            *({"name": "pat_ch", "attention_scope": "full"},) * 3,
+            {"name": "pat_sf", "attention_scope": "full"},
+        ),
+        "mlp_attention": {"attention_scope": "full"},
+    },
+    "conv": {"mixers": ("conv", "conv", "conv", "pat_sf")},
+    "conv everywhere": {"mixers": ("conv",) * 4},
+    "depthwise conv": {"mixers": ("dwconv", "dwconv", "dwconv", "pat_sf")},
+    "PAT_ch in stage 4": {"mixers": ("pat_ch",) * 4},
+    "PAT_sf everywhere": {"mixers": ("pat_sf",) * 4},
+    "no PAT_sp": {"mlp_attention": False},
+    "no PAT_sp, PAT_ch in stage 4": {"mlp_attention": False, "mixers": ("pat_ch",) * 4},
+    "PAT_sp of 1/4": {"mlp_attention": {"split_ratio": 0.25}},
+    "PAT_sp without gate": {"mlp_attention": {"attention": None}},
+    "PAT_sp with Gaussian-SE": {"mlp_attention": {"attention": "gaussian_se"}},
+    "PAT_sp with a gate that is not normalised": {
+        "mlp_attention": {"attention": partial(SpatialGate, normalize=False)}
+    },
+    "a ratio for each block": {"split_ratio": [1 / 2, *[1 / 4] * 6, *[1 / 8] * 6]},
+    "wide MLP": {"mlp_ratio": 3.0},
+    "ReLU": {"act_layer": "relu"},
+    "other input and head": {"in_chans": 1, "num_classes": 7, "global_pool": "max", "head_hidden_size": 24},
+    "no classifier": {"num_classes": 0},
+    "feature map": {"num_classes": 0, "global_pool": ""},
+}
+
+
+def trained(model: nn.Module, randomize: Randomize, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """Random weights and statistics; about half of the normalisations' scales are negative."""
+    randomize(model)
+    for module in model.modules():
+        if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)) and module.weight is not None:
+            signs = torch.randint(0, 2, module.weight.shape) * 2 - 1
+            with torch.no_grad():
+                module.weight.mul_(signs)
+    return model.to(dtype).eval()
+
+
+def wild_statistics(model: nn.Module) -> nn.Module:
+    """Channels that hardly vary, or vary hugely, far from 0."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_var.copy_(10 ** torch.empty_like(module.running_var).uniform_(-4, 4))
+            module.running_mean.copy_(10 * torch.randn_like(module.running_mean))
+    return model
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, images: Tensor) -> list[Tensor]:
+    result = model(images)
+    return list(result) if isinstance(result, (list, tuple)) else [result]
+
+
+def relative_error(model: nn.Module, folded: nn.Module, images: Tensor) -> float:
+    """Largest difference, as a share of the largest output; of the worst feature map if there are several."""
+    errors = []
+    expected, got = outputs(model, images), outputs(folded, images)
+    assert len(expected) == len(got)
+    for right, ours in zip(expected, got, strict=True):
+        assert ours.shape == right.shape
+        assert ours.dtype == right.dtype
+        assert right.isfinite().all()
+        # a network whose output ignored the image would hide every error
+        assert (right[0] - right[-1]).abs().max() > 1e-3 * right.abs().max()
+        errors.append(float((ours - right).abs().max() / right.abs().max()))
+    return max(errors)
+
+
+def assert_no_batch_norm(model: nn.Module) -> None:
+    left = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
+    assert not left
+    affine = [n for n, m in model.named_modules() if isinstance(m, nn.LayerNorm) and m.elementwise_affine]
+    assert not affine
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_bitwise_equal(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert list(state) == list(expected)
+    for name, tensor in expected.items():
+        assert state[name].dtype == tensor.dtype
+        assert torch.equal(state[name], tensor), name
+
+
+def small(**kwargs: Any) -> nn.Module:
+    """partialnet_t0 with fewer channels."""
+    return timm.create_model("partialnet_t0", **{"embed_dim": 16, "head_hidden_size": 40, "num_classes": 10, **kwargs})
+
+
+# -- the outputs stay ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variant_in_double_precision(name: str, randomize: Randomize) -> None:
+    model = trained(timm.create_model(name), randomize)
+    folded = fold(model)
+    assert_no_batch_norm(folded)
+    assert relative_error(model, folded, torch.randn(2, 3, 64, 64, dtype=torch.float64)) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["partialnet_t0", "partialnet_t2"])
+def test_variant_with_timms_tool(name: str, randomize: Randomize) -> None:
+    model = trained(timm.create_model(name), randomize)
+    folded = reparameterize_model(model)
+    assert_no_batch_norm(folded)
+    assert relative_error(model, folded, torch.randn(2, 3, 64, 64, dtype=torch.float64)) < 1e-9
+
+
+def test_timms_tool_in_place(randomize: Randomize) -> None:
+    model = trained(small(), randomize)
+    original = copy.deepcopy(model)
+    assert reparameterize_model(model, inplace=True) is model
+    assert_no_batch_norm(model)
+    assert relative_error(original, model, torch.randn(2, 3, 64, 64, dtype=torch.float64)) < 1e-9
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_setting_in_double_precision(setting: str, randomize: Randomize) -> None:
+    arguments = SETTINGS[setting]
+    model = trained(small(**arguments), randomize)
+    folded = fold(model)
+    if setting != "CBAM":  # timm's CBAM has a BatchNorm of its own
+        assert_no_batch_norm(folded)
+    images = torch.randn(2, arguments.get("in_chans", 3), 64, 64, dtype=torch.float64)
+    assert relative_error(model, folded, images) < 1e-9
+    if setting in ("SE", "all full", "conv", "PAT_ch in stage 4", "no PAT_sp"):
+        assert_bitwise_equal(reparameterize_model(model).state_dict(), folded.state_dict())
+
+
+@pytest.mark.parametrize("size", [(32, 32), (32, 64), (47, 93)])
+def test_image_sizes(size: tuple[int, int], randomize: Randomize) -> None:
+    """One folded network for any size, down to a single position in stage 4."""
+    model = trained(timm.create_model("partialnet_t0"), randomize)
+    folded = fold(model)
+    for batch in (2, 3):
+        assert relative_error(model, folded, torch.randn(batch, 3, *size, dtype=torch.float64)) < 1e-9
+
+
+def test_wild_statistics(randomize: Randomize) -> None:
+    model = wild_statistics(trained(timm.create_model("partialnet_t0"), randomize))
+    assert relative_error(model, fold(model), torch.randn(2, 3, 64, 64, dtype=torch.float64)) < 1e-9
+
+
+@pytest.mark.parametrize("name", ["partialnet_t0", "partialnet_t2", "partialnet_s"])
+def test_single_precision(name: str, randomize: Randomize) -> None:
+    model = randomize(timm.create_model(name)).eval()
+    assert relative_error(model, fold(model), torch.randn(2, 3, 64, 64)) < 1e-5
+
+
+@pytest.mark.parametrize("setting", ["PAT_ch full", "PAT_sp full", "SRM", "conv", "no PAT_sp"])
+def test_setting_in_single_precision(setting: str, randomize: Randomize) -> None:
+    model = randomize(small(**SETTINGS[setting])).eval()
+    assert relative_error(model, fold(model), torch.randn(2, 3, 64, 64)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"out_norms": True},
+        {"out_indices": (1, 3)},
+        {"out_norms": True, "out_indices": (0, 2)},
+        {"feature_cls": "hook"},
+    ],
+    ids=lambda arguments: ",".join(arguments) or "plain",
+)
+def test_features(arguments: dict[str, Any], randomize: Randomize) -> None:
+    model = trained(small(features_only=True, **arguments), randomize)
+    folded = fold(model)
+    assert_no_batch_norm(folded)
+    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    assert len(outputs(folded, images)) == len(arguments.get("out_indices", range(4)))
+    assert relative_error(model, folded, images) < 1e-9
+    assert relative_error(model, reparameterize_model(model), images) < 1e-9
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_intermediates(norm: bool, randomize: Randomize) -> None:
+    model = trained(small(out_norms=True), randomize)
+    folded = fold(model)
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        last, features = model.forward_intermediates(images, norm=norm)
+        folded_last, folded_features = folded.forward_intermediates(images, norm=norm)
+    for right, ours in zip([last, *features], [folded_last, *folded_features], strict=True):
+        assert (ours - right).abs().max() < 1e-9 * right.abs().max()
+
+
+def test_pruned_backbone(randomize: Randomize) -> None:
+    model = small(out_norms=True)
+    model.prune_intermediate_layers(2)
+    model = trained(model, randomize)
+    assert relative_error(model, fold(model), torch.randn(2, 3, 64, 64, dtype=torch.float64)) < 1e-9
+
+
+def test_frozen_norms(randomize: Randomize) -> None:
+    """timm's frozen BatchNorm, the usual choice in detection."""
+    model = freeze_batch_norm_2d(trained(small(out_norms=True), randomize)).eval()
+    folded = fold(model)
+    assert relative_error(model, folded, torch.randn(2, 3, 64, 64, dtype=torch.float64)) < 1e-9
+
+
+def test_synchronised_norms(randomize: Randomize) -> None:
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(trained(small(), randomize)).eval()
+    folded = fold(model)
+    assert_no_batch_norm(folded)
+    assert relative_error(model, folded, torch.randn(2, 3, 64, 64, dtype=torch.float64)) < 1e-9
+
+
+def test_after_training_steps() -> None:
+    """Statistics, weights and .grad as a few real steps leave them."""
+    model = small(drop_path_rate=0.2, drop_rate=0.1).train()
+    model.set_grad_checkpointing()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(8, 3, 64, 64)).square().sum().backward()
+        optimizer.step()
+    model.double().eval()
+    assert relative_error(model, fold(model), torch.randn(2, 3, 64, 64, dtype=torch.float64)) < 1e-9
+
+
+# -- for one image size ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["partialnet_t0", "partialnet_t2"])
+@pytest.mark.parametrize("img_size", [64, (64, 128)])
+def test_one_image_size(name: str, img_size: int | tuple[int, int], randomize: Randomize) -> None:
+    model = trained(timm.create_model(name, num_classes=10), randomize)
+    folded = fold(model, img_size)
+    assert not [name for name, module in folded.named_modules() if isinstance(module, RelativePositionBias)]
+    assert_no_batch_norm(folded)
+    size = (img_size, img_size) if isinstance(img_size, int) else img_size
+    images = torch.randn(3, 3, *size, dtype=torch.float64)
+    assert relative_error(model, folded, images) < 1e-9
+    assert relative_error(model, fold(fold(model), img_size), images) < 1e-9
+    for twice in (fold(folded), fold(folded, img_size), reparameterize_model(folded)):
+        assert_bitwise_equal(twice.state_dict(), folded.state_dict())
+
+
+def test_one_image_size_of_features(randomize: Randomize) -> None:
+    model = trained(small(features_only=True, out_norms=True), randomize)
+    images = torch.randn(2, 3, 96, 64, dtype=torch.float64)
+    assert relative_error(model, fold(model, (96, 64)), images) < 1e-9
+
+
+def test_one_image_size_of_own_network(randomize: Randomize) -> None:
+    model = trained(SmallCnn(), randomize)
+    images = torch.randn(2, 3, 40, 56, dtype=torch.float64)
+    assert relative_error(model, fold(model, (40, 56)), images) < 1e-9
+
+
+def test_other_size_than_folded_for_is_refused(randomize: Randomize) -> None:
+    folded = fold(trained(small(), randomize), 64)
+    with pytest.raises(ValueError, match=r"folded for a 2×2 map but got 3×3.*without img_size"):
+        folded(torch.randn(1, 3, 96, 96, dtype=torch.float64))
+
+
+def test_too_small_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="too small"):
+        fold(small().eval(), 16)
+
+
+def test_one_image_size_leaves_the_original(randomize: Randomize) -> None:
+    model = trained(small(), randomize)
+    state = snapshot(model)
+    fold(model, 64)
+    assert_bitwise_equal(model.state_dict(), state)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    outputs(model, torch.randn(1, 3, 96, 64, dtype=torch.float64))
+
+
+# -- a user's own network --------------------------------------------------------------------------------------------
+
+
+class SmallCnn(nn.Module):
+    """Plain convolutions and every layer of ours, used directly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU())
+        self.shrink = PATConv(16, 32, stride=2, bias=True)
+        self.named = nn.ModuleDict({"channel": pat_ch(32), "spatial": pat_sp(32), "self": pat_sf(32)})
+        self.listed = nn.ModuleList(
+            [
+                GaussianSE(32),
+                GaussianSE(32, dense=False),
+                GaussianSE(32, normalize=False),
+                SpatialGate(32),
+                SpatialGate(32, normalize=False),
+                SelfAttention2d(32),
+                SelfAttention2d(32, normalize=False, relative_position=False),
+                PATConv(32, kernel_size=5, dilation=2, split_ratio=0.5, conv_norm=nn.BatchNorm2d),
+                PATConv(
+                    32, kernel_size=1, conv_norm=nn.BatchNorm2d, conv_first=False, attention_scope="full", bias=True
+                ),
+                PATConv(32, split_ratio=1, attention="gaussian_se", attention_scope="full"),
+                PATConv(32, attention=None),
+                PATConv(32, attention="ese"),
+                PATConv(32, conv_first=False, attention="spatial_gate"),
+            ]
+        )
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.shrink(self.stem(x))
+        for layer in (*self.named.values(), *self.listed):
+            x = x + layer(x)
+        return self.head(x.mean((2, 3)))
+
+
+def test_users_own_network(randomize: Randomize) -> None:
+    model = trained(SmallCnn(), randomize)
+    images = torch.randn(2, 3, 40, 56, dtype=torch.float64)
+    for folded in (fold(model), reparameterize_model(model), fold(fold(model))):
+        assert relative_error(model, folded, images) < 1e-9
+        # the user's own BatchNorm is not ours to fold; no BatchNorm that is scaled per channel of ours is left
+        left = [name for name, module in folded.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        assert left == ["stem.1"]
+
+
+@pytest.mark.parametrize("index", range(13))
+def test_layer_alone(index: int, randomize: Randomize) -> None:
+    """A layer that is itself the network."""
+    layer = trained(SmallCnn().listed[index], randomize)
+    x = torch.randn(2, 32, 9, 7, dtype=torch.float64)
+    folded = fold(layer)
+    assert_no_batch_norm(folded)
+    assert relative_error(layer, folded, x) < 1e-9
+    assert relative_error(layer, fold(folded), x) < 1e-9
+
+
+def test_layer_used_twice(randomize: Randomize) -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = pat_ch(16)
+            self.second = self.first
+            self.steps = nn.Sequential(self.first, nn.ReLU(), self.first)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.steps(self.second(self.first(x)))
+
+    model = trained(Shared(), randomize)
+    assert relative_error(model, fold(model), torch.randn(2, 16, 9, 7, dtype=torch.float64)) < 1e-9
+
+
+def test_network_without_our_layers(randomize: Randomize) -> None:
+    model = trained(timm.create_model("resnet10t", num_classes=5), randomize)
+    folded = fold(model)
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    assert torch.equal(outputs(model, images)[0], outputs(folded, images)[0])
+
+
+# -- the original stays, a second time does nothing, training is refused ---------------------------------------------
+
+
+@pytest.mark.parametrize("convert", [fold, reparameterize_model])
+def test_original_is_untouched(convert: Callable[[nn.Module], nn.Module], randomize: Randomize) -> None:
+    model = trained(small(out_norms=True), randomize)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("mlp" in name or "qkv" in name)
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    state, flags = snapshot(model), {name: p.requires_grad for name, p in model.named_parameters()}
+    modules, before = [type(module) for module in model.modules()], outputs(model, images)[0]
+
+    folded = convert(model)
+    with torch.no_grad():
+        for tensor in [*folded.parameters(), *folded.buffers()]:
+            tensor.zero_()  # nothing is shared
+
+    assert_bitwise_equal(model.state_dict(), state)
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
+    assert [type(module) for module in model.modules()] == modules
+    assert not any(module.training for module in model.modules())
+    assert torch.equal(outputs(model, images)[0], before)
+
+
+def test_original_trains_on_after_folding(randomize: Randomize) -> None:
+    model = randomize(small()).eval()
+    fold(model)
+    model.train()(torch.randn(4, 3, 64, 64)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("first", [fold, reparameterize_model])
+@pytest.mark.parametrize("second", [fold, reparameterize_model])
+def test_folding_twice_changes_nothing(
+    first: Callable[[nn.Module], nn.Module], second: Callable[[nn.Module], nn.Module], randomize: Randomize
+) -> None:
+    model = trained(small(out_norms=True), randomize)
+    once = first(model)
+    twice = second(once)
+    assert_bitwise_equal(twice.state_dict(), once.state_dict())
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    assert torch.equal(outputs(twice, images)[0], outputs(once, images)[0])
+
+
+def test_folded_network_is_in_evaluation_mode(randomize: Randomize) -> None:
+    folded = fold(trained(small(), randomize))
+    assert not any(module.training for module in folded.modules())
+
+
+@pytest.mark.parametrize("convert", [fold, reparameterize_model])
+@pytest.mark.parametrize(
+    "build",
+    [small, lambda: small(features_only=True), lambda: nn.Sequential(SmallCnn()), lambda: nn.Sequential(pat_ch(16))],
+    ids=["network", "features", "own network", "layer"],
+)
+def test_training_mode_is_refused(convert: Callable[[nn.Module], nn.Module], build: Callable[[], nn.Module]) -> None:
+    model = build().train()
+    state = snapshot(model)
+    with pytest.raises(ValueError, match=r"training mode cannot be folded.*\.eval\(\) first"):
+        convert(model)
+    assert_bitwise_equal(model.state_dict(), state)
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("layer", [GaussianSE(8), SpatialGate(8), SelfAttention2d(8), pat_sp(8)])
+def test_training_layer_is_refused(layer: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"training mode cannot be folded.*\.eval\(\) first"):
+        fold(layer.train())
+
+
+@pytest.mark.parametrize("part", ["patch_embed", "stages.1.downsample", "stages.2.blocks.3", "out_norms.3"])
+def test_one_part_in_training_mode_is_refused(part: str) -> None:
+    model = small(out_norms=True).eval()
+    model.get_submodule(part).train()
+    with pytest.raises(ValueError, match="training mode"):
+        fold(model)
+
+
+def test_norm_without_statistics_is_refused() -> None:
+    layer = SpatialGate(8).eval()
+    layer.norm = nn.BatchNorm2d(8, track_running_stats=False).eval()
+    with pytest.raises(ValueError, match="BatchNorm2d has no running statistics"):
+        fold(layer)
+
+
+# -- what one does with a folded network -----------------------------------------------------------------------------
+
+
+def test_state_dict_fits_another_folded_network(randomize: Randomize) -> None:
+    folded = fold(trained(small(out_norms=True), randomize, torch.float32))
+    buffer = io.BytesIO()
+    torch.save(folded.state_dict(), buffer)
+    buffer.seek(0)
+    other = fold(small(out_norms=True).eval())
+    images = torch.randn(2, 3, 64, 64)
+    assert not torch.equal(outputs(other, images)[0], outputs(folded, images)[0])
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    assert torch.equal(outputs(other, images)[0], outputs(folded, images)[0])
+    assert_bitwise_equal(other.state_dict(), folded.state_dict())
+
+
+def test_new_classifier_after_folding(randomize: Randomize) -> None:
+    folded = fold(trained(small(), randomize))
+    folded.reset_classifier(3)
+    assert outputs(folded, torch.randn(2, 3, 64, 64, dtype=torch.float64))[0].shape == (2, 3)
+
+
+@pytest.mark.parametrize("img_size", [None, 64])
+def test_compile(img_size: int | None, randomize: Randomize) -> None:
+    model = trained(small(depths=(1, 1, 2, 2)), randomize, torch.float32)
+    folded = fold(model, img_size)
+    compiled = torch.compile(folded, fullgraph=True, backend="eager")
+    for batch in (2, 3):
+        images = torch.randn(batch, 3, 64, 64)
+        torch.testing.assert_close(outputs(compiled, images)[0], outputs(folded, images)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("img_size", [None, 64])
+def test_export_with_any_batch_size(img_size: int | None, randomize: Randomize) -> None:
+    folded = fold(trained(small(), randomize, torch.float32), img_size)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    exported = torch.export.export(folded, (torch.randn(2, 3, 64, 64),), dynamic_shapes={"x": {0: batch}}).module()
+    for size in (1, 2, 7):
+        images = torch.randn(size, 3, 64, 64)
+        torch.testing.assert_close(outputs(exported, images)[0], outputs(folded, images)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_at_the_smallest_size(dtype: torch.dtype, randomize: Randomize) -> None:
+    """Stage 4 has a single position there, whose deviation must be 0, not NaN."""
+    model = randomize(timm.create_model("partialnet_t0", mixers=("pat_ch",) * 4)).eval()
+    images = torch.randn(2, 3, 32, 32)
+    expected = outputs(model, images)[0]
+    for half in (fold(model).to(dtype), fold(model.to(dtype))):
+        logits = outputs(half, images.to(dtype))[0]
+        assert logits.isfinite().all()
+        assert (logits.float() - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_constant_image_in_half_precision(dtype: torch.dtype) -> None:
+    folded = fold(timm.create_model("partialnet_t0").eval()).to(dtype)
+    for value in (0.0, 1.0, -1.0):
+        assert outputs(folded, torch.full((2, 3, 32, 32), value, dtype=dtype))[0].isfinite().all()
+
+
+def test_channels_last(randomize: Randomize) -> None:
+    model = trained(small(), randomize)
+    folded = fold(model).to(memory_format=torch.channels_last)
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    torch.testing.assert_close(
+        outputs(folded, images.contiguous(memory_format=torch.channels_last))[0],
+        outputs(model, images)[0],
+        rtol=1e-9,
+        atol=1e-9,
+    )
+
+
+def test_folding_drops_parameters(randomize: Randomize) -> None:
+    """PAT_sp's own convolution is gone: it was merged, not merely renamed."""
+    model = trained(timm.create_model("partialnet_t0"), randomize)
+    count = [sum(parameter.numel() for parameter in m.parameters()) for m in (model, fold(model))]
+    assert count[1] < 0.99 * count[0]
+
+
+# -- the algebra -----------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def convolutions(draw: st.DrawFn, pointwise: bool = False) -> nn.Conv2d:
+    groups = 1 if pointwise else draw(st.integers(1, 3))
+    kernel = (1, 1) if pointwise else draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    conv = nn.Conv2d(
+        groups * draw(st.integers(1, 4)),
+        groups * draw(st.integers(1, 4)),
+        kernel,
+        stride=draw(st.integers(1, 2)),
+        padding=0 if pointwise else draw(st.integers(0, 2)),
+        dilation=1 if pointwise else draw(st.integers(1, 2)),
+        groups=groups,
+        bias=draw(st.booleans()),
+        dtype=torch.float64,
+    )
+    nn.init.normal_(conv.weight)
+    return conv.eval()
+
+
+def affine_of(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
+    if norm.affine:
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    nn.init.normal_(norm.running_mean)
+    nn.init.uniform_(norm.running_var, 0.01, 3.0)
+    return norm.double().eval()
+
+
+@given(conv=convolutions(), affine=st.booleans(), eps=st.sampled_from([1e-6, 1e-5, 1e-2]))
+@few_examples
+def test_batch_norm_folds_into_any_convolution(conv: nn.Conv2d, affine: bool, eps: float) -> None:
+    norm = affine_of(nn.BatchNorm2d(conv.out_channels, eps=eps, affine=affine))
+    x = torch.randn(2, conv.in_channels, 9, 8, dtype=torch.float64)
+    torch.testing.assert_close(fold_batch_norm(conv, norm)(x), norm(conv(x)), rtol=1e-10, atol=1e-10)
+
+
+@given(conv=convolutions())
+@few_examples
+def test_output_affine_folds_into_any_convolution(conv: nn.Conv2d) -> None:
+    scale, shift = torch.randn(2, conv.out_channels, dtype=torch.float64)
+    x = torch.randn(2, conv.in_channels, 9, 8, dtype=torch.float64)
+    weight = conv.weight.clone()
+    expected = conv(x) * scale[:, None, None] + shift[:, None, None]
+    folded = fold_output_affine(conv, scale, shift)
+    torch.testing.assert_close(folded(x), expected, rtol=1e-10, atol=1e-10)
+    assert torch.equal(conv.weight, weight)
+    assert folded.weight.data_ptr() != conv.weight.data_ptr()
+
+
+@given(conv=convolutions(pointwise=True))
+@few_examples
+def test_input_affine_folds_into_pointwise_convolution(conv: nn.Conv2d) -> None:
+    scale, shift = torch.randn(2, conv.in_channels, dtype=torch.float64)
+    x = torch.randn(2, conv.in_channels, 9, 8, dtype=torch.float64)
+    affine = ChannelAffine(scale, shift)
+    expected = conv(x * scale[:, None, None] + shift[:, None, None])
+    torch.testing.assert_close(conv(affine(x)), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(fold_input_affine(conv, scale, shift)(x), expected, rtol=1e-10, atol=1e-10)
+
+
+@given(kernel=st.integers(1, 3))
+@few_examples
+def test_input_affine_folds_into_any_unpadded_convolution(kernel: int) -> None:
+    conv = nn.Conv2d(3, 4, kernel, dtype=torch.float64)
+    scale, shift = torch.randn(2, 3, dtype=torch.float64)
+    x = torch.randn(2, 3, 6, 5, dtype=torch.float64)
+    expected = conv(ChannelAffine(scale, shift)(x))
+    torch.testing.assert_close(fold_input_affine(conv, scale, shift)(x), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("options", [{"padding": 1}, {"groups": 2}])
+def test_input_affine_is_refused_where_it_would_be_wrong(options: dict[str, int]) -> None:
+    conv = nn.Conv2d(4, 4, 3, **options)
+    with pytest.raises(ValueError, match="without padding and groups"):
+        fold_input_affine(conv, torch.ones(4), torch.ones(4))
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_padding_mode_is_kept(mode: str) -> None:
+    conv = nn.Conv2d(3, 4, 3, padding=1, padding_mode=mode, dtype=torch.float64)
+    norm = affine_of(nn.BatchNorm2d(4))
+    x = torch.randn(2, 3, 6, 5, dtype=torch.float64)
+    torch.testing.assert_close(fold_batch_norm(conv, norm)(x), norm(conv(x)), rtol=1e-10, atol=1e-10)
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=4), st.sampled_from([1e-6, 1e-5]))
+@few_examples
+def test_affine_of_a_batch_norm(variances: list[float], eps: float) -> None:
+    """A hand computation, also for a channel that never varies."""
+    norm = affine_of(nn.BatchNorm2d(len(variances), eps=eps))
+    norm.running_var.copy_(torch.tensor(variances))
+    scale, shift = batch_norm_affine(norm, torch.ones(len(variances)))
+    weight, bias, mean, var = (t.tolist() for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var))
+    expected = [w / (v + eps) ** 0.5 for w, v in zip(weight, var, strict=True)]
+    assert scale.tolist() == pytest.approx(expected, rel=1e-12)
+    expected_shift = [b - m * e for b, m, e in zip(bias, mean, expected, strict=True)]
+    assert shift.tolist() == pytest.approx(expected_shift, rel=1e-9, abs=1e-9)
+    assert not scale.requires_grad
+    assert not shift.requires_grad
+
+
+def test_affine_of_identity_is_one_and_zero() -> None:
+    scale, shift = batch_norm_affine(nn.Identity(), torch.randn(5, dtype=torch.float64))
+    assert torch.equal(scale, torch.ones(5, dtype=torch.float64))
+    assert torch.equal(shift, torch.zeros(5, dtype=torch.float64))
+
+
+def test_affine_of_an_affine_is_itself() -> None:
+    given_scale, given_shift = torch.randn(2, 5)
+    scale, shift = batch_norm_affine(ChannelAffine(given_scale, given_shift), torch.ones(5))
+    assert torch.equal(scale, given_scale)
+    assert torch.equal(shift, given_shift)
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm(4), nn.GroupNorm(2, 4), nn.BatchNorm2d(4, track_running_stats=False)])
+def test_affine_of_a_norm_without_statistics_is_refused(norm: nn.Module) -> None:
+    with pytest.raises(ValueError, match=f"{type(norm).__name__} has no running statistics"):
+        batch_norm_affine(norm.eval(), torch.ones(4))
