@@ -860,3 +860,19 @@ def test_killed_while_saving(tmp_path: Path) -> None:
         writer.communicate()
     assert len(seen) > 3  # it did save
     assert cut_short  # and was killed in the middle of it
+
+
+@pytest.mark.parametrize("img_size", [None, (64, 64)])
+def test_folded_network_saves_and_loads(img_size, tmp_path):
+    original = create_checkpoint("partialnet_t0", num_classes=4)
+    path = original.fold(img_size).save(tmp_path)
+    loaded = load(path)
+    assert loaded.folded == (img_size or True)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(images), original.model(images), rtol=1e-4, atol=1e-6)
+
+
+def test_mistyped_model_name_gets_near_ones():
+    with pytest.raises(UserError, match="partialnet_t0"):
+        load("patrialnet_t0")

@@ -679,3 +679,11 @@ def test_demo_where_a_file_is(tmp_path: Path, command: Command) -> None:
     assert (result.code, result.out) == (2, "")
     assert "Traceback" not in result.err
     assert path.read_text() == "precious"
+
+
+def test_a_model_name_does_not_predict(command: Command, tmp_path: Path):
+    Image.new("RGB", (40, 40)).save(tmp_path / "photo.png")
+    result = command("predict", "partialnet_t0", tmp_path / "photo.png")
+    assert result.code == 2
+    assert "untrained" in result.err
+    assert result.out == ""

@@ -15,7 +15,8 @@ import pickle
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from .errors import UserError
+from .fold import fold
 from .models import PartialNet
 from .models.partialnet import default_cfgs
 from .models.released import ReleasedNetwork, convert_released, is_released
@@ -63,6 +65,7 @@ class Checkpoint:
         input_config: timm's ``input_size`` (C, H, W), ``mean``, ``std`` (RGB, of values in [0, 1]), ``interpolation``,
             ``crop_pct`` and ``crop_mode``.
         report: For a released checkpoint: what was loaded, renamed and left.
+        folded: Whether the network is folded; (H, W) if for images of that size only.
     """
 
     model: nn.Module
@@ -71,6 +74,11 @@ class Checkpoint:
     class_names: tuple[str, ...] = ()
     input_config: dict[str, Any] = field(default_factory=dict)
     report: str = ""
+    folded: bool | tuple[int, int] = False
+
+    def fold(self, img_size: tuple[int, int] | None = None) -> Checkpoint:
+        """A copy with the network folded for inference; see ``partialnet.fold``."""
+        return replace(self, model=fold(self.model, img_size), folded=img_size or True)
 
     def config(self) -> dict[str, Any]:
         """The configuration as timm's hub files hold it."""
@@ -88,6 +96,8 @@ class Checkpoint:
         }
         if self.class_names:
             config["label_names"] = list(self.class_names)
+        if self.folded:
+            config["folded"] = self.folded
         return config
 
     def save(self, folder: str | Path) -> Path:
@@ -108,7 +118,7 @@ def create_checkpoint(name: str, class_names: Sequence[str] = (), **model_args: 
         UserError: timm has no model of this name, or it refuses the arguments.
     """
     if ":" in name or not timm.is_model(name):
-        near = timm.list_models(f"*{name[:6]}*")[:5]
+        near = get_close_matches(name, timm.list_models(), n=3)
         hint = f" Similar names: {', '.join(near)}." if near else ""
         raise UserError(f"There is no model named {name!r}, and no such file or folder.{hint}")
     forbidden = set(model_args) & set(inspect.signature(timm.create_model).parameters)
@@ -208,6 +218,8 @@ def _load_safetensors(path: Path) -> Checkpoint:
         checkpoint = create_checkpoint(config["architecture"], names, **model_args)
         checkpoint.input_config |= {key: pretrained[key] for key in _INPUT_KEYS if key in pretrained}
         _check_configuration(checkpoint)
+        if folded := config.get("folded"):
+            checkpoint = checkpoint.fold(None if folded is True else (int(folded[0]), int(folded[1])))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"The configuration in {str(path)!r} cannot be used: {error}") from error
     _load_tensors(checkpoint.model, tensors, path)

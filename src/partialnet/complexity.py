@@ -75,7 +75,7 @@ def measure(model: nn.Module, input_size: tuple[int, int, int]) -> Complexity:
     parts: list[Part] = []
     if isinstance(model, PartialNet):
         for name, blocks, kind, prefixes in _describe(model):
-            shape = training.shapes[prefixes[0]]
+            shape = training.shapes[prefixes[-1]]
             parts.append(
                 Part(
                     name,

@@ -50,8 +50,9 @@ def find_images(sources: Iterable[str]) -> list[Path]:
 def read_image(path: str | Path) -> Image.Image:
     """Read an image as 8-bit RGB, turned upright by its EXIF orientation.
 
-    Grayscale is repeated, transparency is laid over white, 16-bit and floating-point data is scaled to its own range
-    where it exceeds 8 bits, CMYK and palettes are converted, and of an animation the first frame is taken.
+    Grayscale is repeated, transparency is laid over white, 16-bit data is scaled by its full range, floating-point and
+    32-bit data by its own range where that exceeds 8 bits, CMYK and palettes are converted, and of an animation the
+    first frame is taken.
 
     Raises:
         UserError: The file is missing, no image, damaged, or has more than ``MAX_PIXELS`` pixels.

@@ -17,6 +17,9 @@ from .checkpoint import Checkpoint
 from .errors import UserError
 from .images import read_images
 
+#: Images longer than this many times their width, or wider than their height, are trimmed at both ends.
+LONGEST_RATIO = 8
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -45,13 +48,23 @@ class Classifier:
             raise UserError(f"This network reads images of {channels} channels; only RGB images can be classified.")
         self.model = checkpoint.model.eval()
         self.class_names = checkpoint.class_names or tuple(f"class {index}" for index in range(num_classes))
+        self.crop_mode: str = checkpoint.input_config.get("crop_mode") or "center"
         self.transform: Any = create_transform(**checkpoint.input_config)
 
     def logits(self, images: Sequence[Image.Image]) -> Tensor:
         """Class logits of RGB images, (number of images, classes)."""
-        batch = torch.stack([self.transform(image) for image in images])
+        batch = torch.stack([self.transform(self._trim(image)) for image in images])
         with torch.inference_mode():
             return self.model(batch)
+
+    def _trim(self, image: Image.Image) -> Image.Image:
+        """Cut the far ends off very long images, which the centre crop would drop, before they are enlarged."""
+        short, long = sorted(image.size)
+        if self.crop_mode != "center" or long <= LONGEST_RATIO * short:
+            return image
+        width, height = (min(length, LONGEST_RATIO * short) for length in image.size)
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        return image.crop((left, top, left + width, top + height))
 
     def predict(
         self, paths: Iterable[Path], topk: int = 5, batch_size: int = 16

@@ -6,12 +6,25 @@ from pathlib import Path
 
 from .checkpoint import Checkpoint, load
 from .deploy.runtimes import EXPORTED_SUFFIXES, load_exported
+from .errors import UserError
 
 
-def open_source(source: str | Path) -> Checkpoint:
+def open_source(source: str | Path, trained: bool = False) -> Checkpoint:
     """Open a network by what names it; see ``partialnet.checkpoint.load`` and ``load_exported``.
+
+    Args:
+        source: Run folder, checkpoint, exported file or model name.
+        trained: Refuse a model name, behind which is a network with random weights.
 
     Raises:
         UserError: Nothing usable is there.
     """
-    return load_exported(source) if Path(source).suffix in EXPORTED_SUFFIXES else load(source)
+    if Path(source).suffix in EXPORTED_SUFFIXES:
+        return load_exported(source)
+    checkpoint = load(source)
+    if trained and not Path(source).exists():
+        raise UserError(
+            f"{str(source)!r} is the name of an untrained network, whose answers are random. Give a checkpoint or run "
+            "folder; `partialnet demo` makes one."
+        )
+    return checkpoint

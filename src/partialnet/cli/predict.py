@@ -37,7 +37,7 @@ def predict(checkpoint: str, images: tuple[str, ...], topk: int, batch_size: int
     from partialnet.sources import open_source
 
     paths = find_images(images)
-    classifier = Classifier(open_source(checkpoint))
+    classifier = Classifier(open_source(checkpoint, trained=True))
     unreadable: list[UserError] = []
     # results that scroll by on a terminal are progress enough; a bar is for output that goes elsewhere
     hide_bar = sys.stdout.isatty()

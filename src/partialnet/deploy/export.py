@@ -113,7 +113,8 @@ def export(
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as workspace:
         draft = Path(workspace) / "float.onnx"
-        folded = fold(checkpoint.model, tuple(checkpoint.input_config["input_size"][1:]))
+        height, width = checkpoint.input_config["input_size"][1:]
+        folded = fold(checkpoint.model, (height, width))
         # a dynamic batch is traced with two images, because PyTorch specialises on a size of one
         shape = (2 if dynamic_batch else 1, *checkpoint.input_config["input_size"])
         write_onnx(folded, shape, draft, dynamic_batch)
