@@ -1,0 +1,128 @@
+"""The measuring instrument: interleaving, ratios, files, and the command with every runtime."""
+
+import csv
+import json
+import time
+
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import partialnet
+from partialnet.bench import environment, interleave
+from partialnet.bench.contestants import Setting, default_peer, folded, open_contestant
+from partialnet.cli import main
+from partialnet.errors import UserError
+
+
+def test_contestants_take_turns():
+    calls: list[str] = []
+    timings = interleave(
+        {name: lambda name=name: calls.append(name) for name in "abc"}, "a", seconds=0, min_rounds=5, warmup=1
+    )
+    assert calls == list("abc") * 6
+    assert {timing.rounds for timing in timings.values()} == {5}
+
+
+def test_ratio_is_of_the_same_round():
+    # both contestants slow down tenfold halfway; their ratio stays 2
+    clock = iter([0.002, 0.004] * 6 + [0.02, 0.04] * 5)
+    run = {name: lambda: time.sleep(next(clock)) for name in ("fast", "slow")}
+    timings = interleave(run, "fast", seconds=0, min_rounds=9, warmup=2)
+    assert timings["fast"].ratio == 1
+    assert timings["slow"].ratio == pytest.approx(2, rel=0.2)
+    assert timings["slow"].q1_ms <= timings["slow"].median_ms <= timings["slow"].q3_ms
+
+
+def test_environment_names_no_place():
+    text = json.dumps(environment())
+    assert "/" not in json.loads(text)["command"].split()[0]
+    assert {"cpu", "versions", "commit", "command", "date"} <= set(environment())
+
+
+def test_peers_are_folded_like_ours():
+    peer = timm.create_model("fasternet_t0").eval()
+    fast = folded(peer, (64, 64), for_pytorch=True)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fast.modules())
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(images), peer(images), rtol=1e-4, atol=1e-5)
+
+
+def test_reparameterised_peer_keeps_its_output():
+    peer = timm.create_model("repvit_m0_9").eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(peer, (64, 64), True)(images), peer(images), rtol=1e-3, atol=1e-4)
+
+
+def test_default_peer():
+    assert default_peer("partialnet_s") == "fasternet_s"
+    assert default_peer("resnet18") is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (Setting("onnxruntime", "bf16"), "no bf16"),
+        (Setting("openvino", device="cuda"), "on the CPU only"),
+    ],
+)
+def test_impossible_settings(setting, message):
+    with pytest.raises(UserError, match=message):
+        setting.check()
+
+
+def test_torchvision_names():
+    assert open_contestant("torchvision:mobilenet_v2").input_config["input_size"] == (3, 224, 224)
+    with pytest.raises(UserError, match="no model"):
+        open_contestant("torchvision:mobilenet_v99")
+
+
+def test_command_with_every_runtime(tmp_path, capsys):
+    files = {kind: tmp_path / f"speed.{kind}" for kind in ("json", "csv", "png")}
+    arguments = ["bench", "partialnet_t0", "--runtime", "eager,onnxruntime,openvino", "--img-size", "64"]
+    arguments += ["--seconds", "0.05", "--json", files["json"], "--csv", files["csv"], "--plot", files["png"]]
+    main([str(argument) for argument in arguments])
+    assert "fasternet_t0" in capsys.readouterr().out
+    rows = json.loads(files["json"].read_text())["rows"]
+    assert [(row["runtime"], row["model"]) for row in rows] == [
+        (runtime, model)
+        for runtime in ("eager", "onnxruntime", "openvino")
+        for model in ("partialnet_t0", "fasternet_t0")
+    ]
+    assert all(row["median_ms"] > 0 and row["rounds"] >= 7 for row in rows)
+    with files["csv"].open() as file:
+        assert len(list(csv.DictReader(file))) == len(rows)
+    assert Image.open(files["png"]).width > 600
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["bench", "partialnet_t9"],
+        ["bench", "partialnet_t0", "--runtime", "tensorrt"],
+        ["bench", "partialnet_t0", "--runtime", "onnxruntime", "--precision", "bf16"],
+        ["bench"],
+    ],
+)
+def test_mistakes_end_with_code_2(arguments, capsys):
+    with pytest.raises(SystemExit) as error:
+        main(arguments)
+    assert error.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_command_on_a_gpu(tmp_path):
+    output = tmp_path / "speed.json"
+    main(
+        ["bench", "partialnet_t0", "--device", "cuda", "--precision", "bf16", "--seconds", "0.1", "--json", str(output)]
+    )
+    assert json.loads(output.read_text())["rows"][0]["device"] == "cuda"
+
+
+def test_version_is_known():
+    assert partialnet.__version__
