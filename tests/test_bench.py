@@ -76,7 +76,7 @@ def test_impossible_settings(setting, message):
 
 def test_torchvision_names():
     assert open_contestant("torchvision:mobilenet_v2").input_config["input_size"] == (3, 224, 224)
-    with pytest.raises(UserError, match="no model"):
+    with pytest.raises(UserError, match="no classifier"):
         open_contestant("torchvision:mobilenet_v99")
 
 

@@ -92,7 +92,7 @@ def test_half_precision(format, precision, checkpoint, photos, tmp_path):
     half = export(checkpoint, tmp_path / f"half{suffix}", format, precision, calibration=photos)
     agreement = half.agreement["photographs"]
     # bfloat16 has 8 bits of precision, of which a random network loses some in each of its layers
-    assert agreement.max_error <= (0.2 if precision == "bf16" else 0.05) * agreement.max_logit
+    assert agreement.max_error <= (0.4 if precision == "bf16" else 0.05) * agreement.max_logit
     assert half.size_mb < 0.8 * full.size_mb
 
 

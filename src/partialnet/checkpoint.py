@@ -150,6 +150,10 @@ def load(source: str | Path) -> Checkpoint:
     if path.is_dir():
         return _load_safetensors(path / WEIGHTS_NAME)
     if path.is_file():
+        if path.suffix in (".onnx", ".xml"):
+            raise UserError(
+                f"{str(source)!r} is an exported file, which only predict takes; give the run it came from."
+            )
         return _load_safetensors(path) if path.suffix == ".safetensors" else _load_released(path)
     if path.suffix in (".safetensors", ".pth", ".pt", ".ckpt", ".bin") or len(path.parts) > 1:
         raise UserError(f"There is no file or folder {str(source)!r}.")
@@ -178,7 +182,10 @@ def load_released(path: str | Path, act_layer: str | None = None) -> nn.Module:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that at any moment either the old or the whole new content is there."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise UserError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)

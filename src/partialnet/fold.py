@@ -41,7 +41,9 @@ def fold(model: nn.Module, img_size: int | tuple[int, int] | None = None) -> nn.
 def _fold(module: nn.Module) -> nn.Module:
     fuse = getattr(module, "fuse", None)
     if callable(fuse):
-        return fuse()
+        fused = fuse()
+        # other people's layers may fuse in place and return nothing
+        return fused if isinstance(fused, nn.Module) else module
     for name, child in module.named_children():
         setattr(module, name, _fold(child))
     return module

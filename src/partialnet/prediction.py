@@ -53,9 +53,13 @@ class Classifier:
 
     def logits(self, images: Sequence[Image.Image]) -> Tensor:
         """Class logits of RGB images, (number of images, classes)."""
-        batch = torch.stack([self.transform(self._trim(image)) for image in images])
+        batch = torch.stack([self.preprocess(image) for image in images])
         with torch.inference_mode():
             return self.model(batch)
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """An RGB image as the network wants it, (3, H, W), normalised."""
+        return self.transform(self._trim(image))
 
     def _trim(self, image: Image.Image) -> Image.Image:
         """Cut the far ends off very long images, which the centre crop would drop, before they are enlarged."""

@@ -194,6 +194,9 @@ def train(model: nn.Module, split: Split, recipe: Recipe, metrics_path: Path) ->
             num_sanity_val_steps=0,
             callbacks=[metrics, ProgressBar()],
         )
+        # one thread: a second gains little on small images, and costs a lot where the cores are shared
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
         try:
             trainer.fit(
                 ClassifierTask(model, recipe),
@@ -205,6 +208,8 @@ def train(model: nn.Module, split: Split, recipe: Recipe, metrics_path: Path) ->
             if trainer.interrupted:
                 raise KeyboardInterrupt from None
             raise
+        finally:
+            torch.set_num_threads(threads)
     model.eval()
     return metrics.rows
 

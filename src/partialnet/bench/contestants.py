@@ -62,6 +62,8 @@ class Setting:
             raise UserError(f"{self.runtime} is measured on the CPU only; use eager or compile with --device cuda.")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("PyTorch sees no CUDA device here.")
+        if self.runtime == "openvino":
+            require("openvino", "openvino")
 
 
 def open_contestant(name: str) -> Checkpoint:
@@ -75,9 +77,11 @@ def open_contestant(name: str) -> Checkpoint:
     import torchvision
 
     try:
+        if name.removeprefix("torchvision:") not in torchvision.models.list_models(torchvision.models):
+            raise ValueError
         model = torchvision.models.get_model(name.removeprefix("torchvision:"))
     except ValueError:
-        raise UserError(f"torchvision has no model {name.removeprefix('torchvision:')!r}.") from None
+        raise UserError(f"torchvision has no classifier {name.removeprefix('torchvision:')!r}.") from None
     return Checkpoint(model.eval(), name, {}, (), {"input_size": (3, 224, 224)})
 
 
@@ -179,7 +183,6 @@ def default_peer(name: str) -> str | None:
 
 def open_and_prepare(names: list[str], setting: Setting) -> dict[str, Callable[[], object]]:
     """All contestants of one setting, by name."""
-    setting.check()
     contestants = {}
     for name in names:
         checkpoint = open_contestant(name)

@@ -17,7 +17,7 @@ _PACKAGES = ("partialnet", "torch", "torchvision", "timm", "numpy", "onnxruntime
 
 
 def environment() -> dict[str, Any]:
-    """Hardware, versions, commit, command and time, for a result file; no path and no host name."""
+    """Hardware, versions, commit, command and time, for a result file; no folder and no host name."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
@@ -27,7 +27,7 @@ def environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "versions": {name: version for name in _PACKAGES if (version := _version(name))},
         "commit": _commit(),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join(Path(argument).name or argument for argument in sys.argv),
     }
 
 
@@ -53,6 +53,7 @@ def _commit() -> str | None:
     here = Path(__file__).parent
     try:
         run = {"cwd": here, "capture_output": True, "text": True, "check": True, "timeout": 10}
+        subprocess.run(["git", "ls-files", "--error-unmatch", Path(__file__).name], **run)  # type: ignore[call-overload]
         commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **run).stdout.strip()  # type: ignore[call-overload]
         changed = subprocess.run(["git", "status", "--porcelain", "-uno", "."], **run).stdout.strip()  # type: ignore[call-overload]
     except (OSError, subprocess.SubprocessError):

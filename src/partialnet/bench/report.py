@@ -23,6 +23,7 @@ class Row:
     model: str
     against: str
     setting: Setting
+    input_size: tuple[int, int, int]
     timing: Timing
     params_m: float
     macs_g: float
@@ -31,7 +32,8 @@ class Row:
         """Flat, for CSV and JSON."""
         return {
             "model": self.model,
-            **asdict(self.setting),
+            **{name: value for name, value in asdict(self.setting).items() if name != "img_size"},
+            "input_size": "×".join(map(str, self.input_size)),
             "params_m": round(self.params_m, 4),
             "macs_g": round(self.macs_g, 5),
             "images_per_second": round(1e3 * self.setting.batch_size / self.timing.median_ms, 2),

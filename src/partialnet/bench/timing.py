@@ -66,8 +66,7 @@ def interleave(
                 synchronize()
                 samples[name].append(1e3 * (time.perf_counter() - start))
             spent += time.perf_counter() - before
-            bar.n = min(spent, seconds)
-            bar.refresh()
+            bar.update(min(spent, seconds) - bar.n)
     reference = np.asarray(samples[against])
     return {name: _summarize(np.asarray(values), reference) for name, values in samples.items()}
 

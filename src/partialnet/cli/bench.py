@@ -30,7 +30,13 @@ from partialnet.errors import UserError
 @click.option("-b", "--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Images at a time.")
 @click.option("--img-size", type=click.IntRange(min=32), help="Height and width.  [default: each network's own]")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Device.")
-@click.option("--seconds", type=float, default=10.0, show_default=True, help="Time to measure each runtime.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=10.0,
+    show_default=True,
+    help="Time to measure each runtime.",
+)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the rows and the environment.")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write the rows.")
 @click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Write a bar chart as PNG.")
@@ -56,6 +62,8 @@ def bench(
 
     Example: partialnet bench partialnet_t0 mobilenetv3_large_100 --runtime onnxruntime,openvino --plot speed.png
     """
+    import torch
+
     from partialnet.bench import environment, interleave
     from partialnet.bench.contestants import RUNTIMES, Setting, default_peer, open_and_prepare, open_contestant
     from partialnet.bench.report import Row, as_table, write_csv, write_json
@@ -63,29 +71,38 @@ def bench(
     from partialnet.complexity import measure
     from partialnet.plots import speed_bars
 
-    runtimes = runtime.split(",")
+    runtimes = list(dict.fromkeys(name.strip() for name in runtime.split(",") if name.strip()))
     for name in runtimes:
         if name not in RUNTIMES:
             raise UserError(f"There is no runtime {name!r}; choose among {', '.join(RUNTIMES)}.")
+    settings = [Setting(name, precision, threads, batch_size, img_size, device) for name in runtimes]
+    for setting in settings:
+        setting.check()
+    for path in (json_path, csv_path, plot_path):
+        if path is not None and not path.parent.is_dir():
+            raise UserError(f"There is no folder {str(path.parent)!r} to write {path.name} into.")
+    if plot_path is not None and plot_path.suffix != ".png":
+        raise UserError(f"The plot is a PNG; {str(plot_path)!r} should end in .png.")
     reference = against or default_peer(models[0]) or models[0]
     names = list(dict.fromkeys([*models, reference]))
-    sizes = {}
+    sizes, inputs = {}, {}
     for name in names:
         checkpoint = open_contestant(name)
         channels, height, width = checkpoint.input_config["input_size"]
-        sizes[name] = measure(checkpoint.model, (channels, img_size or height, img_size or width)).folded
+        inputs[name] = (channels, img_size or height, img_size or width)
+        sizes[name] = measure(checkpoint.model, inputs[name]).folded
+    if len(set(inputs.values())) > 1:
+        each = ", ".join(f"{name} {height}×{width}" for name, (_, height, width) in inputs.items())
+        click.echo(f"Warning: image sizes differ ({each}); --img-size sets one for all.", err=True)
     rows = []
-    for name in runtimes:
-        setting = Setting(name, precision, threads, batch_size, img_size, device)
-        click.echo(f"Preparing {len(names)} networks for {name} …", err=True)
+    for setting in settings:
+        click.echo(f"Preparing {len(names)} networks for {setting.runtime} …", err=True)
         contestants = open_and_prepare(names, setting)
-        import torch
-
         timings = interleave(
-            contestants, reference, seconds, synchronize=synchronizer(torch.device(device)), description=name
+            contestants, reference, seconds, synchronize=synchronizer(torch.device(device)), description=setting.runtime
         )
         rows += [
-            Row(model, reference, setting, timing, sizes[model].params_m, sizes[model].macs_g)
+            Row(model, reference, setting, inputs[model], timing, sizes[model].params_m, sizes[model].macs_g)
             for model, timing in timings.items()
         ]
     click.echo(as_table(rows))

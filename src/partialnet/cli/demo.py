@@ -17,7 +17,13 @@ from partialnet.errors import UserError
     type=click.Path(path_type=Path),
     help="Run folder to make.  [default: runs/demo, or the next free runs/demo-2, …]",
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of weights, order and augmentation.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Seed of weights, order and augmentation.",
+)
 def demo(output: Path | None, seed: int) -> None:
     """Train partialnet_t0 on handwritten digits, from scratch, on the CPU.
 
@@ -27,13 +33,22 @@ def demo(output: Path | None, seed: int) -> None:
     Example: partialnet demo -o runs/digits
     """
     folder = _free_folder() if output is None else output
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{str(folder)!r} is a file; choose a folder with --output.")
+    if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{str(folder)!r} exists and is not empty; choose another folder with --output.")
     from partialnet.demo import run_demo
     from partialnet.training import Recipe
 
     click.echo("Training partialnet_t0 from scratch on 1,437 images of handwritten digits; 360 are held out.", err=True)
-    result = run_demo(folder, Recipe(seed=seed))
+    try:
+        result = run_demo(folder, Recipe(seed=seed))
+    except KeyboardInterrupt:
+        # without a checkpoint the folder is of no use, and it would take the place of the next run's
+        if not (folder / "model.safetensors").exists():
+            (folder / "metrics.csv").unlink(missing_ok=True)
+            folder.rmdir()
+        raise
     click.echo(f"\nTest accuracy {result.accuracy:.1%} on {result.num_test} images it has never seen. Written:")
     for file in result.files:
         click.echo(f"  {file}{'/' if file.is_dir() else ''}")
@@ -47,7 +62,7 @@ def _free_folder() -> Path:
     first = Path("runs/demo")
     number = 1
     folder = first
-    while folder.exists():
+    while folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         number += 1
         folder = first.with_name(f"demo-{number}")
     return folder

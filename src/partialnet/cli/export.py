@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import click
@@ -25,10 +26,12 @@ import click
 @click.option("--dynamic-batch", is_flag=True, help="Accept any number of images at a time.  [default: one]")
 @click.option(
     "--calibration",
-    type=click.Path(),
+    type=click.Path(exists=True, file_okay=False),
     help="Folder of images like those to come; int8 is calibrated and every export compared on them.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write.  [default: MODEL_PRECISION.onnx]")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="File to write.  [default: MODEL_PRECISION.onnx or .xml]"
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def export(
     model: str,
@@ -75,4 +78,7 @@ def export(
             err=True,
         )
     click.echo(f"Written: {result.path} ({result.size_mb:.1f} MB), {result.path}.json")
-    click.echo(f"\nNext: partialnet predict {result.path} IMAGE…")
+    if Path(model).exists():
+        click.echo(f"\nNext: partialnet predict {shlex.quote(str(result.path))} IMAGE…")
+    else:
+        click.echo("Its weights are random: it serves to measure time, not to predict.")

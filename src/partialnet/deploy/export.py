@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 import logging
@@ -177,22 +176,13 @@ class _Graph:
                 quantize_onnx(self.draft, path, self._calibration_batches())
             model = onnx.load(path)
         elif precision == "fp16":
-            half = path.with_name("half.onnx")
-            write_onnx(
-                copy.deepcopy(self.folded).half(), self.checkpoint.input_config["input_size"], half, self._dynamic
-            )
-            model = onnx.load(half)
+            from onnxruntime.transformers.float16 import convert_float_to_float16
+
+            model = convert_float_to_float16(onnx.load(self.draft), keep_io_types=True)
         else:
             model = onnx.load(self.draft)
         onnx.helper.set_model_props(model, {CONFIG_KEY: json.dumps(config)})
         onnx.save(model, path)
-
-    @property
-    def _dynamic(self) -> bool:
-        import onnx
-
-        batch = onnx.load(self.draft, load_external_data=False).graph.input[0].type.tensor_type.shape.dim[0]
-        return not batch.HasField("dim_value")
 
     def _finish_openvino(self, path: Path, precision: str, config: dict[str, Any]) -> None:
         openvino = require("openvino", "openvino")
@@ -213,7 +203,9 @@ def _resized(checkpoint: Checkpoint, img_size: int | None) -> Checkpoint:
 
 
 def _read(paths: Sequence[Path]) -> list[Image.Image]:
-    images = [image for _, image in read_images(paths[:CALIBRATION_IMAGES]) if isinstance(image, Image.Image)]
+    # spread over the folder, whose files are sorted by class
+    step = max(1, len(paths) // CALIBRATION_IMAGES)
+    images = [image for _, image in read_images(paths[::step][:CALIBRATION_IMAGES]) if isinstance(image, Image.Image)]
     if not images:
         raise UserError("None of the calibration images can be read.")
     return images

@@ -84,10 +84,9 @@ def _open_onnx(path: Path, threads: int | None) -> tuple[ExportedModel, dict[str
         raise UserError(f"{str(path)!r} is damaged or no ONNX file: {str(error).splitlines()[0]}") from error
     config = _parse_config(session.get_modelmeta().custom_metadata_map.get(CONFIG_KEY), path)
     entry = session.get_inputs()[0]
-    half = entry.type == "tensor(float16)"
 
     def run(images: np.ndarray) -> np.ndarray:
-        output: np.ndarray = session.run(None, {entry.name: images.astype(np.float16) if half else images})[0]
+        output: np.ndarray = session.run(None, {entry.name: images})[0]
         return output
 
     return ExportedModel(run, entry.shape[0] if isinstance(entry.shape[0], int) else None, config), config
@@ -136,4 +135,4 @@ def require(package: str, extra: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError:
-        raise UserError(f'This needs {package}. Install it with: pip install "partialnet[{extra}]"') from None
+        raise UserError(f'This needs {package}; in the checkout run: pip install ".[{extra}]"') from None

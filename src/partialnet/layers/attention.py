@@ -48,7 +48,7 @@ def create_attention(attention: AttentionLike, channels: int, device: Any = None
         return ATTENTIONS[attention](channels, device=device, dtype=dtype)
     try:
         layer = create_attn(attention, channels)
-    except AssertionError:
+    except (AssertionError, TypeError):  # unknown, or one of those that timm itself fails to build from a name
         layer = None
     if layer is None:
         raise ValueError(

@@ -86,6 +86,8 @@ class PATConv(nn.Module):
             raise ValueError(
                 f"kernel_size={kernel_size} must be odd and positive, so that both parts keep one resolution."
             )
+        if stride < 1 or dilation < 1:
+            raise ValueError(f"stride={stride} and dilation={dilation} must be at least 1.")
         if attention_scope not in ("partial", "full"):
             raise ValueError(f"attention_scope={attention_scope!r} must be 'partial' or 'full'.")
         passes_all = attention is None or attention_scope == "full"
@@ -187,6 +189,10 @@ def split_channels(channels: int, split_ratio: float, allow_all: bool = False) -
     Raises:
         ValueError: A part would be empty (``allow_all`` permits an empty attended part).
     """
+    if channels < 1 or not 0 <= split_ratio <= 1:
+        raise ValueError(
+            f"split_ratio={split_ratio} of {channels} channels: a ratio is in (0, 1], channels at least 1."
+        )
     # the tolerance lets ratios that are quotients of whole channel counts come out exactly
     conv_channels = math.floor(channels * split_ratio + 1e-6)
     most = channels if allow_all else channels - 1

@@ -57,7 +57,10 @@ def _create_mixer(spec: MixerSpec, channels: int, split_ratio: float, dd: dict[s
     name, arguments = _parse_mixer(spec)
     if name in _SPLIT_MIXERS:
         arguments = {"split_ratio": split_ratio, **arguments}
-    return MIXERS[name](channels, **arguments, **dd)
+    try:
+        return MIXERS[name](channels, **arguments, **dd)
+    except TypeError as error:
+        raise ValueError(f"Mixer {name!r} does not take {arguments}: {error}") from error
 
 
 def _parse_mixer(spec: MixerSpec) -> tuple[str, dict[str, Any]]:
@@ -71,8 +74,13 @@ def _parse_mixer(spec: MixerSpec) -> tuple[str, dict[str, Any]]:
 def _create_mlp_attention(spec: bool | Mapping[str, Any], channels: int, dd: dict[str, Any]) -> nn.Module:
     if spec is False:
         return nn.Identity()
+    if spec is not True and not isinstance(spec, Mapping):
+        raise ValueError(f"mlp_attention={spec!r} must be True, False or a mapping of PAT_sp's arguments.")
     arguments = {} if spec is True else spec
-    return pat_sp(channels, **arguments, **dd)
+    try:
+        return pat_sp(channels, **arguments, **dd)
+    except TypeError as error:
+        raise ValueError(f"PAT_sp does not take {arguments}: {error}") from error
 
 
 class Mlp(nn.Module):
