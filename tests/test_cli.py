@@ -423,6 +423,7 @@ def test_demo_chooses_a_free_folder(quick_demo: Path, command: Command, monkeypa
 
     def pretend(folder: Path, recipe: Recipe) -> DemoResult:
         folder.mkdir(parents=True)
+        (folder / "metrics.csv").touch()
         chosen.append(folder)
         return DemoResult(folder, folder / "model.safetensors", (), 1.0, 40)
 
@@ -687,3 +688,16 @@ def test_a_model_name_does_not_predict(command: Command, tmp_path: Path):
     assert result.code == 2
     assert "untrained" in result.err
     assert result.out == ""
+
+
+def test_demo_takes_an_empty_folder_again(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+
+    def interrupted(folder: Path, recipe: Recipe) -> DemoResult:
+        (folder / "metrics.csv").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(partialnet.demo, "run_demo", interrupted)
+    assert command("demo").code != 0
+    assert not (tmp_path / "runs" / "demo").exists()
