@@ -814,3 +814,9 @@ def test_dense_copies_a_slice_into_its_own_layout(memory_format: torch.memory_fo
     assert copied.is_contiguous(memory_format=memory_format)
     assert torch.equal(copied, part)
     assert dense(x) is x, "what is dense already is not copied"
+
+
+@pytest.mark.parametrize(("channels", "ratio"), [(0, 0.25), (8, float("nan"))])
+def test_patconv_refuses_no_channels_and_no_number(channels: int, ratio: float) -> None:
+    with pytest.raises(ValueError, match=r"split_ratio=.*channels: give a ratio"):
+        PATConv(channels, split_ratio=ratio)
