@@ -8,7 +8,6 @@ Importing this module registers ``partialnet_t0`` … ``partialnet_l`` with timm
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -16,262 +15,29 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath, SelectAdaptivePool2d, register_notrace_function, trunc_normal_
+from timm.layers import SelectAdaptivePool2d, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models import checkpoint_seq as run_checkpointed
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from partialnet.layers import GaussianSE, PATConv, SpatialGate, pat_ch, pat_sf, pat_sp
-from partialnet.layers.affine import ChannelAffine, batch_norm_affine, fold_batch_norm, fold_input_affine, with_weights
+from partialnet.layers import GaussianSE
 
+from .blocks import (
+    MixerSpec,
+    OutputNorm,
+    PartialNetBlock,
+    PatchEmbed,
+    PatchMerging,
+    create_mixer,
+    create_mlp_attention,
+    parse_mixer,
+)
 from .released import convert_released, is_released
 
-__all__ = ["MIXERS", "PartialNet"]
-
-#: A mixer's name, or a mapping with its name under "name" and arguments for it, such as an attention or a scope.
-MixerSpec = str | Mapping[str, Any]
+__all__ = ["PartialNet"]
 
 SplitRatio = float | Sequence[float]
-
-
-def _regular_conv(channels: int, device: Any = None, dtype: Any = None) -> nn.Module:
-    return nn.Conv2d(channels, channels, 3, padding=1, bias=False, device=device, dtype=dtype)
-
-
-def _depthwise_conv(channels: int, device: Any = None, dtype: Any = None) -> nn.Module:
-    return nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False, device=device, dtype=dtype)
-
-
-#: What can mix positions in a block: the paper's two blocks and the convolutions that its Table 6 compares them with.
-MIXERS: dict[str, Callable[..., nn.Module]] = {
-    "pat_ch": pat_ch,
-    "pat_sf": pat_sf,
-    "conv": _regular_conv,
-    "dwconv": _depthwise_conv,
-}
-_SPLIT_MIXERS = ("pat_ch", "pat_sf")
-
-
-def _create_mixer(spec: MixerSpec, channels: int, split_ratio: float, dd: dict[str, Any]) -> nn.Module:
-    name, arguments = _parse_mixer(spec)
-    if name in _SPLIT_MIXERS:
-        arguments = {"split_ratio": split_ratio, **arguments}
-    try:
-        return MIXERS[name](channels, **arguments, **dd)
-    except TypeError as error:
-        raise ValueError(f"Mixer {name!r} does not take {arguments}: {error}") from error
-
-
-def _parse_mixer(spec: MixerSpec) -> tuple[str, dict[str, Any]]:
-    arguments = {"name": spec} if isinstance(spec, str) else dict(spec)
-    name = arguments.pop("name", None)
-    if name not in MIXERS:
-        raise ValueError(f"Unknown mixer {name!r}. Choose one of {', '.join(MIXERS)}.")
-    return str(name), arguments
-
-
-def _create_mlp_attention(spec: bool | Mapping[str, Any], channels: int, dd: dict[str, Any]) -> nn.Module:
-    if spec is False:
-        return nn.Identity()
-    if spec is not True and not isinstance(spec, Mapping):
-        raise ValueError(f"mlp_attention={spec!r} must be True, False or a mapping of PAT_sp's arguments.")
-    arguments = {} if spec is True else spec
-    try:
-        return pat_sp(channels, **arguments, **dd)
-    except TypeError as error:
-        raise ValueError(f"PAT_sp does not take {arguments}: {error}") from error
-
-
-class Mlp(nn.Module):
-    """Two 1×1 convolutions without bias around BatchNorm and activation, (B, C, H, W) → (B, C, H, W)."""
-
-    def __init__(
-        self, channels: int, hidden: int, act_layer: Callable[..., nn.Module], device: Any = None, dtype: Any = None
-    ) -> None:
-        super().__init__()
-        self.fc1 = nn.Conv2d(channels, hidden, 1, bias=False, device=device, dtype=dtype)
-        self.norm = nn.BatchNorm2d(hidden, device=device, dtype=dtype)
-        self.act = act_layer()
-        self.fc2 = nn.Conv2d(hidden, channels, 1, bias=False, device=device, dtype=dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.norm(self.fc1(x))))
-
-
-class PartialNetBlock(nn.Module):
-    """Mix positions, then channels, with a residual connection; (B, C, H, W) → (B, C, H, W).
-
-    v1, stages 1–3: ``x + DropPath(PAT_sp(MLP(mixer(x))))``. v2, with self-attention:
-    ``x = x + mixer(x)``, then ``x + DropPath(PAT_sp(MLP(x)))``. Source: paper, Figs. 3a and 3d.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        mixer: nn.Module,
-        mixer_residual: bool,
-        mlp_attention: nn.Module,
-        mlp_ratio: float,
-        act_layer: Callable[..., nn.Module],
-        drop_path: float = 0.0,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__()
-        self.mixer_residual = mixer_residual
-        self.mixer = mixer
-        self.mlp = Mlp(channels, int(channels * mlp_ratio), act_layer, device=device, dtype=dtype)
-        self.mlp_attention = mlp_attention
-        self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        mixed = self.mixer(x)
-        if self.mixer_residual:
-            x = x + mixed
-            mixed = x
-        return x + self.drop_path(self.mlp_attention(self.mlp(mixed)))
-
-    @torch.jit.ignore
-    def fuse(self) -> nn.Module:
-        """The block for inference: PAT_sp's convolution and all BatchNorms folded into the MLP."""
-        return FoldedPartialNetBlock(self)
-
-
-class FoldedPartialNetBlock(nn.Module):
-    """``PartialNetBlock`` at inference.
-
-    With y the output of the MLP, into whose second convolution PAT_sp's is merged, and a the gate:
-    ``x + y · (passed + gated · a) + shift``. ``gated`` is the scale of the BatchNorm behind the gate on gated channels
-    and 0 elsewhere, ``passed`` is 1 on the other channels. Runtimes fuse this form into one pass, without the split and
-    concatenation of PAT_sp.
-
-    Source: paper, Sec. 3.1 (PAT_sp merges into the MLP); the algebra is ours.
-    """
-
-    def __init__(self, block: PartialNetBlock) -> None:
-        super().__init__()
-        self.mixer_residual = block.mixer_residual
-        mixer, fc1 = block.mixer, fold_batch_norm(block.mlp.fc1, block.mlp.norm)
-        if isinstance(mixer, PATConv) and not block.mixer_residual:
-            mixer, scale, shift = mixer.fuse_up_to_affine()
-            fc1 = fold_input_affine(fc1, scale, shift)
-        elif isinstance(mixer, PATConv):
-            mixer = mixer.fuse()
-        self.mixer = mixer
-        self.fc1 = fc1
-        self.act = block.mlp.act
-        self.fc2, attention = block.mlp.fc2, block.mlp_attention
-        self.gate: nn.Module = attention
-        if isinstance(attention, PATConv) and isinstance(attention.attn, SpatialGate):
-            self.fc2 = _merge_convolution(self.fc2, attention)
-            self.gate = _SpatialGate(attention)
-        elif isinstance(attention, PATConv):
-            self.gate = attention.fuse()
-        self.eval()
-
-    def forward(self, x: Tensor) -> Tensor:
-        mixed = self.mixer(x)
-        if self.mixer_residual:
-            x = x + mixed
-            mixed = x
-        return x + self.gate(self.fc2(self.act(self.fc1(mixed))))
-
-
-class _SpatialGate(nn.Module):
-    """PAT_sp's gate with its BatchNorm, over all channels at once; (B, C, H, W) → (B, C, H, W)."""
-
-    passed: Tensor
-
-    def __init__(self, pat_sp: PATConv) -> None:
-        super().__init__()
-        gate: Any = pat_sp.attn
-        row = gate.conv.weight.detach()[:, :, 0, 0]  # (1, number of gated channels)
-        scale, shift = batch_norm_affine(gate.norm, row[0])
-        padding = (0, pat_sp.out_channels - row.shape[1])
-        self.conv = with_weights(gate.conv, F.pad(row, padding)[:, :, None, None], None)
-        self.gated = nn.Parameter(F.pad(scale, padding)[:, None, None])
-        self.register_buffer("passed", F.pad(torch.zeros_like(scale), padding, value=1.0)[:, None, None])
-        self.shift = nn.Parameter(F.pad(shift, padding)[:, None, None])
-
-    def forward(self, y: Tensor) -> Tensor:
-        return y * (self.passed + self.gated * F.hardsigmoid(self.conv(y))) + self.shift
-
-
-def _merge_convolution(fc2: nn.Conv2d, pat_sp: PATConv) -> nn.Conv2d:
-    """One 1×1 convolution for ``fc2`` and the convolution of PAT_sp, with its BatchNorm, on the last channels."""
-    conv = fold_input_affine(pat_sp.conv, *batch_norm_affine(pat_sp.conv_norm, pat_sp.conv.weight[0, :, 0, 0]))
-    weight = fc2.weight.detach()[:, :, 0, 0]  # (C, hidden)
-    kernel = conv.weight.detach()[:, :, 0, 0]
-    attended, convolved = torch.split(weight, [pat_sp.attn_channels, pat_sp.conv_channels])
-    bias = weight.new_zeros(kernel.shape[0]) if conv.bias is None else conv.bias.detach()
-    return with_weights(
-        fc2, torch.cat((attended, kernel @ convolved))[:, :, None, None], F.pad(bias, (pat_sp.attn_channels, 0))
-    )
-
-
-@register_notrace_function
-@torch.jit.unused
-def check_size(x: Tensor, min_size: int) -> None:
-    """Raise ValueError if images are smaller than one position of the last feature map."""
-    if min(x.shape[-2:]) < min_size:
-        raise ValueError(
-            f"Images of {x.shape[-2]}×{x.shape[-1]} pixels are too small: the network divides the resolution by "
-            f"{min_size}. Enlarge them to at least {min_size}×{min_size}."
-        )
-
-
-class PatchEmbed(nn.Module):
-    """Stem: a convolution whose stride is its kernel, and BatchNorm. Pixels beyond a whole patch are dropped.
-
-    It refuses images below ``min_size``, here, where extractors of features that rebuild the network pass as well.
-    """
-
-    def __init__(
-        self, in_chans: int, embed_dim: int, patch_size: int, min_size: int, device: Any = None, dtype: Any = None
-    ) -> None:
-        super().__init__()
-        self.min_size = min_size
-        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, patch_size, bias=False, device=device, dtype=dtype)
-        self.norm: nn.Module = nn.BatchNorm2d(embed_dim, device=device, dtype=dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting() and not torch.compiler.is_compiling():
-            check_size(x, self.min_size)
-        return self.norm(self.proj(x))
-
-    @torch.jit.ignore
-    def fuse(self) -> PatchEmbed:
-        """A stem whose convolution has absorbed the BatchNorm."""
-        folded = copy.copy(self)
-        folded._modules = {"proj": fold_batch_norm(self.proj, self.norm), "norm": nn.Identity()}
-        return folded.eval()
-
-
-class PatchMerging(nn.Module):
-    """Halve the resolution and double the channels by a 2×2 convolution of stride 2, and BatchNorm."""
-
-    def __init__(self, channels: int, device: Any = None, dtype: Any = None) -> None:
-        super().__init__()
-        self.reduction = nn.Conv2d(channels, 2 * channels, 2, 2, bias=False, device=device, dtype=dtype)
-        self.norm = nn.BatchNorm2d(2 * channels, device=device, dtype=dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.reduction(x))
-
-    @torch.jit.ignore
-    def fuse(self) -> nn.Conv2d:
-        """Convolution and BatchNorm as one convolution."""
-        return fold_batch_norm(self.reduction, self.norm)
-
-
-class OutputNorm(nn.BatchNorm2d):
-    """BatchNorm of a stage's output; nothing follows that could absorb it, so it folds to scale and shift."""
-
-    @torch.jit.ignore
-    def fuse(self) -> ChannelAffine:
-        """Scale and shift at inference."""
-        return ChannelAffine(*batch_norm_affine(self, self.weight)).eval()
 
 
 class PartialNetStage(nn.Module):
@@ -300,7 +66,7 @@ class PartialNet(nn.Module):
         embed_dim: Channels of the first stage; doubled by every merging.
         depths: Number of blocks in each stage.
         split_ratio: Share of channels that PAT_ch and PAT_sf convolve: one number, or one for each block.
-        mixers: One mixer per stage; see ``MIXERS``. A mapping sets arguments of the block, for example
+        mixers: One mixer per stage; see ``MIXERS`` in ``blocks.py``. A mapping sets arguments of the block, for example
             ``{"name": "pat_ch", "attention": "srm"}`` or ``{"name": "pat_ch", "attention_scope": "full"}``.
         mlp_attention: Follow each MLP by PAT_sp; a mapping gives it arguments, such as ``{"attention_scope": "full"}``.
         mlp_ratio: Hidden channels of the MLP per channel.
@@ -365,9 +131,9 @@ class PartialNet(nn.Module):
             blocks = [
                 PartialNetBlock(
                     channels,
-                    mixer=_create_mixer(mixer, channels, ratios[block], dd),
-                    mixer_residual=_parse_mixer(mixer)[0] == "pat_sf",
-                    mlp_attention=_create_mlp_attention(mlp_attention, channels, dd),
+                    mixer=create_mixer(mixer, channels, ratios[block], dd),
+                    mixer_residual=parse_mixer(mixer)[0] == "pat_sf",
+                    mlp_attention=create_mlp_attention(mlp_attention, channels, dd),
                     mlp_ratio=mlp_ratio,
                     act_layer=act,
                     drop_path=drop_paths[block],
