@@ -839,7 +839,9 @@ def test_killed_while_saving(tmp_path: Path) -> None:
     draw, seen, cut_short = random.Random(0), set(), 0
     try:
         assert writer.stdout.readline() == "ready\n"
-        for kill in range(10):
+        for kill in range(80):
+            if kill >= 10 and cut_short:
+                break  # a kill that falls into the writing of a file is a matter of luck
             writer.stdin.write(f"{100 * kill + 1}\n")
             child = int(writer.stdout.readline())
             time.sleep(draw.uniform(0.05, 0.3))
