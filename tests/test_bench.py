@@ -2,7 +2,7 @@
 
 import csv
 import json
-import time
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -25,14 +25,21 @@ def test_contestants_take_turns():
     assert {timing.rounds for timing in timings.values()} == {5}
 
 
-def test_ratio_is_of_the_same_round():
+def test_ratio_is_of_the_same_round(monkeypatch: pytest.MonkeyPatch):
     # both contestants slow down tenfold halfway; their ratio stays 2
-    clock = iter([0.002, 0.004] * 6 + [0.02, 0.04] * 5)
-    run = {name: lambda: time.sleep(next(clock)) for name in ("fast", "slow")}
-    timings = interleave(run, "fast", seconds=0, min_rounds=9, warmup=2)
+    now = [0.0]
+    monkeypatch.setattr("partialnet.bench.timing.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    durations = iter([0.002, 0.004] * 6 + [0.02, 0.04] * 5)
+
+    def run() -> None:
+        now[0] += next(durations)
+
+    timings = interleave({"fast": run, "slow": run}, "fast", seconds=0, min_rounds=9, warmup=2)
     assert timings["fast"].ratio == 1
-    assert timings["slow"].ratio == pytest.approx(2, rel=0.2)
-    assert timings["slow"].q1_ms <= timings["slow"].median_ms <= timings["slow"].q3_ms
+    assert timings["slow"].ratio == pytest.approx(2)
+    assert timings["slow"].ratio_q3 == pytest.approx(2)
+    assert timings["slow"].median_ms == pytest.approx(40)
+    assert timings["slow"].q1_ms == pytest.approx(4)
 
 
 def test_environment_names_no_place():
