@@ -16,6 +16,7 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn.functional as F
+from eager import training_step
 from torch import Tensor, nn
 
 import partialnet  # noqa: F401 - registers the models
@@ -65,18 +66,10 @@ def transcribed() -> nn.Module:
     return model
 
 
-def training_step(model: nn.Module):
+def t0_step(model: nn.Module):
     model = model.train().to(memory_format=torch.channels_last)
     images = torch.randn(32, 3, 224, 224).to(memory_format=torch.channels_last)
-    labels = torch.randint(0, 1000, (32,))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-
-    def run():
-        optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-
-    return run
+    return training_step(model, images, torch.randint(0, 1000, (32,)))
 
 
 def norm_step(x: Tensor, gradient: Tensor):
@@ -121,8 +114,8 @@ def main() -> None:
         "training step of T0": (
             "transcribed",
             {
-                "transcribed": training_step(transcribed()),
-                "partialnet_t0": training_step(timm.create_model("partialnet_t0")),
+                "transcribed": t0_step(transcribed()),
+                "partialnet_t0": t0_step(timm.create_model("partialnet_t0")),
             },
         ),
     }
