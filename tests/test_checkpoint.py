@@ -29,8 +29,9 @@ from conftest import Randomize
 from torch import Tensor, nn
 
 import partialnet
-from partialnet.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Checkpoint, create_checkpoint, load, write_atomically
+from partialnet.checkpoint import CONFIG_NAME, WEIGHTS_NAME, Checkpoint, create_checkpoint, load
 from partialnet.errors import UserError
+from partialnet.files import write_atomically
 from partialnet.models import PartialNet
 
 #: A PartialNet of a tenth of a million parameters

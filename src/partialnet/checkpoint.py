@@ -10,9 +10,7 @@ import argparse
 import inspect
 import json
 import logging
-import os
 import pickle
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +28,7 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from .errors import UserError
+from .files import write_atomically
 from .fold import fold
 from .models import PartialNet
 from .models.partialnet import default_cfgs
@@ -178,30 +177,6 @@ def load_released(path: str | Path, act_layer: str | None = None) -> nn.Module:
         UserError: The file is missing, truncated, holds anything but tensors, or is of another network.
     """
     return _load_released(Path(path), act_layer).model
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that at any moment either the old or the whole new content is there."""
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise UserError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _load_safetensors(path: Path) -> Checkpoint:

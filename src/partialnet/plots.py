@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
 from .bench.report import Row
-from .checkpoint import write_atomically
+from .files import write_atomically
 from .training import EpochMetrics
 
 # colours that differ for colour-blind readers too (Okabe and Ito)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import time
 import warnings
@@ -21,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .checkpoint import write_atomically
 from .data import Split
+from .files import write_csv
 
 
 @dataclass(frozen=True)
@@ -133,14 +131,11 @@ class MetricsFile(L.Callback):
             seconds=time.perf_counter() - self._start,
         )
         self.rows.append(row)
-        text = io.StringIO()
-        writer = csv.DictWriter(text, list(asdict(row)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(
+        rows = (
             {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in asdict(row).items()}
             for row in self.rows
         )
-        write_atomically(self.path, text.getvalue().encode())
+        write_csv(self.path, rows, list(asdict(row)))
 
 
 class ProgressBar(L.Callback):

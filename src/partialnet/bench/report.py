@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from partialnet.checkpoint import write_atomically
+from partialnet.files import write_atomically
 
 from .contestants import Setting
 from .timing import Timing
@@ -46,16 +44,6 @@ def write_json(path: Path, rows: Sequence[Row], environment: dict[str, Any]) -> 
     """Rows with the environment they hold for."""
     content = {"environment": environment, "rows": [row.as_dict() for row in rows]}
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
-
-
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """One line for each row."""
-    text = io.StringIO()
-    records = [row.as_dict() for row in rows]
-    writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    write_atomically(path, text.getvalue().encode())
 
 
 def as_table(rows: Sequence[Row]) -> str:

@@ -66,9 +66,10 @@ def bench(
 
     from partialnet.bench import environment, interleave
     from partialnet.bench.contestants import RUNTIMES, Setting, default_peer, open_and_prepare, open_contestant
-    from partialnet.bench.report import Row, as_table, write_csv, write_json
+    from partialnet.bench.report import Row, as_table, write_json
     from partialnet.bench.timing import synchronizer
     from partialnet.complexity import measure
+    from partialnet.files import write_csv
     from partialnet.plots import speed_bars
 
     runtimes = list(dict.fromkeys(name.strip() for name in runtime.split(",") if name.strip()))
@@ -112,7 +113,8 @@ def bench(
         write_json(json_path, rows, environment())
         written.append(json_path)
     if csv_path:
-        write_csv(csv_path, rows)
+        records = [row.as_dict() for row in rows]
+        write_csv(csv_path, records, list(records[0]))
         written.append(csv_path)
     if plot_path:
         speed_bars(plot_path, rows)

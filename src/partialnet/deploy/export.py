@@ -19,8 +19,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from partialnet.checkpoint import Checkpoint, write_atomically
+from partialnet.checkpoint import Checkpoint
 from partialnet.errors import UserError
+from partialnet.files import write_atomically
 from partialnet.fold import fold
 from partialnet.images import read_images
 from partialnet.prediction import Classifier
