@@ -29,14 +29,14 @@ from PIL import Image
 from test_checkpoint import released_layout
 
 import partialnet.demo
-import partialnet.training
+import partialnet.training.simple
 from partialnet.checkpoint import create_checkpoint, load
 from partialnet.cli import main
 from partialnet.complexity import PAPER
-from partialnet.data import ImageDataset, Split, digits
+from partialnet.data.digits import ImageDataset, Split, digits
 from partialnet.demo import DemoResult, run_demo
 from partialnet.prediction import Classifier
-from partialnet.training import Recipe
+from partialnet.training.simple import Recipe
 
 CLASSES = ("cat", "dog", "Übergröße")
 
@@ -398,7 +398,7 @@ def quick_demo(few_digits: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Make ``partialnet demo`` short, in a folder of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(partialnet.demo, "digits", lambda: few_digits)
-    monkeypatch.setattr(partialnet.training, "Recipe", partial(Recipe, epochs=1, batch_size=32))
+    monkeypatch.setattr(partialnet.training.simple, "Recipe", partial(Recipe, epochs=1, batch_size=32))
     return tmp_path
 
 

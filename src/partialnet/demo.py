@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from . import plots
 from .checkpoint import Checkpoint, create_checkpoint
-from .data import Split, digits
+from .data.digits import Split, digits
 from .prediction import Classifier
-from .training import EpochMetrics, Recipe, train
+from .training.simple import EpochMetrics, Recipe, train
 
 MODEL = "partialnet_t0"
 SAMPLES = 20

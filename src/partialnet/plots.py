@@ -14,7 +14,7 @@ from PIL import Image
 
 from .bench.report import Row
 from .files import write_atomically
-from .training import EpochMetrics
+from .training.simple import EpochMetrics
 
 # colours that differ for colour-blind readers too (Okabe and Ito)
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"

@@ -38,7 +38,7 @@ def demo(output: Path | None, seed: int) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{str(folder)!r} exists and is not empty; choose another folder with --output.")
     from partialnet.demo import run_demo
-    from partialnet.training import Recipe
+    from partialnet.training.simple import Recipe
 
     click.echo("Training partialnet_t0 from scratch on 1,437 images of handwritten digits; 360 are held out.", err=True)
     try:

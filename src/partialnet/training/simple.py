@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .data import Split
-from .files import write_csv
+from ..data.digits import Split
+from ..files import write_csv
 
 
 @dataclass(frozen=True)

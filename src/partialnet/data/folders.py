@@ -1,0 +1,82 @@
+"""A folder with one folder of images for each class, as torchvision's ImageFolder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..errors import UserError
+from ..images import SUFFIXES, read_image
+from .labelled_images import LabelledImages
+
+
+class FolderImages(LabelledImages):
+    """``root/<class>/**/<image>``; classes and files are sorted by name, hidden ones left out.
+
+    Only paths are kept in memory, as bytes in one array, so that reading processes share them.
+
+    Args:
+        root: The folder.
+        class_names: Folders to read, in the order of the labels; None takes every folder there is.
+
+    Raises:
+        UserError: ``root`` is no folder, has no folder of images, or one of the classes has no image.
+    """
+
+    def __init__(self, root: str | Path, class_names: tuple[str, ...] | None = None) -> None:
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise UserError(f"There is no folder {str(root)!r}.")
+        self.class_names = class_names or class_folders(self.root)
+        if not self.class_names:
+            raise UserError(
+                f"Folder {str(root)!r} holds no folders; it should hold one folder of images for each class."
+            )
+        names: list[str] = []
+        counts: list[int] = []
+        for class_name in self.class_names:
+            found = sorted(_images_below(self.root / class_name, class_name))
+            names += found
+            counts.append(len(found))
+        empty = [name for name, count in zip(self.class_names, counts, strict=True) if not count]
+        if len(empty) == len(counts):
+            raise UserError(f"No folder in {str(root)!r} holds an image ({', '.join(SUFFIXES)}).")
+        if empty:
+            raise UserError(f"Class folder {str(self.root / empty[0])!r} holds no image; fill or remove it.")
+        self.labels = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
+        encoded = [os.fsencode(name) for name in names]
+        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self._ends = np.cumsum([len(name) for name in encoded])
+
+    def read(self, index: int) -> Image.Image:
+        """Image ``index`` as 8-bit RGB, upright."""
+        return read_image(self.root / self.name(index))
+
+    def name(self, index: int) -> str:
+        """Path below the root."""
+        start = self._ends[index - 1] if index else 0
+        return os.fsdecode(self._bytes[start : self._ends[index]].tobytes())
+
+
+def class_folders(root: Path) -> tuple[str, ...]:
+    """Names of the folders in ``root``, sorted, hidden ones left out."""
+    return tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")))
+
+
+def _images_below(folder: Path, prefix: str) -> list[str]:
+    """Image files below ``folder``, as paths that start with ``prefix``."""
+    found: list[str] = []
+    if not folder.is_dir():
+        return found
+    for entry in os.scandir(folder):
+        if entry.name.startswith("."):
+            continue
+        name = f"{prefix}/{entry.name}"
+        if entry.is_dir():
+            found += _images_below(Path(entry.path), name)
+        elif entry.name.lower().endswith(SUFFIXES):
+            found.append(name)
+    return found

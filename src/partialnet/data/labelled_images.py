@@ -1,0 +1,78 @@
+"""Labelled images, read one at a time: what every data set is to training and evaluation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+
+class LabelledImages(ABC):
+    """Images with one class each, opened when they are asked for.
+
+    An object of this kind is sent to reading processes, so it must be possible to pickle it, and reading image i must
+    give the same pixels in every process.
+
+    Attributes:
+        class_names: Name of each class, in the order of the labels.
+        labels: Class of each image, (number of images,), int64.
+    """
+
+    class_names: tuple[str, ...]
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def read(self, index: int) -> Image.Image:
+        """Image ``index`` as 8-bit RGB.
+
+        Raises:
+            UserError: It cannot be read.
+        """
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """What a person would find image ``index`` by: its path within the data set."""
+
+
+class Subset(LabelledImages):
+    """Some of other images, in the order of ``indices``."""
+
+    def __init__(self, images: LabelledImages, indices: Sequence[int] | np.ndarray) -> None:
+        self.images = images
+        self.indices = np.asarray(indices, dtype=np.int64)
+        self.class_names = images.class_names
+        self.labels = images.labels[self.indices]
+
+    def read(self, index: int) -> Image.Image:
+        """Image ``index`` of the subset as 8-bit RGB."""
+        return self.images.read(int(self.indices[index]))
+
+    def name(self, index: int) -> str:
+        """Name of image ``index`` of the subset."""
+        return self.images.name(int(self.indices[index]))
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Training and held-out images of one task.
+
+    Attributes:
+        train: What is learnt from.
+        validation: What is never learnt from.
+        split: How they were told apart, in words, such as "folders train and val" or "a tenth of each class, seed 0".
+    """
+
+    train: LabelledImages
+    validation: LabelledImages
+    split: str
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each class."""
+        return self.train.class_names
