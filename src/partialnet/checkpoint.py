@@ -65,6 +65,7 @@ class Checkpoint:
             ``crop_pct`` and ``crop_mode``.
         report: For a released checkpoint: what was loaded, renamed and left.
         folded: Whether the network is folded; (H, W) if for images of that size only.
+        training: How it was trained: the run's configuration with its seed, the epoch, the accuracy it reached.
     """
 
     model: nn.Module
@@ -74,6 +75,7 @@ class Checkpoint:
     input_config: dict[str, Any] = field(default_factory=dict)
     report: str = ""
     folded: bool | tuple[int, int] = False
+    training: dict[str, Any] = field(default_factory=dict)
 
     def fold(self, img_size: tuple[int, int] | None = None) -> Checkpoint:
         """A copy with the network folded for inference; see ``partialnet.fold``."""
@@ -97,6 +99,8 @@ class Checkpoint:
             config["label_names"] = list(self.class_names)
         if self.folded:
             config["folded"] = self.folded
+        if self.training:
+            config["training"] = self.training
         return config
 
     def save(self, folder: str | Path) -> Path:
@@ -200,6 +204,7 @@ def _load_safetensors(path: Path) -> Checkpoint:
         checkpoint = create_checkpoint(config["architecture"], names, **model_args)
         checkpoint.input_config |= {key: pretrained[key] for key in _INPUT_KEYS if key in pretrained}
         _check_configuration(checkpoint)
+        checkpoint.training = dict(config.get("training") or {})
         if folded := config.get("folded"):
             checkpoint = checkpoint.fold(None if folded is True else (int(folded[0]), int(folded[1])))
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,0 +1,75 @@
+"""Notice losses and gradients that are not finite, without making a GPU wait."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..data.labelled_images import LabelledImages
+from ..errors import UserError
+
+#: Names in the message; the rest is counted.
+SHOWN = 10
+
+
+@dataclass
+class _Step:
+    place: str
+    flags: Tensor  # (number of losses + 1,): whether each loss, and the gradients, are finite; on the CPU
+    ready: torch.cuda.Event | None
+    indices: list[Tensor]
+
+
+class FiniteCheck:
+    """Keeps whether losses and gradients were finite, and tells when they were not.
+
+    On a GPU the answer is fetched without waiting, so it is known some steps later; by then the weights may be spoilt,
+    so nothing is written before ``check(wait=True)``.
+    """
+
+    def __init__(self) -> None:
+        self._losses: list[Tensor] = []
+        self._indices: list[Tensor] = []
+        self._steps: list[_Step] = []
+
+    def note_loss(self, loss: Tensor, indices: Tensor) -> None:
+        """Note the loss of the images with these indices."""
+        self._losses.append(loss.detach())
+        self._indices.append(indices)
+
+    def note_step(self, norm: Tensor | None, place: str) -> None:
+        """Note a step with the norm of its gradient, which the noted losses led to."""
+        norm = torch.zeros_like(self._losses[0]) if norm is None else norm
+        flags = torch.stack([*self._losses, norm.to(self._losses[0].dtype)]).isfinite()
+        ready = None
+        if flags.is_cuda:
+            on_cpu = torch.empty(flags.shape, dtype=torch.bool, pin_memory=True)
+            on_cpu.copy_(flags, non_blocking=True)
+            flags, ready = on_cpu, torch.cuda.Event()
+            ready.record()
+        self._steps.append(_Step(place, flags, ready, self._indices))
+        self._losses, self._indices = [], []
+
+    def check(self, images: LabelledImages, wait: bool) -> None:
+        """Look at the noted steps: at all of them, or at those whose answer is there.
+
+        Raises:
+            UserError: A loss or gradient was NaN or infinite; names the images of the batch.
+        """
+        while self._steps and (wait or self._steps[0].ready is None or self._steps[0].ready.query()):
+            step = self._steps.pop(0)
+            if step.ready is not None:
+                step.ready.synchronize()
+            if bool(step.flags.all()):
+                continue
+            losses = step.flags[:-1].tolist()
+            spoilt = [part for part, finite in zip(step.indices, losses, strict=True) if not finite]
+            names = [images.name(int(index)) for part in spoilt or step.indices for index in part]
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            raise UserError(
+                f"The {'loss' if spoilt else 'gradient'} is NaN or infinite in {step.place}, so training stopped; the "
+                f"checkpoints of the last whole epoch are untouched. A lower lr or clip_grad helps if the images are "
+                f"sound. Images: {', '.join(names[:SHOWN])}{more}."
+            )

@@ -1,0 +1,102 @@
+"""The network to train: new, or from the weights of another run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import timm
+from torch import nn
+
+from ..checkpoint import Checkpoint, create_checkpoint, load
+from ..errors import UserError
+from .config import TrainConfig
+
+
+def create_network(config: TrainConfig, class_names: Sequence[str]) -> tuple[Checkpoint, str]:
+    """The network that ``config`` asks for, with an output for each class.
+
+    Returns:
+        The network, in evaluation mode, with how it wants its images; and a sentence on where its weights come from.
+
+    Raises:
+        UserError: timm has no such model or refuses its arguments, or ``config.weights`` does not fit.
+    """
+    arguments: dict[str, Any] = {**config.model_args, "num_classes": len(class_names)}
+    if config.drop_path_rate is not None:
+        arguments["drop_path_rate"] = config.drop_path_rate
+    if config.img_size is not None and _has_fixed_size(config.model):
+        arguments["img_size"] = config.img_size
+    network = create_checkpoint(config.model, class_names, **arguments)
+    size = [config.img_size] * 2 if config.img_size is not None else network.input_config["input_size"][1:]
+    input_config = {**network.input_config, "input_size": [3, *size], "crop_pct": config.test_crop}
+    network = replace(network, input_config=input_config)
+    report = "Weights: new."
+    if config.weights is not None:
+        report = _load_weights(network, config.weights)
+    if config.freeze_backbone:
+        _freeze_backbone(network.model, config)
+    return network, report
+
+
+def classifier_parameters(model: nn.Module) -> set[str]:
+    """Names of the parameters and buffers of the last layer, or layers where a model has several outputs."""
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    prefixes = (names,) if isinstance(names, str) else tuple(names)
+    return {name for name in model.state_dict() if any(name.startswith(f"{prefix}.") for prefix in prefixes)}
+
+
+def _has_fixed_size(name: str) -> bool:
+    if not timm.is_model(name):
+        return False
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return bool(config is not None and config.fixed_input_size)
+
+
+def _load_weights(network: Checkpoint, source: str) -> str:
+    """Copy what fits from another checkpoint, and say what did."""
+    other = load(source)
+    if other.folded:
+        raise UserError(f"{source!r} is folded for inference and cannot be trained; give the run it came from.")
+    own, given = network.model.state_dict(), other.model.state_dict()
+    head = classifier_parameters(network.model)
+    names_differ = bool(other.class_names) and tuple(other.class_names) != tuple(network.class_names)
+    fitting = {
+        name: tensor
+        for name, tensor in given.items()
+        if name in own and own[name].shape == tensor.shape and not (names_differ and name in head)
+    }
+    body = [name for name in own if name not in head]
+    matched = sum(name in fitting for name in body)
+    if 2 * matched < len(body):
+        raise UserError(
+            f"{matched or 'None'} of the {len(body)} tensors below the head of {network.architecture} are in "
+            f"{source!r}, which is a {other.architecture}; choose --model {other.architecture}, or other weights."
+        )
+    network.model.load_state_dict(fitting, strict=False)
+    sentences = [f"Weights: {len(fitting)} of {len(own)} tensors from {source} ({other.architecture})."]
+    if head - fitting.keys():
+        count = len(other.class_names) or getattr(other.model, "num_classes", 0)
+        sentences.append(f"The head is new: {len(network.class_names)} classes here, {count} others there.")
+    new = [name for name in body if name not in fitting]
+    if new:
+        sentences.append(f"NEW, because they are missing or shaped otherwise there: {_listed(new)}.")
+    left = [name for name in given if name not in own]
+    if left:
+        sentences.append(f"NOT USED: {_listed(left)}.")
+    return " ".join(sentences)
+
+
+def _freeze_backbone(model: nn.Module, config: TrainConfig) -> None:
+    """Leave gradients to the last layer only."""
+    head = classifier_parameters(model)
+    if not head:
+        raise UserError(f"{config.model} does not say which layer is its classifier, so freeze_backbone cannot be used.")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in head)
+
+
+def _listed(names: Sequence[str], limit: int = 5) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

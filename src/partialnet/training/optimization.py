@@ -1,0 +1,90 @@
+"""Optimiser, learning rate and its schedule."""
+
+from __future__ import annotations
+
+import math
+from difflib import get_close_matches
+
+import torch
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import nn
+
+from ..errors import UserError
+from .config import TrainConfig
+
+#: Learning rate of the first step of a warm-up, as a share of the highest.
+WARMUP_START = 1e-3
+
+
+def check_optimization(config: TrainConfig) -> None:
+    """Refuse before anything is written what would fail in the first step.
+
+    Raises:
+        UserError: timm has no such optimiser, or the warm-up takes the whole training.
+    """
+    if config.optimizer.lower() not in list_optimizers():
+        near = get_close_matches(config.optimizer, list_optimizers(), n=3)
+        hint = f" Similar names: {', '.join(near)}." if near else ""
+        raise UserError(f"timm has no optimiser named {config.optimizer!r}.{hint}")
+    if config.warmup_epochs >= config.epochs:
+        raise UserError(f"warmup_epochs={config.warmup_epochs:g} must be less than epochs={config.epochs}.")
+
+
+def scaled_lr(config: TrainConfig, world_size: int) -> tuple[float, str]:
+    """Highest learning rate for the effective batch, and how it came about, in words."""
+    batch = config.batch_size * config.accumulate * world_size
+    factors = [f"{config.batch_size} images"]
+    if config.accumulate > 1:
+        factors.append(f"{config.accumulate} batches added up")
+    if world_size > 1:
+        factors.append(f"{world_size} processes")
+    size = f"effective batch {batch}" + (f" ({' × '.join(factors)})" if len(factors) > 1 else "")
+    if config.lr_scaling == "none":
+        return config.lr, f"Learning rate {config.lr:.3g}, whatever the batch; {size}."
+    ratio = batch / config.lr_batch
+    lr = config.lr * (math.sqrt(ratio) if config.lr_scaling == "sqrt" else ratio)
+    law = "√" if config.lr_scaling == "sqrt" else ""
+    return lr, f"Learning rate {lr:.3g} = {config.lr:g} × {law}({batch} / {config.lr_batch}); {size}."
+
+
+def create_optimizer(network: nn.Module, config: TrainConfig, lr: float) -> torch.optim.Optimizer:
+    """timm's optimiser; norms and biases do not decay, and with ``layer_decay`` earlier layers learn more slowly.
+
+    Raises:
+        UserError: timm refuses it, as for an optimiser whose library is not installed.
+    """
+    try:
+        return create_optimizer_v2(
+            network, config.optimizer, lr=lr, weight_decay=config.weight_decay, layer_decay=config.layer_decay
+        )
+    except (AssertionError, ImportError, ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"The optimiser {config.optimizer!r} cannot be used: {error}") from error
+
+
+def create_schedule(
+    optimizer: torch.optim.Optimizer, config: TrainConfig, lr: float, updates_per_epoch: int
+) -> Scheduler:
+    """timm's schedule, a function of the number of updates.
+
+    After a linear warm-up the schedule proper fills the other epochs; "step" falls to a tenth after each third of
+    them, "multistep" after half and three quarters, and "poly" falls linearly.
+    """
+    epochs = config.epochs - config.warmup_epochs
+    schedule, _ = create_scheduler_v2(
+        optimizer,
+        sched=config.schedule,
+        num_epochs=epochs,
+        decay_epochs=epochs / 3,
+        decay_milestones=[epochs / 2, epochs * 3 / 4],
+        decay_rate=1.0 if config.schedule == "poly" else 0.1,
+        min_lr=lr * config.min_lr_ratio,
+        warmup_lr=lr * WARMUP_START,
+        warmup_epochs=config.warmup_epochs,  # type: ignore[arg-type] - parts of epochs work
+        warmup_prefix=True,
+        step_on_epochs=False,
+        updates_per_epoch=updates_per_epoch,
+    )
+    assert schedule is not None
+    return schedule

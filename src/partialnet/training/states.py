@@ -1,0 +1,118 @@
+"""States of a run, from which it continues: written whole, checked when read, the newest two kept."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from ..files import write_atomically
+
+_NAME = re.compile(r"(\d+)-.*-([0-9a-f]{16})\.pt")
+
+
+class StateFiles(CheckpointIO):
+    """Lightning's checkpoints as files ``NUMBER-epoch-E-batch-B-CHECKSUM.pt`` in one folder.
+
+    A file appears under its name when all of it is on the disk. The checksum, the first 16 digits of the content's
+    SHA-256, tells damage that a disk or a copy did later. Files hold tensors and plain values only and are read with
+    ``weights_only=True``.
+
+    Args:
+        folder: Where the files are.
+        say: Takes a sentence for the user.
+    """
+
+    def __init__(self, folder: Path, say: Any) -> None:
+        self.folder = folder
+        self.say = say
+        self.last_good: Path | None = None
+        self._content: dict[str, Any] | None = None
+
+    def files(self) -> list[Path]:
+        """The files there are, the newest first."""
+        if not self.folder.is_dir():
+            return []
+        found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)]
+        return sorted(found, key=_number, reverse=True)
+
+    def newest(self) -> dict[str, Any] | None:
+        """Content of the newest file that is whole, also kept as ``last_good``; None if there is none."""
+        for path in self.files():
+            try:
+                content = path.read_bytes()
+                if _checksum(content) != path.stem.rpartition("-")[2]:
+                    raise ValueError("its checksum is wrong")
+                self._content = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            except Exception as error:  # torch's reader raises whatever a damaged file leads it to
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                self.say(f"The state {str(path)!r} is damaged ({reason}); trying the one before.")
+                continue
+            self.last_good = path
+            return self._content
+        return None
+
+    def next_path(self, epoch: int, batch: int) -> Path:
+        """Name of the next state but for the checksum."""
+        number = max((_number(path) for path in self.files()), default=0) + 1
+        return self.folder / f"{number:06d}-epoch-{epoch}-batch-{batch}.pt"
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a state and remove all but it and the one before.
+
+        Where it cannot be written, as on a full disk, the user is told and the states before stay.
+        """
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        content = buffer.getvalue()
+        path = Path(path)
+        path = path.with_name(f"{path.stem}-{_checksum(content)}.pt")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, content)
+        except (OSError, ValueError) as error:
+            kept = f"the last one, {str(self.last_good)!r}, stays" if self.last_good else "there is none before it"
+            self.say(f"The state of the run cannot be written ({describe(error)}); {kept}, and training goes on.")
+            return
+        for old in self.files():
+            if old not in (path, self.last_good):
+                old.unlink(missing_ok=True)
+        self.last_good = path
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = None, **options: Any) -> dict[str, Any]:
+        """The content that ``newest`` has read and checked."""
+        content, self._content = self._content, None
+        if content is None or Path(path) != self.last_good:
+            raise RuntimeError(f"{path} is not what was checked")
+        return content
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a state."""
+        Path(path).unlink(missing_ok=True)
+
+    def remove_leftovers(self) -> None:
+        """Remove the parts of files that a killed process was writing."""
+        for folder in (self.folder, self.folder.parent, self.folder.parent / "last"):
+            if folder.is_dir():
+                for path in folder.glob(".*.*.*"):
+                    if re.fullmatch(r"\..+\.(pt|safetensors|json|csv|txt|yaml|png)\.[a-z0-9_]{8}", path.name):
+                        path.unlink(missing_ok=True)
+
+
+def describe(error: Exception) -> str:
+    """What the system says about a failed write."""
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+
+
+def _number(path: Path) -> int:
+    return int(path.name.partition("-")[0])
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -1,0 +1,92 @@
+"""Distillation: a trained network whose answers are part of what is learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from huggingface_hub import try_to_load_from_cache
+from torch import Tensor, nn
+
+from ..checkpoint import Checkpoint, load
+from ..errors import UserError
+
+
+class Teacher(nn.Module):
+    """Answers to images that are prepared for another network.
+
+    Args:
+        checkpoint: The trained network.
+        input_config: How the images that it is given are prepared.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, input_config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.model = checkpoint.model.eval().requires_grad_(False)
+        mean, std = (torch.tensor(input_config[name]) for name in ("mean", "std"))
+        own_mean, own_std = (torch.tensor(checkpoint.input_config[name]) for name in ("mean", "std"))
+        self.register_buffer("scale", (std / own_std).view(-1, 1, 1))
+        self.register_buffer("shift", ((mean - own_mean) / own_std).view(-1, 1, 1))
+        cfg = getattr(checkpoint.model, "pretrained_cfg", None) or {}
+        self.size = tuple(checkpoint.input_config["input_size"][1:]) if cfg.get("fixed_input_size") else None
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W), normalised for the student → logits (B, classes)."""
+        images = images * self.scale + self.shift
+        if self.size is not None and images.shape[-2:] != self.size:
+            images = F.interpolate(images, self.size, mode="bicubic", antialias=True)
+        return self.model(images)
+
+
+def load_teacher(source: str, class_names: Sequence[str], input_config: Mapping[str, Any]) -> Teacher:
+    """A checkpoint, a run folder, or a timm model whose pretrained weights are on this machine.
+
+    Raises:
+        UserError: There is no such thing, or it knows other classes.
+    """
+    checkpoint = load(source) if Path(source).exists() or not timm.is_model(source) else _load_pretrained(source)
+    if getattr(checkpoint.model, "num_classes", 0) != len(class_names) or (
+        checkpoint.class_names and tuple(checkpoint.class_names) != tuple(class_names)
+    ):
+        raise UserError(
+            f"The teacher {source!r} knows {getattr(checkpoint.model, 'num_classes', 0)} classes, which are not the "
+            f"{len(class_names)} of the data; train it on the same classes first."
+        )
+    return Teacher(checkpoint, input_config)
+
+
+def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """Kullback–Leibler divergence of the softened answers, mean over images, times T².
+
+    Source: G. Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
+    """
+    student = F.log_softmax(logits / temperature, 1)
+    teacher = F.log_softmax(teacher_logits / temperature, 1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def _load_pretrained(name: str) -> Checkpoint:
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not _is_here(config):
+        raise UserError(
+            f"The pretrained weights of the teacher {name!r} are not on this machine; fetch them once where there is a "
+            f"network with `timm.create_model({name!r}, pretrained=True)`, or give a checkpoint."
+        )
+    model = timm.create_model(name, pretrained=True)
+    return Checkpoint(model.eval(), name, input_config=timm.data.resolve_data_config(model=model))
+
+
+def _is_here(config: Any) -> bool:
+    if config.file:
+        return Path(config.file).is_file()
+    if config.hf_hub_id:
+        files = ("model.safetensors", "pytorch_model.bin", config.hf_hub_filename or "model.safetensors")
+        return any(isinstance(try_to_load_from_cache(config.hf_hub_id, file), str) for file in files)
+    if config.url:
+        return (Path(torch.hub.get_dir()) / "checkpoints" / str(config.url).rpartition("/")[2]).is_file()
+    return False
