@@ -92,7 +92,7 @@ class RunKeeper(L.Callback):
         progress = task.progress
         progress.batch += 1
         progress.broken.update(task.data.train.name(index) for index in batch.broken)
-        last = progress.batch >= int(trainer.num_training_batches)
+        last = progress.batch >= task.num_batches
         if progress.batch % task.config.accumulate and not last:
             return  # gradients in the middle of an addition are in no state
         due = time.monotonic() - self._last_save > 60 * task.config.save_minutes

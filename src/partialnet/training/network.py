@@ -92,7 +92,9 @@ def _freeze_backbone(model: nn.Module, config: TrainConfig) -> None:
     """Leave gradients to the last layer only."""
     head = classifier_parameters(model)
     if not head:
-        raise UserError(f"{config.model} does not say which layer is its classifier, so freeze_backbone cannot be used.")
+        raise UserError(
+            f"{config.model} does not say which layer is its classifier, so freeze_backbone cannot be used."
+        )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in head)
 

@@ -47,7 +47,9 @@ class SyncBatchNorm(nn.BatchNorm2d):
         return self.act(self.drop(y))
 
     def _normalise(self, x: Tensor) -> Tensor:
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
         dims = [0, *range(2, x.ndim)]
         shape = (1, -1, *[1] * (x.ndim - 2))
         wide = x.float()

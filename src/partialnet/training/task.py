@@ -36,15 +36,22 @@ class ClassifierTask(L.LightningModule):
         checkpoint: The network, and how it wants its images.
         config: How to train it.
         data: What to learn from.
+        num_batches: Batches of an epoch, in each process.
         teacher: A network to learn from as well.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, config: TrainConfig, data: ImageData, teacher: Teacher | None = None
+        self,
+        checkpoint: Checkpoint,
+        config: TrainConfig,
+        data: ImageData,
+        num_batches: int,
+        teacher: Teacher | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.data = data
+        self.num_batches = num_batches
         self.input_config = checkpoint.input_config
         self.network = checkpoint.model
         self.progress = Progress()
@@ -77,7 +84,7 @@ class ClassifierTask(L.LightningModule):
         """timm's optimiser, whose schedule ``optimizer_step`` follows."""
         lr, _ = scaled_lr(self.config, self.trainer.world_size)
         optimizer = create_optimizer(self.network, self.config, lr)
-        updates = -(-int(self.trainer.num_training_batches) // self.config.accumulate)
+        updates = -(-self.num_batches // self.config.accumulate)
         self._schedule = create_schedule(optimizer, self.config, lr, updates)
         return optimizer
 
@@ -192,21 +199,16 @@ class EpochBatches:
 
     def __init__(self, task: ClassifierTask) -> None:
         self.task = task
-        self.number = len(self._loader(epoch=0, first_batch=0))
 
     def __len__(self) -> int:
-        return self.number
+        return self.task.num_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        # a generator's body runs when the first batch is asked for, and then the epoch's number is certain
-        yield from self._loader(self.task.progress.epoch, self.task.progress.batch)
-
-    def _loader(self, epoch: int, first_batch: int) -> Any:
+        # a generator's body runs when the first batch is asked for, and then the place in the run is certain
         task = self.task
-        rank, world_size = task.trainer.global_rank, task.trainer.world_size
-        return train_loader(
-            task.data.train, task.config, task.input_config, epoch, first_batch, rank=rank, world_size=world_size
-        )
+        place = {"epoch": task.progress.epoch, "first_batch": task.progress.batch}
+        processes = {"rank": task.trainer.global_rank, "world_size": task.trainer.world_size}
+        yield from train_loader(task.data.train, task.config, task.input_config, **place, **processes)
 
 
 def trained_parameters(task: ClassifierTask) -> str:

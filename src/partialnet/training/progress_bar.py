@@ -1,0 +1,67 @@
+"""What a person sees while a network trains."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import lightning as L
+from tqdm import tqdm
+
+from .batches import Batch
+from .task import ClassifierTask
+
+
+class ProgressBar(L.Callback):
+    """One bar for the whole run, with images a second and the time left, and a line for each epoch."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._lines = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open the bar where the run stands."""
+        assert isinstance(pl_module, ClassifierTask)
+        batches, progress = pl_module.num_batches, pl_module.progress
+        images = min(pl_module.config.batch_size, len(pl_module.data.train) // trainer.world_size) * trainer.world_size
+        done = progress.epoch * batches + progress.batch
+        self._lines = len(progress.rows)
+        self._bar = tqdm(
+            total=pl_module.config.epochs * batches * images,
+            initial=done * images,
+            desc="training",
+            unit="img",
+            unit_scale=True,
+            dynamic_ncols=True,
+            disable=not trainer.is_global_zero,
+            # a file gets a line now and then, not a picture ten times a second
+            mininterval=0.2 if sys.stderr.isatty() else 30,
+        )
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Advance a step."""
+        assert isinstance(pl_module, ClassifierTask)
+        self._bar.update(len(batch) * trainer.world_size)
+        if batch_idx % 10 == 0:
+            self._bar.set_postfix_str(f"epoch {pl_module.progress.epoch + 1}/{pl_module.config.epochs}", refresh=False)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the epoch's figures."""
+        assert isinstance(pl_module, ClassifierTask)
+        progress = pl_module.progress
+        for row in progress.rows[self._lines :]:
+            self._bar.write(
+                f"epoch {row.epoch:>{len(str(pl_module.config.epochs))}}/{pl_module.config.epochs}  "
+                f"loss {row.train_loss:.4f}  validation loss {row.val_loss:.4f}, accuracy {row.val_accuracy:.2%}"
+                f"{' (best)' if row.epoch == progress.best_epoch else ''}  lr {row.lr:.2e}  "
+                f"{row.images_per_second:.0f} images/s",
+                file=sys.stderr,
+            )
+        self._lines = len(progress.rows)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Close the bar, also after an error."""
+        if self._bar is not None:
+            self._bar.close()
