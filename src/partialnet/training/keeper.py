@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
 import torch
@@ -100,7 +100,7 @@ class RunKeeper(L.Callback):
         if (stop or due) and not last:  # after the last batch the epoch's end does it
             self._save(trainer, task)
         if stop and not last:
-            self._interrupt(f"after batch {progress.batch} of epoch {progress.epoch + 1}")
+            self.interrupt(f"after batch {progress.batch} of epoch {progress.epoch + 1}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Validate and write checkpoints."""
@@ -113,15 +113,11 @@ class RunKeeper(L.Callback):
         stop, _ = self._agree(trainer, task, False)
         if stop:
             self._save(trainer, task)
-            self._interrupt(f"after epoch {task.progress.epoch}, before its validation")
+            self.interrupt(f"after epoch {task.progress.epoch}, before its validation")
         self._finish_epoch(trainer, task, save=True)
         stop, _ = self._agree(trainer, task, False)
         if stop and task.progress.epoch < task.config.epochs:
-            self._interrupt(f"after epoch {task.progress.epoch}")
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Give the signals back, also after an error."""
-        self.signals.restore()
+            self.interrupt(f"after epoch {task.progress.epoch}")
 
     # -- the end of an epoch -------------------------------------------------------------------------------------------
 
@@ -170,7 +166,7 @@ class RunKeeper(L.Callback):
             # the processes have different numbers of batches, so several cannot agree on one to stop after
             if stoppable and self.signals.received and trainer.world_size == 1:
                 self._save(trainer, task)
-                self._interrupt(f"in the validation of epoch {task.progress.epoch}")
+                self.interrupt(f"in the validation of epoch {task.progress.epoch}")
 
         bar = tqdm(batches, desc="validating", unit="batch", leave=False, delay=2, disable=not trainer.is_global_zero)
         with task.evaluation_mode() as network, trainer.precision_plugin.forward_context():
@@ -264,7 +260,8 @@ class RunKeeper(L.Callback):
         trainer.save_checkpoint(self.states.next_path(progress.epoch, progress.batch))
         self._last_save = time.monotonic()
 
-    def _interrupt(self, where: str) -> None:
+    def interrupt(self, where: str) -> NoReturn:
+        """Stop the run."""
         name = self.signals.received or "a signal to another process"
         raise RunInterrupted(f"Stopped by {name} {where}. Continue with: {self.resume_command}")
 

@@ -51,7 +51,7 @@ class ProgressBar(L.Callback):
         """Write the epoch's figures."""
         assert isinstance(pl_module, ClassifierTask)
         progress = pl_module.progress
-        for row in progress.rows[self._lines :]:
+        for row in progress.rows[self._lines :] if trainer.is_global_zero else ():
             self._bar.write(
                 f"epoch {row.epoch:>{len(str(pl_module.config.epochs))}}/{pl_module.config.epochs}  "
                 f"loss {row.train_loss:.4f}  validation loss {row.val_loss:.4f}, accuracy {row.val_accuracy:.2%}"

@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tqdm import tqdm
 
 from ..checkpoint import WEIGHTS_NAME
@@ -110,16 +111,20 @@ def _train(config: TrainConfig, data: str, folder: Path, resume: bool) -> TrainR
         (folder / CONFIG_NAME).write_text(config.to_yaml())
     path = states.last_good if content is not None else None
     del content
-    with threads(config, trainer.num_devices):
-        _fit(trainer, task, path)
+    with threads(config, trainer.num_devices), keeper.signals:
+        _fit(trainer, task, path, keeper)
         if not first:
             sys.exit(0)
         return _finish(task, folder)
 
 
-def _fit(trainer: L.Trainer, task: ClassifierTask, state: Path | None) -> None:
+def _fit(trainer: L.Trainer, task: ClassifierTask, state: Path | None, keeper: RunKeeper) -> None:
     try:
-        trainer.fit(task, ckpt_path=state)
+        try:
+            trainer.fit(task, ckpt_path=state)
+        except SIGTERMException:
+            # Lightning's own answer, in the moment before the keeper takes over the signals
+            keeper.interrupt("before the first batch")
     except RunInterrupted:
         if not trainer.is_global_zero:
             sys.exit(75)  # the first process tells the user

@@ -27,7 +27,11 @@ class StopSignals:
                 before = signal.signal(number, self._note)
                 self._before.setdefault(number, before)
 
-    def restore(self) -> None:
+    def __enter__(self) -> StopSignals:
+        self.install()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         """Give the signals back to whoever handled them before."""
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -23,8 +23,10 @@ def convert_sync_batchnorm(network: nn.Module, on_gpu: bool) -> nn.Module:
     return network
 
 
-class SyncBatchNorm(nn.BatchNorm2d):
+class SyncBatchNorm(_BatchNorm):
     """BatchNorm over the images of all processes, on any device; torch's own, ``nn.SyncBatchNorm``, needs a GPU.
+
+    Like that one it is no ``nn.BatchNorm2d``, so that layers which shorten one's computation leave it alone.
 
     Args:
         norm: The layer whose parameters and buffers it takes over; of timm's ``BatchNormAct2d`` also the activation.
