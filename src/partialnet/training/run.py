@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import yaml
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tqdm import tqdm
 
@@ -19,6 +20,7 @@ from ..checkpoint import WEIGHTS_NAME
 from ..data.labelled_images import ImageData
 from ..data.sources import open_data
 from ..errors import RunInterrupted, UserError
+from ..files import write_atomically
 from .batches import train_loader
 from .config import TrainConfig
 from .keeper import BROKEN_NAME, LAST_NAME, METRICS_NAME, RunKeeper
@@ -108,7 +110,7 @@ def _train(config: TrainConfig, data: str, folder: Path, resume: bool) -> TrainR
         _announce(task, images, weights, scaled_lr(config, world_size)[1], content)
         folder.mkdir(parents=True, exist_ok=True)
         states.remove_leftovers()
-        (folder / CONFIG_NAME).write_text(config.to_yaml())
+        write_atomically(folder / CONFIG_NAME, yaml.safe_dump(run["config"], sort_keys=False).encode())
     path = states.last_good if content is not None else None
     del content
     with threads(config, trainer.num_devices), keeper.signals:
