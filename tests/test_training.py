@@ -245,7 +245,9 @@ def test_layer_decay() -> None:
     optimizer = create_optimizer(network, config, 1.0)
     create_schedule(optimizer, config, 1.0, 5).step_update(0)
     lr_of = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    rates = [lr_of[id(dict(network.named_parameters())[name])] for name in ("patch_embed.proj.weight", "classifier.weight")]
+    rates = [
+        lr_of[id(dict(network.named_parameters())[name])] for name in ("patch_embed.proj.weight", "classifier.weight")
+    ]
     assert rates[1] == pytest.approx(1.0)
     assert rates[0] <= 0.5**4
 

@@ -61,7 +61,11 @@ class ProgressBar(L.Callback):
             )
         self._lines = len(progress.rows)
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Close the bar, also after an error."""
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Close the bar."""
+        self._bar.close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Close the bar, so that what follows starts on a line of its own."""
         if self._bar is not None:
             self._bar.close()
