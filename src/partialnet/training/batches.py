@@ -306,9 +306,12 @@ class _EvalBatches(Dataset[Batch]):
 
 def _normalise(pixels: np.ndarray, input_config: Mapping[str, Any]) -> Tensor:
     """8-bit images (B, H, W, 3) as (B, 3, H, W) float32 in channels_last memory, less the mean, by the deviation."""
-    mean, std = (torch.tensor(input_config[name]).view(3, 1, 1) for name in ("mean", "std"))
-    # the operations of torchvision's ToTensor and Normalize, in their order, so that the bits are those of prediction
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
+    batch, height, width, _ = pixels.shape
+    # Rows of W·3 values instead of 3 at a time, which takes a third of the time. The operations are those of
+    # torchvision's ToTensor and Normalize, in their order, so that the bits are those of prediction.
+    mean, std = (torch.tensor(input_config[name], dtype=torch.float32).repeat(width) for name in ("mean", "std"))
+    rows = torch.from_numpy(pixels).view(batch, height, width * 3).float().div_(255).sub_(mean).div_(std)
+    return rows.view(batch, height, width, 3).permute(0, 3, 1, 2)
 
 
 def _words(*key: int) -> list[int]:
