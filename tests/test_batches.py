@@ -11,6 +11,7 @@ from PIL import Image
 
 from partialnet.data import LabelledImages
 from partialnet.errors import UserError
+from partialnet.preprocessing import Preprocessing
 from partialnet.training.batches import Batch, eval_loader, train_loader
 from partialnet.training.config import TrainConfig
 
@@ -209,12 +210,10 @@ def test_a_batch_of_broken_images_only_is_empty() -> None:
 
 
 def test_evaluation_prepares_images_as_prediction_does() -> None:
-    from timm.data import create_transform
-
-    transform = create_transform(**INPUT, crop_pct=0.9)
+    prepare = Preprocessing({**INPUT, "crop_pct": 0.9})
     for batch in eval_loader(Noise(9), config(test_crop=0.9), INPUT):
         for place, index in enumerate(batch.indices.tolist()):
-            assert torch.equal(batch.images[place], transform(Noise(9).read(index)))
+            assert torch.equal(batch.images[place], prepare(Noise(9).read(index)))
 
 
 def test_batch_moves() -> None:

@@ -27,6 +27,7 @@ from torchvision.transforms import Compose, Resize
 
 from ..data.labelled_images import LabelledImages
 from ..errors import UserError
+from ..preprocessing import Preprocessing
 from .config import TrainConfig
 
 #: Images tried in place of a broken one before the data set as a whole is taken for broken.
@@ -290,7 +291,7 @@ class _EvalBatches(Dataset[Batch]):
             except UserError:
                 broken.append(index)
                 continue
-            read.append(np.asarray(self._transform(image)))
+            read.append(self._transform(image).permute(1, 2, 0).numpy())
             indices.append(index)
         pixels = np.stack(read) if read else np.empty((0, height, width, 3), np.uint8)
         labels = torch.from_numpy(self.images.labels[np.array(indices, dtype=np.int64)])
@@ -298,10 +299,9 @@ class _EvalBatches(Dataset[Batch]):
         return Batch(images, labels, labels, torch.tensor(indices, dtype=torch.int64), broken)
 
     @cached_property
-    def _transform(self) -> Compose:
-        """What prediction does to an image, up to the pixels."""
-        steps = create_transform(**self.input_config, normalize=False).transforms
-        return Compose(steps[:-1])  # the last one makes a tensor
+    def _transform(self) -> Preprocessing:
+        """What prediction does to an image, up to the 8-bit pixels."""
+        return Preprocessing({**self.input_config, "normalize": False})
 
 
 def _normalise(pixels: np.ndarray, input_config: Mapping[str, Any]) -> Tensor:
