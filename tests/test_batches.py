@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import random
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -221,3 +227,50 @@ def test_batch_moves() -> None:
     moved = batch.to("meta", non_blocking=True)
     assert {moved.images.device.type, moved.targets.device.type, moved.indices.device.type} == {"meta"}
     assert moved.broken == batch.broken == [1]
+
+
+def test_batches_can_be_sent_to_a_fresh_process() -> None:
+    """Where processes are spawned, not forked, the loader's data set travels as a pickle."""
+    for loader in (train_loader(Noise(16), config(**EVERYTHING), INPUT, 0), eval_loader(Noise(16), config(), INPUT)):
+        expected = loader.dataset[1]
+        assert same(pickle.loads(pickle.dumps(loader.dataset))[1], expected)
+        assert pickle.loads(pickle.dumps(loader.worker_init_fn)) is loader.worker_init_fn
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_readers_outlive_signals_and_end_with_the_training_process(tmp_path: Path) -> None:
+    """A cluster's signal reaches all processes; the readers must go on while the training process saves its state.
+
+    Without that process they must end: when it drops the loader, and when it is killed.
+    """
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent("""
+        import multiprocessing, os, signal, sys
+        sys.path.insert(0, sys.argv[1])
+        from test_batches import INPUT, Noise, config
+        from partialnet.training.batches import train_loader
+
+        received = []
+        for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            signal.signal(name, lambda number, frame: received.append(number))
+        reader = iter(train_loader(Noise(160), config(workers=2), INPUT, 0))
+        count = len(next(reader)) + len(next(reader))
+        for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            os.killpg(os.getpgid(0), name)
+        count += sum(map(len, reader))
+        reader = iter(train_loader(Noise(160), config(workers=2), INPUT, 1))
+        next(reader)
+        processes = multiprocessing.active_children()
+        del reader
+        print(count, len(received), len(processes), sum(process.is_alive() for process in processes), flush=True)
+        reader = iter(train_loader(Noise(800), config(workers=2), INPUT, 2))
+        next(reader)
+        os.kill(os.getpid(), signal.SIGKILL)
+        """)
+    )
+    command = [sys.executable, script, Path(__file__).parent]
+    # the readers hold the other ends of these pipes: they are read to their ends only if the readers have ended
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, start_new_session=True, check=False)
+    assert result.stdout.split() == ["160", "3", "2", "0"], result.stderr
+    assert result.stderr == ""
