@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from partialnet.data import LabelledImages
+from partialnet.data import FolderImages, LabelledImages
 from partialnet.errors import UserError
 from partialnet.preprocessing import Preprocessing
 from partialnet.training.batches import Batch, eval_loader, train_loader
@@ -274,3 +274,21 @@ def test_readers_outlive_signals_and_end_with_the_training_process(tmp_path: Pat
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, start_new_session=True, check=False)
     assert result.stdout.split() == ["160", "3", "2", "0"], result.stderr
     assert result.stderr == ""
+
+
+def test_large_photos_are_read_in_a_smaller_size(tmp_path: Path) -> None:
+    """A quarter of 800×640 is enough for crops of the whole to 24 pixels; what is learnt stays much the same."""
+    for name, grey in (("dark", 40), ("light", 200)):
+        (tmp_path / name).mkdir()
+        gradient = np.linspace(0, 50, 800, dtype=np.uint8)[None, :, None] + np.full((640, 800, 3), grey, np.uint8)
+        for index in range(2):
+            Image.fromarray(gradient).save(tmp_path / name / f"{index}.jpg", quality=95)
+    images = FolderImages(tmp_path)
+    assert images.read_reduced(0, 100).size == (200, 160)
+    assert images.read_reduced(0, 161).size == (400, 320)
+    assert images.read_reduced(0, 5000).size == images.read(0).size == (800, 640)
+    settings = config(crop_scale_min=1.0, horizontal_flip=0.0)
+    (batch,) = train_loader(images, settings, INPUT, epoch=0)
+    prepare = Preprocessing({**INPUT, "crop_pct": 1.0, "crop_mode": "squash"})
+    for place, index in enumerate(batch.indices.tolist()):
+        torch.testing.assert_close(batch.images[place], prepare(images.read(index)), atol=0.05, rtol=0)

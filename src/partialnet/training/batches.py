@@ -7,8 +7,12 @@ when reading starts at batch k, as an interrupted run does.
 
 from __future__ import annotations
 
+import math
+import multiprocessing
+import os
 import random
 import signal
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -32,6 +36,9 @@ from .config import TrainConfig
 
 #: Images tried in place of a broken one before the data set as a whole is taken for broken.
 MAX_REPLACEMENTS = 100
+
+#: Least height of timm's random crops as a share of their width, and the other way round.
+_NARROWEST = 3 / 4
 
 # What a random number is for; each purpose has its own stream, so that none shifts another
 _ORDER, _IMAGE, _ERASING, _SIZE, _MIX, _REPLACEMENT = range(1, 7)
@@ -121,20 +128,29 @@ def _loader(batches: Dataset[Batch], numbers: range, config: TrainConfig) -> Dat
         batch_size=None,  # an item of the data set is a whole batch
         sampler=numbers,
         num_workers=workers,
-        worker_init_fn=_ignore_signals if workers else None,
+        worker_init_fn=_follow_parent if workers else None,
         pin_memory=config.device != "cpu" and torch.cuda.is_available(),
         generator=torch.Generator(),  # the loader draws a seed for its workers; not from the training's generator
     )
 
 
-def _ignore_signals(worker: int) -> None:
-    """Leave the end to the training process: it gets the same signal, finishes its step and stops the workers.
+def _follow_parent(worker: int) -> None:
+    """Let the training process alone decide when a reading process ends.
 
-    Ctrl-C and a cluster's pre-emption reach all processes of a job, and a dead worker would break the last step.
+    Ctrl-C and a cluster's pre-emption reach all processes of a job. The training process then finishes its step and
+    stops its readers; if they ended before, that step would fail. If the training process is killed, they end at once:
+    torch's own watch over it begins too late for one that is killed while its readers start.
     """
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 class _TrainBatches(Dataset[Batch]):
@@ -186,7 +202,7 @@ class _TrainBatches(Dataset[Batch]):
         indices = []
         with _random_state_restored():
             for place, wanted in enumerate(self.order[number].tolist()):
-                index, image = self._read(wanted, broken)
+                index, image = self._read(wanted, self._min_side(size), broken)
                 _seed_everything(_IMAGE, config.seed, self.epoch, index)
                 pixels[place] = np.asarray(self._transform(size)(image))
                 indices.append(index)
@@ -211,13 +227,17 @@ class _TrainBatches(Dataset[Batch]):
         _, height, width = self.input_config["input_size"]
         return height, width
 
-    def _read(self, wanted: int, broken: list[int]) -> tuple[int, Image.Image]:
+    def _min_side(self, size: tuple[int, int]) -> int:
+        """How large an image must be so that the smallest random crop need not be enlarged."""
+        return math.ceil(max(size) / math.sqrt(min(self.config.crop_scale_min, 1.0) * _NARROWEST))
+
+    def _read(self, wanted: int, min_side: int, broken: list[int]) -> tuple[int, Image.Image]:
         """Image ``wanted`` or, where it is broken, another one that its number determines; and its index."""
         index = wanted
         others = None
         for _ in range(MAX_REPLACEMENTS):
             try:
-                return index, self.images.read(index)
+                return index, self.images.read_reduced(index, min_side)
             except UserError:
                 broken.append(index)
             others = others or _generator(_REPLACEMENT, self.config.seed, wanted)
