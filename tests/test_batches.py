@@ -177,8 +177,9 @@ def test_broken_images_are_replaced_and_reported() -> None:
         assert len(batch) == 8
         assert not {2, 9} & set(batch.indices.tolist())
         assert torch.equal(batch.labels, batch.indices % 3)
-    with pytest.raises(UserError, match="could be read"):
-        list(train_loader(Noise(4, broken=(0, 1, 2, 3)), config(), INPUT, epoch=0))
+    for workers in (0, 1):
+        with pytest.raises(UserError, match=r"^None of 100 images could be read, '\d.png' among them\.$"):
+            list(train_loader(Noise(4, broken=(0, 1, 2, 3)), config(workers=workers), INPUT, epoch=0))
 
 
 def test_small_sets() -> None:

@@ -128,6 +128,8 @@ def test_mistakes_with_folders(tmp_path: Path) -> None:
     ("source", "message"),
     [
         ("digit", "did you mean 'digits'"),
+        ("cifar10", "did you mean 'torchvision:CIFAR10'"),
+        ("hfds:food101", "did you mean 'hfds/food101'"),
         ("torchvsion:MNIST", "did you mean 'torchvision:MNIST'"),
         ("torchvision:MNST", "did you mean torchvision:MNIST"),
         ("torchvision:mnist", "did you mean torchvision:MNIST"),

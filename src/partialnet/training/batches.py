@@ -121,9 +121,9 @@ def eval_loader(
     return _loader(batches, range(len(batches)), config)
 
 
-def _loader(batches: Dataset[Batch], numbers: range, config: TrainConfig) -> DataLoader[Batch]:
+def _loader(batches: Dataset[Batch | UserError], numbers: range, config: TrainConfig) -> DataLoader[Batch]:
     workers = min(config.workers, len(numbers))
-    return DataLoader(
+    return _BatchLoader(
         batches,
         batch_size=None,  # an item of the data set is a whole batch
         sampler=numbers,
@@ -132,6 +132,16 @@ def _loader(batches: Dataset[Batch], numbers: range, config: TrainConfig) -> Dat
         pin_memory=config.device != "cpu" and torch.cuda.is_available(),
         generator=torch.Generator(),  # the loader draws a seed for its workers; not from the training's generator
     )
+
+
+class _BatchLoader(DataLoader[Any]):
+    """A loader whose readers hand over a user's mistake as an item; torch would wrap its message in a traceback."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for item in super().__iter__():
+            if isinstance(item, UserError):
+                raise item
+            yield item
 
 
 def _follow_parent(worker: int) -> None:
@@ -153,7 +163,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-class _TrainBatches(Dataset[Batch]):
+class _TrainBatches(Dataset[Batch | UserError]):
     """Item k is batch k of one epoch for one process."""
 
     def __init__(
@@ -194,7 +204,13 @@ class _TrainBatches(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, number: int) -> Batch:
+    def __getitem__(self, number: int) -> Batch | UserError:
+        try:
+            return self._batch(number)
+        except UserError as error:
+            return error
+
+    def _batch(self, number: int) -> Batch:
         config = self.config
         size = self._size(number)
         broken: list[int] = []
@@ -229,7 +245,7 @@ class _TrainBatches(Dataset[Batch]):
 
     def _min_side(self, size: tuple[int, int]) -> int:
         """How large an image must be so that the smallest random crop need not be enlarged."""
-        return math.ceil(max(size) / math.sqrt(min(self.config.crop_scale_min, 1.0) * _NARROWEST))
+        return math.ceil(max(size) / math.sqrt(min(max(self.config.crop_scale_min, 0.01), 1.0) * _NARROWEST))
 
     def _read(self, wanted: int, min_side: int, broken: list[int]) -> tuple[int, Image.Image]:
         """Image ``wanted`` or, where it is broken, another one that its number determines; and its index."""
@@ -287,7 +303,7 @@ class _TrainBatches(Dataset[Batch]):
         )
 
 
-class _EvalBatches(Dataset[Batch]):
+class _EvalBatches(Dataset[Batch | UserError]):
     """Item k is batch k of one process's share of the images."""
 
     def __init__(
