@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import random
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from partialnet.data import LabelledImages
+from partialnet.data import FolderImages, LabelledImages
 from partialnet.errors import UserError
+from partialnet.preprocessing import Preprocessing
 from partialnet.training.batches import Batch, eval_loader, train_loader
 from partialnet.training.config import TrainConfig
 
@@ -170,8 +177,9 @@ def test_broken_images_are_replaced_and_reported() -> None:
         assert len(batch) == 8
         assert not {2, 9} & set(batch.indices.tolist())
         assert torch.equal(batch.labels, batch.indices % 3)
-    with pytest.raises(UserError, match="could be read"):
-        list(train_loader(Noise(4, broken=(0, 1, 2, 3)), config(), INPUT, epoch=0))
+    for workers in (0, 1):
+        with pytest.raises(UserError, match=r"^None of 100 images could be read, '\d.png' among them\.$"):
+            list(train_loader(Noise(4, broken=(0, 1, 2, 3)), config(workers=workers), INPUT, epoch=0))
 
 
 def test_small_sets() -> None:
@@ -209,12 +217,10 @@ def test_a_batch_of_broken_images_only_is_empty() -> None:
 
 
 def test_evaluation_prepares_images_as_prediction_does() -> None:
-    from timm.data import create_transform
-
-    transform = create_transform(**INPUT, crop_pct=0.9)
+    prepare = Preprocessing({**INPUT, "crop_pct": 0.9})
     for batch in eval_loader(Noise(9), config(test_crop=0.9), INPUT):
         for place, index in enumerate(batch.indices.tolist()):
-            assert torch.equal(batch.images[place], transform(Noise(9).read(index)))
+            assert torch.equal(batch.images[place], prepare(Noise(9).read(index)))
 
 
 def test_batch_moves() -> None:
@@ -222,3 +228,68 @@ def test_batch_moves() -> None:
     moved = batch.to("meta", non_blocking=True)
     assert {moved.images.device.type, moved.targets.device.type, moved.indices.device.type} == {"meta"}
     assert moved.broken == batch.broken == [1]
+
+
+def test_batches_can_be_sent_to_a_fresh_process() -> None:
+    """Where processes are spawned, not forked, the loader's data set travels as a pickle."""
+    for loader in (train_loader(Noise(16), config(**EVERYTHING), INPUT, 0), eval_loader(Noise(16), config(), INPUT)):
+        expected = loader.dataset[1]
+        assert same(pickle.loads(pickle.dumps(loader.dataset))[1], expected)
+        assert pickle.loads(pickle.dumps(loader.worker_init_fn)) is loader.worker_init_fn
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_readers_outlive_signals_and_end_with_the_training_process(tmp_path: Path) -> None:
+    """A cluster's signal reaches all processes; the readers must go on while the training process saves its state.
+
+    Without that process they must end: when it drops the loader, and when it is killed.
+    """
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent("""
+        import multiprocessing, os, signal, sys
+        sys.path.insert(0, sys.argv[1])
+        from test_batches import INPUT, Noise, config
+        from partialnet.training.batches import train_loader
+
+        received = []
+        for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            signal.signal(name, lambda number, frame: received.append(number))
+        reader = iter(train_loader(Noise(160), config(workers=2), INPUT, 0))
+        count = len(next(reader)) + len(next(reader))
+        for name in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            os.killpg(os.getpgid(0), name)
+        count += sum(map(len, reader))
+        reader = iter(train_loader(Noise(160), config(workers=2), INPUT, 1))
+        next(reader)
+        processes = multiprocessing.active_children()
+        del reader
+        print(count, len(received), len(processes), sum(process.is_alive() for process in processes), flush=True)
+        reader = iter(train_loader(Noise(800), config(workers=2), INPUT, 2))
+        next(reader)
+        os.kill(os.getpid(), signal.SIGKILL)
+        """)
+    )
+    command = [sys.executable, script, Path(__file__).parent]
+    # the readers hold the other ends of these pipes: they are read to their ends only if the readers have ended
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, start_new_session=True, check=False)
+    assert result.stdout.split() == ["160", "3", "2", "0"], result.stderr
+    assert result.stderr == ""
+
+
+def test_large_photos_are_read_in_a_smaller_size(tmp_path: Path) -> None:
+    """A quarter of 800×640 is enough for crops of the whole to 24 pixels; what is learnt stays much the same."""
+    for name, grey in (("dark", 40), ("light", 200)):
+        (tmp_path / name).mkdir()
+        gradient = np.linspace(0, 50, 800, dtype=np.uint8)[None, :, None] + np.full((640, 800, 3), grey, np.uint8)
+        for index in range(2):
+            Image.fromarray(gradient).save(tmp_path / name / f"{index}.jpg", quality=95)
+    images = FolderImages(tmp_path)
+    assert images.read_reduced(0, 100).size == (200, 160)
+    assert images.read_reduced(0, 161).size == (400, 320)
+    assert images.read_reduced(0, 5000).size == images.read(0).size == (800, 640)
+    settings = config(crop_scale_min=1.0, horizontal_flip=0.0)
+    (batch,) = train_loader(images, settings, INPUT, epoch=0)
+    prepare = Preprocessing({**INPUT, "crop_pct": 1.0, "crop_mode": "squash"})
+    for place, index in enumerate(batch.indices.tolist()):
+        torch.testing.assert_close(batch.images[place], prepare(images.read(index)), atol=0.05, rtol=0)

@@ -54,6 +54,10 @@ class FolderImages(LabelledImages):
         """Image ``index`` as 8-bit RGB, upright."""
         return read_image(self.root / self.name(index))
 
+    def read_reduced(self, index: int, min_side: int) -> Image.Image:
+        """Image ``index``, a JPEG perhaps in a smaller size."""
+        return read_image(self.root / self.name(index), min_side)
+
     def name(self, index: int) -> str:
         """Path below the root."""
         return self._names[index]

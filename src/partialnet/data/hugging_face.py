@@ -37,12 +37,19 @@ class HuggingFaceImages(LabelledImages):
 
     def read(self, index: int) -> Image.Image:
         """Image ``index`` as 8-bit RGB."""
+        return self._read(index, None)
+
+    def read_reduced(self, index: int, min_side: int) -> Image.Image:
+        """Image ``index``, a JPEG perhaps in a smaller size."""
+        return self._read(index, min_side)
+
+    def _read(self, index: int, min_side: int | None) -> Image.Image:
         image = self._rows[index][self._image_column]
         if image is None:
             raise UserError(f"{self.name(index)!r} has no image.")
         if image.get("bytes"):
-            return decode_image(image["bytes"], self.name(index))
-        return read_image(image["path"])
+            return decode_image(image["bytes"], self.name(index), min_side)
+        return read_image(image["path"], min_side)
 
     def name(self, index: int) -> str:
         """Data set, part and row."""

@@ -53,18 +53,23 @@ class ShardImages(LabelledImages):
 
     def read(self, index: int) -> Image.Image:
         """Image ``index`` as 8-bit RGB."""
-        name = self.name(index)
-        try:
-            with self._index.paths[self._index.shards[index]].open("rb") as file:
-                file.seek(int(self._index.offsets[index]))
-                content = file.read(int(self._index.sizes[index]))
-        except OSError as error:
-            raise UserError(f"{name!r} cannot be read: {error.strerror}.") from error
-        return decode_image(content, name)
+        return decode_image(self._content(index), self.name(index))
+
+    def read_reduced(self, index: int, min_side: int) -> Image.Image:
+        """Image ``index``, a JPEG perhaps in a smaller size."""
+        return decode_image(self._content(index), self.name(index), min_side)
 
     def name(self, index: int) -> str:
         """Shard and path within it."""
         return f"{self._index.paths[self._index.shards[index]].name}/{self._index.names[index]}"
+
+    def _content(self, index: int) -> bytes:
+        try:
+            with self._index.paths[self._index.shards[index]].open("rb") as file:
+                file.seek(int(self._index.offsets[index]))
+                return file.read(int(self._index.sizes[index]))
+        except OSError as error:
+            raise UserError(f"{self.name(index)!r} cannot be read: {error.strerror}.") from error
 
 
 def open_shards(source: str, val_share: float, seed: int) -> ImageData:

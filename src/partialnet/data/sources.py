@@ -82,4 +82,9 @@ def _hint(source: str) -> str:
         return f"did you mean '{near[0]}{SCHEMES[near[0]]}{rest}'"
     if near := get_close_matches(source, known, 1):
         return f"did you mean {near[0]!r}"
+    from .torchvision_datasets import torchvision_names
+
+    names = {name.lower(): name for name in torchvision_names()}
+    if near := get_close_matches(source.lower(), names, 1, cutoff=0.8):
+        return f"did you mean 'torchvision:{names[near[0]]}'"
     return "it may be a folder, 'digits', torchvision:NAME, hfds/NAME or wds/SHARDS"

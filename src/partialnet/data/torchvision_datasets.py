@@ -105,9 +105,7 @@ def _open(builder: Any, root: str | Path, name: str, options: dict[str, Any]) ->
         dataset = builder(root, **options, download=True)
     except Exception as error:  # of the network, the server, the disk, a missing reader of its format
         reason = str(error).partition("\n")[0].rstrip(".")
-        raise UserError(
-            f"torchvision:{builder.__name__} could not be made ready in {str(root)!r}: {reason}."
-        ) from error
+        raise UserError(f"torchvision:{builder.__name__} cannot be had in {str(root)!r}: {reason}.") from error
     return TorchvisionImages(name, dataset, _labels(builder, root, dataset, options))
 
 
