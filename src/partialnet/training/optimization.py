@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from difflib import get_close_matches
+from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
@@ -25,7 +26,7 @@ def check_optimization(config: TrainConfig) -> None:
         UserError: timm has no such optimiser, or the warm-up takes the whole training.
     """
     if config.optimizer.lower() not in list_optimizers():
-        near = get_close_matches(config.optimizer, list_optimizers(), n=3)
+        near = get_close_matches(config.optimizer, [str(name) for name in list_optimizers()], n=3)
         hint = f" Similar names: {', '.join(near)}." if near else ""
         raise UserError(f"timm has no optimiser named {config.optimizer!r}.{hint}")
     if config.warmup_epochs >= config.epochs:
@@ -71,7 +72,9 @@ def create_schedule(
     After a linear warm-up the schedule proper fills the other epochs; "step" falls to a tenth after each third of
     them, "multistep" after half and three quarters, and "poly" falls linearly.
     """
-    epochs = config.epochs - config.warmup_epochs
+    # timm's annotations say whole epochs, its arithmetic takes parts, too
+    epochs: Any = config.epochs - config.warmup_epochs
+    warmup_epochs: Any = config.warmup_epochs
     schedule, _ = create_scheduler_v2(
         optimizer,
         sched=config.schedule,
@@ -81,7 +84,7 @@ def create_schedule(
         decay_rate=1.0 if config.schedule == "poly" else 0.1,
         min_lr=lr * config.min_lr_ratio,
         warmup_lr=lr * WARMUP_START,
-        warmup_epochs=config.warmup_epochs,  # type: ignore[arg-type] - parts of epochs work
+        warmup_epochs=warmup_epochs,
         warmup_prefix=True,
         step_on_epochs=False,
         updates_per_epoch=updates_per_epoch,

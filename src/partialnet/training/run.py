@@ -103,7 +103,7 @@ def _train(config: TrainConfig, data: str, folder: Path, resume: bool) -> TrainR
     create_optimizer(checkpoint.model, config, config.lr)  # what it objects to, it is to say now
     task = ClassifierTask(checkpoint, config, images, len(batches), teacher)
     keeper = RunKeeper(folder, checkpoint, states, run, _resume_command(data, folder), _say)
-    trainer.callbacks += [keeper, ProgressBar()]
+    task.callbacks = [keeper, ProgressBar()]
     first_epoch = content["progress"]["epoch"] + 1 if content is not None else 1
     trainer.loggers = create_loggers(config, folder, first_epoch) if first else []
     if first:

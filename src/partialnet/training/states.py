@@ -85,7 +85,9 @@ class StateFiles(CheckpointIO):
                 old.unlink(missing_ok=True)
         self.last_good = path
 
-    def load_checkpoint(self, path: str | Path, map_location: Any = None, **options: Any) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """The content that ``newest`` has read and checked."""
         content, self._content = self._content, None
         if content is None or Path(path) != self.last_good:

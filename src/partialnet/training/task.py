@@ -56,6 +56,7 @@ class ClassifierTask(L.LightningModule):
         self.network = checkpoint.model
         self.progress = Progress()
         self.finite = FiniteCheck()
+        self.callbacks: list[L.Callback] = []
         self._schedule: Scheduler | None = None
         # In tuples, as neither is for Lightning's state dict or DDP: the teacher does not change, the average is no
         # part of the step
@@ -73,12 +74,16 @@ class ClassifierTask(L.LightningModule):
         if config.sync_bn and self.trainer.world_size > 1:
             self.network = convert_sync_batchnorm(self.network, on_gpu)
         if config.channels_last:
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.network.to(memory_format=torch.channels_last)
         if config.ema is not None and self._ema[0] is None:
             # the average warms up, or a short run's would be all of its random beginning
             self._ema = (ModelEmaV3(self.network, decay=config.ema, use_warmup=True),)
         if config.compile:
             self.network.compile()
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """What Lightning is to call besides the task."""
+        return self.callbacks
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """timm's optimiser, whose schedule ``optimizer_step`` follows."""

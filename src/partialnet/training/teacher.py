@@ -24,6 +24,9 @@ class Teacher(nn.Module):
         input_config: How the images that it is given are prepared.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, checkpoint: Checkpoint, input_config: Mapping[str, Any]) -> None:
         super().__init__()
         self.model = checkpoint.model.eval().requires_grad_(False)
