@@ -25,6 +25,7 @@ import partialnet.training.states
 from partialnet.checkpoint import create_checkpoint, load
 from partialnet.data.sources import open_data
 from partialnet.errors import UserError
+from partialnet.training import pictures
 from partialnet.training.batches import eval_loader
 from partialnet.training.config import TrainConfig
 from partialnet.training.finite import FiniteCheck
@@ -70,8 +71,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(photos: Path, tmp_path: Path) -> Train:
-    """Train on the photos with some settings changed."""
+def run(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """Train on the photos with some settings changed, without pictures, which take as long as these trainings."""
+    monkeypatch.setattr(pictures, "draw_first_batch", lambda *arguments: None)
+    monkeypatch.setattr(pictures, "draw_results", lambda *arguments: None)
 
     def run(folder: str = "run", data: Path = photos, resume: bool = False, **settings: Any) -> TrainResult:
         return train(replace(CONFIG, **settings), str(data), tmp_path / folder, resume)
@@ -165,6 +168,14 @@ def test_what_is_told(run: Train, capsys: pytest.CaptureFixture[str]) -> None:
     assert "33 training and 3 validation images of 3 classes" in told
     assert "Learning rate 0.0156 = 1 × (16 / 1024); effective batch 16 (8 images × 2 batches added up)." in told
     assert "epoch 1/1  loss" in told
+
+
+@pytest.mark.parametrize("name", ["curves", "confusion", "first_batch", "worst_mistakes"])
+def test_pictures(name: str, finished: TrainResult) -> None:
+    path = finished.folder / f"{name}.png"
+    assert path in finished.files
+    with Image.open(path) as image:
+        assert np.asarray(image.convert("L")).std() > 5
 
 
 # -- networks ----------------------------------------------------------------------------------------------------------

@@ -14,25 +14,25 @@ from PIL import Image
 
 from .bench.report import Row
 from .files import write_atomically
-from .training.simple import EpochMetrics
+from .training.progress import EpochMetrics
 
 # colours that differ for colour-blind readers too (Okabe and Ito)
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 
 
 def learning_curves(path: Path, rows: Sequence[EpochMetrics], title: str) -> None:
-    """Loss and accuracy over the epochs, training and test."""
+    """Loss and accuracy over the epochs, training and held out."""
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     epochs = [row.epoch for row in rows]
     _curve(loss, epochs, [row.train_loss for row in rows], BLUE, "training, with augmentation")
-    _curve(loss, epochs, [row.test_loss for row in rows], ORANGE, "test")
+    _curve(loss, epochs, [row.val_loss for row in rows], ORANGE, "held out")
     loss.set(xlabel="epoch", ylabel="cross-entropy (nats)", title="Loss", ylim=(0, None))
     _curve(accuracy, epochs, [row.train_accuracy for row in rows], BLUE, "training, with augmentation")
-    _curve(accuracy, epochs, [row.test_accuracy for row in rows], ORANGE, "test")
+    _curve(accuracy, epochs, [row.val_accuracy for row in rows], ORANGE, "held out")
     accuracy.annotate(
-        f"{rows[-1].test_accuracy:.1%}",
-        (epochs[-1], rows[-1].test_accuracy),
+        f"{rows[-1].val_accuracy:.1%}",
+        (epochs[-1], rows[-1].val_accuracy),
         textcoords="offset points",
         xytext=(0, -18),
         ha="right",
@@ -48,7 +48,7 @@ def learning_curves(path: Path, rows: Sequence[EpochMetrics], title: str) -> Non
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False, fontsize=11)
     figure.suptitle(title, fontsize=14)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _curve(axes: Axes, x: Sequence[float], y: Sequence[float], color: str, label: str) -> None:
@@ -98,7 +98,7 @@ def prediction_grid(
                 spine.set(color=RED, linewidth=4)
         axes.set_title(text, fontsize=12, color=RED if mistake else "black", weight="bold" if mistake else "normal")
     figure.suptitle(title, fontsize=14)
-    _save(figure, path)
+    save(figure, path)
 
 
 def confusion_matrix(
@@ -130,7 +130,7 @@ def confusion_matrix(
     bar = figure.colorbar(shown, ax=axes, shrink=0.8, label="share of the true class")
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
     axes.set_title(title, fontsize=13)
-    _save(figure, path)
+    save(figure, path)
 
 
 def speed_bars(path: Path, rows: Sequence[Row]) -> None:
@@ -163,10 +163,11 @@ def speed_bars(path: Path, rows: Sequence[Row]) -> None:
         f"× is the ratio to {rows[0].against}",
         fontsize=12,
     )
-    _save(figure, path)
+    save(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, in one step."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     write_atomically(path, buffer.getvalue())

@@ -6,7 +6,7 @@ import hashlib
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ import yaml
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tqdm import tqdm
 
-from ..checkpoint import WEIGHTS_NAME
+from ..checkpoint import WEIGHTS_NAME, load
 from ..data.labelled_images import ImageData
 from ..data.sources import open_data
 from ..errors import RunInterrupted, UserError
+from ..evaluation import evaluate
 from ..files import write_atomically
+from . import pictures
 from .batches import train_loader
 from .config import TrainConfig
 from .keeper import BROKEN_NAME, LAST_NAME, METRICS_NAME, RunKeeper
@@ -49,7 +51,7 @@ class TrainResult:
         folder: The run folder.
         checkpoint: Weights of the best epoch.
         accuracy: Share of the held-out images that they get right.
-        num_val: Number of the held-out images.
+        num_val: Number of the held-out images that could be read.
         files: All files that are meant for people, the checkpoint first.
         epochs: Epochs trained.
     """
@@ -111,10 +113,14 @@ def _train(config: TrainConfig, data: str, folder: Path, resume: bool) -> TrainR
         folder.mkdir(parents=True, exist_ok=True)
         states.remove_leftovers()
         write_atomically(folder / CONFIG_NAME, yaml.safe_dump(run["config"], sort_keys=False).encode())
+        if content is None:
+            first_batch = next(iter(train_loader(images.train, replace(config, workers=0), task.input_config, epoch=0)))
+            pictures.draw_first_batch(folder, first_batch, task.input_config, images.class_names)
     path = states.last_good if content is not None else None
     del content
-    with threads(config, trainer.num_devices), keeper.signals:
-        _fit(trainer, task, path, keeper)
+    with threads(config, trainer.num_devices):
+        with keeper.signals:
+            _fit(trainer, task, path, keeper)
         if not first:
             sys.exit(0)
         return _finish(task, folder)
@@ -139,14 +145,19 @@ def _fit(trainer: L.Trainer, task: ClassifierTask, state: Path | None, keeper: R
 
 
 def _finish(task: ClassifierTask, folder: Path) -> TrainResult:
-    progress = task.progress
+    """Evaluate the best checkpoint as it lies on the disk, and draw what it gets right and wrong."""
+    progress, config, images = task.progress, task.config, task.data.validation
     if not progress.best_epoch:
         raise UserError(f"No checkpoint could be written to {str(folder)!r}.")
-    names = (WEIGHTS_NAME, "config.json", CONFIG_NAME, METRICS_NAME, BROKEN_NAME, LAST_NAME, "tensorboard")
-    files = tuple(folder / name for name in names if (folder / name).exists())
-    return TrainResult(
-        folder, folder / WEIGHTS_NAME, progress.best_accuracy, len(task.data.validation), files, progress.epoch
+    device = task.trainer.strategy.root_device
+    evaluation = evaluate(load(folder), images, config.batch_size, config.workers, device, progress=True)
+    pictures.draw_results(folder, progress.rows, images, evaluation)
+    names = (
+        *(WEIGHTS_NAME, "config.json", LAST_NAME, CONFIG_NAME, METRICS_NAME, "tensorboard", BROKEN_NAME),
+        *(pictures.CURVES_NAME, pictures.CONFUSION_NAME, pictures.MISTAKES_NAME, pictures.FIRST_BATCH_NAME),
     )
+    files = tuple(folder / name for name in names if (folder / name).exists())
+    return TrainResult(folder, folder / WEIGHTS_NAME, evaluation.top1, evaluation.num_images, files, progress.epoch)
 
 
 def _check_folder(folder: Path, resume: bool) -> None:
