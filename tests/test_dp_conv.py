@@ -167,7 +167,7 @@ def test_order_loss_mends_any_order_in_bounded_time(values: list[float]) -> None
     with torch.no_grad():
         conv.gates.copy_(torch.tensor(values))
     lr = 0.01
-    bound = int(sum(map(abs, values)) / lr) + 50
+    bound = int(2 * sum(map(abs, values)) / lr) + 10
     steps = 0
     while not conv.in_order:
         conv.zero_grad()
@@ -221,7 +221,7 @@ def test_gates_far_off_are_brought_back() -> None:
 def test_all_channels_become_a_convolution(randomize: Randomize) -> None:
     conv = with_gates(randomize(DPConv(16, attention=None)), [1, 1, 1, 1])
     static = conv.to_static()
-    assert type(static) is nn.Conv2d
+    assert static.split_ratio == 1
     x = torch.randn(1, 16, 4, 4)
     torch.testing.assert_close(static(x), conv(x), rtol=1e-5, atol=1e-5)
 

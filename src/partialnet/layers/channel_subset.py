@@ -1,4 +1,4 @@
-"""Attention over some of the channels that a layer was built for: masked while they change, cut out once they are fixed.
+"""Attention over some of a layer's channels: masked while they change, cut out once they are fixed.
 
 Both give the same outputs for the kept channels: ``attend(layer, x, keep)[:, kept]`` equals
 ``select_channels(layer, kept)(x[:, kept])``.
@@ -86,7 +86,7 @@ def _copy_norm(source: nn.Module, target: nn.Module, kept: Tensor) -> None:
 
 
 def _self_attention(attention: SelfAttention2d, x: Tensor, keep: Tensor) -> Tensor:
-    batch, channels, height, width = x.shape
+    channels, height, width = x.shape[1:]
     heads = attention.num_heads
     count = keep.sum().clamp(min=1)  # no channel at all attends over nothing
     tokens = x.flatten(2).transpose(1, 2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -35,8 +34,8 @@ class DPConv(nn.Module):
     """A partial convolution whose number of convolved channels is learned by gradient descent.
 
     With c = q·2^K channels, q odd, K binary gates g say which channels take part: the relation matrix is
-    U = U_1 ⊗ … ⊗ U_K ⊗ 1_q with U_k = g_k·1 + (1 − g_k)·I. The mask m_i = Π_k (1 − bit_k(i)·(1 − g_k)), over the bits of
-    i // q, the most significant first, keeps the block of U that a partial convolution computes: U ⊙ m = m·mᵀ.
+    U = U_1 ⊗ … ⊗ U_K ⊗ 1_q with U_k = g_k·1 + (1 − g_k)·I. The mask m_i = Π_k (1 − bit_k(i)·(1 − g_k)), over the bits
+    of i // q, the most significant first, keeps the block of U that a partial convolution computes: U ⊙ m = m·mᵀ.
     Where the gates are in order, zeros before ones, the block is the leading q·2^Σg channels.
 
     The output is m_i·conv_i + (1 − m_i)·rest_i, rest being the input or its attention, in training as in evaluation.
@@ -107,7 +106,7 @@ class DPConv(nn.Module):
         self.attn = create_attention(attention, channels, device=device, dtype=dtype)
         step = smallest_subset_step(self.attn)
         least = step if min_channels is None else min_channels
-        blocks = [self.group << ones for ones in range(self.num_gates + 1)]
+        blocks = self.blocks
         fixed = next((ones for ones, block in enumerate(blocks) if block >= least and block % step == 0), None)
         if fixed is None or channels % step:
             raise ValueError(
@@ -125,6 +124,11 @@ class DPConv(nn.Module):
         values = torch.full((free,), -INITIAL_GATE, device=device, dtype=dtype)
         values[free - (ones - fixed) :] = INITIAL_GATE
         self.gates = nn.Parameter(values)
+
+    @property
+    def blocks(self) -> list[int]:
+        """Numbers of channels that gates in order can convolve, for 0 to K gates at 1."""
+        return [self.group << ones for ones in range(self.num_gates + 1)]
 
     # -- what the gates say -----------------------------------------------------------------------------------------
 
@@ -165,7 +169,7 @@ class DPConv(nn.Module):
         """ψ, a scalar: Σ |g̃_k| + |g̃_{k+1}| over neighbours of which the first is at 1 and the second at 0 (Eq. 8).
 
         Its gradient pulls both towards the threshold until the nearer one flips, so that any order is mended within
-        Σ|g̃| / step steps. Eq. 8 sums over an index that its term lacks; this is our reading.
+        2·Σ|g̃| / step steps. Eq. 8 sums over an index that its term lacks; this is our reading.
         """
         first, second = self.gates[:-1], self.gates[1:]
         wrong = ((first > 0) & (second <= 0)).to(first.dtype)
@@ -200,11 +204,10 @@ class DPConv(nn.Module):
         return F.conv2d(x, weight, None, padding=self.conv.padding, dilation=self.conv.dilation)
 
     @torch.no_grad()
-    def to_static(self) -> nn.Module:
+    def to_static(self) -> PATConv:
         """The static layer with the learned number of channels, the same weights and the same outputs.
 
-        Returns:
-            ``PATConv``; where every channel is convolved, a convolution.
+        Where every channel is convolved there is nothing to attend over, and its attention is None.
 
         Raises:
             ValueError: The gates are out of order; train with ``order_loss`` until ``in_order``.
@@ -212,21 +215,24 @@ class DPConv(nn.Module):
         if not self.in_order:
             raise ValueError("The gates of this DPConv are out of order; train on with its order_loss.")
         width = self.conv_channels
-        if width == self.channels:
-            conv = copy.deepcopy(self.conv)
-            return conv.train(self.training)
         kept = torch.arange(width, self.channels, device=self.conv.weight.device)
+        attends = len(kept) > 0 and not isinstance(self.attn, nn.Identity)
         static = PATConv(
             self.channels,
             kernel_size=self.conv.kernel_size[0],
             dilation=self.conv.dilation[0],
             split_ratio=width / self.channels,
-            attention=select_channels(self.attn, kept) if not isinstance(self.attn, nn.Identity) else None,
+            attention=select_channels(self.attn, kept) if attends else None,
             device=self.conv.weight.device,
             dtype=self.conv.weight.dtype,
         )
         static.conv.weight.copy_(self.conv.weight[:width, :width])
         return static.train(self.training)
+
+    @torch.jit.ignore
+    def fuse(self) -> nn.Module:
+        """The static layer for inference, without BatchNorm."""
+        return self.to_static().fuse()
 
     def extra_repr(self) -> str:
         return f"{self.channels}, split_ratio={self.split_ratio:.4g}, gates={self.num_gates}, fixed={self.num_fixed}"
