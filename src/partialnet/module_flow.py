@@ -13,6 +13,9 @@ from typing import Any
 from timm.layers import get_notrace_functions
 from torch import fx, nn
 
+#: Items that a sequence of unknown length is taken to have where only the calls matter: the levels of a pyramid, say
+_ITEMS = 8
+
 
 @dataclass
 class ModuleFlow:
@@ -68,12 +71,13 @@ def module_flow(model: nn.Module, is_layer: Callable[[nn.Module], bool]) -> Modu
     A module with control flow is followed no further from outside, but its parts are followed, each on its own, if they
     are called as a whole. ``is_layer`` names the modules that count as one layer besides those of ``torch.nn``.
     """
-    # tracing runs the modules' code, which may store symbolic values in them
-    traced = copy.deepcopy(model)
+    # tracing runs the modules' code, which may store symbolic values in them; the tensors need no copy
+    traced = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
     ours = dict(zip(traced.modules(), model.modules(), strict=True))
     flow = ModuleFlow()
-    seen: set[nn.Module] = set()
-    for root, graph in _graphs(traced, is_layer, seen):
+    followed = _Followed(is_layer)
+    followed.follow(traced)
+    for root, graph in followed.graphs:
         for node in graph.nodes:
             if node.op == "call_module":
                 layer = ours[root.get_submodule(node.target)]
@@ -84,49 +88,48 @@ def module_flow(model: nn.Module, is_layer: Callable[[nn.Module], bool]) -> Modu
     return flow
 
 
-def _graphs(
-    module: nn.Module, is_layer: Callable[[nn.Module], bool], seen: set[nn.Module]
-) -> Iterator[tuple[nn.Module, fx.Graph]]:
-    """Graphs that together cover as much of ``module`` as can be followed."""
-    if module in seen:
-        return
-    seen.add(module)
-    tracer = _Tracer(is_layer)
-    try:
-        graph = tracer.follow(module)
-    except Exception:  # whatever a network's code raises when it meets a symbolic value
-        yield from _graphs_of_parts(module, is_layer, seen)
-        return
-    yield module, graph
-    for part in tracer.opaque:
-        if part not in seen:
-            seen.add(part)
-            yield from _graphs_of_parts(part, is_layer, seen)
+class _Followed:
+    """Graphs that together cover as much of a network as can be followed, as (root, graph) in ``graphs``."""
 
+    def __init__(self, is_layer: Callable[[nn.Module], bool]) -> None:
+        self.graphs: list[tuple[nn.Module, fx.Graph]] = []
+        self._is_layer = is_layer
+        self._seen: set[nn.Module] = set()
+        self._called: set[nn.Module] = set()
 
-def _graphs_of_parts(
-    module: nn.Module, is_layer: Callable[[nn.Module], bool], seen: set[nn.Module]
-) -> Iterator[tuple[nn.Module, fx.Graph]]:
-    called: set[nn.Module] = set()
-    for answer in (True, False):
-        tracer = _Tracer(is_layer, answer)
-        with contextlib.suppress(Exception):  # as far as it gets
-            tracer.follow(module)
-        called |= tracer.called
-    yield from _graphs_of_children(module, is_layer, seen, called)
+    def follow(self, module: nn.Module) -> None:
+        """Follow ``module`` inside, as it is called from outside."""
+        if module in self._seen or self._is_layer(module):
+            return
+        self._seen.add(module)
+        tracer = _Tracer(self._is_layer)
+        try:
+            graph = tracer.follow(module)
+        except Exception:  # whatever a network's code raises when it meets a symbolic value
+            self._follow_parts(module)
+            return
+        self.graphs.append((module, graph))
+        for part in tracer.opaque:
+            if part not in self._seen:
+                self._seen.add(part)
+                self._follow_parts(part)
 
+    def _follow_parts(self, module: nn.Module) -> None:
+        for answer in (True, False):
+            tracer = _Tracer(self._is_layer, answer)
+            with contextlib.suppress(Exception):  # as far as it gets
+                tracer.follow(module)
+            self._called |= tracer.called
+        self._follow_children(module)
 
-def _graphs_of_children(
-    module: nn.Module, is_layer: Callable[[nn.Module], bool], seen: set[nn.Module], called: set[nn.Module]
-) -> Iterator[tuple[nn.Module, fx.Graph]]:
-    for child in module.children():
-        if is_layer(child):
-            continue
-        # others may take a Sequential apart, and use what is between its parts
-        if isinstance(child, nn.Sequential) and child not in called:
-            yield from _graphs_of_children(child, is_layer, seen, called)
-        else:
-            yield from _graphs(child, is_layer, seen)
+    def _follow_children(self, module: nn.Module) -> None:
+        for child in module.children():
+            # others may take a Sequential apart, and use what is between its parts
+            taken_apart = isinstance(child, nn.Sequential) and child not in self._called
+            if taken_apart or type(child) in (nn.ModuleList, nn.ModuleDict):
+                self._follow_children(child)
+            else:
+                self.follow(child)
 
 
 class _Tracer(fx.Tracer):
@@ -165,7 +168,7 @@ class _Tracer(fx.Tracer):
         try:
             return super().call_module(module, forward, args, kwargs)
         except Exception:  # whatever a network's code raises when it meets a symbolic value
-            for node in itertools.takewhile(lambda node: node is not last, reversed(self.graph.nodes)):
+            for node in list(itertools.takewhile(lambda node: node is not last, reversed(self.graph.nodes))):
                 self.graph.erase_node(node)
             self.opaque.append(module)
             return self.create_proxy("call_module", name, args, kwargs)
@@ -179,4 +182,4 @@ class _Tracer(fx.Tracer):
         except fx.proxy.TraceError:
             if self._answer is None:
                 raise
-            return iter((obj[0], obj[1]))  # type: ignore[index]
+            return iter([obj[i] for i in range(_ITEMS)])  # type: ignore[index]
