@@ -116,6 +116,8 @@ def _fix_size(model: nn.Module, img_size: tuple[int, int]) -> None:
         for attention in attentions
         if isinstance(attention.position_bias, RelativePositionBias)
     ]
+    if not hooks:
+        return
     first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
     with torch.no_grad():
         model(torch.zeros(1, first.in_channels, *img_size, device=first.weight.device, dtype=first.weight.dtype))

@@ -164,12 +164,14 @@ class _Tracer(fx.Tracer):
         name = self.path_of_module(module)
         if self.is_leaf_module(module, name) or module in self.opaque:
             return self.create_proxy("call_module", name, args, kwargs)
-        last = next(iter(reversed(self.graph.nodes)), None)
+        last, depth = next(iter(reversed(self.graph.nodes)), None), len(self.module_stack)
         try:
             return super().call_module(module, forward, args, kwargs)
         except Exception:  # whatever a network's code raises when it meets a symbolic value
             for node in list(itertools.takewhile(lambda node: node is not last, reversed(self.graph.nodes))):
                 self.graph.erase_node(node)
+            while len(self.module_stack) > depth:
+                self.module_stack.popitem()
             self.opaque.append(module)
             return self.create_proxy("call_module", name, args, kwargs)
 
