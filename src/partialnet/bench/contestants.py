@@ -115,11 +115,19 @@ def folded(model: nn.Module, img_size: tuple[int, int], for_pytorch: bool) -> nn
     model = reparameterize_model(fold(model))
     if not for_pytorch:
         return model
+    return _fold_batch_norms(model)
+
+
+def _fold_batch_norms(model: nn.Module) -> nn.Module:
+    """Fold BatchNorms into convolutions, in the parts that can be traced if the whole cannot."""
     try:
         return optimization.fuse(model)
-    except Exception as error:  # networks whose forward cannot be traced keep their BatchNorms
-        _logger.info("BatchNorms of %s are not folded: %s", type(model).__name__, error)
-        return model
+    except Exception as error:
+        _logger.info("%s is folded part by part: %s", type(model).__name__, error)
+    for name, child in model.named_children():
+        if any(isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) for module in child.modules()):
+            setattr(model, name, _fold_batch_norms(child))
+    return model
 
 
 def _fastest_layout(model: nn.Module, images: Tensor, setting: Setting) -> Callable[[], object]:
