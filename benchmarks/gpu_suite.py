@@ -20,12 +20,13 @@ import re
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "src"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import torch
 from gpu.plan import RUNTIMES, full_plan, possible, quick_plan
 from gpu.suite import Suite
+
+RESULTS = Path(__file__).parent / "results"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = torch.device(options.device)
     name = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
     slug = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") + ("_quick" if options.quick else "")
-    path = options.output or HERE / "results" / f"gpu_{slug}.json"
+    path = options.output or RESULTS / f"gpu_{slug}.json"
     seconds = options.seconds if options.seconds is not None else 0.05 if options.quick else 1.0
     suite = Suite(device, path, options.minutes, seconds, options.compile_seconds, options.quick)
     plan = quick_plan() if options.quick else full_plan()

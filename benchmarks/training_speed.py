@@ -15,8 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "src"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import timm
 import torch
@@ -26,6 +25,7 @@ import partialnet  # noqa: F401 - registers the models
 from partialnet.bench import environment, interleave
 from partialnet.files import write_atomically
 
+RESULTS = Path(__file__).parent / "results"
 NAMES = ("fasternet_t0", "partialnet_t0")
 
 
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--img-size", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=60.0, help="time to measure (60)")
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "training_speed.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "training_speed.json")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     rows = step_rows(options.batch_size, options.img_size, options.seconds)
