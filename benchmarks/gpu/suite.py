@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ class Suite:
             names = tuple(name for name in job.names if name not in lacking)
             if len(names) < 2:
                 continue
-            job = Job(**{**vars(job), "names": names})
+            job = replace(job, names=names)
             kind = f"{job.task} {job.runtime}" if job.task == "training" else job.runtime
             expected = len(names) * self.seconds_per_network.get(kind, FIRST_GUESS[job.runtime])
             if expected > self.left():

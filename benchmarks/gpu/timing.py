@@ -83,7 +83,7 @@ def interleave(
         try:
             return action()
         except Exception as error:  # whatever one network raises must not end the others' measurement
-            samples[name].error = error
+            samples[name].error = error.with_traceback(None)  # whose frames would keep tensors on the device
             return math.nan
 
     for name, run in contestants.items():

@@ -119,14 +119,15 @@ def folded(model: nn.Module, img_size: tuple[int, int], for_pytorch: bool) -> nn
 
 
 def _fold_batch_norms(model: nn.Module) -> nn.Module:
-    """Fold BatchNorms into convolutions, in the parts that can be traced if the whole cannot."""
+    """Fold BatchNorms into convolutions, in the parts that can be traced if the whole cannot; none left, no tracing."""
+    if not any(isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) for module in model.modules()):
+        return model
     try:
         return optimization.fuse(model)
     except Exception as error:
         _logger.info("%s is folded part by part: %s", type(model).__name__, error)
     for name, child in model.named_children():
-        if any(isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) for module in child.modules()):
-            setattr(model, name, _fold_batch_norms(child))
+        setattr(model, name, _fold_batch_norms(child))
     return model
 
 
