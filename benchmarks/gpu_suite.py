@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--minutes", type=float, default=7.5, help="time budget, start of Python not counted (7.5)")
     parser.add_argument("--seconds", type=float, help="time to measure each network (1; 0.05 with --quick)")
-    parser.add_argument("--compile-seconds", type=float, default=75, help="limit for compiling one network (75)")
+    parser.add_argument("--compile-seconds", type=float, default=45, help="limit for compiling one network (45)")
     parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES)
     parser.add_argument("--quick", action="store_true", help="every kind of job once, tiny")
     parser.add_argument("--output", type=Path, help="result file (benchmarks/results/gpu_<device>.json)")

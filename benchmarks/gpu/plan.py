@@ -64,7 +64,8 @@ def full_plan() -> list[Job]:
     jobs += [Job(pair(size), "training") for size in SIZES[:-1]]
     jobs += [Job(group) for group in PEER_GROUPS]
     jobs += [Job(group, runtime="cudagraph", batch_size=1) for group in PEER_GROUPS]
-    jobs += [Job(pair(size), runtime="compile", batch_size=batch) for size in ("t2", "s", "m") for batch in (256, 1)]
+    jobs += [Job(pair("t2"), runtime="compile", batch_size=batch) for batch in (256, 1)]
+    jobs += [Job(pair(size), runtime="compile", batch_size=batch) for batch in (256, 1) for size in ("s", "m")]
     jobs += [Job(pair("t0"), "training", "compile")]
     for precision in ("tf32", "fp32"):
         jobs += [Job(pair(size), precision=precision) for size in SIZES]

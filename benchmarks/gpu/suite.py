@@ -44,7 +44,7 @@ class Suite:
     path: Path
     minutes: float = 8.0
     seconds: float = 1.0
-    compile_seconds: float = 75.0
+    compile_seconds: float = 45.0
     quick: bool = False
     results: dict[str, Any] = field(init=False)
     compile_mode: str = field(default=COMPILE_MODES[0], init=False)
