@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("PyTorch sees no CUDA device here; --device cpu --quick tries the suite without one.")
-    device = torch.device(options.device)
+    device = torch.device("cuda", torch.cuda.current_device()) if options.device == "cuda" else torch.device("cpu")
     name = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
     slug = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") + ("_quick" if options.quick else "")
     path = options.output or RESULTS / f"gpu_{slug}.json"
