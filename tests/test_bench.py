@@ -64,6 +64,16 @@ def test_reparameterised_peer_keeps_its_output():
         torch.testing.assert_close(folded(peer, (64, 64))(images), peer(images), rtol=1e-3, atol=1e-4)
 
 
+def test_untraceable_peer_is_folded_in_parts():
+    # its attention chooses a path by the data type, which cannot be traced
+    peer = timm.create_model("efficientvit_b0").eval()
+    fast = folded(peer, (64, 64))
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fast.modules())
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(images), peer(images), rtol=1e-4, atol=1e-5)
+
+
 def test_default_peer():
     assert default_peer("partialnet_s") == "fasternet_s"
     assert default_peer("resnet18") is None
