@@ -151,7 +151,7 @@ def load(source: str | Path) -> Checkpoint:
     if path.is_file():
         if path.suffix in (".onnx", ".xml"):
             raise UserError(
-                f"{str(source)!r} is an exported file, which only predict takes; give the run it came from."
+                f"{str(source)!r} is an exported file, which predict and eval take; give the run it came from."
             )
         return _load_safetensors(path) if path.suffix == ".safetensors" else _load_released(path)
     if path.suffix in (".safetensors", ".pth", ".pt", ".ckpt", ".bin") or len(path.parts) > 1:

@@ -19,7 +19,7 @@ def open_source(source: str | Path, trained: bool = False) -> Checkpoint:
     Raises:
         UserError: Nothing usable is there.
     """
-    if Path(source).suffix in EXPORTED_SUFFIXES:
+    if is_exported(source):
         return load_exported(source)
     checkpoint = load(source)
     if trained and not Path(source).exists():
@@ -28,3 +28,8 @@ def open_source(source: str | Path, trained: bool = False) -> Checkpoint:
             "folder; `partialnet demo` makes one."
         )
     return checkpoint
+
+
+def is_exported(source: str | Path) -> bool:
+    """Whether ``source`` names a file for another runtime than PyTorch."""
+    return Path(source).suffix in EXPORTED_SUFFIXES

@@ -12,6 +12,7 @@ from partialnet.errors import RunInterrupted, UserError
 
 from .bench import bench
 from .demo import demo
+from .eval import evaluate
 from .export import export
 from .info import info
 from .predict import predict
@@ -45,6 +46,7 @@ def cli() -> None:
 
 cli.add_command(bench)
 cli.add_command(demo)
+cli.add_command(evaluate)
 cli.add_command(export)
 cli.add_command(info)
 cli.add_command(predict)

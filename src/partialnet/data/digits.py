@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
 
-DIGITS_SIZE = 64
+from .handwritten_digits import DIGITS_SIZE, enlarge, split_indices
+
 DIGITS_MEAN = (0.5, 0.5, 0.5)
 DIGITS_STD = (0.5, 0.5, 0.5)
 
@@ -54,9 +54,9 @@ def digits() -> Split:
     little. Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI repository, 1998.
     """
     data = load_digits()
-    images = [_enlarge(image) for image in data.images]
+    images = [enlarge(image) for image in data.images]
     labels = [int(label) for label in data.target]
-    train, test = train_test_split(np.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels)
+    train, test = split_indices(np.array(labels))
     to_tensor: list[Any] = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(DIGITS_MEAN, DIGITS_STD)]
     move = v2.RandomAffine(
         degrees=10, translate=(0.1, 0.1), scale=(0.85, 1.15), interpolation=InterpolationMode.BILINEAR
@@ -76,9 +76,3 @@ def digits() -> Split:
             "crop_mode": "center",
         },
     )
-
-
-def _enlarge(image: np.ndarray) -> Image.Image:
-    """An 8×8 image of values 0 to 16 as 64×64 RGB, light on dark."""
-    grey = Image.fromarray((image * (255 / 16)).round().astype(np.uint8))
-    return grey.resize((DIGITS_SIZE, DIGITS_SIZE), Image.Resampling.BICUBIC).convert("RGB")

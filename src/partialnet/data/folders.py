@@ -11,12 +11,13 @@ from PIL import Image
 from ..errors import UserError
 from ..images import SUFFIXES, read_image
 from .labelled_images import LabelledImages
+from .packed_names import PackedNames
 
 
 class FolderImages(LabelledImages):
     """``root/<class>/**/<image>``; classes and files are sorted by name, hidden ones left out.
 
-    Only paths are kept in memory, as bytes in one array, so that reading processes share them.
+    Only paths are kept in memory, packed.
 
     Args:
         root: The folder.
@@ -47,18 +48,19 @@ class FolderImages(LabelledImages):
         if empty:
             raise UserError(f"Class folder {str(self.root / empty[0])!r} holds no image; fill or remove it.")
         self.labels = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
-        encoded = [os.fsencode(name) for name in names]
-        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-        self._ends = np.cumsum([len(name) for name in encoded])
+        self._names = PackedNames(names)
 
     def read(self, index: int) -> Image.Image:
         """Image ``index`` as 8-bit RGB, upright."""
         return read_image(self.root / self.name(index))
 
+    def read_reduced(self, index: int, min_side: int) -> Image.Image:
+        """Image ``index``, a JPEG perhaps in a smaller size."""
+        return read_image(self.root / self.name(index), min_side)
+
     def name(self, index: int) -> str:
         """Path below the root."""
-        start = self._ends[index - 1] if index else 0
-        return os.fsdecode(self._bytes[start : self._ends[index]].tobytes())
+        return self._names[index]
 
 
 def class_folders(root: Path) -> tuple[str, ...]:

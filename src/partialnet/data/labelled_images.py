@@ -35,6 +35,10 @@ class LabelledImages(ABC):
             UserError: It cannot be read.
         """
 
+    def read_reduced(self, index: int, min_side: int) -> Image.Image:
+        """Image ``index``, perhaps in a smaller size of at least ``min_side`` pixels each way where that is faster."""
+        return self.read(index)
+
     @abstractmethod
     def name(self, index: int) -> str:
         """What a person would find image ``index`` by: its path within the data set."""
@@ -52,6 +56,10 @@ class Subset(LabelledImages):
     def read(self, index: int) -> Image.Image:
         """Image ``index`` of the subset as 8-bit RGB."""
         return self.images.read(int(self.indices[index]))
+
+    def read_reduced(self, index: int, min_side: int) -> Image.Image:
+        """Image ``index`` of the subset, perhaps in a smaller size."""
+        return self.images.read_reduced(int(self.indices[index]), min_side)
 
     def name(self, index: int) -> str:
         """Name of image ``index`` of the subset."""

@@ -1,0 +1,181 @@
+"""``partialnet eval``."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from partialnet.data import LabelledImages
+    from partialnet.evaluation import Evaluation
+    from partialnet.prediction import Classifier
+
+#: More classes than this are summed up by the worst of them.
+_ALL_CLASSES = 30
+_WORST_CLASSES = 10
+_BROKEN_SHOWN = 20
+
+
+@click.command("eval")
+@click.argument("source")
+@click.argument("data")
+@click.option("--split", metavar="NAME", help="Part of DATA, such as test.  [default: val or test, where there is one]")
+@click.option("-b", "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images at a time.")
+@click.option(
+    "-w", "--workers", type=click.IntRange(min=0), help="Processes that read images.  [default: by images and cores]"
+)
+@click.option("--device", help="cpu, cuda, cuda:1, …  [default: the GPU where there is one]")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Take N images only, evenly over the data.")
+@click.option("--json", "json_path", metavar="FILE", help="Write all figures as JSON; - prints them instead.")
+@click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write one row for each image.")
+@click.option("--confusion", type=click.Path(path_type=Path), help="Draw the confusion matrix, as PNG.")
+def evaluate(
+    source: str,
+    data: str,
+    split: str | None,
+    batch_size: int,
+    workers: int | None,
+    device: str | None,
+    limit: int | None,
+    json_path: str | None,
+    csv_path: Path | None,
+    confusion: Path | None,
+) -> None:
+    """Measure the accuracy of SOURCE on the labelled images of DATA.
+
+    SOURCE is a run folder, its model.safetensors, an exported .onnx or .xml file, or a released checkpoint of the
+    authors. DATA is a folder with one folder of images for each class, named like the network's classes, in any order;
+    or a folder with such folders called val or test. Images that cannot be read are left out and told.
+
+    Example: partialnet eval runs/flowers flowers/val --csv answers.csv
+    """
+    from partialnet.devices import find_device
+    from partialnet.errors import UserError
+    from partialnet.evaluation import evaluate as run_evaluation
+    from partialnet.evaluation import evaluation_folder, labelled_folder, match_classes, spread
+    from partialnet.prediction import Classifier
+    from partialnet.sources import is_exported, open_source
+
+    for path in (csv_path, confusion, Path(json_path) if json_path not in (None, "-") else None):
+        if path is not None and not path.parent.is_dir():
+            raise UserError(f"There is no folder {str(path.parent)!r} to write {path.name!r} into.")
+    folder = evaluation_folder(data, split)
+    images: LabelledImages = labelled_folder(data, split)
+    if is_exported(source):
+        if device not in (None, "cpu"):
+            raise UserError(f"Exported files run on the CPU; {source!r} cannot run on {device!r}.")
+        device = "cpu"
+    classifier = Classifier(open_source(source, trained=True), find_device(device))
+    match_classes(images, classifier)
+    notes = _notes(data, folder, images.class_names, classifier)
+    if limit is not None and limit < len(images):
+        notes.append(f"{limit} of {len(images)} images are taken, evenly over the data.")
+        images = spread(images, limit)
+    for note in notes:
+        click.echo(note, err=True)
+    workers = _default_workers(len(images)) if workers is None else workers
+    result = run_evaluation(classifier, images, batch_size, workers, progress=True)
+    if json_path != "-":
+        _print(result)
+    _warn(result)
+    written = _write(result, images, source, str(folder), json_path, csv_path, confusion)
+    if json_path == "-":
+        return
+    if written:
+        click.echo(f"Written: {', '.join(written)}")
+    else:
+        command = shlex.join(
+            ["partialnet", "eval", source, data, "--csv", "answers.csv", "--confusion", "confusion.png"]
+        )
+        click.echo(f"\nNext, to see every answer: {command}")
+
+
+def _notes(data: str, folder: Path, found: tuple[str, ...], classifier: Classifier) -> list[str]:
+    """What was decided for the user."""
+    notes = []
+    if folder != Path(data):
+        notes.append(f"Evaluating {folder}, a part of {data}; --split takes another.")
+    if not classifier.names_known:
+        notes.append(
+            "The network does not name its classes: they are taken for the folders in the order of their names."
+        )
+    elif len(found) < len(classifier.class_names):
+        notes.append(f"The data has {len(found)} of the network's {len(classifier.class_names)} classes.")
+    return notes
+
+
+def _default_workers(num_images: int) -> int:
+    """None for few images, which are read before processes have started; else a process for each core but one."""
+    import os
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 0 if num_images < 500 else min(cores - 1, 8)
+
+
+def _print(result: Evaluation) -> None:
+    click.echo(f"{result.top1:7.2%}  right, top 1: {result.num_right} of {result.num_images} images")
+    if result.top5 is not None:
+        click.echo(f"{result.top5:7.2%}  right, top 5")
+    click.echo(f"{result.calibration_error:7.2%}  expected calibration error")
+    click.echo(f"{result.images_per_second:7.0f}  images/s, with reading them ({result.seconds:.1f} s)")
+    classes = result.classes
+    shown = classes
+    if len(classes) > _ALL_CLASSES:
+        shown = tuple(sorted(classes, key=lambda item: item.accuracy)[:_WORST_CLASSES])
+        click.echo(f"\nThe {_WORST_CLASSES} worst of {len(classes)} classes:")
+    width = max(5, *(len(item.name) for item in shown))
+    click.echo(f"\n{'class':{width}}  images  accuracy  most often taken for")
+    for item in shown:
+        taken = f"{item.confused_with} ({item.num_confused})" if item.confused_with is not None else ""
+        click.echo(f"{item.name:{width}}  {item.num_images:6}  {item.accuracy:8.1%}  {taken}".rstrip())
+
+
+def _warn(result: Evaluation) -> None:
+    if result.num_not_finite:
+        click.echo(f"Warning: {result.num_not_finite} answers are not numbers (NaN); they count as wrong.", err=True)
+    if result.broken:
+        click.echo(f"{len(result.broken)} broken images were left out:", err=True)
+        for _, _, reason in result.broken[:_BROKEN_SHOWN]:
+            click.echo(f"  {reason}", err=True)
+        if len(result.broken) > _BROKEN_SHOWN:
+            click.echo(f"  and {len(result.broken) - _BROKEN_SHOWN} more; --json lists all", err=True)
+
+
+def _write(
+    result: Evaluation,
+    images: LabelledImages,
+    source: str,
+    data: str,
+    json_path: str | None,
+    csv_path: Path | None,
+    confusion: Path | None,
+) -> list[str]:
+    """Write what was asked for; the names of the files."""
+    from partialnet.bench.environment import environment
+    from partialnet.files import write_atomically, write_csv
+
+    written = []
+    if json_path is not None:
+        content = {"network": source, "data": data, **result.as_dict(), "environment": environment()}
+        text = json.dumps(content, indent=1)
+        if json_path == "-":
+            click.echo(text)
+        else:
+            write_atomically(Path(json_path), f"{text}\n".encode())
+            written.append(json_path)
+    if csv_path is not None:
+        write_csv(csv_path, result.rows(images), ("path", "label", "predicted", "probability"))
+        written.append(str(csv_path))
+    if confusion is not None:
+        from partialnet.plots import confusion_matrix
+
+        answered = result.predicted >= 0
+        labels, predicted = result.labels[answered], result.predicted[answered]
+        title = f"{result.num_right} of {result.num_images} images right ({result.top1:.1%})"
+        confusion_matrix(confusion, labels.tolist(), predicted.tolist(), result.class_names, title)
+        written.append(str(confusion))
+    return written

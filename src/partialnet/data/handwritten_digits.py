@@ -1,0 +1,52 @@
+"""Scikit-learn's handwritten digits: the data set that is always at hand."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from .labelled_images import ImageData, LabelledImages, Subset
+
+DIGITS_SIZE = 64
+
+
+class HandwrittenDigits(LabelledImages):
+    """1,797 digits of 8×8 pixels, enlarged to 64×64, light on dark.
+
+    Source: E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI repository, 1998.
+    """
+
+    def __init__(self) -> None:
+        data = load_digits()
+        self.class_names = tuple(str(name) for name in data.target_names)
+        self.labels = data.target.astype(np.int64)
+        self._images = data.images  # values 0 to 16
+
+    def read(self, index: int) -> Image.Image:
+        """Digit ``index`` as 8-bit RGB."""
+        return enlarge(self._images[index])
+
+    def name(self, index: int) -> str:
+        """Number within scikit-learn's data."""
+        return f"digits/{index}"
+
+
+def open_digits() -> ImageData:
+    """The digits; the same fifth of each class is always held out."""
+    images = HandwrittenDigits()
+    train, test = split_indices(images.labels)
+    return ImageData(Subset(images, train), Subset(images, test), "a fixed fifth of each class held out")
+
+
+def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the digits to learn and of those to test."""
+    train, test = train_test_split(np.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels)
+    return train, test
+
+
+def enlarge(image: np.ndarray) -> Image.Image:
+    """An 8×8 image of values 0 to 16 as 64×64 RGB, light on dark."""
+    grey = Image.fromarray((image * (255 / 16)).round().astype(np.uint8))
+    return grey.resize((DIGITS_SIZE, DIGITS_SIZE), Image.Resampling.BICUBIC).convert("RGB")

@@ -1,0 +1,119 @@
+"""Image classification data sets of the Hugging Face hub, by the package ``datasets``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..errors import UserError
+from ..images import decode_image, read_image
+from .labelled_images import ImageData, LabelledImages
+from .splits import HELD_OUT, split_by_class
+
+
+class HuggingFaceImages(LabelledImages):
+    """One part of a data set of the hub.
+
+    Args:
+        name: What errors call it.
+        rows: The part; its images are not decoded (``datasets.Image(decode=False)``).
+        image_column: Column of the images.
+        labels: Class of each row.
+        class_names: Name of each class.
+    """
+
+    def __init__(
+        self, name: str, rows: Any, image_column: str, labels: np.ndarray, class_names: tuple[str, ...]
+    ) -> None:
+        self.class_names = class_names
+        self.labels = labels
+        self._name = name
+        self._rows = rows
+        self._image_column = image_column
+
+    def read(self, index: int) -> Image.Image:
+        """Image ``index`` as 8-bit RGB."""
+        return self._read(index, None)
+
+    def read_reduced(self, index: int, min_side: int) -> Image.Image:
+        """Image ``index``, a JPEG perhaps in a smaller size."""
+        return self._read(index, min_side)
+
+    def _read(self, index: int, min_side: int | None) -> Image.Image:
+        image = self._rows[index][self._image_column]
+        if image is None:
+            raise UserError(f"{self.name(index)!r} has no image.")
+        if image.get("bytes"):
+            return decode_image(image["bytes"], self.name(index), min_side)
+        return read_image(image["path"], min_side)
+
+    def name(self, index: int) -> str:
+        """Data set, part and row."""
+        return f"{self._name}/{index}"
+
+
+def open_hugging_face(name: str, val_share: float, seed: int) -> ImageData:
+    """Training and held-out part of the hub's data set ``name``, or of one saved in folder ``name``.
+
+    The image column is the first of type Image, the class column the first of type ClassLabel, else one that is named
+    "label", "labels", "fine_label" or "class" and holds texts or numbers.
+
+    Raises:
+        UserError: ``datasets`` is not installed, the data set cannot be had or holds no labelled images.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise UserError("hfds/ needs the package datasets: pip install 'partialnet[hf]'.") from None
+    try:
+        loaded = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
+    except Exception as error:  # of the network, the hub, the data set's own code
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise UserError(f"Data set {name!r} of the Hugging Face hub cannot be had: {reason}.") from error
+    if not isinstance(loaded, Mapping):
+        loaded = {"train": loaded}
+    if "train" not in loaded:
+        raise UserError(f"Data set {name!r} has no part 'train', only {', '.join(map(repr, loaded))}.")
+    held_out = next((part for part in HELD_OUT if part in loaded), None)
+    parts = ["train"] if held_out is None else ["train", held_out]
+    image_column, label_column = _columns(datasets, name, loaded["train"].features)
+    values = {part: np.asarray(loaded[part][label_column]) for part in parts}
+    names = _class_names(loaded["train"].features[label_column], np.concatenate(list(values.values())))
+    images = []
+    for part in parts:
+        labels = values[part]
+        if labels.dtype.kind not in "iu":
+            labels = np.searchsorted(names, labels.astype(str))
+        rows = loaded[part].cast_column(image_column, datasets.Image(decode=False))
+        known = np.flatnonzero((labels >= 0) & (labels < len(names)))
+        if not len(known):
+            raise UserError(f"Part {part!r} of data set {name!r} has no labelled image.")
+        if len(known) < len(labels):  # the hub marks an unknown class by -1
+            rows, labels = rows.select(known), labels[known]
+        images.append(HuggingFaceImages(f"{name}/{part}", rows, image_column, labels.astype(np.int64), names))
+    if held_out is None:
+        return split_by_class(images[0], val_share, seed)
+    return ImageData(images[0], images[1], f"{name}'s parts train and {held_out}")
+
+
+def _columns(datasets: Any, name: str, features: Mapping[str, Any]) -> tuple[str, str]:
+    """Columns of the images and of their classes."""
+    images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    labels = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    labels += [column for column in ("label", "labels", "fine_label", "class") if column in features]
+    if not images or not labels:
+        missing = "images" if not images else "classes"
+        raise UserError(f"Data set {name!r} has no column of {missing}; it has {', '.join(map(repr, features))}.")
+    return images[0], labels[0]
+
+
+def _class_names(feature: Any, values: np.ndarray) -> tuple[str, ...]:
+    if names := getattr(feature, "names", None):
+        return tuple(map(str, names))
+    if values.dtype.kind in "iu":
+        return tuple(map(str, range(int(values.max()) + 1)))
+    return tuple(np.unique(values.astype(str)).tolist())

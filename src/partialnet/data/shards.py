@@ -1,0 +1,227 @@
+"""WebDataset shards: tar files of images with their classes, read at random."""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from ..errors import UserError
+from ..images import SUFFIXES, decode_image
+from .labelled_images import ImageData, LabelledImages
+from .packed_names import PackedNames
+from .splits import HELD_OUT, split_by_class
+
+#: Files of a sample that tell its class, in this order; a JSON file has it under one of ``JSON_KEYS``.
+LABEL_SUFFIXES = (".cls", ".json")
+JSON_KEYS = ("label", "cls", "class")
+
+
+@dataclass(frozen=True)
+class _Index:
+    """Where each image is, and the class that stands beside it."""
+
+    paths: tuple[Path, ...]
+    shards: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+    names: PackedNames
+    classes: np.ndarray
+
+
+class ShardImages(LabelledImages):
+    """The images of some shards; each is found by its place within the tar file, which is looked up once."""
+
+    def __init__(self, index: _Index, class_names: tuple[str, ...]) -> None:
+        self.class_names = class_names
+        numbers = {name: number for number, name in enumerate(class_names)}
+        found, inverse = np.unique(index.classes, return_inverse=True)
+        unknown = [name for name in found.tolist() if name not in numbers]
+        if unknown:
+            raise UserError(f"Class {unknown[0]!r} in {str(index.paths[0].parent)!r} is not among the known classes.")
+        self.labels = np.array([numbers[name] for name in found.tolist()], dtype=np.int64)[inverse]
+        self._index = index
+
+    def read(self, index: int) -> Image.Image:
+        """Image ``index`` as 8-bit RGB."""
+        return decode_image(self._content(index), self.name(index))
+
+    def read_reduced(self, index: int, min_side: int) -> Image.Image:
+        """Image ``index``, a JPEG perhaps in a smaller size."""
+        return decode_image(self._content(index), self.name(index), min_side)
+
+    def name(self, index: int) -> str:
+        """Shard and path within it."""
+        return f"{self._index.paths[self._index.shards[index]].name}/{self._index.names[index]}"
+
+    def _content(self, index: int) -> bytes:
+        try:
+            with self._index.paths[self._index.shards[index]].open("rb") as file:
+                file.seek(int(self._index.offsets[index]))
+                return file.read(int(self._index.sizes[index]))
+        except OSError as error:
+            raise UserError(f"{self.name(index)!r} cannot be read: {error.strerror}.") from error
+
+
+def open_shards(source: str, val_share: float, seed: int) -> ImageData:
+    """Training and held-out images of shards.
+
+    Args:
+        source: A folder of ``*.tar`` (searched in its folders ``train`` and ``val`` too), or a pattern with braces and
+            stars such as ``shards/train-{000..099}.tar``. Shards are told apart by "train" and "val", "valid",
+            "validation" or "test" in the names of files or folders; without, each class is split.
+        val_share: Share of each class to hold out if there are no validation shards.
+        seed: Of the choice of images to hold out.
+
+    Raises:
+        UserError: There is no shard, a shard is no tar file, or an image has no class.
+    """
+    paths = _find(source)
+    parts: dict[str, list[Path]] = {}
+    for path in paths:
+        parts.setdefault(_part(path), []).append(path)
+    held_out = next((name for name in HELD_OUT if name in parts), None)
+    given = _given_names(paths[0])
+    if "train" in parts and held_out:
+        train, validation = _index(parts["train"]), _index(parts[held_out])
+        names = given or _class_names(np.concatenate((train.classes, validation.classes)))
+        train, validation = _named(train, given), _named(validation, given)
+        for name in sorted(set(names)):
+            where = [name in part.classes for part in (train, validation)]
+            if where[0] != where[1]:
+                here, there = ("training", "validation") if where[0] else ("validation", "training")
+                raise UserError(f"Class {name!r} is in the {here} shards of {source!r} but not in the {there} shards.")
+        return ImageData(ShardImages(train, names), ShardImages(validation, names), f"shards of train and {held_out}")
+    index = _index(paths)
+    names = given or _class_names(index.classes)
+    return split_by_class(ShardImages(_named(index, given), names), val_share, seed)
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """All that ``{a,b}`` and ``{000..012}`` in a pattern stand for, in order, as in a shell."""
+    pieces = re.split(r"\{([^{}]*)\}", pattern)
+    choices = [[piece] if place % 2 == 0 else list(_choices(piece)) for place, piece in enumerate(pieces)]
+    return ["".join(choice) for choice in product(*choices)]
+
+
+def _choices(inner: str) -> Iterator[str]:
+    if numbers := re.fullmatch(r"(\d+)\.\.(\d+)", inner):
+        first, last = numbers.groups()
+        width = len(first) if first.startswith("0") else 0
+        yield from (str(number).zfill(width) for number in range(int(first), int(last) + 1))
+    else:
+        yield from inner.split(",")
+
+
+def _find(source: str) -> list[Path]:
+    if Path(source).is_dir():
+        found = sorted({*Path(source).glob("*.tar"), *Path(source).glob("*/*.tar")})
+        if not found:
+            raise UserError(f"Folder {source!r} holds no shard (*.tar).")
+        return found
+    found = []
+    for pattern in expand_braces(source):
+        matches = sorted(map(Path, glob.glob(pattern))) if glob.has_magic(pattern) else [Path(pattern)]
+        if not matches or not all(path.is_file() for path in matches):
+            raise UserError(f"There is no shard {pattern!r}.")
+        found += matches
+    return found
+
+
+def _part(path: Path) -> str:
+    """The part of the data that a shard belongs to, by its file's name or else its folder's; "" if they do not say."""
+    for text in (path.stem, path.parent.name):
+        words = re.split(r"[^a-z]+", text.lower())
+        for part in ("train", *HELD_OUT):
+            if part in words:
+                return part
+    return ""
+
+
+def _index(paths: Sequence[Path]) -> _Index:
+    shards, offsets, sizes, names, classes = [], [], [], [], []
+    for number, path in enumerate(tqdm(paths, desc="looking through shards", unit="shard", delay=2)):
+        for name, offset, size, class_name in _samples(path):
+            shards.append(number)
+            offsets.append(offset)
+            sizes.append(size)
+            names.append(name)
+            classes.append(class_name)
+    if not names:
+        raise UserError(f"The shards in {str(paths[0].parent)!r} hold no image ({', '.join(SUFFIXES)}).")
+    arrays = (np.array(shards, np.int32), np.array(offsets, np.int64), np.array(sizes, np.int64))
+    return _Index(tuple(paths), *arrays, PackedNames(names), np.array(classes))
+
+
+def _samples(path: Path) -> Iterator[tuple[str, int, int, str]]:
+    """Name, offset, size and class of each image in a shard; a sample's files share their name up to the first dot."""
+    images: dict[str, tuple[str, int, int]] = {}
+    classes: dict[str, str] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if not member.isfile():
+                    continue
+                place = PurePosixPath(member.name)
+                key = f"{place.parent}/{place.name.partition('.')[0]}"
+                suffix = place.suffix.lower()
+                if suffix in SUFFIXES:
+                    images[key] = (member.name, member.offset_data, member.size)
+                elif suffix in LABEL_SUFFIXES and (suffix == LABEL_SUFFIXES[0] or key not in classes):
+                    content = tar.extractfile(member)
+                    if content and (text := _class_of(suffix, content.read())) is not None:
+                        classes[key] = text
+    except (tarfile.TarError, OSError) as error:
+        raise UserError(f"Shard {str(path)!r} cannot be read as a tar file: {error}.") from error
+    for key, (name, offset, size) in images.items():
+        if key not in classes:
+            raise UserError(f"{name!r} in shard {str(path)!r} has no class; it needs a .cls or .json file beside it.")
+        yield name, offset, size, classes[key]
+
+
+def _class_of(suffix: str, content: bytes) -> str | None:
+    text = content.decode(errors="replace").strip()
+    if suffix == LABEL_SUFFIXES[0]:
+        return text
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return None
+    found = [values[key] for key in JSON_KEYS if key in values] if isinstance(values, dict) else [values]
+    return str(found[0]) if found else None
+
+
+def _given_names(shard: Path) -> tuple[str, ...]:
+    """Class names in ``classes.txt`` beside the shards or one folder above, one a line."""
+    for folder in (shard.parent, shard.parent.parent):
+        if (path := folder / "classes.txt").is_file():
+            return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    return ()
+
+
+def _class_names(classes: np.ndarray) -> tuple[str, ...]:
+    """Classes that the shards name: numbers in their order, from 0 on without gaps, or names by the alphabet."""
+    found: list[str] = np.unique(classes).tolist()
+    if all(name.isdecimal() for name in found):
+        return tuple(map(str, range(max(map(int, found)) + 1)))
+    return tuple(found)
+
+
+def _named(index: _Index, given: tuple[str, ...]) -> _Index:
+    """Numbers of classes replaced by the given names."""
+    found = np.unique(index.classes).tolist()
+    if not given or not all(name.isdecimal() for name in found) or set(found) <= set(given):
+        return index
+    if max(map(int, found)) >= len(given):
+        raise UserError(f"A shard has class {max(map(int, found))}, but classes.txt names {len(given)} classes.")
+    classes = np.array(given)[index.classes.astype(np.int64)]
+    return _Index(index.paths, index.shards, index.offsets, index.sizes, index.names, classes)

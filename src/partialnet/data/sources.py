@@ -1,0 +1,90 @@
+"""Whatever a command takes as its data: a folder, a built-in or downloaded data set, shards."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+
+from ..errors import UserError
+from .folders import FolderImages, class_folders
+from .labelled_images import ImageData
+from .splits import HELD_OUT, split_by_class
+
+#: How sources other than folders and "digits" begin, and what separates the beginning from the name.
+SCHEMES = {"torchvision": ":", "hfds": "/", "wds": "/"}
+
+
+def open_data(source: str, val_share: float = 0.1, seed: int = 0, root: str | Path = "data") -> ImageData:
+    """Training and held-out images of ``source``.
+
+    Args:
+        source: ``digits``; ``torchvision:NAME``; ``hfds/NAME`` of the Hugging Face hub; ``wds/FOLDER`` or
+            ``wds/PATTERN`` of WebDataset shards; or a folder with one folder of images for each class, or with such
+            folders for training (``train``) and validation (``val``, ``valid``, ``validation`` or ``test``).
+        val_share: Share of each class to hold out where the source has no validation part.
+        seed: Of the choice of images to hold out.
+        root: Folder for downloads of torchvision.
+
+    Raises:
+        UserError: There is no such source, or it is no data set of at least two classes.
+    """
+    if source == "digits":
+        from .handwritten_digits import open_digits
+
+        data = open_digits()
+    elif source.startswith("torchvision:"):
+        from .torchvision_datasets import open_torchvision
+
+        data = open_torchvision(source.partition(":")[2], val_share, seed, root)
+    elif source.startswith("hfds/"):
+        from .hugging_face import open_hugging_face
+
+        data = open_hugging_face(source.partition("/")[2], val_share, seed)
+    elif source.startswith("wds/"):
+        from .shards import open_shards
+
+        data = open_shards(source.partition("/")[2], val_share, seed)
+    elif Path(source).is_dir():
+        data = _open_folder(Path(source), val_share, seed)
+    elif Path(source).exists():
+        raise UserError(f"{source!r} is a file; data is a folder with one folder of images for each class.")
+    else:
+        raise UserError(f"There is no data {source!r}; {_hint(source)}.")
+    if len(data.class_names) < 2:
+        raise UserError(f"{source!r} has one class only, {data.class_names[0]!r}; a classifier needs at least two.")
+    return data
+
+
+def _open_folder(root: Path, val_share: float, seed: int) -> ImageData:
+    folders = {name.lower(): name for name in class_folders(root)}
+    train = folders.get("train")
+    held_out = next((folders[name] for name in HELD_OUT if name in folders), None)
+    if train and held_out:
+        class_names = FolderImages(root / train).class_names
+        differing = sorted(set(class_names) ^ set(class_folders(root / held_out)))
+        if differing:
+            here, there = (train, held_out) if differing[0] in class_names else (held_out, train)
+            raise UserError(f"Class {differing[0]!r} is in {str(root / here)!r} but not in {str(root / there)!r}.")
+        parts = FolderImages(root / train), FolderImages(root / held_out, class_names)
+        return ImageData(*parts, f"folders {train} and {held_out}")
+    if train and len(folders) == 1 and class_folders(root / train):
+        root /= train
+    return split_by_class(FolderImages(root), val_share, seed)
+
+
+def _hint(source: str) -> str:
+    """What may have been meant."""
+    path = Path(source)
+    beside = class_folders(path.parent) if path.parent.is_dir() else ()
+    known = ["digits", *(str(path.parent / name) for name in beside)]
+    scheme, _, rest = source.partition(":" if ":" in source else "/")
+    if rest and (near := get_close_matches(scheme, SCHEMES, 1)):
+        return f"did you mean '{near[0]}{SCHEMES[near[0]]}{rest}'"
+    if near := get_close_matches(source, known, 1):
+        return f"did you mean {near[0]!r}"
+    from .torchvision_datasets import torchvision_names
+
+    names = {name.lower(): name for name in torchvision_names()}
+    if near := get_close_matches(source.lower(), names, 1, cutoff=0.8):
+        return f"did you mean 'torchvision:{names[near[0]]}'"
+    return "it may be a folder, 'digits', torchvision:NAME, hfds/NAME or wds/SHARDS"

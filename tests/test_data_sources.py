@@ -1,0 +1,383 @@
+"""Data of every kind opens as labelled images."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import pickle
+import struct
+import sys
+import tarfile
+import types
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from partialnet.data import ImageData, LabelledImages
+from partialnet.data.shards import expand_braces
+from partialnet.data.sources import open_data
+from partialnet.errors import UserError
+
+
+def picture(seed: int) -> Image.Image:
+    """One colour, different for each seed; PNG keeps it exactly."""
+    return Image.new("RGB", (6, 5), (seed % 256, 7 * seed % 256, 13 * seed % 256))
+
+
+def png(seed: int) -> bytes:
+    content = io.BytesIO()
+    picture(seed).save(content, "PNG")
+    return content.getvalue()
+
+
+def fill(root: Path, classes: Iterable[str], count: int = 10) -> Path:
+    """``count`` pictures in a folder for each class."""
+    for number, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            picture(100 * number + index).save(root / name / f"{index:02d}.png")
+    return root
+
+
+def names(images: LabelledImages) -> set[str]:
+    return {images.name(index) for index in range(len(images))}
+
+
+def check(data: ImageData) -> None:
+    """What holds for all data: both parts have all classes and read the same after a journey to a process."""
+    assert data.validation.class_names == data.train.class_names
+    for part in (data.train, data.validation):
+        assert part.labels.dtype == np.int64
+        assert len(names(part)) == len(part)
+        assert set(part.labels) == set(range(len(data.class_names)))
+        image = part.read(len(part) - 1)
+        assert image.mode == "RGB"
+        assert pickle.loads(pickle.dumps(part)).read(len(part) - 1).tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("held_out", ["val", "valid", "Validation", "test"])
+def test_folder_with_a_validation_part(tmp_path: Path, held_out: str) -> None:
+    fill(tmp_path / "train", ["cat", "dog"], 3)
+    fill(tmp_path / held_out, ["cat", "dog"], 2)
+    data = open_data(str(tmp_path))
+    check(data)
+    assert data.class_names == ("cat", "dog")
+    assert (len(data.train), len(data.validation)) == (6, 4)
+    assert held_out in data.split
+    assert data.train.read(4).getpixel((0, 0)) == picture(101).getpixel((0, 0))
+
+
+def test_folder_is_split_by_class(tmp_path: Path) -> None:
+    data = open_data(str(fill(tmp_path / "photos", ["cat", "dog", "train"])), val_share=0.25)
+    check(data)
+    assert np.bincount(data.validation.labels).tolist() == [2, 2, 2]
+    assert len(names(data.train) | names(data.validation)) == 30
+    again = open_data(str(tmp_path / "photos"), val_share=0.25)
+    assert names(again.validation) == names(data.validation)
+    assert names(open_data(str(tmp_path / "photos"), val_share=0.25, seed=1).validation) != names(data.validation)
+    # other classes change nothing, further images little
+    fill(tmp_path / "photos", ["bird"], 40)
+    more = open_data(str(tmp_path / "photos"), val_share=0.25)
+    assert {name for name in names(more.validation) if not name.startswith("bird")} == names(data.validation)
+
+
+def test_folder_with_train_only(tmp_path: Path) -> None:
+    fill(tmp_path / "train", ["cat", "dog"])
+    data = open_data(str(tmp_path))
+    check(data)
+    assert data.class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.001, 1), (0.5, 1), (0.999, 1), (0.34, 1)])
+def test_at_least_one_image_is_held_out_and_never_all(tmp_path: Path, share: float, count: int) -> None:
+    data = open_data(str(fill(tmp_path, ["cat", "dog"], 2)), val_share=share)
+    assert np.bincount(data.validation.labels).tolist() == [count, count]
+    assert np.bincount(data.train.labels).tolist() == [2 - count, 2 - count]
+
+
+def test_mistakes_with_folders(tmp_path: Path) -> None:
+    def refused(source: Path, message: str, **options: float) -> None:
+        with pytest.raises(UserError, match=message) as caught:
+            open_data(str(source), **options)  # type: ignore[arg-type]
+        assert "\n" not in str(caught.value)
+        assert str(caught.value).endswith(".")
+
+    fill(tmp_path / "photos", ["cat", "dog"], 2)
+    refused(tmp_path / "photo", "did you mean '.*photos'")
+    refused(tmp_path / "photos" / "cat", "no folders")
+    refused(tmp_path / "photos" / "cat" / "00.png", "is a file")
+    refused(fill(tmp_path / "one", ["cat"], 3), "one class only, 'cat'")
+    refused(fill(tmp_path / "single", ["cat", "dog"], 1), "one image only")
+    refused(tmp_path / "photos", "between 0 and 1", val_share=1.5)
+    (tmp_path / "photos" / "bird").mkdir()
+    refused(tmp_path / "photos", "'.*bird' holds no image")
+    (tmp_path / "empty" / "cat").mkdir(parents=True)
+    refused(tmp_path / "empty", "No folder")
+    fill(tmp_path / "differ" / "train", ["cat", "dog"], 2)
+    fill(tmp_path / "differ" / "val", ["cat"], 2)
+    refused(tmp_path / "differ", "'dog' is in '.*train' but not in '.*val'")
+    fill(tmp_path / "differ" / "val", ["dog", "emu"], 2)
+    refused(tmp_path / "differ", "'emu' is in '.*val' but not in '.*train'")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("digit", "did you mean 'digits'"),
+        ("cifar10", "did you mean 'torchvision:CIFAR10'"),
+        ("hfds:food101", "did you mean 'hfds/food101'"),
+        ("torchvsion:MNIST", "did you mean 'torchvision:MNIST'"),
+        ("torchvision:MNST", "did you mean torchvision:MNIST"),
+        ("torchvision:mnist", "did you mean torchvision:MNIST"),
+        ("torchvision:zzzz", "there are CIFAR10, CIFAR100"),
+        ("torchvision:VOCDetection", "no classification data set"),
+        ("nothing like it", "it may be a folder"),
+        ("wds/nowhere/{0..3}.tar", "no shard 'nowhere/0.tar'"),
+    ],
+)
+def test_unknown_sources(source: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        open_data(source)
+
+
+def test_digits() -> None:
+    data = open_data("digits")
+    check(data)
+    assert data.class_names == tuple("0123456789")
+    assert (len(data.train), len(data.validation)) == (1437, 360)
+    assert data.train.read(0).size == (64, 64)
+
+
+def write_mnist(root: Path, counts: dict[str, int]) -> None:
+    """Files in MNIST's format: image i is filled with i, its class is i modulo 10."""
+    folder = root / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for part, count in counts.items():
+        pixels = np.repeat(np.arange(count, dtype=np.uint8), 28 * 28)
+        labels = (np.arange(count) % 10).astype(np.uint8)
+        images = struct.pack(">IIII", 0x803, count, 28, 28) + pixels.tobytes()
+        classes = struct.pack(">II", 0x801, count) + labels.tobytes()
+        for name, content in ((f"{part}-images-idx3-ubyte", images), (f"{part}-labels-idx1-ubyte", classes)):
+            (folder / name).write_bytes(content)
+            (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+
+
+def test_torchvision_with_a_test_part(tmp_path: Path) -> None:
+    write_mnist(tmp_path, {"train": 30, "t10k": 20})
+    data = open_data("torchvision:MNIST", root=tmp_path)
+    check(data)
+    assert (len(data.train), len(data.validation)) == (30, 20)
+    assert data.train.read(17).getpixel((3, 3)) == (17, 17, 17)
+    assert data.train.labels[17] == 7
+    assert data.class_names[7].startswith("7")
+
+
+def test_torchvision_with_named_parts(tmp_path: Path) -> None:
+    """DTD reads its classes from lists of files and gives them by no public attribute."""
+    root = tmp_path / "dtd" / "dtd"
+    fill(root / "images", ["dotted", "woven"], 4)
+    (root / "labels").mkdir()
+    (root / "labels" / "train1.txt").write_text("woven/00.png\ndotted/00.png\ndotted/01.png\n")
+    (root / "labels" / "val1.txt").write_text("woven/03.png\ndotted/03.png\n")
+    data = open_data("torchvision:DTD", root=tmp_path)
+    check(data)
+    assert data.class_names == ("dotted", "woven")
+    assert data.train.labels.tolist() == [1, 0, 0]
+    assert data.validation.read(0).getpixel((0, 0)) == picture(103).getpixel((0, 0))
+    assert "val" in data.split
+
+
+def test_torchvision_without_parts(tmp_path: Path) -> None:
+    fill(tmp_path / "eurosat" / "2750", ["Forest", "River"], 10)
+    data = open_data("torchvision:EuroSAT", val_share=0.2, root=tmp_path)
+    check(data)
+    assert data.class_names == ("Forest", "River")
+    assert (len(data.train), len(data.validation)) == (16, 4)
+
+
+def test_torchvision_that_cannot_be_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", fail)
+    with pytest.raises(UserError, match=r"torchvision:CIFAR10 cannot be had in .*: no route to host"):
+        open_data("torchvision:CIFAR10", root=tmp_path)
+
+
+def write_shard(path: Path, samples: Iterable[tuple[str, dict[str, bytes]]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for key, files in samples:
+            for suffix, content in files.items():
+                member = tarfile.TarInfo(f"{key}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+
+def sample(seed: int, label: object, suffix: str = "cls") -> tuple[str, dict[str, bytes]]:
+    content = json.dumps({"label": label}) if suffix == "json" else str(label)
+    return f"some/{seed:04d}", {suffix: content.encode(), "png": png(seed)}
+
+
+def test_shards_of_a_folder(tmp_path: Path) -> None:
+    for shard in range(3):
+        write_shard(tmp_path / f"{shard:03d}.tar", (sample(100 * shard + i, i % 2) for i in range(10)))
+    data = open_data(f"wds/{tmp_path}", val_share=0.2)
+    check(data)
+    assert data.class_names == ("0", "1")
+    assert np.bincount(data.validation.labels).tolist() == [3, 3]
+    for part in (data.train, data.validation):
+        for index in range(len(part)):
+            seed = int(Path(part.name(index)).stem)
+            assert part.read(index).getpixel((0, 0)) == picture(seed).getpixel((0, 0))
+            assert part.labels[index] == seed % 100 % 2
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    named = open_data(f"wds/{tmp_path}", val_share=0.2)
+    assert named.class_names == ("cat", "dog")
+    assert named.train.labels.tolist() == data.train.labels.tolist()
+
+
+@pytest.mark.parametrize("pattern", ["shards/set-{train,val}-{0..1}.tar", "shards/*.tar", "shards"])
+def test_shards_with_a_validation_part(tmp_path: Path, pattern: str) -> None:
+    for shard in range(2):
+        write_shard(
+            tmp_path / "shards" / f"set-train-{shard}.tar",
+            (sample(10 * shard + i, ["dog", "cat"][i % 2], "json") for i in range(4)),
+        )
+        write_shard(
+            tmp_path / "shards" / f"set-val-{shard}.tar",
+            (sample(50 + 10 * shard + i, ["cat", "dog"][i % 2], "json") for i in range(2)),
+        )
+    data = open_data(f"wds/{tmp_path / pattern}")
+    check(data)
+    assert data.class_names == ("cat", "dog")
+    assert data.train.labels.tolist() == [1, 0] * 4
+    assert data.validation.labels.tolist() == [0, 1] * 2
+
+
+def test_mistakes_with_shards(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no shard"):
+        open_data(f"wds/{tmp_path}")
+    write_shard(tmp_path / "a" / "0.tar", [sample(0, 0), ("alone", {"png": png(1)})])
+    with pytest.raises(UserError, match=r"alone.png.* has no class"):
+        open_data(f"wds/{tmp_path / 'a'}")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "0.tar").write_bytes(b"no tar" * 200)
+    with pytest.raises(UserError, match="cannot be read as a tar file"):
+        open_data(f"wds/{tmp_path / 'b'}")
+    write_shard(tmp_path / "c" / "train" / "0.tar", [sample(i, i) for i in range(3)])
+    write_shard(tmp_path / "c" / "val" / "0.tar", [sample(i, i) for i in range(2)])
+    with pytest.raises(UserError, match=r"'2' is in the training shards .* but not in the validation shards"):
+        open_data(f"wds/{tmp_path / 'c'}")
+    write_shard(tmp_path / "d" / "0.tar", [sample(i, "only") for i in range(3)])
+    with pytest.raises(UserError, match="one class only"):
+        open_data(f"wds/{tmp_path / 'd'}")
+
+
+def test_a_broken_image_in_a_shard_is_named(tmp_path: Path) -> None:
+    write_shard(tmp_path / "0.tar", [*(sample(i, i % 2) for i in range(8)), ("bad", {"cls": b"1", "png": b"x"})])
+    data = open_data(f"wds/{tmp_path}")
+    broken = []
+    for part in (data.train, data.validation):
+        for index in range(len(part)):
+            try:
+                part.read(index)
+            except UserError as error:
+                broken.append(str(error))
+    assert broken == ["'0.tar/bad.png' is not an image."]
+
+
+def test_braces() -> None:
+    assert expand_braces("a{08..11}b{x,y}") == [f"a{n}b{c}" for n in ("08", "09", "10", "11") for c in "xy"]
+    assert expand_braces("{9..10}") == ["9", "10"]
+    assert expand_braces("plain") == ["plain"]
+
+
+class Rows:
+    """As much of a data set of the package ``datasets`` as we use."""
+
+    def __init__(self, features: dict[str, object], columns: dict[str, list[object]]) -> None:
+        self.features, self.columns = features, columns
+
+    def __len__(self) -> int:
+        return len(self.columns["photo"])
+
+    def __getitem__(self, key: int | str) -> object:
+        if isinstance(key, str):
+            return self.columns[key]
+        return {name: values[key] for name, values in self.columns.items()}
+
+    def cast_column(self, name: str, feature: object) -> Rows:
+        assert feature.decode is False  # type: ignore[attr-defined]
+        return self
+
+    def select(self, indices: Iterable[int]) -> Rows:
+        indices = list(indices)
+        return Rows(self.features, {name: [values[i] for i in indices] for name, values in self.columns.items()})
+
+
+class ImageFeature:
+    def __init__(self, decode: bool = True) -> None:
+        self.decode = decode
+
+
+class ClassLabel:
+    names: tuple[str, ...] = ("cat", "dog")
+
+
+def hub_rows(seeds: Iterable[int], feature: object) -> Rows:
+    photos: list[object] = [{"bytes": png(seed), "path": None} for seed in seeds]
+    labels: list[object] = [seed % 2 if isinstance(feature, ClassLabel) else ("cat", "dog")[seed % 2] for seed in seeds]
+    return Rows({"photo": ImageFeature(), "label": feature}, {"photo": photos, "label": labels})
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Rows]]:
+    """A stand-in for the package ``datasets`` that knows what the test puts into the returned dictionary."""
+    known: dict[str, dict[str, Rows]] = {}
+    module = types.ModuleType("datasets")
+    vars(module).update(Image=ImageFeature, ClassLabel=ClassLabel, load_dataset=known.__getitem__)
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    return known
+
+
+@pytest.mark.parametrize("feature", [ClassLabel(), "string"])
+def test_hugging_face(hub: dict[str, dict[str, Rows]], feature: object) -> None:
+    hub["me/pets"] = {"test": hub_rows(range(50, 54), feature), "train": hub_rows(range(6), feature)}
+    data = open_data("hfds/me/pets")
+    check(data)
+    assert data.class_names == ("cat", "dog")
+    assert data.train.labels.tolist() == [0, 1] * 3
+    assert data.validation.read(3).getpixel((0, 0)) == picture(53).getpixel((0, 0))
+    assert "test" in data.split
+    hub["me/pets"] = {"train": hub_rows(range(20), feature)}
+    data = open_data("hfds/me/pets", val_share=0.2)
+    check(data)
+    assert np.bincount(data.validation.labels).tolist() == [2, 2]
+
+
+def test_hugging_face_leaves_unknown_classes_out(hub: dict[str, dict[str, Rows]]) -> None:
+    rows = hub_rows(range(6), ClassLabel())
+    rows.columns["label"][2] = -1
+    hub["me/pets"] = {"train": rows, "validation": hub_rows(range(6, 10), ClassLabel())}
+    data = open_data("hfds/me/pets")
+    assert data.train.labels.tolist() == [0, 1, 1, 0, 1]
+    assert data.train.read(2).getpixel((0, 0)) == picture(3).getpixel((0, 0))
+
+
+def test_mistakes_with_hugging_face(hub: dict[str, dict[str, Rows]], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="cannot be had"):
+        open_data("hfds/unknown")
+    hub["text"] = {"train": Rows({"sentence": "string", "label": ClassLabel()}, {"photo": [], "label": []})}
+    with pytest.raises(UserError, match="no column of images"):
+        open_data("hfds/text")
+    hub["late"] = {"later": hub_rows(range(4), ClassLabel())}
+    with pytest.raises(UserError, match="no part 'train', only 'later'"):
+        open_data("hfds/late")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"pip install 'partialnet\[hf\]'"):
+        open_data("hfds/text")
