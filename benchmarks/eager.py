@@ -34,12 +34,21 @@ def forward(model: nn.Module, images: torch.Tensor):
     return run
 
 
-def training_step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor):
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+def training_step(
+    model: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    autocast: torch.dtype | None = None,
+    fused: bool | None = None,
+):
+    """Forward, backward and AdamW, as something to call; mixed precision if ``autocast`` names the lower one."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused)
 
     def run():
         optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(model(images), labels).backward()
+        with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
+            loss = F.cross_entropy(model(images), labels)
+        loss.backward()
         optimizer.step()
 
     return run

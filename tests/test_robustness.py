@@ -345,7 +345,6 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"mixers": ({"name": "pat_ch", "attention": "sea"}, "pat_ch", "pat_ch", "pat_sf")}, "'sea'.*gaussian_se"),
     ({"mixers": ("pat_ch", "pat_ch", "pat_ch", {"name": "pat_sf", "num_heads": 7})}, "num_heads=7.*96"),
     ({"split_ratio": (1 / 4, 1 / 2)}, "split_ratio has 2 entries for 5 blocks"),
-    ({"split_ratio": 1.0}, r"split_ratio=1\.0 of 16 channels"),
     ({"split_ratio": 0.01}, r"split_ratio=0\.01 of 16 channels"),
     ({"split_ratio": (1 / 4, 1 / 4, 2, 1 / 4, 1 / 4)}, "split_ratio=2 of 64 channels"),
     ({"embed_dim": 3}, r"split_ratio=0\.25 of 3 channels"),

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
+from .batch_norms import fold_batch_norms
 from .layers.self_attention import FixedPositionBias, FoldedSelfAttention2d, RelativePositionBias
+
+_logger = logging.getLogger(__name__)
 
 
 def fold(model: nn.Module, img_size: int | tuple[int, int] | None = None) -> nn.Module:
     """A copy of ``model`` for inference in which every layer that can is folded; the outputs stay the same.
 
     BatchNorm goes into the convolutions, PAT_sp into the MLP before it, LayerNorm's affine and the scale of the
-    attention logits into qkv. The original is untouched; folding twice is harmless.
+    attention logits into qkv. Other people's modules that can fold themselves do (RepVGG, MobileOne, RepViT, …); then
+    all BatchNorms that are left go into the layers beside them or become a scale and a shift. The original is
+    untouched; folding twice is harmless.
 
     Args:
-        model: A network in evaluation mode: a classifier, a ``features_only`` backbone, or any network that contains
-            our layers.
+        model: Any network in evaluation mode: a classifier, a ``features_only`` backbone, a detector, your own.
         img_size: Height and width, in pixels, of all images to come, or one number for both: the relative position
             bias then becomes a constant. None keeps the network open to any size.
 
@@ -32,21 +41,70 @@ def fold(model: nn.Module, img_size: int | tuple[int, int] | None = None) -> nn.
         raise ValueError(
             "A network in training mode cannot be folded, its statistics still change. Call .eval() first."
         )
-    folded = _fold(copy.deepcopy(model))
+    with torch.no_grad():
+        folded = fold_batch_norms(_fold(copy.deepcopy(model), {}))
     if img_size is not None:
         _fix_size(folded, (img_size, img_size) if isinstance(img_size, int) else img_size)
     return folded
 
 
-def _fold(module: nn.Module) -> nn.Module:
-    fuse = getattr(module, "fuse", None)
-    if callable(fuse):
-        fused = fuse()
-        # other people's layers may fuse in place and return nothing
-        return fused if isinstance(fused, nn.Module) else module
-    for name, child in module.named_children():
-        setattr(module, name, _fold(child))
-    return module
+def _fold(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
+    """``module``, which may be changed, or what replaces it, with all that can fold itself folded."""
+    if module in done:
+        return done[module]
+    replacement = done[module] = _fold_itself(module)
+    done[replacement] = replacement
+    for name, child in list(replacement._modules.items()):
+        if child is not None:
+            folded = _fold(child, done)
+            if folded is not child:
+                replacement.register_module(name, folded)
+    return replacement
+
+
+def _fold_itself(module: nn.Module) -> nn.Module:
+    """What the module's own method for inference makes of it; the methods are those that timm looks for."""
+    methods = (getattr(module, name, None) for name in ("fuse", "reparameterize", "switch_to_deploy"))
+    if next((method for method in methods if _needs_no_arguments(method)), None) is None:
+        return module
+    if type(module).__module__.partition(".")[0] == __package__:
+        return module.fuse()  # type: ignore[operator]
+    changed = copy.deepcopy(module)
+    methods = (getattr(changed, name, None) for name in ("fuse", "reparameterize", "switch_to_deploy"))
+    method = next(method for method in methods if _needs_no_arguments(method))
+    try:
+        with _NewTensorsLike(module):
+            result = method()
+    except Exception as error:  # other people's code; its BatchNorms still fold
+        _logger.info("%s cannot fold itself: %s", type(module).__name__, error)
+        return module
+    # some change themselves and return nothing
+    return (result if isinstance(result, nn.Module) else changed).eval()
+
+
+def _needs_no_arguments(method: Any) -> TypeGuard[Callable[[], object]]:
+    """Whether it is a method for inference, not one that, say, fuses two feature maps."""
+    if not callable(method) or isinstance(method, nn.Module):
+        return False
+    parameters = inspect.signature(method).parameters.values()
+    return all(p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+
+
+class _NewTensorsLike(TorchFunctionMode):
+    """New layers get the data type and device of a module's parameters; timm's ``fuse`` makes them in float32."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        like = next((tensor for tensor in module.parameters() if tensor.is_floating_point()), None)
+        self._like = {} if like is None else {"dtype": like.dtype, "device": like.device}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (torch.empty, torch.zeros, torch.ones, torch.eye):
+            kwargs.update((name, value) for name, value in self._like.items() if kwargs.get(name) is None)
+        return func(*args, **kwargs)
 
 
 def _fix_size(model: nn.Module, img_size: tuple[int, int]) -> None:
@@ -58,6 +116,8 @@ def _fix_size(model: nn.Module, img_size: tuple[int, int]) -> None:
         for attention in attentions
         if isinstance(attention.position_bias, RelativePositionBias)
     ]
+    if not hooks:
+        return
     first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
     with torch.no_grad():
         model(torch.zeros(1, first.in_channels, *img_size, device=first.weight.device, dtype=first.weight.dtype))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import tempfile
 import time
 import warnings
@@ -15,23 +14,18 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from timm.utils import reparameterize_model
 from torch import Tensor, nn
-from torch.fx.experimental import optimization
 
 from partialnet.checkpoint import Checkpoint, load
 from partialnet.deploy.export import quiet, write_onnx
 from partialnet.deploy.runtimes import require
 from partialnet.errors import UserError
 from partialnet.fold import fold
-from partialnet.models import PartialNet
 
 from .timing import synchronizer
 
 RUNTIMES = ("eager", "compile", "onnxruntime", "openvino")
 PRECISIONS = ("fp32", "bf16")
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,7 +84,7 @@ def prepare(checkpoint: Checkpoint, setting: Setting) -> Callable[[], object]:
     channels, height, width = checkpoint.input_config["input_size"]
     size = (setting.img_size or height, setting.img_size or width)
     images = torch.randn(setting.batch_size, channels, *size, generator=torch.Generator().manual_seed(0))
-    model = folded(checkpoint.model, size, for_pytorch=setting.runtime in ("eager", "compile"))
+    model = folded(checkpoint.model, size)
     if setting.runtime == "eager":
         return _fastest_layout(model, images, setting)
     if setting.runtime == "compile":
@@ -104,22 +98,9 @@ def prepare(checkpoint: Checkpoint, setting: Setting) -> Callable[[], object]:
         return (_onnxruntime_run if setting.runtime == "onnxruntime" else _openvino_run)(path, images, setting)
 
 
-def folded(model: nn.Module, img_size: tuple[int, int], for_pytorch: bool) -> nn.Module:
-    """A copy for inference: ours folded, others re-parameterised by timm and, for PyTorch, with BatchNorms folded.
-
-    ONNX Runtime and OpenVINO fold the BatchNorms of every network themselves.
-    """
-    model = copy.deepcopy(model).eval()
-    if isinstance(model, PartialNet):
-        return fold(model, img_size)
-    model = reparameterize_model(fold(model))
-    if not for_pytorch:
-        return model
-    try:
-        return optimization.fuse(model)
-    except Exception as error:  # networks whose forward cannot be traced keep their BatchNorms
-        _logger.info("BatchNorms of %s are not folded: %s", type(model).__name__, error)
-        return model
+def folded(model: nn.Module, img_size: tuple[int, int]) -> nn.Module:
+    """A copy for inference on images of ``img_size``, ours and others' folded alike."""
+    return fold(model.eval(), img_size)
 
 
 def _fastest_layout(model: nn.Module, images: Tensor, setting: Setting) -> Callable[[], object]:

@@ -8,7 +8,7 @@ import sys
 import click
 
 import partialnet
-from partialnet.errors import UserError
+from partialnet.errors import RunInterrupted, UserError
 
 from .bench import bench
 from .demo import demo
@@ -16,6 +16,7 @@ from .eval import evaluate
 from .export import export
 from .info import info
 from .predict import predict
+from .train import train
 
 
 class Group(click.Group):
@@ -49,10 +50,11 @@ cli.add_command(evaluate)
 cli.add_command(export)
 cli.add_command(info)
 cli.add_command(predict)
+cli.add_command(train)
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line. Exit codes: 0 done, 2 a mistake the user can mend, 1 anything else."""
+    """Run the command line. Exit codes: 0 done, 2 a mistake the user can mend, 75 stopped and resumable, 1 else."""
     try:
         cli.main(args, prog_name="partialnet", standalone_mode=False)
     except click.ClickException as error:
@@ -62,6 +64,8 @@ def main(args: list[str] | None = None) -> None:
         _fail("Interrupted.", 130)
     except UserError as error:
         _fail(str(error), 2)
+    except RunInterrupted as interruption:
+        _fail(str(interruption), 75)
     except BrokenPipeError:
         # the reader of our output is gone, as after `| head`; nothing more can be written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,7 +9,6 @@ from itertools import islice
 import numpy as np
 import torch
 from PIL import Image
-from sklearn.datasets import load_sample_images
 from torch import Tensor
 
 from partialnet.prediction import Classifier
@@ -61,6 +60,8 @@ def image_batches(classifier: Classifier, images: Iterable[Image.Image], batch_s
 
 def sample_photos(num_images: int = 32, seed: int = 0) -> list[Image.Image]:
     """Random cut-outs of the two photographs that come with scikit-learn, for users who name no folder."""
+    from sklearn.datasets import load_sample_images
+
     random = np.random.default_rng(seed)
     photos = [Image.fromarray(photo) for photo in load_sample_images().images]
     cuts = []

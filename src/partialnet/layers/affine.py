@@ -2,20 +2,53 @@
 
 from __future__ import annotations
 
+import copy
+from typing import TypeVar
+
 import torch
+from timm.layers import Conv2dSame
+from timm.layers import Linear as TimmLinear
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+#: Layers whose output is linear in their weight, so that they can absorb a scale and a shift. A subclass counts if it
+#: keeps the forward of one of these: weight standardisation, for one, would undo a scaled weight.
+LINEAR_LAYERS = (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS, nn.Linear)
+
+LayerT = TypeVar("LayerT", bound=nn.Module)
 
 
 class ChannelAffine(nn.Module):
-    """``x * scale + shift`` with one scale and one shift for each channel, (B, C, H, W) → (B, C, H, W)."""
+    """``x * scale + shift`` with one scale and one shift for each channel, (B, C, H, W) → (B, C, H, W).
 
-    def __init__(self, scale: Tensor, shift: Tensor) -> None:
+    Args:
+        scale: One factor a channel, (C,).
+        shift: One summand a channel, (C,).
+        spatial_dims: Dimensions after the channels: 2 for images, 3 for volumes.
+    """
+
+    def __init__(self, scale: Tensor, shift: Tensor, spatial_dims: int = 2) -> None:
         super().__init__()
-        self.scale = nn.Parameter(scale[:, None, None].clone())
-        self.shift = nn.Parameter(shift[:, None, None].clone())
+        shape = (-1, *[1] * spatial_dims)
+        self.scale = nn.Parameter(scale.reshape(shape).clone())
+        self.shift = nn.Parameter(shift.reshape(shape).clone())
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.addcmul(self.shift, x, self.scale)
+
+
+class FeatureAffine(nn.Module):
+    """``ChannelAffine`` for any number of dimensions after the channels, none included: (B, C, …) → (B, C, …)."""
+
+    def __init__(self, scale: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(scale.clone())
+        self.shift = nn.Parameter(shift.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.shift, x.transpose(1, -1), self.scale).transpose(1, -1)
 
 
 def batch_norm_affine(norm: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -26,7 +59,7 @@ def batch_norm_affine(norm: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
     """
     if isinstance(norm, nn.Identity):
         return torch.ones_like(like), torch.zeros_like(like)
-    if isinstance(norm, ChannelAffine):
+    if isinstance(norm, (ChannelAffine, FeatureAffine)):
         return norm.scale.detach().flatten(), norm.shift.detach().flatten()
     if norm.training:
         raise ValueError(
@@ -37,54 +70,85 @@ def batch_norm_affine(norm: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"{type(norm).__name__} has no running statistics and cannot be folded.")
     scale = torch.rsqrt(variance + float(norm.eps))  # type: ignore[arg-type]
     shift = -mean * scale
-    if isinstance(norm.weight, Tensor) and isinstance(norm.bias, Tensor):
-        scale, shift = scale * norm.weight, shift * norm.weight + norm.bias
+    if isinstance(norm.weight, Tensor):
+        scale, shift = scale * norm.weight, shift * norm.weight
+    if isinstance(norm.bias, Tensor):
+        shift = shift + norm.bias
     return scale.detach(), shift.detach()
 
 
-def with_weights(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
-    """A convolution of ``conv``'s geometry with other weights; channel counts follow from the weight."""
-    folded = nn.Conv2d(
-        weight.shape[1] * conv.groups,
-        weight.shape[0],
-        conv.kernel_size,  # type: ignore[arg-type]
-        conv.stride,  # type: ignore[arg-type]
-        conv.padding,  # type: ignore[arg-type]
-        conv.dilation,  # type: ignore[arg-type]
-        conv.groups,
-        bias is not None,
-        conv.padding_mode,
-        device=weight.device,
-        dtype=weight.dtype,
-    )
-    folded.weight.data.copy_(weight)
-    if bias is not None and folded.bias is not None:
-        folded.bias.data.copy_(bias)
+def with_weights(layer: LayerT, weight: Tensor, bias: Tensor | None) -> LayerT:
+    """A layer of ``layer``'s kind and geometry with other weights; channel counts follow from the weight.
+
+    ``layer`` is one of ``LINEAR_LAYERS``. A parametrised weight, such as weight normalisation, becomes a plain one.
+    """
+    folded = copy.deepcopy(layer)
+    if parametrize.is_parametrized(folded):
+        for name in list(folded.parametrizations):  # type: ignore[arg-type]
+            parametrize.remove_parametrizations(folded, name)
+    folded.weight = nn.Parameter(weight.detach().clone())
+    folded.bias = None if bias is None else nn.Parameter(bias.detach().clone())  # type: ignore[assignment]
+    if isinstance(folded, nn.Linear):
+        folded.out_features, folded.in_features = weight.shape
+    elif isinstance(folded, CONVOLUTIONS):
+        folded.out_channels, folded.in_channels = weight.shape[0], weight.shape[1] * folded.groups
     return folded.eval()
 
 
-def fold_output_affine(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> nn.Conv2d:
-    """The convolution that gives ``conv(x) * scale + shift``; scale and shift are (out_channels,)."""
-    weight = conv.weight.detach() * scale[:, None, None, None]
-    bias = shift if conv.bias is None else conv.bias.detach() * scale + shift
-    return with_weights(conv, weight, bias)
+def is_linear_layer(layer: nn.Module) -> bool:
+    """Whether ``layer`` computes just what the one of ``LINEAR_LAYERS`` that it is computes."""
+    if not isinstance(layer, LINEAR_LAYERS) or "forward" in vars(layer):
+        return False
+    if type(layer) in (Conv2dSame, TimmLinear):
+        return True
+    base = next(base for base in LINEAR_LAYERS if isinstance(layer, base))
+    return all(getattr(type(layer), name, None) is getattr(base, name, None) for name in ("forward", "_conv_forward"))
 
 
-def fold_input_affine(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> nn.Conv2d:
-    """The convolution that gives ``conv(x * scale + shift)``; scale and shift are (in_channels,).
+def fold_output_affine(layer: LayerT, scale: Tensor, shift: Tensor) -> LayerT:
+    """The layer that gives ``layer(x) * scale + shift``; scale and shift are (out_channels,).
 
-    Exact for a 1×1 convolution without padding; with padding the shift would be missing at the border.
+    ``layer`` is one of ``LINEAR_LAYERS``: a convolution, transposed or not, of 1 to 3 dimensions, or Linear.
+    """
+    weight, bias = _weights(layer)
+    if isinstance(layer, TRANSPOSED_CONVOLUTIONS):  # (in, out / groups, …), the outputs of a group behind its inputs
+        grouped = weight.unflatten(0, (layer.groups, -1))
+        scale_by_group = scale.reshape(layer.groups, 1, -1, *[1] * (weight.ndim - 2))
+        scaled = (grouped * scale_by_group).flatten(0, 1)
+    else:
+        scaled = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+    return with_weights(layer, scaled, shift if bias is None else bias * scale + shift)
+
+
+def absorbs_input_affine(layer: nn.Module) -> bool:
+    """Whether ``fold_input_affine`` is exact for ``layer``: no padding, no groups, not transposed."""
+    if isinstance(layer, nn.Linear):
+        return True
+    if not isinstance(layer, CONVOLUTIONS) or isinstance(layer, Conv2dSame) or layer.groups != 1:
+        return False
+    return layer.padding == "valid" or not any(layer.padding)
+
+
+def fold_input_affine(layer: LayerT, scale: Tensor, shift: Tensor) -> LayerT:
+    """The layer that gives ``layer(x * scale + shift)``; scale and shift are (in_channels,).
+
+    Exact without padding; with it the shift would be missing at the border.
 
     Raises:
-        ValueError: ``conv`` is padded or grouped.
+        ValueError: ``layer`` is padded, grouped or transposed.
     """
-    if any(conv.padding) or conv.groups != 1:
+    if not absorbs_input_affine(layer):
         raise ValueError("Only a convolution without padding and groups can absorb a shift of its input.")
-    weight = conv.weight.detach()
-    bias = torch.einsum("oihw,i->o", weight, shift)
-    if conv.bias is not None:
-        bias = bias + conv.bias.detach()
-    return with_weights(conv, weight * scale[None, :, None, None], bias)
+    weight, bias = _weights(layer)
+    new_bias = torch.einsum("oik,i->o", weight.flatten(2) if weight.ndim > 2 else weight[..., None], shift)
+    if bias is not None:
+        new_bias = new_bias + bias
+    return with_weights(layer, weight * scale.reshape(1, -1, *[1] * (weight.ndim - 2)), new_bias)
+
+
+def _weights(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    assert isinstance(layer, LINEAR_LAYERS)
+    return layer.weight.detach(), None if layer.bias is None else layer.bias.detach()
 
 
 def fold_batch_norm(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:

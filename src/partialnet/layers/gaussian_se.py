@@ -61,7 +61,8 @@ class GaussianSE(nn.Module):
         dtype: Data type of the parameters.
 
     Shape:
-        (B, C, H, W) → (B, C, H, W), any H and W from 1.
+        (B, C, H, W) → (B, C, H, W), any H and W from 1. ``forward(x, keep)`` with ``keep``, (C,), of zeros and ones
+        gates by the statistics of the channels at 1 alone, and their outputs are those of a layer without the others.
 
     Raises:
         ValueError: In training mode with a batch of one image: its gate would be normalised over a single value.
@@ -99,31 +100,35 @@ class GaussianSE(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.channels}, dense={self.dense}"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         count = x.shape[2] * x.shape[3]
         mean, variance = channel_statistics(x)
         std = standard_deviation(variance, count)
         if torch.jit.is_scripting():
-            return self.norm(x * self._gate(mean, std)[:, :, None, None].to(x.dtype))
+            return self.norm(x * self._gate(mean, std, keep)[:, :, None, None].to(x.dtype))
         else:
-            return self._gate_and_normalize(x, mean, variance, std, count)
+            return self._gate_and_normalize(x, mean, variance, std, count, keep)
 
     @torch.jit.unused
-    def _gate_and_normalize(self, x: Tensor, mean: Tensor, variance: Tensor, std: Tensor, count: int) -> Tensor:
+    def _gate_and_normalize(
+        self, x: Tensor, mean: Tensor, variance: Tensor, std: Tensor, count: int, keep: Tensor | None
+    ) -> Tensor:
         if x.shape[0] == 1 and isinstance(self.gate_norm, nn.BatchNorm2d) and self.gate_norm.training:
             raise ValueError(
                 "Gaussian-SE cannot train on a batch of 1 image: its gate is batch-normalised, one value per image. "
                 "Use a batch of 2 or more (drop_last=True drops a last batch of 1), or freeze the BatchNorms with "
                 ".eval()."
             )
-        gate = self._gate(mean, std)
+        gate = self._gate(mean, std, keep)
         if not isinstance(self.norm, nn.BatchNorm2d):
             # none, frozen or synchronised over processes: the layer itself knows what to do
             return self.norm(x * gate[:, :, None, None].to(x.dtype))
         scale, shift = _gated_batch_norm(self.norm, gate.to(mean.dtype), mean, variance, count)
         return torch.addcmul(shift[:, :, None, None].to(x.dtype), x, scale[:, :, None, None].to(x.dtype))
 
-    def _gate(self, mean: Tensor, std: Tensor) -> Tensor:
+    def _gate(self, mean: Tensor, std: Tensor, keep: Tensor | None) -> Tensor:
+        if keep is not None:
+            mean, std = mean * keep, std * keep
         logits = _mix(mean, std, self.weight, self.dense)[:, :, None, None]
         return F.hardsigmoid(self.gate_norm(logits)).flatten(1)
 

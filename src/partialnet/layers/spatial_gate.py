@@ -23,7 +23,8 @@ class SpatialGate(nn.Module):
         dtype: Data type of the parameters.
 
     Shape:
-        (B, C, H, W) → (B, C, H, W).
+        (B, C, H, W) → (B, C, H, W). ``forward(x, keep)`` with ``keep``, (C,), of zeros and ones weights positions by
+        the channels at 1 alone.
 
     Source: paper, Sec. 3.1 (PAT_sp), Figs. 3c and 8.
 
@@ -37,8 +38,9 @@ class SpatialGate(nn.Module):
         self.conv = nn.Conv2d(channels, 1, 1, bias=False, device=device, dtype=dtype)
         self.norm: nn.Module = nn.BatchNorm2d(channels, device=device, dtype=dtype) if normalize else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x * F.hardsigmoid(self.conv(x)))
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        seen = x if keep is None else x * keep[:, None, None]
+        return self.norm(x * F.hardsigmoid(self.conv(seen)))
 
     @torch.jit.ignore
     def fuse(self) -> nn.Module:

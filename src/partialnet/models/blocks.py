@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath, register_notrace_function
 from torch import Tensor, nn
 
-from partialnet.layers import PATConv, SpatialGate, pat_ch, pat_sf, pat_sp
+from partialnet.layers import DPConv, PATConv, SpatialGate, pat_ch, pat_sf, pat_sp
 from partialnet.layers.affine import ChannelAffine, batch_norm_affine, fold_batch_norm, fold_input_affine, with_weights
 
 #: A mixer's name, or a mapping with its name under "name" and arguments for it, such as an attention or a scope.
@@ -44,6 +44,9 @@ def create_mixer(spec: MixerSpec, channels: int, split_ratio: float, dd: dict[st
     name, arguments = parse_mixer(spec)
     if name in _SPLIT_MIXERS:
         arguments = {"split_ratio": split_ratio, **arguments}
+        if arguments["split_ratio"] == 1 and arguments.get("attention_scope", "partial") == "partial":
+            # all channels are convolved, as a search may find; nothing is left to attend over
+            return PATConv(channels, split_ratio=1, attention=None, **dd)
     try:
         return MIXERS[name](channels, **arguments, **dd)
     except TypeError as error:
@@ -142,6 +145,8 @@ class FoldedPartialNetBlock(nn.Module):
         super().__init__()
         self.mixer_residual = block.mixer_residual
         mixer, fc1 = block.mixer, fold_batch_norm(block.mlp.fc1, block.mlp.norm)
+        if isinstance(mixer, DPConv):
+            mixer = mixer.to_static()
         if isinstance(mixer, PATConv) and not block.mixer_residual:
             mixer, scale, shift = mixer.fuse_up_to_affine()
             fc1 = fold_input_affine(fc1, scale, shift)

@@ -65,7 +65,8 @@ class PartialNet(nn.Module):
         global_pool: timm's pooling name; "" keeps the feature map.
         embed_dim: Channels of the first stage; doubled by every merging.
         depths: Number of blocks in each stage.
-        split_ratio: Share of channels that PAT_ch and PAT_sf convolve: one number, or one for each block.
+        split_ratio: Share of channels that PAT_ch and PAT_sf convolve: one number, or one for each block. A block of
+            ratio 1 convolves all channels and has no attention.
         mixers: One mixer per stage; see ``MIXERS`` in ``blocks.py``. A mapping sets arguments of the block, for example
             ``{"name": "pat_ch", "attention": "srm"}`` or ``{"name": "pat_ch", "attention_scope": "full"}``.
         mlp_attention: Follow each MLP by PAT_sp; a mapping gives it arguments, such as ``{"attention_scope": "full"}``.

@@ -1,0 +1,202 @@
+"""Is PartialNet more accurate than FasterNet under the same recipe? Trains both, several seeds each, on data at hand.
+
+    python benchmarks/accuracy.py cifar10 DATA --runs RUNS --epochs 10 --jobs 2
+    python benchmarks/accuracy.py imagenette DATA --runs RUNS --epochs 10 --jobs 2
+
+DATA is a folder of class folders with train and test (or val) inside. Every network gets the same recipe, epochs,
+augmentation and seeds. Runs that are finished in RUNS are kept and interrupted ones continued, so the command may be
+repeated with more seeds. Writes benchmarks/results/accuracy_<experiment>.json and a picture of the learning curves.
+
+On CIFAR-10 the strides of all stems are halved alike (4 to 2, MobileNetV2's 2 to 1), which leaves maps of 16 to 2
+positions a side. Accuracies are those of the last epoch, not of the best one, as the held-out images would otherwise
+choose.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import multiprocessing
+import os
+import statistics
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import register_model
+from torch import nn
+from tqdm import tqdm
+
+import partialnet  # noqa: F401 - registers the models
+from partialnet.bench import environment
+from partialnet.complexity import measure
+from partialnet.files import write_atomically
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@register_model
+def mobilenetv2_100_stem1(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """timm's MobileNetV2 with a stem of stride 1 instead of 2, for images of 32 pixels."""
+    model = timm.create_model("mobilenetv2_100", pretrained=pretrained, **kwargs)
+    model.conv_stem.stride = (1, 1)
+    return model
+
+
+@dataclass(frozen=True)
+class Network:
+    """A contestant: its timm name and what it is built with."""
+
+    label: str
+    model: str
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Data, image size, recipe and contestants, the first of which is the one in question."""
+
+    title: str
+    img_size: int
+    recipe: str
+    networks: tuple[Network, ...]
+
+
+#: PAT_ch without its attention is FasterNet's partial convolution; without PAT_sf stage 4 has PAT_ch as the others.
+_NO_CH = {"name": "pat_ch", "attention": None}
+EXPERIMENTS = {
+    "cifar10": Experiment(
+        "CIFAR-10, 32×32",
+        32,
+        "cifar10",
+        (
+            Network("PartialNet-T0", "partialnet_t0", {"patch_size": 2}),
+            Network("FasterNet-T0", "fasternet_t0", {"patch_size": 2}),
+            Network("MobileNetV2", "mobilenetv2_100_stem1"),
+            Network(
+                "PartialNet-T0 without PAT_ch",
+                "partialnet_t0",
+                {"patch_size": 2, "mixers": (_NO_CH, _NO_CH, _NO_CH, "pat_sf")},
+            ),
+            Network("PartialNet-T0 without PAT_sp", "partialnet_t0", {"patch_size": 2, "mlp_attention": False}),
+            Network("PartialNet-T0 without PAT_sf", "partialnet_t0", {"patch_size": 2, "mixers": ("pat_ch",) * 4}),
+        ),
+    ),
+    "imagenette": Experiment(
+        "Imagenette, 128×128",
+        128,
+        "imagenette128",
+        (
+            Network("PartialNet-T0", "partialnet_t0"),
+            Network("FasterNet-T0", "fasternet_t0"),
+            Network("PartialNet-T1", "partialnet_t1"),
+            Network("FasterNet-T1", "fasternet_t1"),
+        ),
+    ),
+}
+
+
+def run_one(
+    experiment: Experiment, network: Network, seed: int, data: str, folder: Path, epochs: int, threads: int
+) -> dict[str, Any]:
+    """Train one network with one seed, or take up its run; returns its row of the result file."""
+    from partialnet.training.run import train
+
+    from partialnet.training.recipes import load_recipe
+
+    config = load_recipe(
+        experiment.recipe,
+        model=network.model,
+        model_args=network.args,
+        img_size=experiment.img_size,
+        epochs=epochs,
+        seed=seed,
+        threads=threads,
+        workers=0 if threads == 1 else 2,
+    )
+    train(config, data, folder, resume=True)
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    model = timm.create_model(network.model, num_classes=10, **network.args)
+    complexity = measure(model, (3, experiment.img_size, experiment.img_size))
+    counts = complexity.folded or complexity.training
+    return {
+        "network": network.label,
+        "seed": seed,
+        "accuracy": float(rows[-1]["val_accuracy"]),
+        "curve": [float(row["val_accuracy"]) for row in rows],
+        "train_loss": [float(row["train_loss"]) for row in rows],
+        "seconds": sum(float(row["seconds"]) for row in rows),
+        "params_m": round(complexity.training.params_m, 3),
+        "macs_m": round(1e3 * counts.macs_g, 2),
+    }
+
+
+def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and spread of each network over its seeds, best first."""
+    summary = []
+    for label in dict.fromkeys(row["network"] for row in rows):
+        own = [row for row in rows if row["network"] == label]
+        accuracies = [row["accuracy"] for row in own]
+        summary.append(
+            {
+                "network": label,
+                "seeds": len(own),
+                "mean": statistics.mean(accuracies),
+                "stdev": statistics.stdev(accuracies) if len(own) > 1 else None,
+                "least": min(accuracies),
+                "most": max(accuracies),
+                "params_m": own[0]["params_m"],
+                "macs_m": own[0]["macs_m"],
+            }
+        )
+    return sorted(summary, key=lambda row: -row["mean"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", choices=EXPERIMENTS)
+    parser.add_argument("data", help="folder with train and test (or val), each with class folders")
+    parser.add_argument("--runs", type=Path, required=True, help="folder for the run folders")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    parser.add_argument("--networks", help="comma-separated labels; all by default")
+    parser.add_argument("--output", type=Path, help="result file")
+    options = parser.parse_args()
+    experiment = EXPERIMENTS[options.experiment]
+    chosen = options.networks.split(",") if options.networks else [network.label for network in experiment.networks]
+    networks = [network for network in experiment.networks if network.label in chosen]
+    threads = max(1, (os.cpu_count() or 1) // options.jobs)
+    output = options.output or RESULTS / f"accuracy_{options.experiment}.json"
+
+    rows: list[dict[str, Any]] = []
+    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
+        jobs = {}
+        for seed in range(options.seeds):  # all networks with a seed before the next: equal numbers if interrupted
+            for network in networks:
+                folder = options.runs / f"{network.label.replace(' ', '_')}-{options.epochs}-{seed}"
+                job = pool.submit(run_one, experiment, network, seed, options.data, folder, options.epochs, threads)
+                jobs[job] = (network.label, seed)
+        for job in tqdm(as_completed(jobs), total=len(jobs), desc="trainings"):
+            rows.append(job.result())
+            order = [network.label for network in experiment.networks]
+            rows.sort(key=lambda row: (order.index(row["network"]), row["seed"]))
+            content = {
+                "environment": environment(),
+                "experiment": experiment.title,
+                "epochs": options.epochs,
+                "summary": summarize(rows),
+                "rows": rows,
+            }
+            write_atomically(output, (json.dumps(content, indent=1) + "\n").encode())
+    for row in summarize(rows):
+        spread = "" if row["stdev"] is None else f" ± {row['stdev']:.2%}"
+        print(f"{row['network']:32}{row['mean']:.2%}{spread}  {row['params_m']} M, {row['macs_m']} M MACs")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""One network under one setting, as something to call."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import signal
+import threading
+import time
+import types
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from dataclasses import dataclass
+
+import timm
+import torch
+from eager import training_step
+from torch import nn
+
+from .networks import inference_network
+from .plan import Job
+from .timing import Run, Stopwatch
+
+
+class CompileTimeout(BaseException):
+    """Compiling took longer than allowed.
+
+    No ``Exception``, because the compiler takes those for candidates that failed and goes on with the next.
+    """
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise CompileTimeout in the main thread when the block takes longer."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def expire(number: int, frame: types.FrameType | None) -> None:
+        raise CompileTimeout(f"compiling took more than {seconds:.0f} s")
+
+    previous = signal.signal(signal.SIGALRM, expire)
+    # again every 5 s, in case a library swallows the first
+    signal.setitimer(signal.ITIMER_REAL, seconds, 5)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What runs a network once, how long making it took, and the memory it needs at most (None on the CPU)."""
+
+    run: Run
+    seconds: float
+    peak_memory_mb: float | None
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A captured CUDA graph, with the call that it was captured from, whose tensors must stay alive."""
+
+    graph: torch.cuda.CUDAGraph
+    captured: Run
+
+    def __call__(self) -> None:
+        """Run the graph's kernels again on the same memory."""
+        self.graph.replay()
+
+
+def set_precision(precision: str) -> None:
+    """Let float32 products and convolutions use TF32, or not."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer versions of PyTorch would like other names
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+
+
+def prepare(name: str, job: Job, device: torch.device, compile_mode: str, compile_seconds: float) -> Prepared:
+    """Build, place, compile and warm up one network.
+
+    Raises:
+        CompileTimeout: Compiling took more than ``compile_seconds``.
+    """
+    begin = time.perf_counter()
+    set_precision(job.precision)
+    memory = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    model = _model(name, job, device)
+    if job.runtime == "compile":
+        # dynamic=False: a second batch size is another kernel, not a general one
+        model.compile(mode=compile_mode, dynamic=False)
+    run = (_training_run if job.task == "training" else _inference_run)(model, job, device)
+    with _compiling(compile_seconds) if job.runtime == "compile" else nullcontext():
+        # twice, as the first training step still lacks the optimiser's state
+        for _ in range(2):
+            run()
+        _synchronize(device)
+    peak = None
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        torch.cuda.synchronize(device)
+        peak = (torch.cuda.max_memory_allocated(device) - memory) / 1e6
+        if job.task == "inference" and job.runtime in ("cudagraph", "compile"):
+            run = capture(run)
+    return Prepared(run, time.perf_counter() - begin, peak)
+
+
+def capture(run: Run) -> Replay:
+    """Record the kernels of one call in a CUDA graph; two calls on the capturing stream come before."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        run()
+    return Replay(graph, run)
+
+
+def release(device: torch.device) -> None:
+    """Give back what the last job held, and forget what was compiled: PyTorch limits variants of one function."""
+    torch.compiler.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def _compiling(seconds: float) -> Iterator[None]:
+    """A limited time, without the compiler's tables of all candidates on the terminal; errors come as exceptions."""
+    with time_limit(seconds), redirect_stderr(io.StringIO()):
+        yield
+
+
+def usable(device: torch.device) -> bool:
+    """Whether the device still works; some errors leave it useless for the rest of the process."""
+    try:
+        Stopwatch(device)(lambda: torch.ones(8, device=device).sum().item())
+    except RuntimeError:
+        return False
+    return True
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _layout(job: Job) -> torch.memory_format:
+    return torch.channels_last if job.channels_last else torch.contiguous_format
+
+
+def _model(name: str, job: Job, device: torch.device) -> nn.Module:
+    if job.task == "training":
+        torch.manual_seed(0)
+        return timm.create_model(name).train().to(device, memory_format=_layout(job))
+    model = copy.deepcopy(inference_network(name, job.img_size))
+    return model.to(device, torch.bfloat16 if job.precision == "bf16" else torch.float32, memory_format=_layout(job))
+
+
+def _images(job: Job, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    images = torch.randn(job.batch_size, 3, job.img_size, job.img_size, device=device, dtype=dtype)
+    return images.contiguous(memory_format=_layout(job))
+
+
+def _inference_run(model: nn.Module, job: Job, device: torch.device) -> Run:
+    images = _images(job, device, torch.bfloat16 if job.precision == "bf16" else torch.float32)
+
+    def run() -> object:
+        with torch.inference_mode():
+            return model(images)
+
+    return run
+
+
+def _training_run(model: nn.Module, job: Job, device: torch.device) -> Run:
+    labels = torch.randint(0, 1000, (job.batch_size,), device=device)
+    autocast = torch.bfloat16 if job.precision == "bf16" else None
+    return training_step(model, _images(job, device, torch.float32), labels, autocast=autocast, fused=True)

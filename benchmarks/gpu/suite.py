@@ -1,0 +1,233 @@
+"""Go through the plan within a time budget and write every row as soon as it is known."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from partialnet.bench import environment
+from partialnet.files import write_atomically
+
+from .ceilings import measure_ceilings
+from .networks import missing, work
+from .plan import PRECISIONS, Job
+from .runs import CompileTimeout, Prepared, prepare, release, usable
+from .timing import Samples, Stopwatch, interleave
+
+#: The compiler's modes, the next for when one takes too long; without its own CUDA graphs, which come from ``capture``.
+COMPILE_MODES = ("max-autotune-no-cudagraphs", "default")
+#: Seconds that a job of one runtime takes for each network until one has been seen.
+FIRST_GUESS = {"eager": 3.0, "cudagraph": 3.0, "compile": 40.0}
+BYTES_PER_VALUE = {"bf16": 2, "tf32": 4, "fp32": 4}
+
+
+@dataclass
+class Suite:
+    """One run of the suite and its result file.
+
+    Attributes:
+        device: Where to measure.
+        path: The result file, written anew after every job.
+        minutes: Time budget for everything; what does not fit is skipped and named.
+        seconds: Time to measure each network under each setting.
+        compile_seconds: The most that compiling one network may take.
+        quick: Small ceilings, too.
+    """
+
+    device: torch.device
+    path: Path
+    minutes: float = 8.0
+    seconds: float = 1.0
+    compile_seconds: float = 45.0
+    quick: bool = False
+    results: dict[str, Any] = field(init=False)
+    compile_mode: str = field(default=COMPILE_MODES[0], init=False)
+
+    def __post_init__(self) -> None:
+        self.begin = time.monotonic()
+        self.seconds_per_network = dict(FIRST_GUESS)
+        self.results = {
+            "environment": environment() | _device_facts(self.device),
+            "finished": False,
+            "minutes": self.minutes,
+            "ceilings": {},
+            "missing": [],
+            "skipped": [],
+            "failed": [],
+            "rows": [],
+        }
+
+    def run(self, jobs: Sequence[Job]) -> dict[str, Any]:
+        """Do the jobs in order; what the result file holds."""
+        torch.backends.cudnn.benchmark = True  # every contestant gets cuDNN's fastest convolutions
+        lacking = missing({name for job in jobs for name in job.names})
+        self.results["missing"] = lacking
+        if lacking:
+            print(f"not in this version of timm: {', '.join(lacking)}", flush=True)
+        precisions = tuple(precision for precision in PRECISIONS if any(job.precision == precision for job in jobs))
+        self.results["ceilings"] = measure_ceilings(self.device, precisions, self.quick)
+        self.write()
+        print(f"ceilings: {json.dumps(self.results['ceilings'])}", flush=True)
+        for index, job in enumerate(jobs):
+            names = tuple(name for name in job.names if name not in lacking)
+            if len(names) < 2:
+                continue
+            job = replace(job, names=names)
+            kind = f"{job.task} {job.runtime}" if job.task == "training" else job.runtime
+            expected = len(names) * self.seconds_per_network.get(kind, FIRST_GUESS[job.runtime])
+            if expected > self.left():
+                self.results["skipped"].append({"job": job.label, "reason": f"{self.left():.0f} s were left"})
+                self.write()
+                continue
+            print(f"[{index + 1}/{len(jobs)}, {self.left():.0f} s left] {job.label}", flush=True)
+            start = time.monotonic()
+            self.do(job)
+            self.seconds_per_network[kind] = (time.monotonic() - start) / len(names)
+            self.write()
+            if not usable(self.device):
+                self.results["skipped"] += [
+                    {"job": later.label, "reason": "the device stopped working"} for later in jobs[index + 1 :]
+                ]
+                break
+        self.results["finished"] = True
+        self.write()
+        return self.results
+
+    def left(self) -> float:
+        """Seconds left of the budget."""
+        return 60 * self.minutes - (time.monotonic() - self.begin)
+
+    def do(self, job: Job) -> None:
+        """Measure one job; if compiling takes too long, all over again in the next lighter mode, and so ever after."""
+        while True:
+            mode = self.compile_mode if job.task == "inference" else COMPILE_MODES[-1]
+            try:
+                self.measure(job, mode)
+                return
+            except CompileTimeout as timeout:
+                self.fail(job, job.names, f"{timeout} in mode {mode}")
+                heavier = mode != COMPILE_MODES[-1]
+                if heavier:
+                    self.compile_mode = COMPILE_MODES[COMPILE_MODES.index(mode) + 1]
+                if not heavier or self.left() < self.compile_seconds:
+                    return
+            finally:
+                release(self.device)
+
+    def measure(self, job: Job, mode: str) -> None:
+        """Prepare, time and record the networks of one job; one that fails is recorded with its error.
+
+        Raises:
+            CompileTimeout: Compiling took too long.
+        """
+        prepared: dict[str, Prepared] = {}
+        for name in job.names:
+            limit = min(self.compile_seconds, max(self.left(), 1))
+            try:
+                prepared[name] = prepare(name, job, self.device, mode, limit)
+            except Exception as error:
+                self.fail(job, (name,), error)
+        runs = {name: entry.run for name, entry in prepared.items()}
+        samples = interleave(runs, Stopwatch(self.device), self.seconds, latency=job.batch_size == 1)
+        reference = samples.get(job.names[0])
+        for name, sample in samples.items():
+            if sample.error is not None:
+                self.fail(job, (name,), sample.error)
+                continue
+            whole = reference if reference is not None and reference.error is None else None
+            row = self.row(name, job, mode, prepared[name], sample, whole)
+            self.results["rows"].append(row)
+            speed = f"{row['median_ms']:9.3f} ms {row['images_per_second']:10.0f} images/s"
+            ratio = "" if row["ratio"] is None else f"   ratio {row['ratio']:.2f}"
+            print(f"  {name:28} {speed}{ratio}", flush=True)
+
+    def row(
+        self, name: str, job: Job, mode: str, prepared: Prepared, sample: Samples, reference: Samples | None
+    ) -> dict[str, Any]:
+        """What is known about one network under one setting. Ratios are of times: below 1 is faster."""
+        q1, median, q3 = sample.quartiles()
+        ratios = sample.ratio_quartiles(reference) if reference is not None else (None, None, None)
+        row: dict[str, Any] = {
+            "task": job.task,
+            "runtime": job.runtime,
+            "compile_mode": mode if job.runtime == "compile" else None,
+            "precision": job.precision,
+            "layout": "channels_last" if job.channels_last else "contiguous",
+            "batch_size": job.batch_size,
+            "img_size": job.img_size,
+            "model": name,
+            "median_ms": median,
+            "q1_ms": q1,
+            "q3_ms": q3,
+            "images_per_second": 1e3 * job.batch_size / median,
+            "against": job.names[0] if reference is not None else None,
+            "ratio": ratios[1],
+            "ratio_q1": ratios[0],
+            "ratio_q3": ratios[2],
+            "rounds": len(sample.milliseconds),
+            "calls_per_round": sample.calls,
+            "prepare_seconds": prepared.seconds,
+            "peak_memory_mb": prepared.peak_memory_mb,
+        }
+        if job.task == "inference":
+            row |= self.rates(name, job, median)
+        return {key: _rounded(value) for key, value in row.items()}
+
+    def rates(self, name: str, job: Job, milliseconds: float) -> dict[str, Any]:
+        """Size, achieved TFLOP/s and least GB/s of one batch, and their shares of the ceilings."""
+        try:
+            needed = work(name, job.img_size)
+        except Exception as error:
+            return {"work_error": _sentence(error)}
+        tflops = needed.flops(job.batch_size) / milliseconds / 1e9
+        gb_per_s = needed.bytes_moved(job.batch_size, BYTES_PER_VALUE[job.precision]) / milliseconds / 1e6
+        ceilings = self.results["ceilings"]
+        return {
+            "params_m": needed.params / 1e6,
+            "macs_g": needed.macs_per_image / 1e9,
+            "tflops": tflops,
+            "least_gb_per_s": gb_per_s,
+            "share_of_gemm": tflops / ceilings["gemm_tflops"][job.precision],
+            "share_of_copy": gb_per_s / ceilings["copy_gb_per_s"],
+        }
+
+    def fail(self, job: Job, names: Sequence[str], error: BaseException | str) -> None:
+        """Record networks that could not be measured."""
+        text = error if isinstance(error, str) else _sentence(error)
+        print(f"  failed: {', '.join(names)}: {text}", flush=True)
+        self.results["failed"].append({"job": job.label, "models": list(names), "error": text})
+
+    def write(self) -> None:
+        """Put the result file as it is now in place of the last."""
+        self.results["seconds"] = round(time.monotonic() - self.begin, 1)
+        write_atomically(self.path, (json.dumps(self.results, indent=1) + "\n").encode())
+
+
+def _sentence(error: BaseException) -> str:
+    """The first lines of an error, without the traces that compilers append."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def _device_facts(device: torch.device) -> dict[str, Any]:
+    if device.type != "cuda":
+        return {"device": device.type, "gpu": None}
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "device": device.type,
+        "gpu": properties.name,
+        "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }

@@ -1,0 +1,86 @@
+"""Cost of searching: a training step with DPConv against one with a dense 3×3 convolution in its place.
+
+    python benchmarks/search_step.py --threads 1
+
+writes benchmarks/results/search_step.json. Networks, loss and optimiser are alike but for the layer: a dense
+convolution of all channels, DPConv that passes the rest through, DPConv that attends over the rest; and the static
+PartialNet for comparison. Random images of 128×128, channels_last, float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import partialnet  # noqa: F401 - registers the models
+from partialnet.bench import environment, interleave
+from partialnet.files import write_atomically
+from partialnet.search import Objective, dynamic_layers, make_dynamic
+
+SIZES = ("t0", "t1", "t2", "s")
+DENSE = "dense 3×3"
+
+
+def training_step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
+    """One step; a searched network's loss is the search's objective."""
+    model = model.to(memory_format=torch.channels_last).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    layers = list(dynamic_layers(model).values())
+    objective = Objective()
+
+    def run() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss = F.cross_entropy(model(images), labels)
+        if layers:
+            loss = objective(loss, layers)
+        loss.backward()
+        optimizer.step()
+        for layer in layers:
+            layer.clamp_gates()
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--sizes", nargs="+", default=SIZES)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--img-size", type=int, default=128)
+    parser.add_argument("--seconds", type=float, default=15.0, help="time to measure each size")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows = []
+    for size in options.sizes:
+        torch.manual_seed(0)
+        images = torch.randn(options.batch_size, 3, options.img_size, options.img_size)
+        images = images.contiguous(memory_format=torch.channels_last)
+        labels = torch.randint(0, 1000, (options.batch_size,))
+        static = timm.create_model(f"partialnet_{size}")
+        networks = {
+            DENSE: timm.create_model(f"partialnet_{size}", mixers=("conv",) * 4),
+            "DPConv": make_dynamic(static, attention=False),
+            "DPConv with attention": make_dynamic(static),
+            "static PATConv": static,
+        }
+        steps = {name: training_step(network, images, labels) for name, network in networks.items()}
+        timings = interleave(steps, against=DENSE, seconds=options.seconds, description=size)
+        rows += [{"size": size, "layer": name, **asdict(timing)} for name, timing in timings.items()]
+        for name, timing in timings.items():
+            print(f"{size:3} {name:24}{timing.median_ms:9.1f} ms   ratio {timing.ratio:.2f}", flush=True)
+    content = {"environment": environment(), "threads": options.threads, "batch_size": options.batch_size, "rows": rows}
+    path = Path(__file__).parent / "results" / "search_step.json"
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+    print(f"written: {path.name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""DPConv, dynamic partial convolution: how many channels are convolved is learned, then fixed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import AttentionLike, create_attention
+from .channel_subset import attend, select_channels, smallest_subset_step
+from .pat_conv import PATConv
+
+#: Distance of a fresh gate from the threshold at which it flips.
+INITIAL_GATE = 0.5
+
+
+class _BinaryGate(torch.autograd.Function):
+    """1 where the input is positive, else 0; gradients pass where the input lies within [−1, 1]."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        ctx.save_for_backward(values)
+        return (values > 0).to(values.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (values,) = ctx.saved_tensors
+        return grads[0] * (values.abs() <= 1).to(grads[0].dtype)
+
+
+class DPConv(nn.Module):
+    """A partial convolution whose number of convolved channels is learned by gradient descent.
+
+    With c = q·2^K channels, q odd, K binary gates g say which channels take part: the relation matrix is
+    U = U_1 ⊗ … ⊗ U_K ⊗ 1_q with U_k = g_k·1 + (1 − g_k)·I. The mask m_i = Π_k (1 − bit_k(i)·(1 − g_k)), over the bits
+    of i // q, the most significant first, keeps the block of U that a partial convolution computes: U ⊙ m = m·mᵀ.
+    Where the gates are in order, zeros before ones, the block is the leading q·2^Σg channels.
+
+    The output is m_i·conv_i + (1 − m_i)·rest_i, rest being the input or its attention, in training as in evaluation.
+    Mask and gates are differentiable: a channel that is not convolved has a gradient towards being convolved. Without
+    an attention the layer costs as much as a dense convolution, whose kernel it masks.
+
+    Args:
+        channels: Number of channels c, even.
+        kernel_size: Odd.
+        dilation: Spacing of the kernel's taps.
+        split_ratio: Share of channels that the fresh layer convolves, rounded down to a block that the gates can form.
+        attention: What happens to the other channels, as in ``PATConv``: "gaussian_se", "srm", "spatial_gate",
+            "self_attention", a function that builds one of these, or None to pass them through.
+        min_channels: Least number of convolved channels; the gates of smaller blocks are fixed. None takes what the
+            attention needs: self-attention's heads divide what the convolution leaves.
+        device: Device of the parameters.
+        dtype: Data type of the parameters.
+
+    Shape:
+        (B, C, H, W) → (B, C, H, W).
+
+    Attributes:
+        gates: Learned values g̃, (number of free gates,).
+
+    Raises:
+        ValueError: ``channels`` is odd, the kernel is even, the ratio is too small, or the attention cannot be computed
+            for a changing number of channels.
+
+    Source: paper, Sec. 3.2, Eqs. 2–5. Channel counts that are no power of two, the attention and the differentiable
+    mask are ours; Eq. 5 prints the reciprocal of the block's width.
+
+    Example:
+        >>> conv = DPConv(48, attention=None)
+        >>> conv(torch.rand(2, 48, 14, 14)).shape, conv.split_ratio
+        (torch.Size([2, 48, 14, 14]), 0.25)
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int = 3,
+        dilation: int = 1,
+        *,
+        split_ratio: float = 1 / 4,
+        attention: AttentionLike = "gaussian_se",
+        min_channels: int | None = None,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        if channels < 2 or channels % 2:
+            raise ValueError(f"channels={channels} must be even: the gates halve the channels.")
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size={kernel_size} must be odd and positive, so that the resolution is kept.")
+        self.channels = channels
+        self.num_gates = (channels & -channels).bit_length() - 1  # K: how often 2 divides c
+        self.group = channels >> self.num_gates  # q
+        self.conv = nn.Conv2d(
+            channels,
+            channels,
+            kernel_size,
+            padding=dilation * (kernel_size // 2),
+            dilation=dilation,
+            bias=False,
+            device=device,
+            dtype=dtype,
+        )
+        self.attn = create_attention(attention, channels, device=device, dtype=dtype)
+        step = smallest_subset_step(self.attn)
+        least = step if min_channels is None else min_channels
+        blocks = self.blocks
+        fixed = next((ones for ones, block in enumerate(blocks) if block >= least and block % step == 0), None)
+        if fixed is None or channels % step:
+            raise ValueError(
+                f"No block of {channels} channels has at least {least} and is a multiple of {step}: gates form blocks "
+                f"of {', '.join(map(str, blocks))}."
+            )
+        self.num_fixed = fixed
+        if not blocks[fixed] <= channels * split_ratio + 1e-6 <= channels + 1e-3:
+            raise ValueError(
+                f"split_ratio={split_ratio} of {channels} channels: choose one from {blocks[fixed] / channels:.4g} "
+                "to 1."
+            )
+        ones = max(ones for ones, block in enumerate(blocks) if block <= channels * split_ratio + 1e-6)
+        free = self.num_gates - fixed
+        values = torch.full((free,), -INITIAL_GATE, device=device, dtype=dtype)
+        values[free - (ones - fixed) :] = INITIAL_GATE
+        self.gates = nn.Parameter(values)
+
+    @property
+    def blocks(self) -> list[int]:
+        """Numbers of channels that gates in order can convolve, for 0 to K gates at 1."""
+        return [self.group << ones for ones in range(self.num_gates + 1)]
+
+    # -- what the gates say -----------------------------------------------------------------------------------------
+
+    def binary_gates(self) -> Tensor:
+        """g, (K,), zeros and ones, differentiable by the clipped straight-through estimator (Eq. 3)."""
+        binary: Tensor = _BinaryGate.apply(self.gates)
+        return F.pad(binary, (0, self.num_fixed), value=1.0)
+
+    def mask(self) -> Tensor:
+        """m, (C,): 1 for channels that are convolved, 0 for the others (Eq. 5)."""
+        mask = torch.ones(self.group, device=self.gates.device, dtype=self.gates.dtype)
+        for gate in reversed(self.binary_gates().unbind()):
+            mask = torch.cat((mask, gate * mask))  # ⊗ of (1, g_k) and what follows
+        return mask
+
+    @property
+    def conv_channels(self) -> int:
+        """Number of channels that are convolved now."""
+        return self.group << (int((self.gates > 0).sum()) + self.num_fixed)
+
+    @property
+    def split_ratio(self) -> float:
+        """Share of the channels that is convolved now."""
+        return self.conv_channels / self.channels
+
+    @property
+    def in_order(self) -> bool:
+        """Whether all gates at 0 come before those at 1, so that the convolved channels lead."""
+        binary = (self.gates > 0).tolist()
+        return binary == sorted(binary)
+
+    @torch.no_grad()
+    def clamp_gates(self) -> None:
+        """Put gates beyond ±1 back to ±1, where they have a gradient; call it after every step of the optimiser."""
+        self.gates.clamp_(-1.0, 1.0)
+
+    def order_loss(self) -> Tensor:
+        """ψ, a scalar: Σ |g̃_k| + |g̃_{k+1}| over neighbours of which the first is at 1 and the second at 0 (Eq. 8).
+
+        Its gradient pulls both towards the threshold until the nearer one flips, so that any order is mended within
+        2·Σ|g̃| / step steps. Eq. 8 sums over an index that its term lacks; this is our reading.
+        """
+        first, second = self.gates[:-1], self.gates[1:]
+        wrong = ((first > 0) & (second <= 0)).to(first.dtype)
+        return (wrong * (first.abs() + second.abs())).sum()
+
+    def complexity(self, count: str = "grouped") -> Tensor:
+        """ζ, a scalar, differentiable: how many kernels the convolution has.
+
+        Args:
+            count: "grouped", all of U, c·q·2^Σg (Eq. 6); or "partial", the block alone, (q·2^Σg)² (Eq. 7).
+        """
+        width = self.group * (1 + self.binary_gates()).prod()
+        if count == "grouped":
+            return self.channels * width
+        if count == "partial":
+            return width.square()
+        raise ValueError(f"count={count!r} must be 'grouped' or 'partial'.")
+
+    # -- computing --------------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = self.mask().to(self.conv.weight.dtype)
+        weight = self.conv.weight * torch.outer(mask, mask)[:, :, None, None]
+        if isinstance(self.attn, nn.Identity):
+            # the input passes as the middle tap of the same convolution
+            middle = F.pad(torch.diag(1 - mask)[:, :, None, None], [self.conv.kernel_size[0] // 2] * 4)
+            return self._convolve(x, weight + middle)
+        keep = 1 - mask
+        return self._convolve(x, weight) + attend(self.attn, x, keep) * keep[:, None, None].to(x.dtype)
+
+    def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(x, weight, None, padding=self.conv.padding, dilation=self.conv.dilation)
+
+    @torch.no_grad()
+    def to_static(self) -> PATConv:
+        """The static layer with the learned number of channels, the same weights and the same outputs.
+
+        Where every channel is convolved there is nothing to attend over, and its attention is None.
+
+        Raises:
+            ValueError: The gates are out of order; train with ``order_loss`` until ``in_order``.
+        """
+        if not self.in_order:
+            raise ValueError("The gates of this DPConv are out of order; train on with its order_loss.")
+        width = self.conv_channels
+        kept = torch.arange(width, self.channels, device=self.conv.weight.device)
+        attends = len(kept) > 0 and not isinstance(self.attn, nn.Identity)
+        static = PATConv(
+            self.channels,
+            kernel_size=self.conv.kernel_size[0],
+            dilation=self.conv.dilation[0],
+            split_ratio=width / self.channels,
+            attention=select_channels(self.attn, kept) if attends else None,
+            device=self.conv.weight.device,
+            dtype=self.conv.weight.dtype,
+        )
+        static.conv.weight.copy_(self.conv.weight[:width, :width])
+        return static.train(self.training)
+
+    @torch.jit.ignore
+    def fuse(self) -> nn.Module:
+        """The static layer for inference, without BatchNorm."""
+        return self.to_static().fuse()
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, split_ratio={self.split_ratio:.4g}, gates={self.num_gates}, fixed={self.num_fixed}"

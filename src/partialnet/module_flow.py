@@ -1,0 +1,187 @@
+"""Which module's output goes into which module: the flow of values between the layers of any network."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from timm.layers import get_notrace_functions
+from torch import fx, nn
+
+#: Items that a sequence of unknown length is taken to have where only the calls matter: the levels of a pyramid, say
+_ITEMS = 8
+
+
+@dataclass
+class ModuleFlow:
+    """The calls of all layers, as found by symbolic tracing.
+
+    Attributes:
+        calls: The calls of each layer, as nodes of a traced graph. A layer that no trace has reached is missing.
+        layers: The layer that a node calls; nodes of functions are missing.
+        read: Modules whose parameters or buffers are used by others than themselves.
+    """
+
+    calls: dict[nn.Module, list[fx.Node]] = field(default_factory=dict)
+    layers: dict[fx.Node, nn.Module] = field(default_factory=dict)
+    read: set[nn.Module] = field(default_factory=set)
+
+    def consumer(self, node: fx.Node, passes: Callable[[nn.Module], bool]) -> fx.Node | None:
+        """The one call that takes ``node``'s output, looking through layers that ``passes`` holds for.
+
+        None if the output is used several times or not by a layer's call on it alone.
+        """
+        while len(node.users) == 1:
+            user = next(iter(node.users))
+            if user not in self.layers or user.args != (node,) or user.kwargs:
+                return None
+            if not passes(self.layers[user]):
+                return user
+            node = user
+        return None
+
+    def producer(self, node: fx.Node, passes: Callable[[nn.Module], bool]) -> fx.Node | None:
+        """The call whose output ``node`` takes, looking through layers that ``passes`` holds for; None if none."""
+        while len(node.args) == 1 and isinstance(node.args[0], fx.Node) and not node.kwargs:
+            node = node.args[0]
+            if node not in self.layers:
+                return None
+            if not passes(self.layers[node]):
+                return node
+        return None
+
+    def remove(self, layer: nn.Module) -> None:
+        """Take out all calls of a layer with one input, which then goes where its output went."""
+        for node in self.calls.pop(layer, []):
+            (source,) = node.args
+            assert isinstance(source, fx.Node)
+            node.replace_all_uses_with(source)
+            node.graph.erase_node(node)
+            del self.layers[node]
+
+
+def module_flow(model: nn.Module, is_layer: Callable[[nn.Module], bool]) -> ModuleFlow:
+    """Follow a symbolic value through ``model`` as far as its code permits.
+
+    A module with control flow is followed no further from outside, but its parts are followed, each on its own, if they
+    are called as a whole. ``is_layer`` names the modules that count as one layer besides those of ``torch.nn``.
+    """
+    # tracing runs the modules' code, which may store symbolic values in them; the tensors need no copy
+    traced = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+    ours = dict(zip(traced.modules(), model.modules(), strict=True))
+    flow = ModuleFlow()
+    followed = _Followed(is_layer)
+    followed.follow(traced)
+    for root, graph in followed.graphs:
+        for node in graph.nodes:
+            if node.op == "call_module":
+                layer = ours[root.get_submodule(node.target)]
+                flow.calls.setdefault(layer, []).append(node)
+                flow.layers[node] = layer
+            elif node.op == "get_attr":
+                flow.read.add(ours[root.get_submodule(node.target.rpartition(".")[0])])
+    return flow
+
+
+class _Followed:
+    """Graphs that together cover as much of a network as can be followed, as (root, graph) in ``graphs``."""
+
+    def __init__(self, is_layer: Callable[[nn.Module], bool]) -> None:
+        self.graphs: list[tuple[nn.Module, fx.Graph]] = []
+        self._is_layer = is_layer
+        self._seen: set[nn.Module] = set()
+        self._called: set[nn.Module] = set()
+
+    def follow(self, module: nn.Module) -> None:
+        """Follow ``module`` inside, as it is called from outside."""
+        if module in self._seen or self._is_layer(module):
+            return
+        self._seen.add(module)
+        tracer = _Tracer(self._is_layer)
+        try:
+            graph = tracer.follow(module)
+        except Exception:  # whatever a network's code raises when it meets a symbolic value
+            self._follow_parts(module)
+            return
+        self.graphs.append((module, graph))
+        for part in tracer.opaque:
+            if part not in self._seen:
+                self._seen.add(part)
+                self._follow_parts(part)
+
+    def _follow_parts(self, module: nn.Module) -> None:
+        for answer in (True, False):
+            tracer = _Tracer(self._is_layer, answer)
+            with contextlib.suppress(Exception):  # as far as it gets
+                tracer.follow(module)
+            self._called |= tracer.called
+        self._follow_children(module)
+
+    def _follow_children(self, module: nn.Module) -> None:
+        for child in module.children():
+            # others may take a Sequential apart, and use what is between its parts
+            taken_apart = isinstance(child, nn.Sequential) and child not in self._called
+            if taken_apart or type(child) in (nn.ModuleList, nn.ModuleDict):
+                self._follow_children(child)
+            else:
+                self.follow(child)
+
+
+class _Tracer(fx.Tracer):
+    """Follows modules inside as long as their code permits, and takes them as one layer otherwise.
+
+    Args:
+        is_layer: Modules that count as one layer.
+        answer: What conditions on values come out as; None refuses them. With an answer the graph is only good for
+            learning what is called.
+    """
+
+    def __init__(self, is_layer: Callable[[nn.Module], bool], answer: bool | None = None) -> None:
+        super().__init__(autowrap_functions=tuple(get_notrace_functions()))
+        self._is_layer = is_layer
+        self._answer = answer
+        self.opaque: list[nn.Module] = []
+        self.called: set[nn.Module] = set()
+
+    def follow(self, module: nn.Module) -> fx.Graph:
+        """The graph of ``module`` with the defaults of its arguments."""
+        parameters = inspect.signature(module.forward).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+        return self.trace(module, concrete_args=defaults)
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return self._is_layer(module) or super().is_leaf_module(module, name)
+
+    def call_module(
+        self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        self.called.add(module)
+        name = self.path_of_module(module)
+        if self.is_leaf_module(module, name) or module in self.opaque:
+            return self.create_proxy("call_module", name, args, kwargs)
+        last, depth = next(iter(reversed(self.graph.nodes)), None), len(self.module_stack)
+        try:
+            return super().call_module(module, forward, args, kwargs)
+        except Exception:  # whatever a network's code raises when it meets a symbolic value
+            for node in list(itertools.takewhile(lambda node: node is not last, reversed(self.graph.nodes))):
+                self.graph.erase_node(node)
+            while len(self.module_stack) > depth:
+                self.module_stack.popitem()
+            self.opaque.append(module)
+            return self.create_proxy("call_module", name, args, kwargs)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        return super().to_bool(obj) if self._answer is None else self._answer
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        try:
+            return super().iter(obj)
+        except fx.proxy.TraceError:
+            if self._answer is None:
+                raise
+            return iter([obj[i] for i in range(_ITEMS)])  # type: ignore[index]

@@ -1,0 +1,116 @@
+"""A network's partial convolutions made dynamic, and fixed again at the ratios that they have learned."""
+
+from __future__ import annotations
+
+import copy
+import re
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..layers import DPConv, GaussianSE, PATConv, SelfAttention2d, SpatialGate
+from ..layers.attention import AttentionLike
+
+
+def make_dynamic(model: nn.Module, scope: str | None = None, attention: bool = True) -> nn.Module:
+    """A copy of ``model`` whose partial convolutions are ``DPConv``, which learn how many channels they convolve.
+
+    Replaced is each ``PATConv`` that keeps resolution and channel count, convolves its leading channels by a kernel
+    larger than 1×1, and attends by one of our attentions over the others. It starts from the ratio it has, rounded down
+    to what the gates can form. The convolution's weights are carried over into the block that it convolves; what it
+    lacks is freshly drawn, the attention too, as it now covers all channels.
+
+    Args:
+        model: Any network that contains ``PATConv``.
+        scope: Regular expression; only layers in whose name it is found are replaced, such as ``"stages.2"``. None
+            replaces all.
+        attention: Keep the attention while searching. False passes the channels that are not convolved through, as the
+            authors do.
+
+    Raises:
+        ValueError: No layer can be replaced.
+    """
+    model = copy.deepcopy(model)
+    pattern = re.compile(scope or "")
+    for name, module in list(model.named_modules()):
+        if isinstance(module, PATConv) and pattern.search(name) and _is_replaceable(module):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, _dynamic(module, attention))
+    if not dynamic_layers(model):
+        raise ValueError(
+            "This network has no partial convolution that can be searched"
+            + (f" where {scope!r} is found in the name." if scope else ".")
+        )
+    return model
+
+
+def dynamic_layers(model: nn.Module) -> dict[str, DPConv]:
+    """The searched layers of a network by name, in the network's order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, DPConv)}
+
+
+def settle(model: nn.Module) -> nn.Module:
+    """A copy with every ``DPConv`` replaced by the static layer it has become; outputs stay the same.
+
+    Raises:
+        ValueError: The gates of a layer are out of order.
+    """
+    model = copy.deepcopy(model)
+    for name, layer in dynamic_layers(model).items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer.to_static())
+    return model
+
+
+def _is_replaceable(layer: PATConv) -> bool:
+    conv = layer.conv
+    return (
+        layer.conv_first
+        and layer.attention_scope == "partial"
+        and not layer.normalizes_conv
+        and conv.kernel_size[0] > 1
+        and conv.stride == (1, 1)
+        and conv.bias is None
+        and conv.in_channels == conv.out_channels
+        and isinstance(layer.attn_proj, nn.Identity)
+        and isinstance(layer.attn, (nn.Identity, GaussianSE, SpatialGate, SelfAttention2d))
+        and (conv.in_channels + layer.attn_channels) % 2 == 0
+    )
+
+
+def _attention_for_all_channels(attention: nn.Module) -> AttentionLike:
+    """What builds an attention of the same kind and settings for another number of channels."""
+    if isinstance(attention, GaussianSE):
+        normalize = not isinstance(attention.norm, nn.Identity)
+        return partial(GaussianSE, dense=attention.dense, normalize=normalize)
+    if isinstance(attention, SpatialGate):
+        return partial(SpatialGate, normalize=not isinstance(attention.norm, nn.Identity))
+    if isinstance(attention, SelfAttention2d):
+        return partial(
+            SelfAttention2d,
+            num_heads=attention.num_heads,
+            normalize=not isinstance(attention.norm, nn.Identity),
+            relative_position=attention.position_bias is not None,
+        )
+    return None
+
+
+@torch.no_grad()
+def _dynamic(layer: PATConv, attention: bool) -> DPConv:
+    weight = layer.conv.weight
+    channels = layer.conv_channels + layer.attn_channels
+    arguments: dict[str, Any] = {
+        "kernel_size": layer.conv.kernel_size[0],
+        "dilation": layer.conv.dilation[0],
+        "split_ratio": layer.split_ratio,
+        "attention": _attention_for_all_channels(layer.attn) if attention else None,
+        # the static layer's heads must divide what is left, also where the search passes the rest through
+        "min_channels": layer.attn.num_heads if isinstance(layer.attn, SelfAttention2d) else None,
+    }
+    dynamic = DPConv(channels, **arguments, device=weight.device, dtype=weight.dtype)
+    dynamic.conv.weight.normal_().mul_(weight.std())
+    width = max(block for block in dynamic.blocks if block <= layer.conv_channels)
+    dynamic.conv.weight[:width, :width] = weight[:width, :width]
+    return dynamic.train(layer.training)

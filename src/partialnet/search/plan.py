@@ -1,0 +1,79 @@
+"""The result of a search: a split ratio for each layer, and what it was found with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..files import write_atomically
+
+FORMAT = "partialnet plan 1"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A network with searched split ratios.
+
+    Attributes:
+        model: timm name of the network.
+        model_args: Arguments it is built with, the ratios among them.
+        split_ratios: Share of channels that is convolved, by layer name, in the network's order.
+        zeta: Complexity of the ratios.
+        kappa: Complexity that was allowed.
+        params_m: Parameters of the planned network, in millions.
+        macs_g: Its multiply–adds for one image, folded, in thousand millions.
+        input_size: (C, H, W) of that image.
+        search: Settings of the search: data, θ, seed, epochs and the like.
+    """
+
+    model: str
+    model_args: dict[str, Any]
+    split_ratios: dict[str, float]
+    zeta: float
+    kappa: float
+    params_m: float
+    macs_g: float
+    input_size: tuple[int, int, int]
+    search: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def satisfied(self) -> bool:
+        """Whether the constraint ζ ≤ κ is met."""
+        return self.zeta <= self.kappa
+
+    def save(self, path: Path) -> None:
+        """Write the plan as JSON."""
+        content = {"format": FORMAT, **asdict(self), "constraint_met": self.satisfied}
+        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def load_plan(path: str | Path) -> Plan:
+    """Read a plan.
+
+    Raises:
+        UserError: The file is missing, is no plan, or lacks something.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "plan.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"There is no plan {str(path)!r}; `partialnet search` makes one.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{str(path)!r} cannot be read as a plan: {error}.") from None
+    if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+        raise UserError(f"{str(path)!r} is no plan of `partialnet search`.")
+    fields = {name: value for name, value in content.items() if name not in ("format", "constraint_met")}
+    try:
+        plan = Plan(**{**fields, "input_size": tuple(fields["input_size"])})
+        ratios = [float(ratio) for ratio in plan.split_ratios.values()]
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise UserError(f"Plan {str(path)!r} is not whole: {error}.") from None
+    if not all(0 < ratio <= 1 for ratio in ratios):
+        raise UserError(f"Plan {str(path)!r} has a split ratio outside (0, 1].")
+    return plan

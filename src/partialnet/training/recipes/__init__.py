@@ -1,0 +1,57 @@
+"""Recipes: named settings that fit a kind of task, as YAML files beside this one.
+
+A file holds what all networks share, and under ``models`` what differs for some of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from ...errors import UserError
+from ..config import TrainConfig, create_config
+
+
+def recipe_names() -> tuple[str, ...]:
+    """All recipes, sorted."""
+    files = resources.files(__name__).iterdir()
+    return tuple(sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml")))
+
+
+def recipe_values(name: str, model: str | None = None) -> dict[str, Any]:
+    """A recipe's settings for a network.
+
+    Args:
+        name: One of ``recipe_names()``.
+        model: timm name of the network; None takes the recipe's own.
+
+    Raises:
+        UserError: There is no such recipe.
+    """
+    if name not in recipe_names():
+        near = get_close_matches(name, recipe_names(), n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"Choose one of {', '.join(recipe_names())}."
+        raise UserError(f"There is no recipe {name!r}. {hint}")
+    content: dict[str, Any] = yaml.safe_load((resources.files(__name__) / f"{name}.yaml").read_text(encoding="utf-8"))
+    models: dict[str, dict[str, Any]] = content.pop("models", {})
+    if model is not None:
+        content["model"] = model
+    return {**content, **models.get(content.get("model", TrainConfig().model), {})}
+
+
+def load_recipe(name: str, values: Mapping[str, Any] | None = None, **settings: Any) -> TrainConfig:
+    """A recipe's configuration, with some settings replaced.
+
+    Example:
+        >>> load_recipe("digits", epochs=1).epochs
+        1
+
+    Raises:
+        UserError: There is no such recipe or setting, or a value is not allowed.
+    """
+    replaced = {**(values or {}), **settings}
+    return create_config({**recipe_values(name, replaced.get("model")), **replaced})

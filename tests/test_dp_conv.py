@@ -1,0 +1,264 @@
+"""DPConv: the relation matrix, its mask and costs, learning of the gates, and the static layer that it becomes."""
+
+from collections.abc import Callable
+from functools import partial, reduce
+from itertools import pairwise
+
+import pytest
+import torch
+from conftest import Randomize
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import partialnet
+from partialnet.layers import DPConv, PATConv, SelfAttention2d
+
+CHANNELS = (24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512)
+ATTENTIONS: dict[str, object] = {
+    "none": None,
+    "gaussian_se": "gaussian_se",
+    "srm": "srm",
+    "spatial_gate": "spatial_gate",
+    "self_attention": partial(SelfAttention2d, num_heads=4),
+}
+
+
+def with_gates(conv: DPConv, gates: list[int]) -> DPConv:
+    """Set the free gates to the given zeros and ones."""
+    with torch.no_grad():
+        conv.gates.copy_(torch.tensor(gates) - 0.5)
+    return conv
+
+
+def relation_matrix(gates: list[int], group: int) -> Tensor:
+    """U by Kronecker products of 2×2 matrices, Eqs. 2 and 3."""
+    factors = [torch.ones(2, 2) if gate else torch.eye(2) for gate in gates]
+    return reduce(torch.kron, [*factors, torch.ones(group, group)])
+
+
+def in_order(ones: int, count: int) -> list[int]:
+    return [0] * (count - ones) + [1] * ones
+
+
+@settings(max_examples=60, deadline=None)
+@given(channels=st.sampled_from(CHANNELS), data=st.data())
+def test_mask_cuts_the_block_out_of_the_relation_matrix(channels: int, data: st.DataObject) -> None:
+    conv = DPConv(channels, attention=None)
+    gates = data.draw(st.lists(st.integers(0, 1), min_size=conv.num_gates, max_size=conv.num_gates))
+    with_gates(conv, gates)
+    relation = relation_matrix(gates, conv.group)
+    mask = conv.mask().detach()
+    assert relation.shape == (channels, channels)
+    torch.testing.assert_close(relation * mask[:, None], torch.outer(mask, mask))
+    width = int(mask.sum())
+    assert width == conv.conv_channels == conv.group * 2 ** sum(gates)
+    assert conv.split_ratio == width / channels
+    # both counts by counting: all of U, and the block
+    assert conv.complexity("grouped").item() == relation.sum().item()
+    assert conv.complexity("partial").item() == (relation * torch.outer(mask, mask)).sum().item()
+    assert conv.in_order == (gates == sorted(gates))
+    if conv.in_order:
+        assert mask[:width].all()
+
+
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_every_channel_count_has_all_its_blocks(channels: int) -> None:
+    conv = DPConv(channels, attention=None)
+    widths = [with_gates(conv, in_order(ones, conv.num_gates)).conv_channels for ones in range(conv.num_gates + 1)]
+    assert widths[0] == conv.group
+    assert widths[0] % 2 == 1
+    assert widths[-1] == channels
+    assert all(after == 2 * before for before, after in pairwise(widths))
+
+
+def test_output_by_definition(randomize: Randomize) -> None:
+    conv = randomize(DPConv(24, attention=None)).double()
+    x = torch.randn(2, 24, 5, 6, dtype=torch.float64)
+    for gates in ([0, 0, 1], [0, 1, 1], [1, 0, 1], [1, 0, 0], [1, 1, 1], [0, 0, 0]):
+        with_gates(conv, gates)
+        relation, mask = relation_matrix(gates, 3).double(), conv.mask().detach()
+        convolved = torch.conv2d(x, conv.conv.weight * (relation * mask[:, None])[:, :, None, None], padding=1)
+        expected = torch.where(mask[:, None, None] > 0, convolved, x)
+        torch.testing.assert_close(conv(x), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("ones", [0, 1, 2])
+def test_static_layer_gives_identical_outputs(attention: str, ones: int, randomize: Randomize) -> None:
+    conv = randomize(DPConv(32, attention=ATTENTIONS[attention], min_channels=4)).double()
+    with_gates(conv, in_order(ones, len(conv.gates)))
+    x = torch.randn(3, 32, 6, 5, dtype=torch.float64)
+    static = conv.eval().to_static()
+    assert isinstance(static, PATConv)
+    assert static.split_ratio == conv.split_ratio
+    torch.testing.assert_close(static(x), conv(x), rtol=1e-9, atol=1e-9)
+    folded = partialnet.fold(static)
+    torch.testing.assert_close(folded(x), conv(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_training_gives_the_static_layers_gradients(attention: str, randomize: Randomize) -> None:
+    """A step of the searched layer is a step of the layer that it becomes."""
+    conv = randomize(DPConv(16, attention=ATTENTIONS[attention], min_channels=4)).double().train()
+    with_gates(conv, in_order(0, len(conv.gates)))
+    x = torch.randn(3, 16, 4, 4, dtype=torch.float64)
+    static = conv.to_static()
+    outputs, gradients = [], []
+    for layer in (conv, static):
+        own = x.clone().requires_grad_()
+        outputs.append(layer(own))
+        (outputs[-1] * torch.linspace(-1, 1, outputs[-1].numel(), dtype=torch.float64).view_as(x)).sum().backward()
+        gradients.append(own.grad)
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-8, atol=1e-9)
+    torch.testing.assert_close(conv.conv.weight.grad[:4, :4], static.conv.weight.grad, rtol=1e-9, atol=1e-9)
+    assert not conv.conv.weight.grad[4:].any()
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_training_and_evaluation_compute_the_same(attention: str, randomize: Randomize) -> None:
+    conv = randomize(DPConv(16, attention=ATTENTIONS[attention])).train()
+    for module in conv.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    x = torch.randn(2, 16, 4, 4)
+    torch.testing.assert_close(conv(x), conv.eval()(x), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_every_gate_has_a_gradient(attention: str, randomize: Randomize) -> None:
+    """Also those at 0, so that the convolution can grow as well as shrink."""
+    conv = randomize(DPConv(32, attention=ATTENTIONS[attention], min_channels=4)).train()
+    for ones in range(len(conv.gates) + 1):
+        with_gates(conv, in_order(ones, len(conv.gates)))
+        conv.zero_grad()
+        conv(torch.randn(3, 32, 5, 5)).square().mean().backward()
+        first_zero = len(conv.gates) - ones - 1
+        nearest = conv.gates.grad[max(first_zero, 0) :]
+        assert nearest.isfinite().all()
+        # the gates of the block and the next to grow by; doubling further needs that one first
+        assert (nearest != 0).all() or ones == len(conv.gates)
+
+
+def test_gradient_of_a_gate_is_the_difference_it_makes() -> None:
+    """The mask is linear in each gate, so the straight-through gradient is what flipping it changes, to first order."""
+    conv = DPConv(16, attention=None, split_ratio=1 / 4).double()
+    x, weight = (torch.randn(2, 16, 5, 5, dtype=torch.float64) for _ in range(2))
+    (conv(x) * weight).sum().backward()
+    gate = conv.num_gates - 3  # the one that doubles the block
+    mask = conv.mask().detach()
+    other = mask.clone()
+    other[4:8] = 1
+
+    def output(m: Tensor) -> Tensor:
+        convolved = torch.conv2d(x, conv.conv.weight * torch.outer(m, m)[:, :, None, None], padding=1)
+        return ((convolved + (1 - m)[:, None, None] * x) * weight).sum()
+
+    step = 1e-6
+    expected = (output(mask + step * (other - mask)) - output(mask)) / step
+    torch.testing.assert_close(conv.gates.grad[gate], expected, rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(-0.99, 0.99).filter(lambda value: abs(value) > 1e-3), min_size=5, max_size=5))
+def test_order_loss_mends_any_order_in_bounded_time(values: list[float]) -> None:
+    conv = DPConv(32, attention=None)
+    with torch.no_grad():
+        conv.gates.copy_(torch.tensor(values))
+    lr = 0.01
+    bound = int(2 * sum(map(abs, values)) / lr) + 10
+    steps = 0
+    while not conv.in_order:
+        conv.zero_grad()
+        loss = conv.order_loss()
+        assert loss > 0
+        loss.backward()
+        with torch.no_grad():
+            conv.gates -= lr * conv.gates.grad
+        steps += 1
+        assert steps <= bound
+    assert conv.order_loss() == 0
+
+
+def train(conv: DPConv, loss: Callable[[], Tensor], steps: int = 150) -> None:
+    optimizer = torch.optim.Adam(conv.parameters(), lr=0.02)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (loss() + 0.9 * conv.order_loss()).backward()
+        optimizer.step()
+        conv.clamp_gates()
+
+
+def test_grows_where_the_task_needs_channels() -> None:
+    """The target is a dense convolution of all channels; the complexity is free."""
+    x = torch.randn(16, 16, 6, 6)
+    target = torch.conv2d(x, torch.randn(16, 16, 3, 3) / 6, padding=1)
+    conv = DPConv(16, attention=None, split_ratio=1 / 8)
+    train(conv, lambda: (conv(x) - target).square().mean())
+    assert conv.in_order
+    assert conv.split_ratio >= 1 / 2
+
+
+def test_shrinks_where_complexity_is_punished() -> None:
+    x = torch.randn(16, 16, 6, 6)
+    conv = DPConv(16, attention=None, split_ratio=1 / 2)
+    train(conv, lambda: (conv(x) - x).square().mean() + 0.1 * conv.complexity().log())
+    assert conv.in_order
+    assert conv.split_ratio <= 1 / 8
+
+
+def test_gates_far_off_are_brought_back() -> None:
+    conv = DPConv(16, attention=None)
+    with torch.no_grad():
+        conv.gates.copy_(torch.tensor([-3.0, -0.5, 0.5, 2.0]))
+    conv.clamp_gates()
+    assert conv.gates.tolist() == [-1, -0.5, 0.5, 1]
+    conv(torch.randn(2, 16, 4, 4)).square().sum().backward()
+    assert conv.gates.grad[1:].all()
+
+
+def test_all_channels_become_a_convolution(randomize: Randomize) -> None:
+    conv = with_gates(randomize(DPConv(16, attention=None)), [1, 1, 1, 1])
+    static = conv.to_static()
+    assert static.split_ratio == 1
+    x = torch.randn(1, 16, 4, 4)
+    torch.testing.assert_close(static(x), conv(x), rtol=1e-5, atol=1e-5)
+
+
+def test_out_of_order_gates_are_refused() -> None:
+    with pytest.raises(ValueError, match="out of order"):
+        with_gates(DPConv(24, attention=None), [1, 0, 1]).to_static()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"channels": 25}, "must be even"),
+        ({"channels": 24, "kernel_size": 2}, "must be odd"),
+        ({"channels": 24, "split_ratio": 0.05}, "choose one from 0.125 to 1"),
+        ({"channels": 24, "split_ratio": 1.5}, "choose one from"),
+        ({"channels": 24, "attention": "eca"}, "changing number of channels"),
+        ({"channels": 24, "min_channels": 48}, "No block of 24"),
+        ({"channels": 24, "attention": partial(SelfAttention2d, num_heads=3), "split_ratio": 1 / 16}, "choose one"),
+    ],
+)
+def test_wrong_arguments(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DPConv(**arguments)
+
+
+def test_unknown_count() -> None:
+    with pytest.raises(ValueError, match="grouped"):
+        DPConv(24, attention=None).complexity("flops")
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_saves_and_loads(attention: str, randomize: Randomize) -> None:
+    conv = randomize(DPConv(32, attention=ATTENTIONS[attention])).eval()
+    with_gates(conv, in_order(1, len(conv.gates)))
+    other = DPConv(32, attention=ATTENTIONS[attention]).eval()
+    other.load_state_dict(conv.state_dict())
+    x = torch.randn(1, 32, 4, 4)
+    torch.testing.assert_close(other(x), conv(x))
+    assert other.split_ratio == conv.split_ratio

@@ -1,0 +1,284 @@
+"""The GPU suite: its real code on the CPU, with small networks; the same on a GPU where there is one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import gpu_tables
+import pytest
+import torch
+import training_speed
+from gpu import suite as suite_module
+from gpu.networks import inference_network, work
+from gpu.plan import PEER_GROUPS, SIZES, Job, full_plan, pair, possible
+from gpu.runs import CompileTimeout, time_limit
+from gpu.suite import Suite
+from gpu.timing import Stopwatch, interleave
+from timm.layers import BatchNormAct2d
+from timm.models import register_model
+from torch import nn
+
+BENCHMARKS = Path(gpu_tables.__file__).parent
+CPU = torch.device("cpu")
+
+
+@register_model
+def gpu_suite_small(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """A network that compiles in seconds."""
+    return nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+@register_model
+def gpu_suite_failing(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """A network that can be built and folded but not run."""
+    return nn.Sequential(nn.Conv2d(3, 4, 8, 8), nn.Flatten(), nn.Linear(3, 3))
+
+
+def small_suite(path: Path, **options: Any) -> Suite:
+    return Suite(CPU, path, **{"seconds": 0.01, "quick": True, **options})
+
+
+def test_command_without_the_optional_packages(tmp_path: Path):
+    # as on a machine that has PyTorch and timm and nothing of ours: a checkout, no other package
+    output = tmp_path / "result.json"
+    absent = ["lightning", "onnx", "onnxruntime", "onnxscript", "openvino", "nncf", "sklearn", "matplotlib", "click"]
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent})); sys.path.insert(0, {str(BENCHMARKS)!r})\n"
+        "import torch; torch.set_num_threads(1); import gpu_suite\n"
+        "gpu_suite.main(sys.argv[1:])"
+    )
+    arguments = ["--device", "cpu", "--quick", "--seconds", "0.01", "--runtimes", "eager", "--output", str(output)]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=tmp_path, env={}, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"next: python benchmarks/gpu_tables.py {output}" in done.stdout
+    result = json.loads(output.read_text())
+    assert result["finished"]
+    assert result["failed"] == result["skipped"] == result["missing"] == []
+    rows = result["rows"]
+    assert len(rows) == 10
+    assert {row["task"] for row in rows} == {"inference", "training"}
+    assert {row["precision"] for row in rows} == {"bf16", "fp32"}
+    assert {row["layout"] for row in rows} == {"channels_last", "contiguous"}
+    for row in rows:
+        assert row["q1_ms"] <= row["median_ms"] <= row["q3_ms"]
+        assert row["images_per_second"] == pytest.approx(1e3 * row["batch_size"] / row["median_ms"], rel=1e-3)
+        assert row["rounds"] >= 7
+    check_tables(result)
+
+
+def check_tables(result: dict[str, Any]) -> None:
+    page = gpu_tables.page(result)
+    ours = next(row for row in result["rows"] if row["against"] == "fasternet_t0" and row["model"] == "partialnet_t0")
+    assert f"| {ours['ratio']:.2f} ({ours['ratio_q1']:.2f}–{ours['ratio_q3']:.2f}) |" in page
+    assert f"{ours['images_per_second']:,.0f} |" in page
+    tables = [block.splitlines() for block in page.split("\n\n") if block.startswith("|")]
+    assert len(tables) == 2
+    for lines in tables:
+        assert len({line.count("|") for line in lines}) == 1
+    assert len(tables[1]) == 2 + len({row["model"] for row in result["rows"] if row["task"] == "inference"})
+
+
+def test_plan_holds_what_was_asked_for():
+    jobs = full_plan()
+    assert len(set(jobs)) == len(jobs)
+    # the first comparisons are the pairs, and compiling starts with the smallest
+    assert [job.names for job in jobs[:6]] == [pair(size) for size in SIZES]
+    assert next(job for job in jobs if job.runtime == "compile").names == pair("t0")
+    measured = {(name, job.task, job.runtime, job.precision, job.batch_size) for job in jobs for name in job.names}
+    for size in SIZES:
+        for name in pair(size):
+            for precision in ("bf16", "tf32", "fp32"):
+                assert (name, "inference", "eager", precision, 256) in measured
+                assert (name, "inference", "cudagraph", precision, 1) in measured
+            assert {(name, "inference", "compile", "bf16", batch) for batch in (1, 256)} <= measured
+            for runtime in ("eager", "compile"):
+                assert ((name, "training", runtime, "bf16", 256) in measured) == (size != "l")
+    for group in PEER_GROUPS:
+        assert {(name, "inference", "eager", "bf16", 256) for name in group} <= measured
+
+
+def test_the_cpu_gets_what_it_can_do():
+    jobs = list(possible(full_plan(), "cpu", ("eager", "cudagraph")))
+    assert jobs
+    assert {job.runtime for job in jobs} == {"eager"}
+    assert {job.precision for job in jobs} == {"bf16", "fp32"}
+    assert list(possible(full_plan(), "cuda", ("eager", "cudagraph", "compile"))) == full_plan()
+
+
+def test_work_of_a_convolution_by_hand():
+    # 8×8 patches of 32×32: 4×4 positions, 192 weights for each of 4 channels
+    needed = work("gpu_suite_small", 32)
+    assert needed.params == 4 * 192 + 4
+    assert needed.macs_per_image == 16 * 4 * 192
+    assert needed.values_per_image == 3 * 32 * 32 + 4 * 16
+    assert needed.values_of_weights == 4 * 192 + 4
+    assert needed.flops(3) == 2 * 3 * 16 * 4 * 192
+    assert needed.bytes_moved(2, 4) == 4 * (2 * (3 * 32 * 32 + 4 * 16) + 4 * 192 + 4)
+
+
+def test_networks_are_timed_in_folded_form():
+    for name in ("partialnet_t0", "mobilenetv4_conv_small"):
+        kinds = {type(module) for module in inference_network(name, 64).modules()}
+        assert not kinds & {nn.BatchNorm1d, nn.BatchNorm2d, BatchNormAct2d}
+    # the paper's multiply–adds, in thousand millions
+    assert work("partialnet_t0", 224).macs_per_image / 1e9 == pytest.approx(0.249, abs=1e-3)
+
+
+def test_failing_and_missing_networks_are_named(tmp_path: Path):
+    path = tmp_path / "result.json"
+    names = ("gpu_suite_small", "gpu_suite_failing", "network_of_tomorrow")
+    result = small_suite(path).run([Job(names, batch_size=2, img_size=32, precision="fp32")])
+    assert json.loads(path.read_text()) == result
+    assert result["missing"] == ["network_of_tomorrow"]
+    assert [row["model"] for row in result["rows"]] == ["gpu_suite_small"]
+    assert [entry["models"] for entry in result["failed"]] == [["gpu_suite_failing"]]
+    assert "RuntimeError" in result["failed"][0]["error"]
+    gaps = gpu_tables.gaps(result)
+    assert "not in this timm: network_of_tomorrow" in gaps
+    assert "failed: gpu_suite_failing (inference eager fp32 channels_last batch 2): RuntimeError" in gaps
+
+
+def test_without_its_reference_a_network_has_no_ratio(tmp_path: Path):
+    names = ("gpu_suite_failing", "gpu_suite_small")
+    (row,) = small_suite(tmp_path / "result.json").run([Job(names, batch_size=2, img_size=32)])["rows"]
+    assert row["model"] == "gpu_suite_small"
+    assert row["median_ms"] > 0
+    assert row["ratio"] is row["against"] is None
+
+
+def test_what_does_not_fit_is_skipped_and_named(tmp_path: Path):
+    jobs = [
+        Job(("gpu_suite_small", "gpu_suite_small"), runtime=runtime, img_size=32) for runtime in ("eager", "compile")
+    ]
+    result = small_suite(tmp_path / "result.json", minutes=0.0).run(jobs)
+    assert result["finished"]
+    assert result["rows"] == []
+    assert [entry["job"] for entry in result["skipped"]] == [job.label for job in jobs]
+    assert f"skipped: {jobs[0].label}" in gpu_tables.gaps(result)
+
+
+def test_rows_are_on_disk_before_the_next_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "result.json"
+    original = Suite.measure
+    jobs = [Job(("gpu_suite_small", "test_resnet"), batch_size=size, img_size=32, precision="fp32") for size in (1, 2)]
+
+    def cut_off(self: Suite, job: Job, mode: str) -> None:
+        if job.batch_size == 2:
+            raise KeyboardInterrupt
+        original(self, job, mode)
+
+    monkeypatch.setattr(Suite, "measure", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        small_suite(path).run(jobs)
+    result = json.loads(path.read_text())
+    assert [row["model"] for row in result["rows"]] == ["gpu_suite_small", "test_resnet"]
+    assert not result["finished"]
+    assert "cut off" in gpu_tables.gaps(result)
+
+
+def test_time_limit_ends_python_that_ignores_errors():
+    begin = time.monotonic()
+
+    def stubborn() -> None:
+        with time_limit(0.05):
+            while time.monotonic() - begin < 10:
+                with contextlib.suppress(Exception):
+                    time.sleep(1)
+
+    with pytest.raises(CompileTimeout, match="more than 0 s"):
+        stubborn()
+    assert time.monotonic() - begin < 5
+    time.sleep(0.1)  # no alarm is left
+
+
+def test_compiling_too_long_goes_on_in_a_lighter_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    job = Job(("gpu_suite_small", "test_resnet"), runtime="compile", batch_size=1, img_size=32, precision="fp32")
+    modes = []
+
+    def prepare(name: str, job: Job, device: torch.device, mode: str, seconds: float) -> Any:
+        modes.append(mode)
+        if mode != "default":
+            raise CompileTimeout("compiling took more than 1 s")
+        return original(name, Job(job.names, batch_size=1, img_size=32, precision="fp32"), device, mode, seconds)
+
+    original = suite_module.prepare
+    monkeypatch.setattr(suite_module, "prepare", prepare)
+    suite = small_suite(tmp_path / "result.json")
+    result = suite.run([job, job])
+    # both networks of a comparison are compiled alike, and the slow mode is not tried again
+    assert modes == ["max-autotune-no-cudagraphs"] + 4 * ["default"]
+    assert [row["compile_mode"] for row in result["rows"]] == 4 * ["default"]
+    assert len(result["failed"]) == 1
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")
+def test_compiled_network(tmp_path: Path):
+    job = Job(("gpu_suite_small", "gpu_suite_failing"), runtime="compile", batch_size=2, img_size=32, precision="fp32")
+    result = small_suite(tmp_path / "result.json", minutes=20.0, compile_seconds=500.0).run([job])
+    (row,) = result["rows"]
+    assert row["compile_mode"] == "max-autotune-no-cudagraphs"
+    assert row["prepare_seconds"] > row["median_ms"] / 1e3
+    assert [entry["models"] for entry in result["failed"]] == [["gpu_suite_failing"]]
+
+
+def test_contestants_take_turns_and_one_may_fail():
+    calls: list[str] = []
+
+    def failing() -> None:
+        calls.append("b")
+        if calls.count("b") > 6:
+            raise RuntimeError("out of memory")
+
+    runs = {"a": lambda: calls.append("a"), "b": failing, "c": lambda: calls.append("c")}
+    samples = interleave(runs, Stopwatch(CPU), seconds=0, latency=True, min_rounds=5)
+    assert "".join(calls) == "aabbcc" + 2 * "abc" + 3 * "abc" + 2 * "ac"
+    assert "out of memory" in str(samples["b"].error)
+    assert len(samples["a"].milliseconds) == len(samples["c"].milliseconds) == 5
+    assert samples["c"].error is None
+
+
+def test_ratio_is_of_the_same_round():
+    samples = interleave({"a": int, "b": int}, Stopwatch(CPU), seconds=0, latency=True)
+    # the machine is ten times slower in the second half
+    samples["a"].milliseconds = [1.0, 1.0, 10.0, 10.0]
+    samples["b"].milliseconds = [2.0, 2.0, 20.0, 20.0]
+    assert samples["b"].ratio_quartiles(samples["a"]) == (2.0, 2.0, 2.0)
+    assert samples["b"].quartiles() == (2.0, 11.0, 20.0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_command_on_a_gpu(tmp_path: Path):
+    import gpu_suite
+
+    output = tmp_path / "result.json"
+    gpu_suite.main(["--quick", "--compile-seconds", "240", "--output", str(output)])
+    result = json.loads(output.read_text())
+    assert result["failed"] == result["skipped"] == []
+    assert {row["runtime"] for row in result["rows"]} == {"eager", "cudagraph", "compile"}
+    assert {row["precision"] for row in result["rows"]} == {"bf16", "tf32", "fp32"}
+    assert all(row["peak_memory_mb"] > 0 for row in result["rows"])
+    check_tables(result)
+
+
+def test_training_speed_of_both_networks(tmp_path: Path):
+    output = tmp_path / "result.json"
+    training_speed.main(
+        ["--threads", "1", "--batch-size", "2", "--img-size", "32", "--seconds", "0", "--output", str(output)]
+    )
+    result = json.loads(output.read_text())
+    rows = {row["model"]: row for row in result["rows"]}
+    assert set(rows) == {"fasternet_t0", "partialnet_t0"}
+    assert rows["fasternet_t0"]["ratio"] == 1
+    for row in rows.values():
+        assert row["what"] == "step"
+        assert row["images_per_second"] == pytest.approx(2e3 / row["median_ms"], rel=1e-2)

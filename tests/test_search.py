@@ -1,0 +1,186 @@
+"""Search of split ratios: networks made dynamic and settled, the objective, and plans."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from conftest import Randomize
+from torch import nn
+
+import partialnet
+from partialnet.errors import UserError
+from partialnet.layers import DPConv, PATConv
+from partialnet.search import Objective, Plan, dynamic_layers, load_plan, make_dynamic, settle
+
+TINY = {"embed_dim": 32, "depths": [1, 1, 2, 1], "head_hidden_size": 24, "num_classes": 3}
+
+
+def tiny(**arguments: object) -> nn.Module:
+    return timm.create_model("partialnet_t0", **{**TINY, **arguments})
+
+
+def put_in_order(model: nn.Module, ones: int) -> None:
+    for layer in dynamic_layers(model).values():
+        with torch.no_grad():
+            free = len(layer.gates)
+            layer.gates.copy_(torch.tensor([-0.5] * (free - min(ones, free)) + [0.5] * min(ones, free)))
+
+
+@pytest.mark.parametrize("attention", [True, False])
+@pytest.mark.parametrize("ones", [0, 1, 3])
+def test_settled_network_gives_the_same_outputs(attention: bool, ones: int, randomize: Randomize) -> None:
+    model = randomize(make_dynamic(tiny(), attention=attention)).double().eval()
+    put_in_order(model, ones)
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    static = settle(model)
+    assert not dynamic_layers(static)
+    torch.testing.assert_close(static(images), model(images), rtol=1e-9, atol=1e-9)
+    # folding reaches through the searched form too
+    torch.testing.assert_close(partialnet.fold(model)(images), model(images), rtol=1e-9, atol=1e-9)
+
+
+def test_found_ratios_build_the_same_network(randomize: Randomize) -> None:
+    """The settled network's weights load into the network that its ratios build from scratch."""
+    model = randomize(make_dynamic(tiny())).eval()
+    for number, layer in enumerate(dynamic_layers(model).values()):
+        with torch.no_grad():
+            free = len(layer.gates)
+            ones = (0, 2, 4, 1, free)[number]
+            layer.gates.copy_(torch.tensor([-0.5] * (free - ones) + [0.5] * ones))
+    ratios = [layer.split_ratio for layer in dynamic_layers(model).values()]
+    assert ratios[-1] == 1
+    built = tiny(split_ratio=ratios).eval()
+    built.load_state_dict(settle(model).state_dict())
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(built(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", ["t0", "t1", "t2", "s", "m", "l"])
+def test_every_variant_can_be_searched(size: str) -> None:
+    static = timm.create_model(f"partialnet_{size}", device="meta")
+    blocks = [module for module in static.modules() if isinstance(module, PATConv) and module.conv.kernel_size[0] > 1]
+    with torch.device("meta"):
+        layers = dynamic_layers(make_dynamic(static))
+    assert len(layers) == len(blocks)
+    assert [layer.channels for layer in layers.values()] == [block.out_channels for block in blocks]
+
+
+def test_convolved_block_keeps_its_weights() -> None:
+    model = tiny()
+    dynamic = make_dynamic(model)
+    layer = dynamic_layers(dynamic)["stages.0.blocks.0.mixer"]
+    assert layer.split_ratio == 1 / 4
+    before = model.stages[0].blocks[0].mixer.conv.weight
+    torch.testing.assert_close(layer.conv.weight[:8, :8], before)
+    assert not any(isinstance(module, DPConv) for module in model.modules())
+
+
+def test_scope_selects_layers() -> None:
+    names = list(dynamic_layers(make_dynamic(tiny(), scope=r"stages\.2")))
+    assert names == ["stages.2.blocks.0.mixer", "stages.2.blocks.1.mixer"]
+
+
+def test_networks_of_others_can_be_searched(randomize: Randomize) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 16, 3), PATConv(16), nn.ReLU(), PATConv(16, 32), PATConv(32, attention=None))
+    dynamic = randomize(make_dynamic(network)).eval()
+    assert list(dynamic_layers(dynamic)) == ["1", "4"]
+    put_in_order(dynamic, 1)
+    images = torch.randn(2, 3, 9, 9)
+    torch.testing.assert_close(settle(dynamic)(images), dynamic(images), rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_to_search() -> None:
+    with pytest.raises(ValueError, match="no partial convolution"):
+        make_dynamic(nn.Sequential(nn.Conv2d(3, 8, 3)))
+    with pytest.raises(ValueError, match="'nowhere'"):
+        make_dynamic(tiny(), scope="nowhere")
+
+
+def test_objective_by_hand() -> None:
+    layers = [DPConv(16, attention=None, split_ratio=1 / 2), DPConv(24, attention=None, split_ratio=1 / 4)]
+    grouped, partial = 16 * 8 + 24 * 6, 8 * 8 + 6 * 6
+    loss = torch.tensor(2.0)
+    strict = Objective(theta=4, kappa_exponent=2)
+    kappa = (16**2 + 24**2) / 16
+    assert strict.kappa(layers) == kappa
+    assert strict.zeta(layers).item() == grouped
+    assert strict(loss, layers).item() == pytest.approx(2 * (kappa / grouped) ** -0.01)
+    assert Objective(theta=4, count="partial").zeta(layers).item() == partial
+    # a constraint that is met changes nothing
+    assert Objective(theta=1.5, kappa_exponent=1)(loss, layers).item() == 2.0
+    with torch.no_grad():
+        layers[0].gates.copy_(torch.tensor([0.25, -0.5, 0.5, 0.5]))
+    assert Objective(theta=1)(loss, layers).item() == pytest.approx(2 + 0.9 * 0.75)
+
+
+def test_objective_pushes_gates_down_only_above_the_constraint() -> None:
+    layer = DPConv(16, attention=None, split_ratio=1 / 2)
+    loss = torch.tensor(2.0)
+    Objective(theta=4)(loss, [layer]).backward()
+    assert (layer.gates.grad[layer.gates > 0] > 0).all()
+    layer.zero_grad()
+    Objective(theta=1)(loss, [layer]).backward()
+    assert not layer.gates.grad.any()
+
+
+@pytest.mark.parametrize("theta", [1.0, 2.0, 4.0, 8.5])
+@pytest.mark.parametrize("count", ["grouped", "partial"])
+def test_some_gates_meet_every_constraint(theta: float, count: str) -> None:
+    layers = list(dynamic_layers(make_dynamic(tiny())).values())
+    for layer in layers:
+        with torch.no_grad():
+            layer.gates.fill_(-0.5)
+    objective = Objective(theta=theta, count=count)
+    assert objective.zeta(layers).item() <= objective.kappa(layers)
+
+
+def example_plan() -> Plan:
+    return Plan(
+        "partialnet_t0",
+        {"split_ratio": [0.25, 0.5]},
+        {"stages.0.blocks.0.mixer": 0.25, "stages.1.blocks.0.mixer": 0.5},
+        zeta=100.0,
+        kappa=120.0,
+        params_m=4.2,
+        macs_g=0.25,
+        input_size=(3, 224, 224),
+        search={"theta": 4.0, "seed": 0},
+    )
+
+
+def test_plan_survives_its_file(tmp_path: Path) -> None:
+    plan = example_plan()
+    plan.save(tmp_path / "plan.json")
+    assert load_plan(tmp_path / "plan.json") == load_plan(tmp_path) == plan
+    content = json.loads((tmp_path / "plan.json").read_text())
+    assert content["constraint_met"] is True
+    assert not math.isnan(content["zeta"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "There is no plan"),
+        ("{", "cannot be read as a plan"),
+        ("[1]", "is no plan"),
+        ('{"format": "other"}', "is no plan"),
+        ('{"format": "partialnet plan 1"}', "is not whole"),
+    ],
+)
+def test_wrong_plans(text: str | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_plan(path)
+
+
+def test_plan_with_an_impossible_ratio(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    example_plan().save(path)
+    path.write_text(path.read_text().replace('"stages.0.blocks.0.mixer": 0.25', '"stages.0.blocks.0.mixer": 1.5'))
+    with pytest.raises(UserError, match="outside"):
+        load_plan(path)
