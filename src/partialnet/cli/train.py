@@ -18,7 +18,7 @@ from partialnet.training.config import FIELDS, as_yaml, create_config, parse_set
 from partialnet.training.recipes import recipe_names, recipe_values
 
 
-class SettingType(click.ParamType):
+class SettingType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """The type of one setting; an option's text is checked as a configuration file's value is."""
 
     def __init__(self, setting: str) -> None:
