@@ -147,6 +147,14 @@ def test_options_text(name: str, text: str, value: Any) -> None:
     assert parse_setting(name, text) == value
 
 
+def test_short_training_warms_up_for_the_recipes_share() -> None:
+    recipe = load_recipe("imagenet")
+    assert (recipe.epochs, recipe.warmup_epochs) == (300, 20)
+    assert load_recipe("imagenet", epochs=30).warmup_epochs == 2
+    assert load_recipe("imagenet", epochs=30, warmup_epochs=5).warmup_epochs == 5
+    assert load_recipe("imagenet", epochs=600).warmup_epochs == 20
+
+
 def test_unknown_recipe() -> None:
     with pytest.raises(UserError, match="Did you mean finetune"):
         recipe_values("fine-tune")

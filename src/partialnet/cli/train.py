@@ -15,7 +15,7 @@ from click.core import ParameterSource
 
 from partialnet.errors import UserError
 from partialnet.training.config import FIELDS, as_yaml, create_config, parse_setting, read_config, setting_type
-from partialnet.training.recipes import recipe_names, recipe_values
+from partialnet.training.recipes import load_recipe, recipe_names
 
 
 class SettingType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -109,10 +109,9 @@ def train(
     name = recipe or from_file.pop("recipe", None) or ("digits" if data == "digits" else "small")
     create_config(from_file, repr(config_file))  # its mistakes are to be told with its name
     values = {**from_file, **given}
-    base = recipe_values(name, values.get("model"))
     if "model_args" in given and isinstance(from_file.get("model_args"), dict):
         values["model_args"] = {**from_file["model_args"], **given["model_args"]}
-    config = create_config({**base, **values})
+    config = load_recipe(name, values)
     if print_config:
         click.echo(as_yaml(config, f"Recipe {name}, {config.model}. Use it with: partialnet train DATA --config FILE"))
         return
