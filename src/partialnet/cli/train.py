@@ -127,6 +127,7 @@ def train(
     for file in result.files:
         click.echo(f"  {file}{'/' if file.is_dir() else ''}")
     click.echo(f"\nNext: {shlex.join(['partialnet', 'predict', str(folder)])} IMAGE…")
+    click.echo(f"      {shlex.join(['partialnet', 'eval', str(folder), data])}")
     click.echo(f"      {shlex.join(['partialnet', 'export', str(folder)])}")
 
 
