@@ -109,19 +109,22 @@ def confusion_matrix(
     counts = np.zeros((size, size), int)
     np.add.at(counts, (np.asarray(labels), np.asarray(predicted)), 1)
     shares = counts / counts.sum(1, keepdims=True).clip(1)
-    side = max(5.5, 0.55 * size + 1.6)
+    side = min(max(5.5, 0.55 * size + 1.6), 24)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
     shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    # of very many classes only some can be named legibly
+    named = range(0, size, 1 + size // 100)
+    names = [class_names[index] for index in named]
     axes.set(
-        xticks=range(size),
-        yticks=range(size),
-        xticklabels=class_names,
-        yticklabels=class_names,
+        xticks=named,
+        yticks=named,
+        xticklabels=names,
+        yticklabels=names,
         xlabel="predicted class",
         ylabel="true class",
     )
-    if max(len(name) for name in class_names) > 3:
+    if max(len(name) for name in names) > 3:
         axes.tick_params(axis="x", rotation=60)
     for (row, column), count in np.ndenumerate(counts):
         if count and size <= 25:
