@@ -28,6 +28,7 @@ from partialnet.models import PartialNet
 from .runners import OnnxRuntimeRunner, OpenVINORunner, TorchRunner
 from .timing import synchronizer
 
+TORCHVISION_PREFIX = "torchvision:"
 RUNTIMES = ("eager", "compile", "onnxruntime", "openvino")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
@@ -80,14 +81,14 @@ def open_contestant(name: str) -> Checkpoint:
     Raises:
         UserError: There is no such network.
     """
-    if not name.startswith("torchvision:"):
+    if not name.startswith(TORCHVISION_PREFIX):
         return load(name)
     import torchvision
 
     try:
-        if name.removeprefix("torchvision:") not in torchvision.models.list_models(torchvision.models):
+        if name.removeprefix(TORCHVISION_PREFIX) not in torchvision.models.list_models(torchvision.models):
             raise ValueError
-        model = torchvision.models.get_model(name.removeprefix("torchvision:"))
+        model = torchvision.models.get_model(name.removeprefix(TORCHVISION_PREFIX))
     except ValueError:
         raise UserError(f"torchvision has no classifier {name.removeprefix('torchvision:')!r}.") from None
     return Checkpoint(model.eval(), name, {}, (), {"input_size": (3, 224, 224)})
