@@ -80,7 +80,9 @@ def accuracy_latency(
     axes = figure.add_axes((0.075, 0.125, 0.905, 0.755))
     figure.text(0.022, 0.975, title, fontsize=17, weight="bold", va="top")
     figure.text(0.022, 0.925, subtitle, fontsize=12, color="#444444", va="top")
-    figure.text(0.98, 0.925, "up and left is better", fontsize=12, color="#444444", va="top", ha="right")
+    figure.text(
+        0.98, 0.925, "up and left is better", style="italic", fontsize=12, color="#444444", va="top", ha="right"
+    )
     _style(axes, points)
     labels = _draw_families(axes, points, families)
     _place(axes, points, labels)

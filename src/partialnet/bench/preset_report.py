@@ -126,8 +126,8 @@ def notes(comparison: Comparison) -> list[str]:
     lines = [
         "Top-1 accuracies are quoted, not measured.",
         f"Ratios: time ÷ that of {plan.against} in the same round; medians and quartiles of the rounds.",
-        "latency_steady_ms and the picture: that ratio × the reference's median over all rows, which other programs' load "
-        "disturbs less than single latencies.",
+        "latency_steady_ms and the picture: that ratio × the reference's median over all rows, which other programs' "
+        "load disturbs less than a median latency.",
         "Networks have random weights and random images; all are re-parameterised and folded where they can be, and "
         "in the memory layout that suits them.",
         "Parameters are those of the training form; multiply–adds those of the form that is run. Speed counts two "
