@@ -77,7 +77,7 @@ def accuracy_latency(
     """
     figure = Figure(figsize=(11, 7), dpi=200)
     FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.075, 0.125, 0.905, 0.755))
+    axes = figure.add_axes((0.075, 0.15, 0.905, 0.73))
     figure.text(0.022, 0.975, title, fontsize=17, weight="bold", va="top")
     figure.text(0.022, 0.925, subtitle, fontsize=12, color="#444444", va="top")
     figure.text(
@@ -100,7 +100,8 @@ def _style(axes: Axes, points: Sequence[Point]) -> None:
     room = 0.08 * max(max(accuracies) - min(accuracies), 2)
     axes.set_ylim(min(accuracies) - room, max(accuracies) + room)
     low, high = axes.get_xlim()
-    ticks = [step * 10.0**power for power in range(-3, 6) for step in (1, 2, 5) if low <= step * 10.0**power <= high]
+    steps = (1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 4, 5, 7)
+    ticks = [step * 10.0**power for power in range(-3, 6) for step in steps if low <= step * 10.0**power <= high]
     axes.set_xticks(ticks)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -151,7 +151,10 @@ def open_comparison(folder: Path, plan: Plan) -> Comparison:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{str(path)!r} is damaged or of another kind; give another folder with -o.") from error
-    old, new = asdict(comparison.plan) | comparison.machine, asdict(plan) | machine
+    old, new = (
+        {**asdict(side.plan), **side.machine, **side.machine["versions"], "versions": None}
+        for side in (comparison, Comparison(plan, machine))
+    )
     changed = [f"{key} was {old.get(key)}, is {value}" for key, value in new.items() if old.get(key) != value]
     if changed:
         raise UserError(

@@ -117,7 +117,7 @@ def _figure_note(points: Sequence[Point], rows: Sequence[PresetRow], comparison:
     note = f"Accuracies are quoted from {', '.join(sources)}, not measured."
     if any(point.distilled for point in points):
         note += " Hollow: distilled."
-    return f"{note} Latency: ratio to {comparison.plan.against} in the same rounds × its median."
+    return f"{note}\nLatency: ratio to {comparison.plan.against} in the same rounds × its median."
 
 
 def notes(comparison: Comparison) -> list[str]:
