@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
@@ -19,40 +20,51 @@ from .training.progress import EpochMetrics
 # colours that differ for colour-blind readers too (Okabe and Ito)
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 
+#: Classes up to which a confusion matrix holds numbers, and names.
+MAX_NUMBERED, MAX_NAMED = 25, 60
+
 
 def learning_curves(path: Path, rows: Sequence[EpochMetrics], title: str) -> None:
-    """Loss and accuracy over the epochs, training and held out."""
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
-    loss, accuracy = figure.subplots(1, 2)
+    """Loss and accuracy over the epochs, training and held out, and the learning rate."""
+    figure = Figure(figsize=(13, 4.4), layout="constrained")
+    loss, accuracy, rate = figure.subplots(1, 3, width_ratios=(3, 3, 2))
     epochs = [row.epoch for row in rows]
     _curve(loss, epochs, [row.train_loss for row in rows], BLUE, "training, with augmentation")
     _curve(loss, epochs, [row.val_loss for row in rows], ORANGE, "held out")
-    loss.set(xlabel="epoch", ylabel="cross-entropy (nats)", title="Loss", ylim=(0, None))
+    loss.set(xlabel="epoch", ylabel="nats", title="Loss", ylim=(0, None))
     _curve(accuracy, epochs, [row.train_accuracy for row in rows], BLUE, "training, with augmentation")
     _curve(accuracy, epochs, [row.val_accuracy for row in rows], ORANGE, "held out")
+    last = rows[-1].val_accuracy
     accuracy.annotate(
-        f"{rows[-1].val_accuracy:.1%}",
-        (epochs[-1], rows[-1].val_accuracy),
+        f"{last:.1%}",
+        (epochs[-1], last),
         textcoords="offset points",
-        xytext=(0, -18),
-        ha="right",
+        xytext=(0, -22 if last > 0.5 else 10),
+        ha="right" if len(rows) > 1 else "center",
         fontsize=13,
         color="#805800",
         weight="bold",
     )
-    accuracy.set(xlabel="epoch", ylabel="accuracy", title="Accuracy", ylim=(0, 1.03))
+    accuracy.set(xlabel="epoch", ylabel="share right", title="Accuracy", ylim=(0, 1.03))
     accuracy.yaxis.set_major_formatter(PercentFormatter(1))
-    for axes in (loss, accuracy):
+    _curve(rate, epochs, [row.lr for row in rows], GREEN, "")
+    rate.set(xlabel="epoch", title="Learning rate", ylim=(0, None))
+    rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
+    for axes in (loss, accuracy, rate):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(frameon=False, fontsize=11)
-    figure.suptitle(title, fontsize=14)
+        if len(rows) == 1:
+            axes.set(xlim=(0.5, 1.5), xticks=epochs)
+    for axes in (loss, accuracy):
+        axes.legend(frameon=False, fontsize=12)
+    figure.suptitle(title, fontsize=15, parse_math=False)
     save(figure, path)
 
 
 def _curve(axes: Axes, x: Sequence[float], y: Sequence[float], color: str, label: str) -> None:
-    axes.plot(x, y, color=color, label=label, linewidth=2, marker="o", markersize=4)
+    # a dot for each epoch, as long as the dots stay apart
+    axes.plot(x, y, color=color, label=label, linewidth=2, marker="o", markersize=4 if len(x) <= 60 else 0)
 
 
 def prediction_grid(
@@ -104,33 +116,90 @@ def prediction_grid(
 def confusion_matrix(
     path: Path, labels: Sequence[int], predicted: Sequence[int], class_names: Sequence[str], title: str
 ) -> None:
-    """Number of test images of each true class (rows) predicted as each class (columns)."""
+    """Number of held-out images of each true class (rows) predicted as each class (columns).
+
+    Up to 25 classes the numbers stand in the squares, up to 60 the classes are named beside them; of more classes the
+    most frequent mistakes are listed.
+    """
     size = len(class_names)
     counts = np.zeros((size, size), int)
-    np.add.at(counts, (np.asarray(labels), np.asarray(predicted)), 1)
+    np.add.at(counts, (np.asarray(labels, int), np.asarray(predicted, int)), 1)
     shares = counts / counts.sum(1, keepdims=True).clip(1)
-    side = max(5.5, 0.55 * size + 1.6)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
-    axes = figure.subplots()
-    shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set(
-        xticks=range(size),
-        yticks=range(size),
-        xticklabels=class_names,
-        yticklabels=class_names,
-        xlabel="predicted class",
-        ylabel="true class",
-    )
-    if max(len(name) for name in class_names) > 3:
-        axes.tick_params(axis="x", rotation=60)
-    for (row, column), count in np.ndenumerate(counts):
-        if count and size <= 25:
-            color = RED if row != column else ("white" if shares[row, column] > 0.5 else "black")
-            axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=12)
-    bar = figure.colorbar(shown, ax=axes, shrink=0.8, label="share of the true class")
+    named = size <= MAX_NAMED
+    each = 0.55 if size <= MAX_NUMBERED else 0.24
+    side = max(5.5, each * size + 1.6) if named else 9.0
+    figure = Figure(figsize=(side + (1 if named else 5.5), side), layout="constrained")
+    axes, *beside = figure.subplots(1, 1 if named else 2, squeeze=False, width_ratios=None if named else (9, 5))[0]
+    # the root shows single images of a class of fifty
+    shown = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
+    axes.set_xlabel("predicted class", fontsize=13)
+    axes.set_ylabel("true class", fontsize=13)
+    if named:
+        names = [shorten(name, 20) for name in class_names]
+        fontsize = 12 if size <= MAX_NUMBERED else 10
+        upright = max(map(len, names)) <= 3 and size <= MAX_NUMBERED
+        slanted = {} if upright else {"rotation": 60, "ha": "right", "rotation_mode": "anchor"}
+        axes.set_xticks(range(size), names, fontsize=fontsize, parse_math=False, **slanted)
+        axes.set_yticks(range(size), names, fontsize=fontsize, parse_math=False)
+    else:
+        _list_mistakes(beside[0], counts, class_names)
+    if size <= MAX_NUMBERED:
+        for row, column in np.argwhere(counts):
+            count = int(counts[row, column])
+            color = "white" if shares[row, column] > 0.4 else RED if row != column else "black"
+            fontsize = 12 if count < 1000 else 9
+            axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=fontsize)
+    bar = figure.colorbar(shown, ax=axes, shrink=0.8, label="share of the true class", ticks=(0, 0.05, 0.2, 0.5, 1))
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.set_title(title, fontsize=13)
+    figure.suptitle(title, fontsize=14, parse_math=False)
     save(figure, path)
+
+
+def _list_mistakes(axes: Axes, counts: np.ndarray, class_names: Sequence[str], length: int = 20) -> None:
+    """The most frequent mistakes as text."""
+    axes.set_axis_off()
+    wrong = counts * ~np.eye(len(counts), dtype=bool)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:length]
+    lines = [
+        f"{wrong[row, column]:4d}  {shorten(class_names[row], 18)} → {shorten(class_names[column], 18)}"
+        for row, column in zip(*np.unravel_index(order, wrong.shape), strict=True)
+        if wrong[row, column]
+    ]
+    axes.set_title("most frequent mistakes" if lines else "no mistakes", loc="left", fontsize=13)
+    style = {"va": "top", "fontsize": 11, "family": "monospace", "linespacing": 1.6, "parse_math": False}
+    axes.text(0, 0.98, "\n".join(lines), transform=axes.transAxes, **style)
+
+
+def image_grid(path: Path, images: Sequence[np.ndarray], captions: Sequence[str], title: str, columns: int = 8) -> None:
+    """Images with a caption of one or two lines above each.
+
+    Args:
+        path: File to write.
+        images: (H, W, 3) each, floats in [0, 1] or uint8; their sizes may differ.
+        captions: As many.
+        title: Heading.
+        columns: Images in a row at most.
+    """
+    columns = max(1, min(columns, len(images)))
+    rows = max(1, -(-len(images) // columns))
+    lines = max((caption.count("\n") + 1 for caption in captions), default=1)
+    height = rows * (1.75 + 0.22 * lines) + 0.6 if images else 1.2
+    figure = Figure(figsize=(max(6.0, 1.8 * columns), height), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, image, caption in zip(grid.flat, images, captions, strict=False):
+        # enlarged pixels stay square, pictures that are reduced are smoothed
+        axes.imshow(image, interpolation="nearest" if max(image.shape[:2]) <= 128 else "antialiased")
+        axes.set_title(caption, fontsize=12, parse_math=False)
+    figure.suptitle(title, fontsize=15, parse_math=False)
+    save(figure, path)
+
+
+def shorten(name: str, limit: int = 16) -> str:
+    """A class name that fits above an image; a first of several synonyms, or its beginning."""
+    name = name.split(",")[0].strip() or name
+    return name if len(name) <= limit else f"{name[: limit - 1]}…"
 
 
 def speed_bars(path: Path, rows: Sequence[Row]) -> None:

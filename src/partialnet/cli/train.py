@@ -16,10 +16,10 @@ from click.core import ParameterSource
 
 from partialnet.errors import UserError
 from partialnet.training.config import FIELDS, as_yaml, create_config, parse_setting, read_config, setting_type
-from partialnet.training.recipes import recipe_names, recipe_values
+from partialnet.training.recipes import load_recipe, recipe_names
 
 
-class SettingType(click.ParamType):
+class SettingType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """The type of one setting; an option's text is checked as a configuration file's value is."""
 
     def __init__(self, setting: str) -> None:
@@ -110,10 +110,9 @@ def train(
     name = recipe or from_file.pop("recipe", None) or ("digits" if data == "digits" else "small")
     create_config(from_file, repr(config_file))  # its mistakes are to be told with its name
     values = {**from_file, **given}
-    base = recipe_values(name, values.get("model"))
     if "model_args" in given and isinstance(from_file.get("model_args"), dict):
         values["model_args"] = {**from_file["model_args"], **given["model_args"]}
-    config = create_config({**base, **values})
+    config = load_recipe(name, values)
     if print_config:
         click.echo(as_yaml(config, f"Recipe {name}, {config.model}. Use it with: partialnet train DATA --config FILE"))
         return
@@ -130,6 +129,7 @@ def train(
     for file in result.files:
         click.echo(f"  {file}{'/' if file.is_dir() else ''}")
     click.echo(f"\nNext: {shlex.join(['partialnet', 'predict', str(folder)])} IMAGE…")
+    click.echo(f"      {shlex.join(['partialnet', 'eval', str(folder), data])}")
     click.echo(f"      {shlex.join(['partialnet', 'export', str(folder)])}")
 
 

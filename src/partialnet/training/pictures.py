@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from .. import plots
 from ..data.labelled_images import LabelledImages
@@ -34,7 +33,7 @@ def draw_first_batch(folder: Path, batch: Batch, input_config: Mapping[str, Any]
     titles = [_target(target, class_names) for target in batch.targets[:number]]
     height, width = batch.images.shape[-2:]
     heading = f"First training batch: {number} of {len(batch)} images, {height}×{width}"
-    plots.save(_grid(list(pixels), titles, heading), folder / FIRST_BATCH_NAME)
+    plots.image_grid(folder / FIRST_BATCH_NAME, list(pixels), titles, heading, _COLUMNS)
 
 
 def draw_results(folder: Path, rows: Sequence[EpochMetrics], images: LabelledImages, evaluation: Evaluation) -> None:
@@ -63,36 +62,19 @@ def draw_worst_mistakes(folder: Path, images: LabelledImages, evaluation: Evalua
         image.thumbnail((256, 256))
         answer, truth = (evaluation.class_names[int(i[index])] for i in (evaluation.predicted, evaluation.labels))
         shown.append(np.asarray(image))
-        titles.append(f"{_short(answer)} {evaluation.probability[index]:.0%}\nis {_short(truth)}")
-    heading = f"The worst of {len(wrong)} mistakes" if len(wrong) else "No mistakes"
-    plots.save(_grid(shown, titles, heading), folder / MISTAKES_NAME)
-
-
-def _grid(images: Sequence[np.ndarray], titles: Sequence[str], heading: str) -> Figure:
-    rows = max(1, -(-len(images) // _COLUMNS))
-    figure = Figure(figsize=(1.5 * _COLUMNS, 1.85 * rows + 0.6), layout="constrained")
-    grid = figure.subplots(rows, _COLUMNS, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for axes, image, title in zip(grid.flat, images, titles, strict=False):
-        axes.imshow(image)
-        axes.set_title(title, fontsize=9)
-    figure.suptitle(heading, fontsize=13)
-    return figure
+        titles.append(f"{plots.shorten(answer)} {evaluation.probability[index]:.0%}\nis {plots.shorten(truth)}")
+    heading = f"The worst of {len(wrong)} mistakes: surest answers first" if len(wrong) else "No mistakes"
+    plots.image_grid(folder / MISTAKES_NAME, shown, titles, heading, _COLUMNS)
 
 
 def _target(target: torch.Tensor, class_names: Sequence[str]) -> str:
     """The class, or with mixup and cutmix the two classes that make up most of the target."""
     if not target.ndim:
-        return _short(class_names[int(target)])
+        return plots.shorten(class_names[int(target)])
     values, classes = target.topk(min(2, len(class_names)))
     named = [
-        f"{_short(class_names[i])} {value:.0%}"
+        f"{plots.shorten(class_names[i])} {value:.0%}"
         for i, value in zip(classes.tolist(), values.tolist(), strict=True)
         if value > 0.05
     ]
     return "\n".join(named)
-
-
-def _short(name: str, limit: int = 16) -> str:
-    return name if len(name) <= limit else f"{name[: limit - 1]}…"

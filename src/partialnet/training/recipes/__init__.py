@@ -6,6 +6,7 @@ A file holds what all networks share, and under ``models`` what differs for some
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from importlib import resources
 from typing import Any
@@ -46,6 +47,8 @@ def recipe_values(name: str, model: str | None = None) -> dict[str, Any]:
 def load_recipe(name: str, values: Mapping[str, Any] | None = None, **settings: Any) -> TrainConfig:
     """A recipe's configuration, with some settings replaced.
 
+    A shorter training, without a warm-up of its own, warms up for the same share of its epochs as the recipe.
+
     Example:
         >>> load_recipe("digits", epochs=1).epochs
         1
@@ -54,4 +57,9 @@ def load_recipe(name: str, values: Mapping[str, Any] | None = None, **settings: 
         UserError: There is no such recipe or setting, or a value is not allowed.
     """
     replaced = {**(values or {}), **settings}
-    return create_config({**recipe_values(name, replaced.get("model")), **replaced})
+    base = recipe_values(name, replaced.get("model"))
+    config = create_config({**base, **replaced})
+    recipe = create_config(base)
+    if config.epochs < recipe.epochs and "warmup_epochs" not in replaced:
+        return replace(config, warmup_epochs=round(recipe.warmup_epochs * config.epochs / recipe.epochs, 3))
+    return config
