@@ -232,13 +232,14 @@ def test_scaled_lr(scaling: str, expected: float) -> None:
     ("schedule", "expected"),
     [
         ("cosine", lambda t: 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * t))),
-        ("step", lambda t: 0.1 ** int(3 * t)),
-        ("multistep", lambda t: 1.0 if t < 0.45 else 0.1 if 0.5 <= t < 0.7 else 0.01 if t >= 0.75 else math.nan),
+        ("step", lambda t: 0.2 ** int(9 * t / 2)),
+        ("multistep", lambda t: 1.0 if 9 * t < 1.9 else 0.2 if 2 <= 9 * t < 6.9 else 0.04 if 9 * t >= 7 else math.nan),
         ("poly", lambda t: 0.01 + 0.99 * (1 - t)),
     ],
 )
 def test_schedules(schedule: str, expected: Callable[[float], float]) -> None:
     config = replace(CONFIG, schedule=schedule, epochs=10, warmup_epochs=1.0, optimizer="sgd", min_lr_ratio=0.01)
+    config = replace(config, decay_rate=0.2, decay_epochs=(2.0, 7.0))
     optimizer = create_optimizer(nn.Linear(2, 2), config, 2.0)
     scheduler = create_schedule(optimizer, config, 2.0, updates_per_epoch=20)
     for update in (0, 5, 10, 19):

@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import lightning as L
-import numpy as np
-from tqdm import tqdm
+import torch
 
 from . import plots
-from .checkpoint import Checkpoint, create_checkpoint
-from .data.digits import Split, digits
+from .checkpoint import load
+from .data.labelled_images import LabelledImages
+from .data.sources import open_data
 from .prediction import Classifier
-from .training.simple import EpochMetrics, Recipe, train
+from .training.config import TrainConfig
+from .training.recipes import load_recipe
+from .training.run import train
 
 MODEL = "partialnet_t0"
+DATA = "digits"
 SAMPLES = 20
 
 
@@ -30,55 +32,46 @@ class DemoResult:
     num_test: int
 
 
-def run_demo(folder: Path, recipe: Recipe | None = None, split: Split | None = None) -> DemoResult:
-    """Train ``partialnet_t0`` from scratch and write a run folder.
+def demo_config(seed: int = 0) -> TrainConfig:
+    """How the demo trains: the recipe ``digits``, on the CPU."""
+    return load_recipe(DATA, model=MODEL, device="cpu", seed=seed)
+
+
+def run_demo(folder: Path, config: TrainConfig | None = None) -> DemoResult:
+    """Train ``partialnet_t0`` on handwritten digits from scratch and write a run folder with some images to predict.
 
     Args:
         folder: Folder to fill; it is made if needed.
-        recipe: How to train; the default takes about a minute on two cores.
-        split: Data; scikit-learn's handwritten digits if None.
+        config: How to train; the default takes about a minute on one core.
+
+    Raises:
+        RunInterrupted: A signal asked to stop.
     """
-    recipe = recipe or Recipe()
-    split = split or digits()
-    folder.mkdir(parents=True, exist_ok=True)
-    L.seed_everything(recipe.seed, verbose=False)
-    network = create_checkpoint(MODEL, split.class_names, num_classes=len(split.class_names))
-    rows = train(network.model, split, recipe, folder / "metrics.csv")
-    checkpoint = Checkpoint(
-        network.model, network.architecture, network.model_args, split.class_names, dict(split.input_config)
-    )
-    weights = checkpoint.save(folder)
-    accuracy = _draw(folder, checkpoint, split, rows)
-    samples = _write_samples(folder / "samples", split)
-    pictures = [folder / name for name in ("curves.png", "predictions.png", "confusion.png")]
-    files = (weights, folder / "config.json", folder / "metrics.csv", *pictures, samples)
-    return DemoResult(folder, weights, files, accuracy, len(split.test))
+    config = config or demo_config()
+    result = train(config, DATA, folder)
+    images = open_data(DATA).validation
+    picture = _draw_predictions(folder / "predictions.png", images, result.checkpoint)
+    samples = _write_samples(folder / "samples", images)
+    files = (*result.files, picture, samples)
+    return DemoResult(folder, result.checkpoint, files, result.accuracy, result.num_val)
 
 
-def _draw(folder: Path, checkpoint: Checkpoint, split: Split, rows: list[EpochMetrics]) -> float:
-    """Draw the pictures with what a user's ``predict`` would give, and return the test accuracy."""
-    classifier = Classifier(checkpoint)
-    images, labels = split.test.images, split.test.labels
+def _draw_predictions(path: Path, images: LabelledImages, checkpoint: Path) -> Path:
+    """A grid of test images with what ``partialnet predict`` says to them."""
+    classifier = Classifier(load(checkpoint))
+    shown = [images.read(index) for index in range(len(images))]
     step = 64
-    batches = [
-        classifier.logits(images[start : start + step]).softmax(1)
-        for start in tqdm(range(0, len(images), step), desc="testing", unit="batch", delay=2)
-    ]
-    probabilities = np.concatenate([batch.numpy() for batch in batches])
-    predicted = probabilities.argmax(1)
-    accuracy = float((predicted == np.asarray(labels)).mean())
-    summary = f"{int((predicted == np.asarray(labels)).sum())} of {len(labels)} test images right ({accuracy:.1%})"
-    plots.learning_curves(folder / "curves.png", rows, f"{MODEL} learns handwritten digits from scratch")
-    plots.prediction_grid(
-        folder / "predictions.png", images, labels, probabilities, split.class_names, f"Predictions: {summary}"
-    )
-    plots.confusion_matrix(folder / "confusion.png", labels, predicted.tolist(), split.class_names, summary)
-    return accuracy
+    logits = torch.cat([classifier.logits(shown[start : start + step]) for start in range(0, len(shown), step)])
+    right = int((logits.argmax(1).numpy() == images.labels).sum())
+    title = f"Predictions: {right} of {len(shown)} test images right ({right / len(shown):.1%})"
+    plots.prediction_grid(path, shown, images.labels.tolist(), logits.softmax(1).numpy(), images.class_names, title)
+    return path
 
 
-def _write_samples(folder: Path, split: Split) -> Path:
+def _write_samples(folder: Path, images: LabelledImages) -> Path:
     """Some test images as files, named by their class, for ``partialnet predict``."""
     folder.mkdir(exist_ok=True)
-    for index, (image, label) in enumerate(zip(split.test.images[:SAMPLES], split.test.labels, strict=False)):
-        image.save(folder / f"{index:02d}_is_{split.class_names[label]}.png")
+    for index in range(min(SAMPLES, len(images))):
+        name = images.class_names[int(images.labels[index])]
+        images.read(index).save(folder / f"{index:02d}_is_{name}.png")
     return folder

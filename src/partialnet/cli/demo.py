@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
 
 import click
@@ -28,7 +29,7 @@ def demo(output: Path | None, seed: int) -> None:
     """Train partialnet_t0 on handwritten digits, from scratch, on the CPU.
 
     The 1,797 real images come with scikit-learn; nothing is downloaded. The run folder gets the checkpoint, the
-    metrics as CSV and three pictures.
+    metrics as CSV, some test images and pictures. Ctrl-C saves the run, which `partialnet train` can continue.
 
     Example: partialnet demo -o runs/digits
     """
@@ -37,17 +38,15 @@ def demo(output: Path | None, seed: int) -> None:
         raise UserError(f"{str(folder)!r} is a file; choose a folder with --output.")
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{str(folder)!r} exists and is not empty; choose another folder with --output.")
-    from partialnet.demo import run_demo
-    from partialnet.training.simple import Recipe
+    from partialnet.demo import demo_config, run_demo
 
     click.echo("Training partialnet_t0 from scratch on 1,437 images of handwritten digits; 360 are held out.", err=True)
     try:
-        result = run_demo(folder, Recipe(seed=seed))
+        result = run_demo(folder, demo_config(seed))
     except KeyboardInterrupt:
-        # without a checkpoint the folder is of no use, and it would take the place of the next run's
-        if not (folder / "model.safetensors").exists():
-            (folder / "metrics.csv").unlink(missing_ok=True)
-            folder.rmdir()
+        # without a state the folder is of no use, and it would take the place of the next run's
+        if not any(folder.glob("state/*.pt")):
+            shutil.rmtree(folder, ignore_errors=True)
         raise
     click.echo(f"\nTest accuracy {result.accuracy:.1%} on {result.num_test} images it has never seen. Written:")
     for file in result.files:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import typing
@@ -121,7 +122,8 @@ def train(
 
     from partialnet.training.run import train as run  # type: ignore[import-not-found,unused-ignore]
 
-    click.echo(f"Recipe {name}, {config.model}; run folder {folder}.", err=True)
+    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":  # only one of several processes speaks
+        click.echo(f"Recipe {name}, {config.model}; run folder {folder}.", err=True)
     result = run(config, data, folder, resume)
     click.echo(f"\nAccuracy {result.accuracy:.1%} on {result.num_val} held-out images. Written:")
     for file in result.files:

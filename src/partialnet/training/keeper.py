@@ -168,7 +168,8 @@ class RunKeeper(L.Callback):
                 self._save(trainer, task)
                 self.interrupt(f"in the validation of epoch {task.progress.epoch}")
 
-        bar = tqdm(batches, desc="validating", unit="batch", leave=False, delay=2, disable=not trainer.is_global_zero)
+        quiet = None if trainer.is_global_zero else True  # None shows it on a terminal, but not in a file
+        bar = tqdm(batches, desc="validating", unit="batch", leave=False, delay=2, disable=quiet)
         with task.evaluation_mode() as network, trainer.precision_plugin.forward_context():
             device = trainer.strategy.root_device
             result = validate(network, bar, device, task.config.channels_last, stop_if_asked)

@@ -29,6 +29,8 @@ def check_optimization(config: TrainConfig) -> None:
         near = get_close_matches(config.optimizer, [str(name) for name in list_optimizers()], n=3)
         hint = f" Similar names: {', '.join(near)}." if near else ""
         raise UserError(f"timm has no optimiser named {config.optimizer!r}.{hint}")
+    if config.schedule in ("step", "multistep") and not (config.decay_epochs and min(config.decay_epochs) > 0):
+        raise UserError(f"decay_epochs must hold a positive number for the schedule {config.schedule!r}.")
     if config.warmup_epochs >= config.epochs:
         raise UserError(f"warmup_epochs={config.warmup_epochs:g} must be less than epochs={config.epochs}.")
 
@@ -69,19 +71,20 @@ def create_schedule(
 ) -> Scheduler:
     """timm's schedule, a function of the number of updates.
 
-    After a linear warm-up the schedule proper fills the other epochs; "step" falls to a tenth after each third of
-    them, "multistep" after half and three quarters, and "poly" falls linearly.
+    After a linear warm-up the schedule proper fills the other epochs, from which ``decay_epochs`` count, too. "poly"
+    falls linearly.
     """
     # timm's annotations say whole epochs, its arithmetic takes parts, too
     epochs: Any = config.epochs - config.warmup_epochs
     warmup_epochs: Any = config.warmup_epochs
+    decay_epochs: Any = list(config.decay_epochs)
     schedule, _ = create_scheduler_v2(
         optimizer,
         sched=config.schedule,
         num_epochs=epochs,
-        decay_epochs=epochs / 3,
-        decay_milestones=[epochs / 2, epochs * 3 / 4],
-        decay_rate=1.0 if config.schedule == "poly" else 0.1,
+        decay_epochs=decay_epochs[0],
+        decay_milestones=decay_epochs,
+        decay_rate=1.0 if config.schedule == "poly" else config.decay_rate,  # to timm, a polynomial's exponent
         min_lr=lr * config.min_lr_ratio,
         warmup_lr=lr * WARMUP_START,
         warmup_epochs=warmup_epochs,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import sys
+import time
 from typing import Any
 
 import lightning as L
@@ -11,13 +13,21 @@ from tqdm import tqdm
 from .batches import Batch
 from .task import ClassifierTask
 
+#: How often a file is told how far the training is.
+SECONDS_BETWEEN_LINES = 60.0
+
 
 class ProgressBar(L.Callback):
-    """One bar for the whole run, with images a second and the time left, and a line for each epoch."""
+    """One bar for the whole run, with images a second and the time left, and a line for each epoch.
+
+    Where the error stream is a file, the bar is a line now and then.
+    """
 
     def __init__(self) -> None:
         self._bar: Any = None
         self._lines = 0
+        self._in_file = not sys.stderr.isatty()
+        self._last_line = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the bar where the run stands."""
@@ -34,9 +44,9 @@ class ProgressBar(L.Callback):
             unit_scale=True,
             dynamic_ncols=True,
             disable=not trainer.is_global_zero,
-            # a file gets a line now and then, not a picture ten times a second
-            mininterval=0.2 if sys.stderr.isatty() else 30,
+            file=io.StringIO() if self._in_file else sys.stderr,
         )
+        self._write_line()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -46,6 +56,14 @@ class ProgressBar(L.Callback):
         self._bar.update(len(batch) * trainer.world_size)
         if batch_idx % 10 == 0:
             self._bar.set_postfix_str(f"epoch {pl_module.progress.epoch + 1}/{pl_module.config.epochs}", refresh=False)
+        if time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
+            self._write_line()
+
+    def _write_line(self) -> None:
+        """The bar as it stands, into a file."""
+        self._last_line = time.monotonic()
+        if self._in_file and not self._bar.disable:
+            print(self._bar, file=sys.stderr, flush=True)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the epoch's figures."""

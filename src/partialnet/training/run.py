@@ -12,7 +12,6 @@ from typing import Any
 
 import lightning as L
 import torch
-import yaml
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tqdm import tqdm
 
@@ -24,7 +23,7 @@ from ..evaluation import evaluate
 from ..files import write_atomically
 from . import pictures
 from .batches import train_loader
-from .config import TrainConfig
+from .config import TrainConfig, as_yaml
 from .keeper import BROKEN_NAME, LAST_NAME, METRICS_NAME, RunKeeper
 from .machine import create_loggers, create_trainer, quiet_lightning, threads
 from .network import create_network
@@ -112,7 +111,7 @@ def _train(config: TrainConfig, data: str, folder: Path, resume: bool) -> TrainR
         _announce(task, images, weights, scaled_lr(config, world_size)[1], content)
         folder.mkdir(parents=True, exist_ok=True)
         states.remove_leftovers()
-        write_atomically(folder / CONFIG_NAME, yaml.safe_dump(run["config"], sort_keys=False).encode())
+        write_atomically(folder / CONFIG_NAME, as_yaml(config, f"Trained on {data}").encode())
         if content is None:
             first_batch = next(iter(train_loader(images.train, replace(config, workers=0), task.input_config, epoch=0)))
             pictures.draw_first_batch(folder, first_batch, task.input_config, images.class_names)
