@@ -50,7 +50,7 @@ def test_environment_names_no_place():
 
 def test_peers_are_folded_like_ours():
     peer = timm.create_model("fasternet_t0").eval()
-    fast = folded(peer, (64, 64), for_pytorch=True)
+    fast = folded(peer, (64, 64), "eager")
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fast.modules())
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
@@ -61,7 +61,7 @@ def test_reparameterised_peer_keeps_its_output():
     peer = timm.create_model("repvit_m0_9").eval()
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(folded(peer, (64, 64), True)(images), peer(images), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(folded(peer, (64, 64), "eager")(images), peer(images), rtol=1e-3, atol=1e-4)
 
 
 def test_default_peer():

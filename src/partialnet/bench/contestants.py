@@ -24,6 +24,7 @@ from partialnet.deploy.export import quiet, write_onnx
 from partialnet.deploy.runtimes import require
 from partialnet.errors import UserError
 from partialnet.fold import fold
+from partialnet.layers.inference import Runtime
 from partialnet.models import PartialNet
 
 from .timing import synchronizer
@@ -90,7 +91,7 @@ def prepare(checkpoint: Checkpoint, setting: Setting) -> Callable[[], object]:
     channels, height, width = checkpoint.input_config["input_size"]
     size = (setting.img_size or height, setting.img_size or width)
     images = torch.randn(setting.batch_size, channels, *size, generator=torch.Generator().manual_seed(0))
-    model = folded(checkpoint.model, size, for_pytorch=setting.runtime in ("eager", "compile"))
+    model = folded(checkpoint.model, size, setting.runtime)
     if setting.runtime == "eager":
         return _fastest_layout(model, images, setting)
     if setting.runtime == "compile":
@@ -104,16 +105,18 @@ def prepare(checkpoint: Checkpoint, setting: Setting) -> Callable[[], object]:
         return (_onnxruntime_run if setting.runtime == "onnxruntime" else _openvino_run)(path, images, setting)
 
 
-def folded(model: nn.Module, img_size: tuple[int, int], for_pytorch: bool) -> nn.Module:
+def folded(model: nn.Module, img_size: tuple[int, int], runtime: str) -> nn.Module:
     """A copy for inference: ours folded, others re-parameterised by timm and, for PyTorch, with BatchNorms folded.
 
-    ONNX Runtime and OpenVINO fold the BatchNorms of every network themselves.
+    Our layers take the form that suits the runtime; the compiler gets the plain one. ONNX Runtime and OpenVINO fold the
+    BatchNorms of every network themselves.
     """
     model = copy.deepcopy(model).eval()
     if isinstance(model, PartialNet):
-        return fold(model, img_size)
+        forms: dict[str, Runtime] = {"eager": "torch", "onnxruntime": "onnxruntime", "openvino": "openvino"}
+        return fold(model, img_size, forms.get(runtime))
     model = reparameterize_model(fold(model))
-    if not for_pytorch:
+    if runtime not in ("eager", "compile"):
         return model
     try:
         return optimization.fuse(model)

@@ -40,7 +40,8 @@ SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
 #: Share of images on which an int8 network must name the float network's class, or the float file is kept too.
 LEAST_AGREEMENT = 0.98
 CALIBRATION_IMAGES = 300
-_OPSET = 18
+#: The first opset with an operator for GELU, which onnxruntime runs twice as fast as its five parts.
+_OPSET = 20
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def export(
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as workspace:
         draft = Path(workspace) / "float.onnx"
         height, width = checkpoint.input_config["input_size"][1:]
-        folded = fold(checkpoint.model, (height, width))
+        folded = fold(checkpoint.model, (height, width), runtime="openvino" if format == "openvino" else "onnxruntime")
         # a dynamic batch is traced with two images, because PyTorch specialises on a size of one
         shape = (2 if dynamic_batch else 1, *checkpoint.input_config["input_size"])
         write_onnx(folded, shape, draft, dynamic_batch)

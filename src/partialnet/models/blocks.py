@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from partialnet.layers import PATConv, SpatialGate, pat_ch, pat_sf, pat_sp
 from partialnet.layers.affine import ChannelAffine, batch_norm_affine, fold_batch_norm, fold_input_affine, with_weights
+from partialnet.layers.inference import PointwiseConv, Runtime, SplitSpatialGate, copy_with
 
 #: A mixer's name, or a mapping with its name under "name" and arguments for it, such as an attention or a scope.
 MixerSpec = str | Mapping[str, Any]
@@ -166,6 +167,13 @@ class FoldedPartialNetBlock(nn.Module):
             mixed = x
         return x + self.gate(self.fc2(self.act(self.fc1(mixed))))
 
+    @torch.jit.ignore
+    def for_runtime(self, runtime: Runtime) -> nn.Module:
+        """The form that suits a runtime."""
+        if runtime != "torch" or not isinstance(self.fc1, nn.Conv2d):
+            return self
+        return copy_with(self, fc1=PointwiseConv(self.fc1), fc2=PointwiseConv(self.fc2))
+
 
 class _SpatialGate(nn.Module):
     """PAT_sp's gate with its BatchNorm, over all channels at once; (B, C, H, W) → (B, C, H, W)."""
@@ -185,6 +193,16 @@ class _SpatialGate(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         return y * (self.passed + self.gated * F.hardsigmoid(self.conv(y))) + self.shift
+
+    @torch.jit.ignore
+    def for_runtime(self, runtime: Runtime) -> nn.Module:
+        """The form that suits a runtime; OpenVINO fuses this one into a single pass."""
+        if runtime == "openvino":
+            return self
+        gated = int((self.passed == 0).sum())
+        weight = self.conv.weight.detach()[:, :gated]
+        scale, shift = self.gated[:gated, 0, 0], self.shift[:gated, 0, 0]
+        return SplitSpatialGate(with_weights(self.conv, weight, None), scale, shift)
 
 
 def _merge_convolution(fc2: nn.Conv2d, pat_sp: PATConv) -> nn.Conv2d:
