@@ -6,7 +6,6 @@ every call and every temporary tensor. ``partialnet.fold(..., runtime=...)`` put
 
 from __future__ import annotations
 
-import copy
 from typing import Literal
 
 import torch
@@ -48,6 +47,44 @@ class PointwiseConv(nn.Module):
         positions = x.permute(0, 2, 3, 1).reshape(-1, channels)
         out = torch.addmm(self.bias, positions, self.weight)
         return out.view(batch, height, width, -1).permute(0, 3, 1, 2)
+
+
+class InPlacePATConv(nn.Module):
+    """PATConv of one size and channel gates that writes both parts into one tensor, (B, C, H, W) → (B, C, H, W).
+
+    For eager PyTorch, where a concatenation is one more pass over the map.
+
+    Args:
+        conv: Convolution of the convolved channels that keeps their number and resolution.
+        attn: Gate of the others, with a method ``gate`` that gives (B, channels, 1, 1).
+        conv_channels: Number of convolved channels.
+        conv_first: Whether they are the leading ones.
+    """
+
+    def __init__(self, conv: nn.Conv2d, attn: nn.Module, conv_channels: int, conv_first: bool) -> None:
+        super().__init__()
+        self.conv, self.attn = conv, attn
+        self.conv_channels, self.conv_first = conv_channels, conv_first
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        to_convolve, to_attend = self._split(x)
+        gate = self.attn.gate(to_attend)  # type: ignore[operator]
+        if not may_write_in_place():
+            parts = (self.conv(to_convolve), to_attend * gate)
+            return torch.cat(parts if self.conv_first else parts[::-1], 1)
+        out = torch.empty_like(x)
+        convolved, attended = self._split(out)
+        convolved.copy_(self.conv(to_convolve))
+        torch.mul(to_attend, gate, out=attended)
+        return out
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Convolved and attended channels."""
+        others = x.shape[1] - self.conv_channels
+        first = self.conv_channels if self.conv_first else others
+        leading, trailing = x[:, :first], x[:, first:]
+        return (leading, trailing) if self.conv_first else (trailing, leading)
 
 
 class MapSelfAttention(nn.Module):
@@ -102,11 +139,10 @@ def _pointwise(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
 class SplitSpatialGate(nn.Module):
     """PAT_sp's gate on the leading channels alone, (B, C, H, W) → (B, C, H, W).
 
-    Split and concatenation cost onnxruntime less than a gate for all channels, of which half are not gated. In eager
-    PyTorch the gated channels are written in place: the input is overwritten.
+    For onnxruntime: split and concatenation cost it less than a gate for all channels, of which half are not gated.
 
     Args:
-        conv: 1×1 convolution of the gated channels to one.
+        conv: 1×1 convolution of the gated channels to one, without bias.
         scale: Scale behind the gate, (number of gated channels,).
         shift: Shift behind the gate, (number of gated channels,).
     """
@@ -120,19 +156,56 @@ class SplitSpatialGate(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         gated = self.scale.shape[0]
-        if may_write_in_place():
-            attended = y[:, :gated]
-            torch.addcmul(self.shift, attended, self._gate(attended), out=attended)
-            return y
         attended, passed = torch.split(y, [gated, y.shape[1] - gated], 1)
-        return torch.cat((attended * self._gate(attended) + self.shift, passed), 1)
-
-    def _gate(self, attended: Tensor) -> Tensor:
-        return F.hardsigmoid(self.conv(attended)) * self.scale
+        gate = F.hardsigmoid(self.conv(attended)) * self.scale
+        return torch.cat((attended * gate + self.shift, passed), 1)
 
 
-def copy_with(module: nn.Module, **children: nn.Module) -> nn.Module:
-    """A shallow copy of ``module`` with some children replaced."""
-    changed = copy.copy(module)
-    changed._modules = {**module._modules, **children}
-    return changed
+class InPlaceSpatialGate(SplitSpatialGate):
+    """PAT_sp's gate for eager PyTorch: it overwrites the gated channels of its input, (B, C, H, W) → (B, C, H, W).
+
+    Only where the input is in the channels_last layout and autograd is off.
+    """
+
+    def forward(self, y: Tensor) -> Tensor:
+        if not (may_write_in_place() and y.is_contiguous(memory_format=torch.channels_last)):
+            return super().forward(y)
+        gated = self.scale.shape[0]
+        attended = y.permute(0, 2, 3, 1).view(-1, y.shape[1])[:, :gated]  # (B·H·W, gated)
+        weight = self.conv.weight.view(1, gated).t()
+        # the gate times the scale in the order of memory, which a product of maps would not keep
+        gate = F.hardsigmoid(torch.mm(attended, weight)) * self.scale.flatten()
+        torch.addcmul(self.shift.flatten(), attended, gate, out=attended)
+        return y
+
+
+class TokenSelfAttention(nn.Module):
+    """Self-attention on tokens for eager PyTorch in the channels_last layout, (B, C, H, W) → (B, C, H, W).
+
+    Args:
+        norm: LayerNorm over channels, applied to tokens, (B, N, C); or Identity.
+        qkv: Dense layer to queries, keys and values; the scale of the logits is in its weight.
+        proj: Dense layer of the output.
+        position_bias: Layer that gives the bias, (heads, N, N), of (H, W); or None.
+        num_heads: Number of heads.
+    """
+
+    def __init__(
+        self, norm: nn.Module, qkv: nn.Linear, proj: nn.Linear, position_bias: nn.Module | None, num_heads: int
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = norm
+        self.qkv = PointwiseConv(_pointwise(qkv.weight.detach(), qkv.bias.detach()))
+        self.position_bias = position_bias
+        self.proj = PointwiseConv(_pointwise(proj.weight.detach(), None if proj.bias is None else proj.bias.detach()))
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        tokens = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        qkv = self.qkv(tokens).permute(0, 2, 3, 1).reshape(batch, height * width, 3, self.num_heads, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, C / heads) each
+        bias = None if self.position_bias is None else self.position_bias(height, width)[None]
+        x = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
+        return self.proj(x.transpose(1, 2).reshape(batch, height, width, channels).permute(0, 3, 1, 2))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from partialnet.layers import PATConv, SpatialGate, pat_ch, pat_sf, pat_sp
 from partialnet.layers.affine import ChannelAffine, batch_norm_affine, fold_batch_norm, fold_input_affine, with_weights
-from partialnet.layers.inference import PointwiseConv, Runtime, SplitSpatialGate, copy_with
+from partialnet.layers.inference import InPlaceSpatialGate, PointwiseConv, Runtime, SplitSpatialGate, may_write_in_place
 
 #: A mixer's name, or a mapping with its name under "name" and arguments for it, such as an attention or a scope.
 MixerSpec = str | Mapping[str, Any]
@@ -141,6 +141,7 @@ class FoldedPartialNetBlock(nn.Module):
 
     def __init__(self, block: PartialNetBlock) -> None:
         super().__init__()
+        self.in_place = False
         self.mixer_residual = block.mixer_residual
         mixer, fc1 = block.mixer, fold_batch_norm(block.mlp.fc1, block.mlp.norm)
         if isinstance(mixer, PATConv) and not block.mixer_residual:
@@ -165,14 +166,18 @@ class FoldedPartialNetBlock(nn.Module):
         if self.mixer_residual:
             x = x + mixed
             mixed = x
-        return x + self.gate(self.fc2(self.act(self.fc1(mixed))))
+        y = self.gate(self.fc2(self.act(self.fc1(mixed))))
+        return y.add_(x) if self.in_place and may_write_in_place() else x + y
 
     @torch.jit.ignore
     def for_runtime(self, runtime: Runtime) -> nn.Module:
         """The form that suits a runtime."""
         if runtime != "torch" or not isinstance(self.fc1, nn.Conv2d):
             return self
-        return copy_with(self, fc1=PointwiseConv(self.fc1), fc2=PointwiseConv(self.fc2))
+        changed = copy.copy(self)
+        changed._modules = {**self._modules, "fc1": PointwiseConv(self.fc1), "fc2": PointwiseConv(self.fc2)}
+        changed.in_place = True
+        return changed
 
 
 class _SpatialGate(nn.Module):
@@ -202,7 +207,8 @@ class _SpatialGate(nn.Module):
         gated = int((self.passed == 0).sum())
         weight = self.conv.weight.detach()[:, :gated]
         scale, shift = self.gated[:gated, 0, 0], self.shift[:gated, 0, 0]
-        return SplitSpatialGate(with_weights(self.conv, weight, None), scale, shift)
+        form = InPlaceSpatialGate if runtime == "torch" else SplitSpatialGate
+        return form(with_weights(self.conv, weight, None), scale, shift)
 
 
 def _merge_convolution(fc2: nn.Conv2d, pat_sp: PATConv) -> nn.Conv2d:
