@@ -21,32 +21,28 @@ RUNTIMES: tuple[Runtime, ...] = ("torch", "onnxruntime", "openvino")
 
 def may_write_in_place() -> bool:
     """Whether results may be written into slices: not where autograd, a compiler or an exporter looks on."""
-    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling())
 
 
-class PointwiseConv(nn.Module):
-    """1×1 convolution as one matrix product over all positions, (B, C, H, W) → (B, out_channels, H, W).
+class PositionwiseLinear(nn.Module):
+    """A 1×1 convolution as one matrix product over positions, (positions, C) → (positions, out_channels).
 
-    In the channels_last layout it needs no copies. With the weight stored transposed, few positions take about 4/5 of
-    the time of ``nn.Conv2d`` on one thread.
+    In the channels_last layout a map is such a matrix. With the weight stored transposed, few positions take about 4/5
+    of the time of ``nn.Conv2d`` on one thread.
 
     Args:
-        conv: A 1×1 convolution without stride, padding and groups.
+        weight: (out_channels, C).
+        bias: (out_channels,), or None.
     """
 
-    def __init__(self, conv: nn.Conv2d) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        weight = conv.weight.detach()[:, :, 0, 0]
-        bias = weight.new_zeros(weight.shape[0]) if conv.bias is None else conv.bias.detach().clone()
-        self.weight = nn.Parameter(weight.t().contiguous())  # (C, out_channels)
-        self.bias = nn.Parameter(bias)
+        self.weight = nn.Parameter(weight.detach().t().contiguous())  # (C, out_channels)
+        self.bias = nn.Parameter(weight.new_zeros(weight.shape[0]) if bias is None else bias.detach().clone())
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        positions = x.permute(0, 2, 3, 1).reshape(-1, channels)
-        out = torch.addmm(self.bias, positions, self.weight)
-        return out.view(batch, height, width, -1).permute(0, 3, 1, 2)
+        return torch.addmm(self.bias, x, self.weight)
 
 
 class InPlacePATConv(nn.Module):
@@ -161,22 +157,27 @@ class SplitSpatialGate(nn.Module):
         return torch.cat((attended * gate + self.shift, passed), 1)
 
 
-class InPlaceSpatialGate(SplitSpatialGate):
-    """PAT_sp's gate for eager PyTorch: it overwrites the gated channels of its input, (B, C, H, W) → (B, C, H, W).
+class PositionGate(nn.Module):
+    """PAT_sp's gate on positions, (positions, C) → (positions, C); without autograd it overwrites its input.
 
-    Only where the input is in the channels_last layout and autograd is off.
+    Arguments as those of ``SplitSpatialGate``.
     """
 
+    def __init__(self, conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(conv.weight.detach()[0, :, 0, 0][:, None].contiguous())  # (gated channels, 1)
+        self.scale = nn.Parameter(scale.detach().clone())
+        self.shift = nn.Parameter(shift.detach().clone())
+        self.eval()
+
     def forward(self, y: Tensor) -> Tensor:
-        if not (may_write_in_place() and y.is_contiguous(memory_format=torch.channels_last)):
-            return super().forward(y)
         gated = self.scale.shape[0]
-        attended = y.permute(0, 2, 3, 1).view(-1, y.shape[1])[:, :gated]  # (B·H·W, gated)
-        weight = self.conv.weight.view(1, gated).t()
-        # the gate times the scale in the order of memory, which a product of maps would not keep
-        gate = F.hardsigmoid(torch.mm(attended, weight)) * self.scale.flatten()
-        torch.addcmul(self.shift.flatten(), attended, gate, out=attended)
-        return y
+        attended = y[:, :gated]
+        gate = F.hardsigmoid(torch.mm(attended, self.weight)) * self.scale
+        if may_write_in_place():
+            torch.addcmul(self.shift, attended, gate, out=attended)
+            return y
+        return torch.cat((torch.addcmul(self.shift, attended, gate), y[:, gated:]), 1)
 
 
 class TokenSelfAttention(nn.Module):
@@ -196,16 +197,18 @@ class TokenSelfAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.norm = norm
-        self.qkv = PointwiseConv(_pointwise(qkv.weight.detach(), qkv.bias.detach()))
+        self.qkv = PositionwiseLinear(qkv.weight, qkv.bias)
         self.position_bias = position_bias
-        self.proj = PointwiseConv(_pointwise(proj.weight.detach(), None if proj.bias is None else proj.bias.detach()))
+        self.proj = PositionwiseLinear(proj.weight, proj.bias)
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        tokens = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        qkv = self.qkv(tokens).permute(0, 2, 3, 1).reshape(batch, height * width, 3, self.num_heads, -1)
+        tokens = self.norm(x.permute(0, 2, 3, 1)).reshape(-1, channels)  # (B·N, C)
+        qkv = self.qkv(tokens).view(batch, height * width, 3, self.num_heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, C / heads) each
-        bias = None if self.position_bias is None else self.position_bias(height, width)[None]
-        x = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
-        return self.proj(x.transpose(1, 2).reshape(batch, height, width, channels).permute(0, 3, 1, 2))
+        logits = query @ key.transpose(-2, -1)
+        if self.position_bias is not None:
+            logits = logits + self.position_bias(height, width)
+        tokens = (logits.softmax(-1) @ value).transpose(1, 2).reshape(-1, channels)
+        return self.proj(tokens).view(batch, height, width, channels).permute(0, 3, 1, 2)
