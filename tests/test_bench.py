@@ -11,7 +11,7 @@ from PIL import Image
 
 import partialnet
 from partialnet.bench import environment, interleave
-from partialnet.bench.contestants import Setting, default_peer, folded, open_contestant
+from partialnet.bench.contestants import Setting, default_peer, open_contestant
 from partialnet.cli import main
 from partialnet.errors import UserError
 
@@ -50,7 +50,7 @@ def test_environment_names_no_place():
 
 def test_peers_are_folded_like_ours():
     peer = timm.create_model("fasternet_t0").eval()
-    fast = folded(peer, (64, 64))
+    fast = partialnet.fold(peer, 64)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fast.modules())
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
@@ -61,13 +61,13 @@ def test_reparameterised_peer_keeps_its_output():
     peer = timm.create_model("repvit_m0_9").eval()
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(folded(peer, (64, 64))(images), peer(images), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(partialnet.fold(peer, 64)(images), peer(images), rtol=1e-3, atol=1e-4)
 
 
 def test_untraceable_peer_is_folded_in_parts():
     # its attention chooses a path by the data type, which cannot be traced
     peer = timm.create_model("efficientvit_b0").eval()
-    fast = folded(peer, (64, 64))
+    fast = partialnet.fold(peer, 64)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fast.modules())
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():

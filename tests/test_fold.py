@@ -36,9 +36,13 @@ from partialnet.layers.affine import (
     fold_input_affine,
     fold_output_affine,
 )
+from partialnet.layers.inference import RUNTIMES, MapSelfAttention, Runtime, SplitSpatialGate
+from partialnet.models.blocks import EagerPartialNetBlock
 
 VARIANTS = ("partialnet_t0", "partialnet_t1", "partialnet_t2", "partialnet_s", "partialnet_m", "partialnet_l")
 PAT_CH_3 = ("pat_ch", "pat_ch", "pat_ch")
+#: A layer that is in a network folded for the runtime alone
+FORMS = {"torch": EagerPartialNetBlock, "onnxruntime": SplitSpatialGate, "openvino": MapSelfAttention}
 few_examples = settings(max_examples=30, deadline=None, derandomize=True)
 
 #: Settings of the paper's ablations and others that a user may choose, as arguments of PartialNet
@@ -82,6 +86,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "no classifier": {"num_classes": 0},
     "feature map": {"num_classes": 0, "global_pool": ""},
 }
+
+#: What a setting that is given block by block becomes in a network of one block for each stage
+ONE_BLOCK: dict[str, dict[str, Any]] = {"a ratio for each block": {"split_ratio": [1 / 2, 1 / 4, 1 / 4, 1 / 8]}}
 
 
 def trained(model: nn.Module, randomize: Randomize, dtype: torch.dtype = torch.float64) -> nn.Module:
@@ -329,6 +336,68 @@ def test_one_image_size_leaves_the_original(randomize: Randomize) -> None:
     assert_bitwise_equal(model.state_dict(), state)
     assert not any(module._forward_pre_hooks for module in model.modules())
     outputs(model, torch.randn(1, 3, 96, 64, dtype=torch.float64))
+
+
+# -- for one runtime -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("name", ["partialnet_t0", "partialnet_s"])
+def test_forms_of_a_variant(name: str, runtime: Runtime, randomize: Randomize) -> None:
+    model = trained(timm.create_model(name, depths=(1, 1, 1, 1)), randomize)
+    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    for img_size in (None, (64, 96)):
+        folded = fold(model, img_size, runtime)
+        assert_no_batch_norm(folded)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            folded = folded.to(memory_format=layout)
+            assert relative_error(model, folded, images.contiguous(memory_format=layout)) < 1e-9
+            with torch.enable_grad():  # nothing is written in place then
+                logits = folded(images.contiguous(memory_format=layout))
+            assert (logits.detach() - outputs(model, images)[0]).abs().max() < 1e-9 * logits.abs().max()
+    assert any(isinstance(module, FORMS[runtime]) for module in folded.modules())
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_forms_of_a_setting(setting: str, runtime: Runtime, randomize: Randomize) -> None:
+    arguments = SETTINGS[setting]
+    model = trained(small(**{"depths": (1, 1, 1, 1), **arguments, **ONE_BLOCK.get(setting, {})}), randomize)
+    images = torch.randn(2, arguments.get("in_chans", 3), 64, 64, dtype=torch.float64)
+    assert relative_error(model, fold(model, 64, runtime), images) < 1e-9
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_forms_of_features_and_own_networks(runtime: Runtime, randomize: Randomize) -> None:
+    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    for model in (small(features_only=True, out_norms=True), SmallCnn()):
+        model = trained(model, randomize)
+        folded = fold(model, runtime=runtime)
+        assert relative_error(model, folded, images) < 1e-9
+        assert relative_error(model, fold(folded), images) < 1e-9
+        assert relative_error(model, fold(folded, (64, 96), runtime), images) < 1e-9
+
+
+def test_eager_form_leaves_its_input_and_trains(randomize: Randomize) -> None:
+    """Writing in place reaches neither the images nor the features that a user keeps."""
+    model = trained(small(), randomize)
+    folded = fold(model, runtime="torch").to(memory_format=torch.channels_last)
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    before = images.clone()
+    with torch.inference_mode():
+        _, expected = model.forward_intermediates(images)
+        _, features = folded.forward_intermediates(images)
+    for right, ours in zip(expected, features, strict=True):
+        torch.testing.assert_close(ours, right, rtol=1e-9, atol=1e-9)
+    assert torch.equal(images, before)
+    gradient = torch.autograd.grad(folded(images.requires_grad_()).square().sum(), images)[0]
+    right = torch.autograd.grad(model(images).square().sum(), images)[0]
+    torch.testing.assert_close(gradient, right, rtol=1e-8, atol=1e-8)
+
+
+def test_unknown_runtime_is_refused() -> None:
+    with pytest.raises(ValueError, match="Unknown runtime 'tensorrt'"):
+        fold(small().eval(), runtime="tensorrt")  # type: ignore[arg-type]
 
 
 # -- a user's own network --------------------------------------------------------------------------------------------

@@ -13,8 +13,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-import partialnet  # noqa: F401 - registers the models
-from partialnet.bench.contestants import folded
+import partialnet
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Work:
 def inference_network(name: str, img_size: int) -> nn.Module:
     """The folded network on the CPU in float32, to be copied: ours by ``fold``, others re-parameterised and folded."""
     torch.manual_seed(0)
-    return folded(timm.create_model(name).eval(), (img_size, img_size))
+    return partialnet.fold(timm.create_model(name).eval(), img_size)
 
 
 @cache

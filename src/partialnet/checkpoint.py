@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from .errors import UserError
 from .files import write_atomically
 from .fold import fold
+from .layers.inference import Runtime
 from .models import PartialNet
 from .models.partialnet import default_cfgs
 from .models.released import ReleasedNetwork, convert_released, is_released
@@ -77,9 +78,9 @@ class Checkpoint:
     folded: bool | tuple[int, int] = False
     training: dict[str, Any] = field(default_factory=dict)
 
-    def fold(self, img_size: tuple[int, int] | None = None) -> Checkpoint:
+    def fold(self, img_size: tuple[int, int] | None = None, runtime: Runtime | None = None) -> Checkpoint:
         """A copy with the network folded for inference; see ``partialnet.fold``."""
-        return replace(self, model=fold(self.model, img_size), folded=img_size or self.folded or True)
+        return replace(self, model=fold(self.model, img_size, runtime), folded=img_size or self.folded or True)
 
     def config(self) -> dict[str, Any]:
         """The configuration as timm's hub files hold it."""

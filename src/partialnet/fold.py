@@ -13,12 +13,13 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from .batch_norms import fold_batch_norms
-from .layers.self_attention import FixedPositionBias, FoldedSelfAttention2d, RelativePositionBias
+from .layers.inference import RUNTIMES, Runtime
+from .layers.self_attention import FixedPositionBias, RelativePositionBias
 
 _logger = logging.getLogger(__name__)
 
 
-def fold(model: nn.Module, img_size: int | tuple[int, int] | None = None) -> nn.Module:
+def fold(model: nn.Module, img_size: int | tuple[int, int] | None = None, runtime: Runtime | None = None) -> nn.Module:
     """A copy of ``model`` for inference in which every layer that can is folded; the outputs stay the same.
 
     BatchNorm goes into the convolutions, PAT_sp into the MLP before it, LayerNorm's affine and the scale of the
@@ -30,9 +31,11 @@ def fold(model: nn.Module, img_size: int | tuple[int, int] | None = None) -> nn.
         model: Any network in evaluation mode: a classifier, a ``features_only`` backbone, a detector, your own.
         img_size: Height and width, in pixels, of all images to come, or one number for both: the relative position
             bias then becomes a constant. None keeps the network open to any size.
+        runtime: Write the layers as "torch" (eager, in the channels_last layout), "onnxruntime" or "openvino" runs
+            them fastest; parameters are then named and shaped for it. None keeps one plain form for all.
 
     Raises:
-        ValueError: ``model`` is in training mode.
+        ValueError: ``model`` is in training mode, or the runtime is unknown.
 
     Example:
         >>> folded = fold(timm.create_model("partialnet_t0").eval(), img_size=224)
@@ -41,11 +44,13 @@ def fold(model: nn.Module, img_size: int | tuple[int, int] | None = None) -> nn.
         raise ValueError(
             "A network in training mode cannot be folded, its statistics still change. Call .eval() first."
         )
+    if runtime is not None and runtime not in RUNTIMES:
+        raise ValueError(f"Unknown runtime {runtime!r}. Choose {', '.join(RUNTIMES)} or None.")
     with torch.no_grad():
         folded = fold_batch_norms(_fold(copy.deepcopy(model), {}))
     if img_size is not None:
         _fix_size(folded, (img_size, img_size) if isinstance(img_size, int) else img_size)
-    return folded
+    return folded if runtime is None else _suit(folded, runtime)
 
 
 def _fold(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
@@ -107,15 +112,21 @@ class _NewTensorsLike(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def _suit(module: nn.Module, runtime: Runtime) -> nn.Module:
+    """Replace the layers that have a form of their own for ``runtime``."""
+    for_runtime = getattr(module, "for_runtime", None)
+    if callable(for_runtime):
+        module = for_runtime(runtime)
+    for name, child in module.named_children():
+        setattr(module, name, _suit(child, runtime))
+    return module
+
+
 def _fix_size(model: nn.Module, img_size: tuple[int, int]) -> None:
     """Replace every relative position bias by the constant that it gives for images of ``img_size``."""
     sizes: dict[nn.Module, tuple[int, int]] = {}
-    attentions = [module for module in model.modules() if isinstance(module, FoldedSelfAttention2d)]
-    hooks = [
-        attention.position_bias.register_forward_pre_hook(lambda bias, size: sizes.update({bias: size}))
-        for attention in attentions
-        if isinstance(attention.position_bias, RelativePositionBias)
-    ]
+    biases = [module for module in model.modules() if isinstance(module, RelativePositionBias)]
+    hooks = [bias.register_forward_pre_hook(lambda bias, size: sizes.update({bias: size})) for bias in biases]
     if not hooks:
         return
     first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
@@ -123,7 +134,7 @@ def _fix_size(model: nn.Module, img_size: tuple[int, int]) -> None:
         model(torch.zeros(1, first.in_channels, *img_size, device=first.weight.device, dtype=first.weight.dtype))
     for hook in hooks:
         hook.remove()
-    for attention in attentions:
-        bias = attention.position_bias
-        if isinstance(bias, RelativePositionBias) and bias in sizes:
-            attention.position_bias = FixedPositionBias(bias(*sizes[bias]), sizes[bias])
+    for module in list(model.modules()):
+        for name, bias in module.named_children():
+            if isinstance(bias, RelativePositionBias) and bias in sizes:
+                setattr(module, name, FixedPositionBias(bias(*sizes[bias]), sizes[bias]))

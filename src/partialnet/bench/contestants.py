@@ -20,6 +20,7 @@ from partialnet.deploy.export import quiet, write_onnx
 from partialnet.deploy.runtimes import require
 from partialnet.errors import UserError
 from partialnet.fold import fold
+from partialnet.layers.inference import Runtime
 
 from .runners import OnnxRuntimeRunner, OpenVINORunner, TorchRunner
 from .timing import synchronizer
@@ -27,6 +28,8 @@ from .timing import synchronizer
 TORCHVISION_PREFIX = "torchvision:"
 RUNTIMES = ("eager", "compile", "onnxruntime", "openvino")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+#: Which form of our layers suits a runtime on the CPU; compilers and GPUs get the plain one.
+_FORMS: dict[str, Runtime] = {"eager": "torch", "onnxruntime": "onnxruntime", "openvino": "openvino"}
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def prepare(checkpoint: Checkpoint, setting: Setting) -> Callable[[], object]:
     channels, height, width = checkpoint.input_config["input_size"]
     size = (setting.img_size or height, setting.img_size or width)
     images = torch.randn(setting.batch_size, channels, *size, generator=torch.Generator().manual_seed(0))
-    model = folded(checkpoint.model, size)
+    model = fold(checkpoint.model.eval(), size, _FORMS.get(setting.runtime) if setting.device == "cpu" else None)
     if setting.runtime == "eager":
         return _fastest_layout(model, images, setting)
     if setting.runtime == "compile":
@@ -106,11 +109,6 @@ def prepare(checkpoint: Checkpoint, setting: Setting) -> Callable[[], object]:
         path = Path(folder) / "network.onnx"
         write_onnx(model, images.shape, path)
         return runner(path, images.numpy(), setting.precision, setting.threads)
-
-
-def folded(model: nn.Module, img_size: tuple[int, int]) -> nn.Module:
-    """A copy for inference on images of ``img_size``, ours and others' folded alike."""
-    return fold(model.eval(), img_size)
 
 
 def _fastest_layout(model: nn.Module, images: Tensor, setting: Setting) -> Callable[[], object]:

@@ -26,7 +26,9 @@ def quantize_openvino(model: Any, batches: Sequence[np.ndarray]) -> Any:
         nncf.Dataset(list(batches)),
         preset=nncf.QuantizationPreset.MIXED,
         subset_size=len(batches),
-        ignored_scope=nncf.IgnoredScope(types=["MVN", "HSigmoid", "HardSigmoid", "ReduceMean"], validate=False),
+        ignored_scope=nncf.IgnoredScope(
+            types=["MVN", "HSigmoid", "HardSigmoid", "ReduceMean", "ReduceL2"], validate=False
+        ),
     )
 
 

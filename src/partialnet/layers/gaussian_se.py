@@ -42,6 +42,18 @@ def standard_deviation(variance: Tensor, count: int) -> Tensor:
     return variance.clamp(min=1.1754943508222875e-38).sqrt()
 
 
+def mean_and_deviation(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased deviation of each channel at inference, both (B, C), in at least float32.
+
+    The deviation is a Euclidean norm, for which every runtime has one operator.
+    """
+    if x.dtype == torch.float16 or x.dtype == torch.bfloat16:
+        x = x.float()
+    mean = x.mean((2, 3))
+    norm = torch.linalg.vector_norm(x - mean[:, :, None, None], dim=(2, 3))
+    return mean, norm * max(x.shape[2] * x.shape[3] - 1, 1) ** -0.5
+
+
 @register_notrace_module
 class GaussianSE(nn.Module):
     """Gate every channel by a function of all channels' means and standard deviations, then normalise.
@@ -164,10 +176,18 @@ class GaussianGate(nn.Module):
         self.bias = nn.Parameter(bias.clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        mean, variance = channel_statistics(x)
-        std = standard_deviation(variance, x.shape[2] * x.shape[3])
-        logits = _mix(mean, std, self.weight, self.dense) + self.bias
-        return x * F.hardsigmoid(logits)[:, :, None, None].to(x.dtype)
+        return x * self.gate(x)
+
+    def gate(self, x: Tensor) -> Tensor:
+        """Weight of each channel, (B, C, 1, 1)."""
+        mean, std = mean_and_deviation(x)
+        mean, std = mean.to(self.weight.dtype), std.to(self.weight.dtype)
+        if self.dense:
+            # with the bias inside, runtimes fuse layer and gate
+            logits = F.linear(torch.cat((mean, std), 1), self.weight, self.bias)
+        else:
+            logits = mean * self.weight[:, 0] + std * self.weight[:, 1] + self.bias
+        return F.hardsigmoid(logits)[:, :, None, None].to(x.dtype)
 
 
 def _mix(mean: Tensor, std: Tensor, weight: Tensor, dense: bool) -> Tensor:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from .affine import ChannelAffine, batch_norm_affine, fold_input_affine
 from .attention import AttentionLike, create_attention
-from .gaussian_se import GaussianSE
+from .gaussian_se import GaussianGate, GaussianSE
+from .inference import InPlacePATConv, Runtime
 from .layout import concat_channels, dense
 from .self_attention import SelfAttention2d
 from .spatial_gate import SpatialGate
@@ -178,6 +179,16 @@ class PATConv(nn.Module):
         if not isinstance(self.attn, GaussianSE) or isinstance(self.attn.norm, nn.Identity):
             return folded
         return nn.Sequential(folded, ChannelAffine(scale, shift)).eval()
+
+    @torch.jit.ignore
+    def for_runtime(self, runtime: Runtime) -> nn.Module:
+        """The form of a folded layer that suits a runtime."""
+        keeps_shape = self.conv.stride == (1, 1) and self.conv.in_channels == self.conv.out_channels
+        plain = isinstance(self.attn_proj, nn.Identity) and self.attention_scope == "partial"
+        gates = isinstance(self.attn, GaussianGate) and not self.normalizes_conv and self.attn_channels > 0
+        if runtime != "torch" or not (keeps_shape and plain and gates):
+            return self
+        return InPlacePATConv(self.conv, self.attn, self.conv_channels, self.conv_first)
 
     def extra_repr(self) -> str:
         return f"split_ratio={self.split_ratio:.4g}, attention_scope={self.attention_scope}"

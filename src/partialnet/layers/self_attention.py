@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
+from .inference import MapSelfAttention, Runtime, TokenSelfAttention
+
 # iRPE's piecewise index with the released network's settings: exact up to EXACT, logarithmic up to FAR, constant beyond
 EXACT = 20
 LIMIT = 40
@@ -198,6 +200,12 @@ class FoldedSelfAttention2d(nn.Module):
             logits = logits + self.position_bias(height, width)
         tokens = self.proj((logits.softmax(-1) @ value).transpose(1, 2).flatten(2))
         return tokens.transpose(1, 2).unflatten(2, (height, width))
+
+    @torch.jit.ignore
+    def for_runtime(self, runtime: Runtime) -> nn.Module:
+        """The form that suits a runtime."""
+        form = TokenSelfAttention if runtime == "torch" else MapSelfAttention
+        return form(self.norm, self.qkv, self.proj, self.position_bias, self.num_heads)
 
     def _heads(self, tokens: Tensor) -> Tensor:
         """(B, N, C) to (B, heads, N, C / heads)."""

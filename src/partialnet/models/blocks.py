@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from partialnet.layers import DPConv, PATConv, SpatialGate, pat_ch, pat_sf, pat_sp
 from partialnet.layers.affine import ChannelAffine, batch_norm_affine, fold_batch_norm, fold_input_affine, with_weights
+from partialnet.layers.inference import PositionGate, PositionwiseLinear, Runtime, SplitSpatialGate, may_write_in_place
 
 #: A mixer's name, or a mapping with its name under "name" and arguments for it, such as an attention or a scope.
 MixerSpec = str | Mapping[str, Any]
@@ -171,6 +172,48 @@ class FoldedPartialNetBlock(nn.Module):
             mixed = x
         return x + self.gate(self.fc2(self.act(self.fc1(mixed))))
 
+    @torch.jit.ignore
+    def for_runtime(self, runtime: Runtime) -> nn.Module:
+        """The form that suits a runtime."""
+        return EagerPartialNetBlock(self) if runtime == "torch" else self
+
+
+class EagerPartialNetBlock(nn.Module):
+    """``FoldedPartialNetBlock`` for eager PyTorch, (B, C, H, W) → (B, C, H, W).
+
+    The MLP and PAT_sp's gate see a map in the channels_last layout as a matrix of positions, which takes neither copies
+    nor PyTorch's slow 1×1 convolution; without autograd results are added in place.
+    """
+
+    def __init__(self, block: FoldedPartialNetBlock) -> None:
+        super().__init__()
+        self.mixer_residual = block.mixer_residual
+        self.mixer = block.mixer
+        self.fc1, self.fc2 = (PositionwiseLinear(conv.weight[:, :, 0, 0], conv.bias) for conv in (block.fc1, block.fc2))
+        self.act = block.act
+        self.gate = block.gate.position_gate() if isinstance(block.gate, _SpatialGate) else block.gate
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.mixer(x)
+        if self.mixer_residual:
+            x = _add(mixed, x)
+            mixed = x
+        batch, channels, height, width = x.shape
+        positions = mixed.permute(0, 2, 3, 1).reshape(-1, channels)
+        positions = self.fc2(self.act(self.fc1(positions)))
+        if isinstance(self.gate, PositionGate):
+            positions = self.gate(positions)
+        y = positions.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        if not isinstance(self.gate, PositionGate):
+            y = self.gate(y)
+        return _add(y, x)
+
+
+def _add(own: Tensor, x: Tensor) -> Tensor:
+    """The sum, written into ``own``, which nobody else uses, where that is possible."""
+    return own.add_(x) if may_write_in_place() else own + x
+
 
 class _SpatialGate(nn.Module):
     """PAT_sp's gate with its BatchNorm, over all channels at once; (B, C, H, W) → (B, C, H, W)."""
@@ -190,6 +233,21 @@ class _SpatialGate(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         return y * (self.passed + self.gated * F.hardsigmoid(self.conv(y))) + self.shift
+
+    @torch.jit.ignore
+    def for_runtime(self, runtime: Runtime) -> nn.Module:
+        """The form that suits a runtime; OpenVINO fuses this one into a single pass."""
+        return SplitSpatialGate(*self._gated()) if runtime == "onnxruntime" else self
+
+    def position_gate(self) -> PositionGate:
+        """The same gate on a matrix of positions."""
+        return PositionGate(*self._gated())
+
+    def _gated(self) -> tuple[nn.Conv2d, Tensor, Tensor]:
+        """Convolution, scale, (gated channels,), and shift, (gated channels,), of the gated channels alone."""
+        gated = int((self.passed == 0).sum())
+        weight = self.conv.weight.detach()[:, :gated]
+        return with_weights(self.conv, weight, None), self.gated[:gated, 0, 0], self.shift[:gated, 0, 0]
 
 
 def _merge_convolution(fc2: nn.Conv2d, pat_sp: PATConv) -> nn.Conv2d:

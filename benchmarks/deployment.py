@@ -1,0 +1,102 @@
+"""Folded PartialNet against FasterNet of the same size, ready for inference, on one core.
+
+    taskset -c 0 python benchmarks/deployment.py
+
+writes benchmarks/results/deployment.json and prints a line for each pair: one 224×224 image, one thread; eager PyTorch,
+onnxruntime and OpenVINO in float32, OpenVINO in bfloat16. FasterNet's BatchNorms are folded too, and eager PyTorch runs
+both in the memory layout that is faster for each. Beside each network stand the GFLOP/s that it reaches, and those of
+one large convolution in OpenVINO, measured just before: what the core can do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import timm
+import torch
+from torch import nn
+
+import partialnet  # noqa: F401 - registers the models
+from partialnet.bench import environment, interleave
+from partialnet.bench.contestants import Setting, open_and_prepare
+from partialnet.complexity import measure as measure_complexity
+from partialnet.deploy.export import write_onnx
+from partialnet.deploy.runtimes import require
+
+SIZES = ("t0", "t1", "t2", "s", "m", "l")
+SETTINGS = tuple(
+    Setting(runtime, precision)
+    for runtime, precision in (("openvino", "fp32"), ("onnxruntime", "fp32"), ("eager", "fp32"), ("openvino", "bf16"))
+)
+#: the convolution that shows what a core can do: channels and side of its map
+CHANNELS, SIDE = 256, 56
+
+
+def large_convolution(precision: str) -> Callable[[], object]:
+    """A 3×3 convolution in OpenVINO on one thread."""
+    openvino = require("openvino", "openvino")
+    conv = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1).eval()
+    properties = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "conv.onnx"
+        write_onnx(conv, (1, CHANNELS, SIDE, SIDE), path)
+        request = openvino.Core().compile_model(path, "CPU", properties).create_infer_request()
+    feed = {0: torch.randn(1, CHANNELS, SIDE, SIDE).numpy()}
+    return lambda: request.infer(feed)
+
+
+def gflops(macs: float, milliseconds: float) -> float:
+    return round(2 * macs / milliseconds / 1e6, 1)
+
+
+def measure(size: str, setting: Setting, seconds: float) -> dict:
+    names = (f"fasternet_{size}", f"partialnet_{size}")
+    convolution = interleave({"conv": large_convolution(setting.precision)}, "conv", seconds=0.5)["conv"]
+    what = f"{size} {setting.runtime} {setting.precision}"
+    timings = interleave(open_and_prepare(list(names), setting), names[0], seconds=seconds, description=what)
+    macs = {name: measure_complexity(timm.create_model(name, device="meta"), (3, 224, 224)) for name in names}
+    reached = {name: gflops(1e9 * macs[name].folded.macs_g, timings[name].median_ms) for name in names}
+    core = gflops(CHANNELS**2 * 9 * SIDE**2, convolution.median_ms)
+    ours, theirs = timings[names[1]], timings[names[0]]
+    print(
+        f"{what:24} FasterNet {theirs.median_ms:7.2f} ms {reached[names[0]]:6.1f} GFLOP/s   PartialNet "
+        f"{ours.median_ms:7.2f} ms {reached[names[1]]:6.1f} GFLOP/s   large convolution {core:.1f} GFLOP/s   ratio "
+        f"{ours.ratio:.3f} [{ours.ratio_q1:.3f}, {ours.ratio_q3:.3f}]",
+        flush=True,
+    )
+    return {
+        "size": size,
+        "runtime": setting.runtime,
+        "precision": setting.precision,
+        "timings": {name: asdict(timing) for name, timing in timings.items()},
+        "gflops": reached,
+        "large_convolution_gflops": core,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=SIZES, choices=SIZES)
+    parser.add_argument("--runtimes", nargs="+", default=("eager", "onnxruntime", "openvino"))
+    parser.add_argument("--seconds", type=float, default=10.0, help="time to measure each pair")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "deployment.json")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    rows = [
+        measure(size, setting, options.seconds)
+        for size in options.sizes
+        for setting in SETTINGS
+        if setting.runtime in options.runtimes
+    ]
+    options.output.write_text(json.dumps({"environment": environment(), "threads": 1, "rows": rows}, indent=1) + "\n")
+    print(f"written: {options.output.name}")
+
+
+if __name__ == "__main__":
+    main()
