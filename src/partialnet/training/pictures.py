@@ -51,7 +51,8 @@ def draw_worst_mistakes(folder: Path, images: LabelledImages, evaluation: Evalua
     """The images that the network was most sure of and wrong about."""
     wrong = np.flatnonzero((evaluation.predicted >= 0) & (evaluation.predicted != evaluation.labels))
     worst = wrong[np.argsort(-evaluation.probability[wrong], kind="stable")]
-    shown, titles = [], []
+    shown: list[np.ndarray] = []
+    titles = []
     for index in worst.tolist():
         if len(shown) == _COLUMNS * _ROWS:
             break

@@ -134,7 +134,7 @@ def _fit(trainer: L.Trainer, task: ClassifierTask, state: Path | None, keeper: R
             keeper.interrupt("before the first batch")
     except RunInterrupted:
         if not trainer.is_global_zero:
-            sys.exit(75)  # the first process tells the user
+            sys.exit(0)  # the first process tells the user; Lightning's launcher would kill it for a failure here
         raise
     except SystemExit:
         # Lightning turns a second Ctrl-C into exit code 1; our callers are to see the interrupt

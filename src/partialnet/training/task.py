@@ -188,6 +188,9 @@ class ClassifierTask(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it back."""
         self.progress.load_state_dict(checkpoint["progress"])
+        if self.global_rank > 0:
+            # the state holds the sums of all processes, and they are added up again
+            self.progress.sums = torch.zeros_like(self.progress.sums)
         if self._ema[0] is not None:
             self._ema[0].module.load_state_dict(checkpoint["ema"])
 
