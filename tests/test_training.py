@@ -440,7 +440,7 @@ def test_full_disk(run: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     told = capsys.readouterr().err
     assert "cannot be written (No space left on device)" in told
     assert str(written[-1]) in told
-    assert {path.name for path in (result.folder / "state").iterdir()} == {path.name for path in written}
+    assert [path.name for path in (result.folder / "state").iterdir()] == [written[-1].name]
     assert result.epochs == 4
 
 

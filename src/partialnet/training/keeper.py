@@ -203,7 +203,7 @@ class RunKeeper(L.Callback):
     def _try(self, what: str, write: Callable[[], Any]) -> bool:
         """Write what the next epoch writes again; a full disk is told but does not stop the training."""
         try:
-            write()
+            self.states.write_with_room(write)
         except (OSError, UserError) as error:
             self.say(
                 f"The {what} cannot be written ({describe(error)}); what was there before stays, and training goes on."

@@ -29,7 +29,7 @@ from .machine import create_loggers, create_trainer, quiet_lightning, threads
 from .network import create_network
 from .optimization import check_optimization, create_optimizer, scaled_lr
 from .progress_bar import ProgressBar
-from .states import StateFiles
+from .states import StateFiles, describe
 from .task import ClassifierTask, trained_parameters
 from .teacher import load_teacher
 
@@ -150,7 +150,10 @@ def _finish(task: ClassifierTask, folder: Path) -> TrainResult:
         raise UserError(f"No checkpoint could be written to {str(folder)!r}.")
     device = task.trainer.strategy.root_device
     evaluation = evaluate(load(folder), images, config.batch_size, config.workers, device, progress=True)
-    pictures.draw_results(folder, progress.rows, images, evaluation)
+    try:
+        pictures.draw_results(folder, progress.rows, images, evaluation)
+    except OSError as error:
+        _say(f"The pictures cannot be written ({describe(error)}).")  # everything else has been
     names = (
         *(WEIGHTS_NAME, "config.json", LAST_NAME, CONFIG_NAME, METRICS_NAME, "tensorboard", BROKEN_NAME),
         *(pictures.CURVES_NAME, pictures.CONFUSION_NAME, pictures.MISTAKES_NAME, pictures.FIRST_BATCH_NAME),
