@@ -103,9 +103,8 @@ def run_one(
     experiment: Experiment, network: Network, seed: int, data: str, folder: Path, epochs: int, threads: int
 ) -> dict[str, Any]:
     """Train one network with one seed, or take up its run; returns its row of the result file."""
-    from partialnet.training.run import train
-
     from partialnet.training.recipes import load_recipe
+    from partialnet.training.run import train
 
     config = load_recipe(
         experiment.recipe,

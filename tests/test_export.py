@@ -1,20 +1,28 @@
 """Exports run in their real runtimes and agree with PyTorch."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from click.testing import CliRunner
 from conftest import randomize_parameters as randomize
 from PIL import Image
 
 import partialnet
 from partialnet.checkpoint import Checkpoint, create_checkpoint
-from partialnet.deploy.export import export
+from partialnet.cli.main import cli
+from partialnet.data import FolderImages, Subset
+from partialnet.deploy.export import Export, export
+from partialnet.deploy.photos import collect_photos
 from partialnet.deploy.runtimes import load_exported
 from partialnet.errors import UserError
+from partialnet.evaluation import evaluate
 from partialnet.prediction import Classifier
+from partialnet.sources import open_source
 
 CLASSES = ("ant", "bee", "cat", "dog", "elk")
 
@@ -171,3 +179,123 @@ def test_fixed_size_folding_refuses_other_sizes():
     model(torch.zeros(1, 3, 64, 64))
     with pytest.raises(ValueError, match="without img_size"):
         model(torch.zeros(1, 3, 96, 96))
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> FolderImages:
+    """120 images in folders named like the network's classes, a few of which it gets right."""
+    folder = tmp_path_factory.mktemp("labelled")
+    random = np.random.default_rng(0)
+    for name in CLASSES:
+        (folder / name).mkdir()
+        for number in range(24):
+            coarse = random.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+            image = Image.fromarray(coarse).resize((64, 64), Image.Resampling.BICUBIC)
+            image.save(folder / name / f"{number:02d}.png")
+    return FolderImages(folder)
+
+
+@pytest.mark.parametrize(("precision", "error", "size"), [("fp32", 1e-5, 4), ("fp16", 0.05, 2), ("bf16", 0.4, 2)])
+def test_torch_format_is_a_folded_checkpoint(precision, error, size, checkpoint, photos, tmp_path):
+    result = export(checkpoint, tmp_path / "net.safetensors", "torch", precision)
+    assert result.agreement["photographs"].max_error <= error * result.agreement["photographs"].max_logit
+    assert result.size_mb <= 1.02 * size * result.params_m + 0.1
+    opened = open_source(result.path)
+    assert opened.folded is True
+    assert opened.class_names == CLASSES
+    assert list(opened.input_config["input_size"]) == [3, 64, 64]
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in opened.model.modules())
+    # no size was asked for, so it takes any
+    images = torch.randn(2, 3, 96, 64)
+    with torch.no_grad():
+        expected, given = checkpoint.model(images), opened.model(images)
+    assert (expected - given).abs().max() <= error * expected.abs().max()
+
+
+def test_a_folded_checkpoint_can_be_exported(checkpoint, tmp_path):
+    again = export(checkpoint.fold(), tmp_path / "net.onnx", "onnx")
+    assert again.agreement["noise"].max_error <= 1e-4 * again.agreement["noise"].max_logit
+
+
+def test_torch_format_of_one_size(checkpoint, tmp_path):
+    path = export(checkpoint, tmp_path / "net.safetensors", "torch", img_size=96).path
+    opened = open_source(path)
+    assert (opened.folded, list(opened.input_config["input_size"])) == ((96, 96), [3, 96, 96])
+    images = torch.randn(1, 3, 96, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(opened.model(images), checkpoint.model(images), rtol=1e-4, atol=1e-4)
+    assert open_source(export(opened, tmp_path / "again.safetensors", "torch").path).folded == (96, 96)
+    with pytest.raises(UserError, match="folded for images of 96×96"):
+        export(opened, tmp_path / "other.onnx", img_size=64)
+
+
+def test_a_run_is_not_overwritten_by_its_export(checkpoint, tmp_path):
+    weights = checkpoint.save(tmp_path)
+    before = weights.read_bytes()
+    arguments = ["export", str(tmp_path), "-f", "torch", "-o", str(weights)]
+    assert isinstance(CliRunner().invoke(cli, arguments).exception, UserError)
+    assert weights.read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Checkpoint, labelled: FolderImages, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    return export(checkpoint, tmp_path_factory.mktemp("exported") / "net.onnx", labelled=labelled)
+
+
+def test_accuracy_on_labelled_images(checkpoint, exported, labelled):
+    expected = evaluate(checkpoint, labelled)
+    assert exported.accuracy is not None
+    assert (exported.accuracy.num_images, exported.accuracy.held_out) == (120, True)
+    assert exported.accuracy.original == pytest.approx(expected.top1)
+    assert exported.accuracy.exported == pytest.approx(evaluate(open_source(exported.path), labelled).top1)
+    assert json.loads(Path(f"{exported.path}.json").read_text())["accuracy"]["agreement"] == 1
+
+
+def test_int8_is_tested_on_images_that_did_not_calibrate_it(checkpoint, labelled, tmp_path):
+    photos = collect_photos((), labelled, calibrated=True)
+    assert len(photos.calibration) == 60
+    assert not set(photos.calibration.tolist()) & set(photos.comparison.tolist())
+    assert photos.test is not None
+    assert sorted(np.bincount(photos.test.labels)) == [12] * 5
+    few = collect_photos((), Subset(labelled, range(99)), calibrated=True)
+    assert (few.held_out, len(few.calibration), len(few.comparison)) == (False, 99, 99)
+    result = export(checkpoint, tmp_path / "net.onnx", precision="int8", labelled=labelled)
+    assert result.accuracy is not None
+    assert (result.accuracy.num_images, result.accuracy.held_out) == (60, True)
+    # the labelled images decide whether the float file is kept
+    assert (result.kept is not None) == (result.accuracy.agreement < 0.98)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_an_opened_file_may_be_replaced_or_deleted(suffix, checkpoint, exported, tmp_path):
+    path = tmp_path / f"net{suffix}"
+    if suffix == ".onnx":
+        shutil.copy(exported.path, path)
+    else:
+        export(checkpoint, path, "openvino")
+    opened = load_exported(path)
+    images = torch.randn(3, 3, 64, 64)
+    expected = opened.model(images)
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        assert str(tmp_path) not in maps.read_text()
+    for file in (path, path.with_suffix(".bin")):
+        if file.exists():
+            # overwritten where it lies on the disk: memory mapped from it would change
+            with file.open("r+b") as handle:
+                handle.write(bytes(file.stat().st_size))
+            file.unlink()
+    first = opened.model(images)
+    assert torch.equal(first, expected)
+    # a later answer must not be written over an earlier one, nor may the caller's array be kept
+    images.zero_()
+    opened.model(images)
+    assert torch.equal(first, expected)
+
+
+def test_eval_takes_an_exported_file(checkpoint, exported, labelled):
+    arguments = ["eval", str(exported.path), str(labelled.root)]
+    result = CliRunner().invoke(cli, [*arguments, "--json", "-"], catch_exceptions=False)
+    assert json.loads(result.stdout)["top1"] == pytest.approx(evaluate(checkpoint, labelled).top1)
+    with pytest.raises(UserError, match="run on the CPU"):
+        CliRunner().invoke(cli, [*arguments, "--device", "cuda"], catch_exceptions=False)

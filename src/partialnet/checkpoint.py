@@ -79,7 +79,7 @@ class Checkpoint:
 
     def fold(self, img_size: tuple[int, int] | None = None) -> Checkpoint:
         """A copy with the network folded for inference; see ``partialnet.fold``."""
-        return replace(self, model=fold(self.model, img_size), folded=img_size or True)
+        return replace(self, model=fold(self.model, img_size), folded=img_size or self.folded or True)
 
     def config(self) -> dict[str, Any]:
         """The configuration as timm's hub files hold it."""
@@ -107,11 +107,17 @@ class Checkpoint:
         """Write ``model.safetensors`` and ``config.json`` into ``folder``, each in one step; return the former."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.config(), indent=2)
-        tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in self.model.state_dict().items()}
-        write_atomically(folder / WEIGHTS_NAME, safetensors.torch.save(tensors, {"format": "pt", _HEADER_KEY: text}))
-        write_atomically(folder / CONFIG_NAME, (text + "\n").encode())
+        write_atomically(folder / WEIGHTS_NAME, self.serialize())
+        write_atomically(folder / CONFIG_NAME, (json.dumps(self.config(), indent=2) + "\n").encode())
         return folder / WEIGHTS_NAME
+
+    def serialize(self, dtype: torch.dtype | None = None) -> bytes:
+        """The content of a ``.safetensors`` file that ``load`` reads; ``dtype`` rounds the weights for storage."""
+        tensors = {}
+        for name, tensor in self.model.state_dict().items():
+            stored = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+            tensors[name] = stored.detach().contiguous().cpu()
+        return safetensors.torch.save(tensors, {"format": "pt", _HEADER_KEY: json.dumps(self.config(), indent=2)})
 
 
 def create_checkpoint(name: str, class_names: Sequence[str] = (), **model_args: Any) -> Checkpoint:

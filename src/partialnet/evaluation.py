@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from .checkpoint import Checkpoint
-from .data import FolderImages, LabelledImages, Subset
+from .data import FolderImages, LabelledImages
 from .data.folders import class_folders
 from .errors import UserError
 from .prediction import Classifier
@@ -278,7 +278,7 @@ def match_classes(images: LabelledImages, classifier: Classifier) -> np.ndarray:
         folded = {name.casefold(): name for name in known}
         near = get_close_matches(unknown[0].casefold(), folded, n=1, cutoff=0.5)
         hint = f"its nearest name is {folded[near[0]]!r}" if near else f"it knows {_listed(classifier.class_names)}"
-        others = f" ({len(unknown) - 1} more are unknown)" if len(unknown) > 1 else ""
+        others = f", nor {len(unknown) - 1} more of the folders" if len(unknown) > 1 else ""
         raise UserError(f"The network has no class {unknown[0]!r}{others}; {hint}.")
     return np.array([known[name] for name in images.class_names], np.int64)
 
@@ -321,10 +321,3 @@ def evaluation_folder(folder: str | Path, split: str | None = None) -> Path:
 def labelled_folder(folder: str | Path, split: str | None = None) -> FolderImages:
     """The images of ``evaluation_folder``, labelled by the folders they are in."""
     return FolderImages(evaluation_folder(folder, split))
-
-
-def spread(images: LabelledImages, number: int) -> LabelledImages:
-    """``number`` of the images, evenly over all, so that sorted classes keep their shares; all if there are fewer."""
-    if number >= len(images):
-        return images
-    return Subset(images, [int((place + 0.5) * len(images) / number) for place in range(number)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -39,8 +40,8 @@ def learning_curves(path: Path, rows: Sequence[EpochMetrics], title: str) -> Non
         f"{last:.1%}",
         (epochs[-1], last),
         textcoords="offset points",
-        xytext=(0, -22 if last > 0.5 else 10),
-        ha="right" if len(rows) > 1 else "center",
+        xytext=(0, -22 if last > 0.5 else 10) if len(rows) > 1 else (10, -5),
+        ha="right" if len(rows) > 1 else "left",
         fontsize=13,
         color="#805800",
         weight="bold",
@@ -138,7 +139,7 @@ def confusion_matrix(
         names = [shorten(name, 20) for name in class_names]
         fontsize = 12 if size <= MAX_NUMBERED else 10
         upright = max(map(len, names)) <= 3 and size <= MAX_NUMBERED
-        slanted = {} if upright else {"rotation": 60, "ha": "right", "rotation_mode": "anchor"}
+        slanted: dict[str, Any] = {} if upright else {"rotation": 60, "ha": "right", "rotation_mode": "anchor"}
         axes.set_xticks(range(size), names, fontsize=fontsize, parse_math=False, **slanted)
         axes.set_yticks(range(size), names, fontsize=fontsize, parse_math=False)
     else:
@@ -166,7 +167,13 @@ def _list_mistakes(axes: Axes, counts: np.ndarray, class_names: Sequence[str], l
         if wrong[row, column]
     ]
     axes.set_title("most frequent mistakes" if lines else "no mistakes", loc="left", fontsize=13)
-    style = {"va": "top", "fontsize": 11, "family": "monospace", "linespacing": 1.6, "parse_math": False}
+    style: dict[str, Any] = {
+        "va": "top",
+        "fontsize": 11,
+        "family": "monospace",
+        "linespacing": 1.6,
+        "parse_math": False,
+    }
     axes.text(0, 0.98, "\n".join(lines), transform=axes.transAxes, **style)
 
 
@@ -198,7 +205,7 @@ def image_grid(path: Path, images: Sequence[np.ndarray], captions: Sequence[str]
 
 def shorten(name: str, limit: int = 16) -> str:
     """A class name that fits above an image; a first of several synonyms, or its beginning."""
-    name = name.split(",")[0].strip() or name
+    name = name.split(",")[0].strip() or name.strip()
     return name if len(name) <= limit else f"{name[: limit - 1]}…"
 
 

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import timm
@@ -22,10 +21,12 @@ from partialnet.deploy.runtimes import require
 from partialnet.errors import UserError
 from partialnet.fold import fold
 
+from .runners import OnnxRuntimeRunner, OpenVINORunner, TorchRunner
 from .timing import synchronizer
 
+TORCHVISION_PREFIX = "torchvision:"
 RUNTIMES = ("eager", "compile", "onnxruntime", "openvino")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Setting:
 
     Attributes:
         runtime: One of ``RUNTIMES``.
-        precision: One of ``PRECISIONS``; bf16 is for eager, compile and OpenVINO.
+        precision: One of ``PRECISIONS``; int8 is calibrated on noise, which is enough for its speed.
         threads: CPU threads.
         batch_size: Images at a time.
         img_size: Height and width in pixels; None takes each network's own, 224 for most.
@@ -52,12 +53,20 @@ class Setting:
         """Raise UserError for a combination that no runtime offers."""
         if self.precision == "bf16" and self.runtime == "onnxruntime":
             raise UserError("onnxruntime has no bf16 convolutions on the CPU; use eager, compile or openvino.")
+        if self.precision == "int8" and self.runtime in ("eager", "compile"):
+            raise UserError(
+                f"int8 is measured in onnxruntime and openvino, whose quantisers make it, not in {self.runtime}."
+            )
+        if self.precision == "fp16" and self.runtime in ("eager", "compile") and self.device == "cpu":
+            raise UserError("PyTorch's fp16 is made for GPUs; on the CPU use bf16, or fp16 in onnxruntime or openvino.")
         if self.device == "cuda" and self.runtime not in ("eager", "compile"):
             raise UserError(f"{self.runtime} is measured on the CPU only; use eager or compile with --device cuda.")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("PyTorch sees no CUDA device here.")
         if self.runtime == "openvino":
             require("openvino", "openvino")
+            if self.precision == "int8":
+                require("nncf", "quantize")
 
 
 def open_contestant(name: str) -> Checkpoint:
@@ -66,14 +75,14 @@ def open_contestant(name: str) -> Checkpoint:
     Raises:
         UserError: There is no such network.
     """
-    if not name.startswith("torchvision:"):
+    if not name.startswith(TORCHVISION_PREFIX):
         return load(name)
     import torchvision
 
     try:
-        if name.removeprefix("torchvision:") not in torchvision.models.list_models(torchvision.models):
+        if name.removeprefix(TORCHVISION_PREFIX) not in torchvision.models.list_models(torchvision.models):
             raise ValueError
-        model = torchvision.models.get_model(name.removeprefix("torchvision:"))
+        model = torchvision.models.get_model(name.removeprefix(TORCHVISION_PREFIX))
     except ValueError:
         raise UserError(f"torchvision has no classifier {name.removeprefix('torchvision:')!r}.") from None
     return Checkpoint(model.eval(), name, {}, (), {"input_size": (3, 224, 224)})
@@ -91,11 +100,12 @@ def prepare(checkpoint: Checkpoint, setting: Setting) -> Callable[[], object]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model.compile(mode="max-autotune-no-cudagraphs")
-            return _torch_run(model, images, setting, torch.channels_last)
+            return _torch_runner(model, images, setting, torch.channels_last)
+    runner = OnnxRuntimeRunner if setting.runtime == "onnxruntime" else OpenVINORunner
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
         write_onnx(model, images.shape, path)
-        return (_onnxruntime_run if setting.runtime == "onnxruntime" else _openvino_run)(path, images, setting)
+        return runner(path, images.numpy(), setting.precision, setting.threads)
 
 
 def folded(model: nn.Module, img_size: tuple[int, int]) -> nn.Module:
@@ -106,7 +116,7 @@ def folded(model: nn.Module, img_size: tuple[int, int]) -> nn.Module:
 def _fastest_layout(model: nn.Module, images: Tensor, setting: Setting) -> Callable[[], object]:
     """The faster of contiguous and channels_last, found by a few runs of each."""
     runs = [
-        _torch_run(copy.deepcopy(model), images, setting, layout)
+        _torch_runner(copy.deepcopy(model), images, setting, layout)
         for layout in (torch.contiguous_format, torch.channels_last)
     ]
     wait = synchronizer(torch.device(setting.device))
@@ -120,40 +130,9 @@ def _fastest_layout(model: nn.Module, images: Tensor, setting: Setting) -> Calla
     return runs[int(np.argmin([np.median(times[1:]) for times in seconds]))]
 
 
-def _torch_run(model: nn.Module, images: Tensor, setting: Setting, layout: torch.memory_format) -> Callable[[], object]:
-    dtype = torch.bfloat16 if setting.precision == "bf16" else torch.float32
-    model = model.to(setting.device, dtype, memory_format=layout)  # type: ignore[call-overload]
-    images = images.to(setting.device, dtype).contiguous(memory_format=layout)
+def _torch_runner(model: nn.Module, images: Tensor, setting: Setting, layout: torch.memory_format) -> TorchRunner:
     torch.set_num_threads(setting.threads)
-
-    def run() -> object:
-        with torch.inference_mode():
-            return model(images)
-
-    return run
-
-
-def _onnxruntime_run(path: Path, images: Tensor, setting: Setting) -> Callable[[], object]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = setting.threads
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    feed = {session.get_inputs()[0].name: images.numpy()}
-    return lambda: session.run(None, feed)
-
-
-def _openvino_run(path: Path, images: Tensor, setting: Setting) -> Callable[[], object]:
-    openvino = require("openvino", "openvino")
-    properties: dict[str, Any] = {
-        "INFERENCE_NUM_THREADS": setting.threads,
-        "NUM_STREAMS": 1,
-        "INFERENCE_PRECISION_HINT": "bf16" if setting.precision == "bf16" else "f32",
-    }
-    request = openvino.Core().compile_model(path, "CPU", properties).create_infer_request()
-    feed = {0: images.numpy()}
-    return lambda: request.infer(feed)
+    return TorchRunner(model, images, setting.precision, setting.device, layout)
 
 
 def default_peer(name: str) -> str | None:

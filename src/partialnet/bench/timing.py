@@ -36,6 +36,7 @@ def interleave(
     warmup: int = 2,
     synchronize: Callable[[], None] = lambda: None,
     description: str = "measuring",
+    progress: bool = True,
 ) -> dict[str, Timing]:
     """Run all contestants A B C A B C … and compare their times.
 
@@ -47,6 +48,7 @@ def interleave(
         warmup: Rounds that are not counted.
         synchronize: Called before each reading of the clock, for devices that work asynchronously.
         description: Label of the progress bar.
+        progress: Show a progress bar.
 
     Returns:
         The timing of each contestant.
@@ -56,7 +58,9 @@ def interleave(
         for run in contestants.values():
             run()
     synchronize()
-    with tqdm(total=seconds, desc=description, unit="s", bar_format="{l_bar}{bar}| {elapsed}", delay=2) as bar:
+    with tqdm(
+        total=seconds, desc=description, unit="s", bar_format="{l_bar}{bar}| {elapsed}", delay=2, disable=not progress
+    ) as bar:
         spent = 0.0
         while spent < seconds or min(map(len, samples.values())) < min_rounds:
             before = time.perf_counter()

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from partialnet.errors import UserError
 
+if TYPE_CHECKING:
+    from partialnet.bench.comparison import Plan
+
 
 @click.command()
-@click.argument("models", nargs=-1, required=True)
+@click.argument("models", nargs=-1)
+@click.option(
+    "--preset",
+    type=click.Choice(["paper", "modern"]),
+    help="Compare a list of networks: the paper's Table 10, or what one would choose from today.",
+)
 @click.option(
     "-a",
     "--against",
-    help="Network that the ratios refer to.  [default: timm's FasterNet of the first model's size, or the first model]",
+    help="Network that the ratios refer to.  [default: timm's FasterNet of the first model's size, or the first model; "
+    "resnet50 for a preset]",
 )
 @click.option(
     "-r",
@@ -24,35 +34,51 @@ from partialnet.errors import UserError
     help="eager, compile, onnxruntime, openvino, or several with commas.",
 )
 @click.option(
-    "-p", "--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True, help="Format."
+    "-p",
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="Format.",
 )
 @click.option("-t", "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads.")
-@click.option("-b", "--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Images at a time.")
+@click.option(
+    "-b",
+    "--batch-size",
+    type=click.IntRange(min=1),
+    help="Images at a time.  [default: 1; 16 for a preset's throughput]",
+)
 @click.option("--img-size", type=click.IntRange(min=32), help="Height and width.  [default: each network's own]")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Device.")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
-    default=10.0,
-    show_default=True,
-    help="Time to measure each runtime.",
+    help="Time to measure each runtime; for a preset each latency and each throughput.  [default: 10; 4 for a preset]",
 )
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the rows and the environment.")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write the rows.")
 @click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Write a bar chart as PNG.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for a preset's files.  [default: bench_PRESET_PRECISION_THREADSt]",
+)
 def bench(
     models: tuple[str, ...],
+    preset: str | None,
     against: str | None,
     runtime: str,
     precision: str,
     threads: int,
-    batch_size: int,
+    batch_size: int | None,
     img_size: int | None,
     device: str,
-    seconds: float,
+    seconds: float | None,
     json_path: Path | None,
     csv_path: Path | None,
     plot_path: Path | None,
+    output: Path | None,
 ) -> None:
     """Time MODELS in turn, in one process, ready for inference.
 
@@ -60,22 +86,37 @@ def bench(
     re-parameterised where they can be, BatchNorms folded, in the memory layout that suits them. Ratios are medians of
     the ratios round by round, so that a machine's changes of speed cancel.
 
-    Example: partialnet bench partialnet_t0 mobilenetv3_large_100 --runtime onnxruntime,openvino --plot speed.png
+    With --preset, a list of networks is measured, each in turn with the reference, and a folder written: JSON, CSV, a
+    Markdown table, and accuracy against latency as PNG. Accuracies are quoted, not measured. MODELS then choose some of
+    the rows. A run that was stopped goes on where it was.
+
+    Examples: partialnet bench partialnet_t0 mobilenetv3_large_100 --runtime onnxruntime,openvino --plot speed.png;
+    partialnet bench --preset paper --runtime openvino
     """
+    runtimes = _runtimes(runtime)
+    if preset is not None:
+        if json_path or csv_path or plot_path or img_size:
+            raise UserError("A preset chooses its image sizes and writes all its files into a folder: give -o only.")
+        from partialnet.bench.comparison import Plan
+
+        plan = Plan(preset, against or "resnet50", precision, threads, device, batch_size or 16, seconds or 4.0)
+        _bench_preset(plan, models, runtimes, output)
+        return
+    if output is not None:
+        raise UserError("-o is for presets; use --json, --csv and --plot for single models.")
+    if not models:
+        raise UserError("Name at least one model, or a --preset; see partialnet bench --help.")
     import torch
 
     from partialnet.bench import environment, interleave
-    from partialnet.bench.contestants import RUNTIMES, Setting, default_peer, open_and_prepare, open_contestant
+    from partialnet.bench.contestants import Setting, default_peer, open_and_prepare, open_contestant
     from partialnet.bench.report import Row, as_table, write_json
     from partialnet.bench.timing import synchronizer
     from partialnet.complexity import measure
     from partialnet.files import write_csv
     from partialnet.plots import speed_bars
 
-    runtimes = list(dict.fromkeys(name.strip() for name in runtime.split(",") if name.strip()))
-    for name in runtimes:
-        if name not in RUNTIMES:
-            raise UserError(f"There is no runtime {name!r}; choose among {', '.join(RUNTIMES)}.")
+    batch_size, seconds = batch_size or 1, seconds or 10.0
     settings = [Setting(name, precision, threads, batch_size, img_size, device) for name in runtimes]
     for setting in settings:
         setting.check()
@@ -123,3 +164,47 @@ def bench(
         click.echo(f"Written: {', '.join(map(str, written))}")
     else:
         click.echo("Next: add --json, --csv or --plot FILE to keep the result.")
+
+
+def _runtimes(text: str) -> list[str]:
+    from partialnet.bench.contestants import RUNTIMES
+
+    runtimes = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in runtimes:
+        if name not in RUNTIMES:
+            raise UserError(f"There is no runtime {name!r}; choose among {', '.join(RUNTIMES)}.")
+    if not runtimes:
+        raise UserError(f"Name a runtime; choose among {', '.join(RUNTIMES)}.")
+    return runtimes
+
+
+def _bench_preset(plan: Plan, names: tuple[str, ...], runtimes: list[str], output: Path | None) -> None:
+    from partialnet.bench.comparison import compare, open_comparison, select
+    from partialnet.bench.preset_report import as_text, notes, write_report
+    from partialnet.bench.presets import PRESETS
+
+    rows = PRESETS[plan.preset]
+    chosen = select(rows, names)
+    where = "cuda" if plan.device == "cuda" else f"{plan.threads}t"
+    folder = output or Path(f"bench_{plan.preset}_{plan.precision}_{where}")
+    comparison = open_comparison(folder, plan)
+    if comparison.measurements:
+        click.echo(f"Going on in {folder}: {len(comparison.measurements)} rows are finished.", err=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        compare(chosen, runtimes, comparison, folder, lambda text: click.echo(text, err=True))
+    except KeyboardInterrupt:
+        click.echo(f"\nStopped. The same command goes on with the rows that {folder} lacks.", err=True)
+        raise
+    if not comparison.measurements:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in comparison.failures.items())
+        raise UserError(f"No row could be measured. {reasons or 'None of them exists here.'}")
+    comparison.save(folder)
+    written = write_report(folder, comparison, rows)
+    click.echo(as_text(comparison, rows))
+    click.echo()
+    for note in notes(comparison):
+        click.echo(note)
+    click.echo(f"\nWritten: {folder / 'comparison.json'}, {', '.join(map(str, written))}")
+    if len(comparison.measurements) < len(rows) * len(comparison.runtimes()):
+        click.echo("Next: the same command without models measures the remaining rows into the same folder.")

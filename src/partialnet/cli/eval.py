@@ -53,10 +53,13 @@ def evaluate(
 
     Example: partialnet eval runs/flowers flowers/val --csv answers.csv
     """
+    import numpy as np
+
+    from partialnet.data import Subset, spread
     from partialnet.devices import find_device
     from partialnet.errors import UserError
     from partialnet.evaluation import evaluate as run_evaluation
-    from partialnet.evaluation import evaluation_folder, labelled_folder, match_classes, spread
+    from partialnet.evaluation import evaluation_folder, labelled_folder, match_classes
     from partialnet.prediction import Classifier
     from partialnet.sources import is_exported, open_source
 
@@ -74,7 +77,7 @@ def evaluate(
     notes = _notes(data, folder, images.class_names, classifier)
     if limit is not None and limit < len(images):
         notes.append(f"{limit} of {len(images)} images are taken, evenly over the data.")
-        images = spread(images, limit)
+        images = Subset(images, spread(np.arange(len(images)), limit))
     for note in notes:
         click.echo(note, err=True)
     workers = _default_workers(len(images)) if workers is None else workers
@@ -155,6 +158,8 @@ def _write(
     confusion: Path | None,
 ) -> list[str]:
     """Write what was asked for; the names of the files."""
+    import numpy as np
+
     from partialnet.bench.environment import environment
     from partialnet.files import write_atomically, write_csv
 
@@ -175,7 +180,11 @@ def _write(
 
         answered = result.predicted >= 0
         labels, predicted = result.labels[answered], result.predicted[answered]
+        # classes that neither occur nor are predicted would be empty rows and columns
+        shown = np.union1d(labels, predicted)
+        names = [result.class_names[index] for index in shown]
+        rows, columns = (np.searchsorted(shown, part).tolist() for part in (labels, predicted))
         title = f"{result.num_right} of {result.num_images} images right ({result.top1:.1%})"
-        confusion_matrix(confusion, labels.tolist(), predicted.tolist(), result.class_names, title)
+        confusion_matrix(confusion, rows, columns, names, title)
         written.append(str(confusion))
     return written

@@ -5,14 +5,24 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from partialnet.checkpoint import Checkpoint
+    from partialnet.data import LabelledImages
 
 
 @click.command()
 @click.argument("model")
 @click.option(
-    "-f", "--format", type=click.Choice(["onnx", "openvino"]), default="onnx", show_default=True, help="Runtime."
+    "-f",
+    "--format",
+    type=click.Choice(["onnx", "openvino", "torch"]),
+    default="onnx",
+    show_default=True,
+    help="Runtime.",
 )
 @click.option(
     "-p",
@@ -20,17 +30,21 @@ import click
     type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
     default="fp32",
     show_default=True,
-    help="Number format; bf16 is for OpenVINO, int8 needs --calibration.",
+    help="Number format; bf16 is for OpenVINO and torch, int8 needs --calibration.",
 )
 @click.option("--img-size", type=click.IntRange(min=32), help="Height and width in pixels.  [default: the model's own]")
 @click.option("--dynamic-batch", is_flag=True, help="Accept any number of images at a time.  [default: one]")
 @click.option(
     "--calibration",
     type=click.Path(exists=True, file_okay=False),
-    help="Folder of images like those to come; int8 is calibrated and every export compared on them.",
+    help="Folder of images like those to come; int8 is calibrated and every export compared on them. Folders of "
+    "classes inside are labels.",
 )
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="File to write.  [default: MODEL_PRECISION.onnx or .xml]"
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="File to write.  [default: MODEL_PRECISION.onnx, .xml or .safetensors]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def export(
@@ -46,23 +60,28 @@ def export(
     """Export MODEL for other runtimes, folded.
 
     MODEL is a run folder, a checkpoint or a model name. The file carries class names and preprocessing, so that
-    `partialnet predict` takes it like a checkpoint. Before it is put in place it is compared with PyTorch; the
-    comparison is printed and stored beside it as JSON.
+    `partialnet predict` and `partialnet eval` take it like a checkpoint; with --format torch it is a checkpoint. Before
+    it is put in place it is compared with PyTorch, on --calibration's labelled images in accuracy too; the comparison
+    is printed and stored beside it as JSON.
 
     Example: partialnet export runs/demo --format openvino -o digits.xml
     """
-    from partialnet.checkpoint import load
+    from partialnet.checkpoint import WEIGHTS_NAME, load
     from partialnet.deploy.export import LEAST_AGREEMENT, SUFFIXES
     from partialnet.deploy.export import export as run_export
+    from partialnet.errors import UserError
     from partialnet.images import find_images
 
     checkpoint = load(model)
     if output is None:
         name = Path(model).resolve().name if Path(model).is_dir() else Path(model).stem
         output = Path(f"{name}_{precision}{SUFFIXES[format]}")
+    if output.resolve() in (Path(model).resolve(), Path(model).resolve() / WEIGHTS_NAME):
+        raise UserError(f"{str(output)!r} is the checkpoint itself; choose another file with --output.")
     images = find_images([calibration]) if calibration else []
+    labelled = _labelled(calibration, checkpoint) if calibration and Path(model).exists() else None
     click.echo(f"Exporting {checkpoint.architecture} to {format} in {precision} …", err=True)
-    result = run_export(checkpoint, output, format, precision, img_size, dynamic_batch, images)
+    result = run_export(checkpoint, output, format, precision, img_size, dynamic_batch, images, labelled, progress=True)
     if as_json:
         click.echo(json.dumps(result.as_dict(), indent=1))
         return
@@ -71,6 +90,16 @@ def export(
             f"  {agreement.num_images:4} {kind:12} same class {agreement.top1:.1%}, largest error of a logit "
             f"{agreement.max_error:.2g} (logits up to {agreement.max_logit:.3g})"
         )
+    if result.accuracy is not None:
+        accuracy = result.accuracy
+        which = ""
+        if precision == "int8":
+            which = " not used for calibration" if accuracy.held_out else " that it was calibrated with"
+        click.echo(
+            f"  {accuracy.num_images:4} labelled images{which}: {accuracy.exported:.2%} right, "
+            f"{accuracy.difference * 100:+.2f} points against PyTorch's {accuracy.original:.2%}; same class "
+            f"{accuracy.agreement:.1%}"
+        )
     if result.kept is not None:
         click.echo(
             f"Warning: int8 names the same class on less than {LEAST_AGREEMENT:.0%} of the images; {result.kept} was "
@@ -78,7 +107,27 @@ def export(
             err=True,
         )
     click.echo(f"Written: {result.path} ({result.size_mb:.1f} MB), {result.path}.json")
-    if Path(model).exists():
+    if result.accuracy is not None:
+        click.echo(f"\nNext: partialnet eval {shlex.quote(str(result.path))} {shlex.quote(str(calibration))}")
+    elif Path(model).exists():
         click.echo(f"\nNext: partialnet predict {shlex.quote(str(result.path))} IMAGE…")
     else:
         click.echo("Its weights are random: it serves to measure time, not to predict.")
+
+
+def _labelled(folder: str, checkpoint: Checkpoint) -> LabelledImages | None:
+    """The images of a folder of class folders; None where the folders are no classes of the network."""
+    from partialnet.data.folders import class_folders
+    from partialnet.errors import UserError
+    from partialnet.evaluation import labelled_folder, match_classes
+    from partialnet.prediction import Classifier
+
+    if not class_folders(Path(folder)):
+        return None
+    try:
+        images = labelled_folder(folder)
+        match_classes(images, Classifier(checkpoint))
+    except UserError as error:
+        click.echo(f"The accuracy is not compared: {error}", err=True)
+        return None
+    return images

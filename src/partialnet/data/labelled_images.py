@@ -66,6 +66,13 @@ class Subset(LabelledImages):
         return self.images.name(int(self.indices[index]))
 
 
+def spread(numbers: np.ndarray, most: int) -> np.ndarray:
+    """At most ``most`` of the numbers, evenly over all, so that images sorted by class keep the classes' shares."""
+    if len(numbers) <= most:
+        return numbers
+    return numbers[((np.arange(most) + 0.5) * len(numbers) / most).astype(int)]
+
+
 @dataclass(frozen=True)
 class ImageData:
     """Training and held-out images of one task.

@@ -11,35 +11,37 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
-from partialnet.checkpoint import Checkpoint
+from partialnet.checkpoint import Checkpoint, load
+from partialnet.data import LabelledImages
 from partialnet.errors import UserError
+from partialnet.evaluation import Evaluation, evaluate
 from partialnet.files import write_atomically
-from partialnet.fold import fold
-from partialnet.images import read_images
 from partialnet.prediction import Classifier
 
+from .photos import Photos, collect_photos
 from .quantize import quantize_onnx, quantize_openvino
 from .runtimes import CONFIG_KEY, load_exported, require
-from .verify import Agreement, compare, image_batches, random_batches, sample_photos
+from .verify import Accuracy, Agreement, compare, compare_accuracy, image_batches, random_batches
 
-Format = Literal["onnx", "openvino"]
+Format = Literal["onnx", "openvino", "torch"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 PRECISIONS: dict[str, tuple[str, ...]] = {
     "onnx": ("fp32", "fp16", "int8"),
     "openvino": ("fp32", "fp16", "bf16", "int8"),
+    "torch": ("fp32", "fp16", "bf16"),
 }
-SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".safetensors"}
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 #: Share of images on which an int8 network must name the float network's class, or the float file is kept too.
 LEAST_AGREEMENT = 0.98
-CALIBRATION_IMAGES = 300
 _OPSET = 18
 
 
@@ -55,6 +57,8 @@ class Export:
         size_mb: Size of all its files in megabytes (10⁶ bytes).
         params_m: Parameters of the folded network in millions.
         agreement: Comparison with PyTorch, by kind of image.
+        held_out: Whether no photograph of the comparison was used for calibration.
+        accuracy: Comparison on labelled images; None where there are none.
         operators: Number of operators of each kind in the float ONNX graph.
         kept: A float export that was kept because int8 agrees too rarely.
     """
@@ -66,8 +70,15 @@ class Export:
     size_mb: float
     params_m: float
     agreement: dict[str, Agreement]
+    held_out: bool
+    accuracy: Accuracy | None = None
     operators: dict[str, int] = field(default_factory=dict)
     kept: Path | None = None
+
+    @property
+    def same_class(self) -> float:
+        """Share of photographs, in [0, 1], with the class that PyTorch gives: of the labelled ones if there are any."""
+        return self.accuracy.agreement if self.accuracy is not None else self.agreement["photographs"].top1
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON, without folders."""
@@ -82,6 +93,8 @@ def export(
     img_size: int | None = None,
     dynamic_batch: bool = False,
     calibration: Sequence[Path] = (),
+    labelled: LabelledImages | None = None,
+    progress: bool = False,
 ) -> Export:
     """Fold a classifier, write it for another runtime, and compare what was written with the original.
 
@@ -89,12 +102,15 @@ def export(
 
     Args:
         checkpoint: The network, its classes and preprocessing.
-        output: File to write: ``.onnx``, or ``.xml`` with a ``.bin`` beside it.
-        format: "onnx" or "openvino".
-        precision: "fp32", "fp16", "bf16" (OpenVINO) or "int8", which needs ``calibration``.
+        output: File to write: ``.onnx``, ``.xml`` with a ``.bin`` beside it, or ``.safetensors``.
+        format: "onnx", "openvino" or "torch", a folded checkpoint.
+        precision: "fp32", "fp16", "bf16" (OpenVINO, torch) or "int8" (ONNX, OpenVINO), which needs images.
         img_size: Height and width in pixels; None keeps the network's own.
-        dynamic_batch: Accept any number of images at a time; otherwise one.
+        dynamic_batch: Accept any number of images at a time; otherwise one. The torch format always accepts any.
         calibration: Image files to calibrate int8 with, and to compare on.
+        labelled: Images in place of ``calibration`` whose classes the network has; the accuracy is compared too. From
+            100 images on, int8 is compared on others than it is calibrated with.
+        progress: Show a bar while the accuracy is measured.
 
     Raises:
         UserError: The combination is not offered, a package is missing, or the network is no classifier.
@@ -103,95 +119,125 @@ def export(
         raise UserError(f"{format} is exported in {', '.join(PRECISIONS[format])}, not in {precision}.")
     if output.suffix != SUFFIXES[format]:
         raise UserError(f"{str(output)!r} should end in {SUFFIXES[format]} for {format}.")
-    if precision == "int8" and not calibration:
+    if precision == "int8" and not calibration and labelled is None:
         raise UserError("int8 needs images like those to come: give a folder of at least 100 with --calibration.")
     if format == "openvino":
         require("openvino", "openvino")
+    fixed_size = img_size is not None or format != "torch"
     checkpoint = _resized(checkpoint, img_size)
     classifier = Classifier(checkpoint)
-    photos = _read(calibration) if calibration else sample_photos()
+    photos = collect_photos(calibration, labelled, calibrated=precision == "int8")
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as workspace:
-        draft = Path(workspace) / "float.onnx"
         height, width = checkpoint.input_config["input_size"][1:]
-        folded = fold(checkpoint.model, (height, width))
-        # a dynamic batch is traced with two images, because PyTorch specialises on a size of one
-        shape = (2 if dynamic_batch else 1, *checkpoint.input_config["input_size"])
-        write_onnx(folded, shape, draft, dynamic_batch)
-        graph = _Graph(draft, checkpoint, classifier, photos, folded)
-        result = graph.write(output, format, precision)
-        if precision == "int8" and result.agreement["photographs"].top1 < LEAST_AGREEMENT:
+        folded = checkpoint.fold((height, width) if fixed_size else None)
+        draft = _Draft(Path(workspace), checkpoint, classifier, folded, photos, dynamic_batch, progress)
+        result = draft.write(output, format, precision)
+        if precision == "int8" and result.same_class < LEAST_AGREEMENT:
             kept = output.with_stem(f"{output.stem}_fp32")
-            graph.write(kept, format, "fp32")
+            draft.write(kept, format, "fp32")
             result = replace(result, kept=kept)
     write_atomically(_report_path(output), (json.dumps(result.as_dict(), indent=1) + "\n").encode())
     return result
 
 
 @dataclass
-class _Graph:
-    """A float ONNX graph on its way to its files."""
+class _Draft:
+    """A folded network on its way to its files."""
 
-    draft: Path
+    workspace: Path
     checkpoint: Checkpoint
     classifier: Classifier
-    photos: list[Image.Image]
-    folded: nn.Module
+    folded: Checkpoint
+    photos: Photos
+    dynamic_batch: bool
+    progress: bool
 
     def write(self, output: Path, format: str, precision: str) -> Export:
         """Convert, store the configuration, put the files in place, compare and describe."""
-        finished = self.draft.with_name(output.name)
-        config = self.checkpoint.config()
-        (self._finish_onnx if format == "onnx" else self._finish_openvino)(finished, precision, config)
+        finished = self.workspace / output.name
+        if format == "torch":
+            finished.write_bytes(self.folded.serialize(_DTYPES[precision]))
+            exported = Classifier(load(finished))
+        else:
+            (self._finish_onnx if format == "onnx" else self._finish_openvino)(finished, precision)
+            exported = Classifier(load_exported(finished))
         files = [file for file in (finished.with_suffix(".bin"), finished) if file.exists()]
         size_mb = sum(file.stat().st_size for file in files) / 1e6
-        exported = Classifier(load_exported(finished))
+        comparison = self.photos.images(self.photos.comparison)
         agreement = {
             "noise": compare(self.classifier, exported, random_batches(self.checkpoint.input_config["input_size"])),
-            "photographs": compare(self.classifier, exported, image_batches(self.classifier, self.photos)),
+            "photographs": compare(self.classifier, exported, image_batches(self.classifier, comparison)),
         }
+        accuracy = None
+        if self.photos.test is not None and self.original_evaluation is not None:
+            evaluation = evaluate(exported, self.photos.test, progress=self.progress)
+            accuracy = compare_accuracy(self.original_evaluation, evaluation, self.photos.held_out)
         for file in files:
             file.replace(output.with_suffix(file.suffix))
-        import onnx
-
         return Export(
             output,
             format,
             precision,
             tuple(self.checkpoint.input_config["input_size"]),
             size_mb,
-            sum(parameter.numel() for parameter in self.folded.parameters()) / 1e6,
+            sum(parameter.numel() for parameter in self.folded.model.parameters()) / 1e6,
             agreement,
-            dict(Counter(node.op_type for node in onnx.load(self.draft).graph.node)),
+            self.photos.held_out,
+            accuracy,
+            {} if format == "torch" else self._operators(),
         )
 
+    @cached_property
+    def original_evaluation(self) -> Evaluation | None:
+        """What the network answers in PyTorch to the labelled images."""
+        if self.photos.test is None:
+            return None
+        return evaluate(self.classifier, self.photos.test, progress=self.progress)
+
+    @cached_property
+    def graph(self) -> Path:
+        """The network as a float ONNX file."""
+        # a dynamic batch is traced with two images, because PyTorch specialises on a size of one
+        shape = (2 if self.dynamic_batch else 1, *self.checkpoint.input_config["input_size"])
+        path = self.workspace / "float.onnx"
+        write_onnx(self.folded.model, shape, path, self.dynamic_batch)
+        return path
+
+    def _operators(self) -> dict[str, int]:
+        import onnx
+
+        return dict(Counter(node.op_type for node in onnx.load(self.graph).graph.node))
+
     def _calibration_batches(self) -> list[np.ndarray]:
-        photos = self.photos[:CALIBRATION_IMAGES]
+        photos = self.photos.images(self.photos.calibration)
         return [batch.numpy() for batch in image_batches(self.classifier, photos, batch_size=1)]
 
-    def _finish_onnx(self, path: Path, precision: str, config: dict[str, Any]) -> None:
+    def _finish_onnx(self, path: Path, precision: str) -> None:
         import onnx
 
         if precision == "int8":
+            batches = self._calibration_batches()
             with quiet():
-                quantize_onnx(self.draft, path, self._calibration_batches())
+                quantize_onnx(self.graph, path, batches)
             model = onnx.load(path)
         elif precision == "fp16":
             from onnxruntime.transformers.float16 import convert_float_to_float16
 
-            model = convert_float_to_float16(onnx.load(self.draft), keep_io_types=True)
+            model = convert_float_to_float16(onnx.load(self.graph), keep_io_types=True)
         else:
-            model = onnx.load(self.draft)
-        onnx.helper.set_model_props(model, {CONFIG_KEY: json.dumps(config)})
+            model = onnx.load(self.graph)
+        onnx.helper.set_model_props(model, {CONFIG_KEY: json.dumps(self.checkpoint.config())})
         onnx.save(model, path)
 
-    def _finish_openvino(self, path: Path, precision: str, config: dict[str, Any]) -> None:
+    def _finish_openvino(self, path: Path, precision: str) -> None:
         openvino = require("openvino", "openvino")
-        model = openvino.convert_model(self.draft)
+        model = openvino.convert_model(self.graph)
         if precision == "int8":
+            batches = self._calibration_batches()
             with quiet():
-                model = quantize_openvino(model, self._calibration_batches())
-        config["inference_precision"] = "bf16" if precision == "bf16" else "f32"
+                model = quantize_openvino(model, batches)
+        config = self.checkpoint.config() | {"inference_precision": "bf16" if precision == "bf16" else "f32"}
         model.set_rt_info(json.dumps(config), [CONFIG_KEY])
         openvino.save_model(model, path, compress_to_fp16=precision in ("fp16", "bf16"))
 
@@ -199,17 +245,11 @@ class _Graph:
 def _resized(checkpoint: Checkpoint, img_size: int | None) -> Checkpoint:
     if img_size is None:
         return checkpoint
+    if isinstance(checkpoint.folded, tuple) and checkpoint.folded != (img_size, img_size):
+        height, width = checkpoint.folded
+        raise UserError(f"The network was folded for images of {height}×{width} pixels; give the run it came from.")
     channels = checkpoint.input_config["input_size"][0]
     return replace(checkpoint, input_config={**checkpoint.input_config, "input_size": [channels, img_size, img_size]})
-
-
-def _read(paths: Sequence[Path]) -> list[Image.Image]:
-    # spread over the folder, whose files are sorted by class
-    step = max(1, len(paths) // CALIBRATION_IMAGES)
-    images = [image for _, image in read_images(paths[::step][:CALIBRATION_IMAGES]) if isinstance(image, Image.Image)]
-    if not images:
-        raise UserError("None of the calibration images can be read.")
-    return images
 
 
 def _report_path(output: Path) -> Path:

@@ -94,8 +94,11 @@ def _open_onnx(path: Path, threads: int | None) -> tuple[ExportedModel, dict[str
 
 def _open_openvino(path: Path, threads: int | None) -> tuple[ExportedModel, dict[str, Any]]:
     openvino = require("openvino", "openvino")
+    core = openvino.Core()
+    # read the weights rather than map the file, which may be replaced or deleted while the network is in use
+    core.set_property({"ENABLE_MMAP": False})
     try:
-        model = openvino.Core().read_model(path)
+        model = core.read_model(path)
     except RuntimeError as error:
         raise UserError(f"{str(path)!r} is damaged or no OpenVINO file: {str(error).splitlines()[0]}") from error
     text = model.get_rt_info([CONFIG_KEY]).value if model.has_rt_info([CONFIG_KEY]) else None
@@ -103,11 +106,12 @@ def _open_openvino(path: Path, threads: int | None) -> tuple[ExportedModel, dict
     properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": config.get("inference_precision", "f32")}
     if threads is not None:
         properties["INFERENCE_NUM_THREADS"] = threads
-    request = openvino.Core().compile_model(model, "CPU", properties).create_infer_request()
+    request = core.compile_model(model, "CPU", properties).create_infer_request()
     batch = model.input(0).partial_shape[0]
 
     def run(images: np.ndarray) -> np.ndarray:
-        output: np.ndarray = request.infer({0: images})[0]
+        # both ends are copied: neither the caller's array nor the request's next result is ever shared
+        output: np.ndarray = request.infer({0: images}, share_inputs=False, share_outputs=False)[0]
         return output
 
     return ExportedModel(run, batch.get_length() if batch.is_static else None, config), config

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from partialnet.evaluation import Evaluation
 from partialnet.prediction import Classifier
 
 
@@ -35,13 +36,40 @@ def compare(original: Classifier, exported: Classifier, batches: Iterable[Tensor
     """Compare two classifiers on batches of preprocessed images, (B, C, H, W)."""
     differences, largest, same, count = [0.0], [0.0], 0, 0
     for batch in batches:
-        with torch.inference_mode():
-            expected, given = original.model(batch).float(), exported.model(batch).float()
+        expected, given = original.run(batch), exported.run(batch)
         differences.append(float((expected - given).abs().max()))
         largest.append(float(expected.abs().max()))
         same += int((expected.argmax(1) == given.argmax(1)).sum())
         count += len(batch)
     return Agreement(count, max(differences), max(largest), same / max(count, 1))
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How many labelled images the original and the exported network get right.
+
+    Attributes:
+        num_images: Images that could be read.
+        original: Share, in [0, 1], that the network gets right in PyTorch.
+        exported: Share that the exported network gets right.
+        difference: ``exported - original``.
+        agreement: Share that both give the same class, right or wrong.
+        held_out: Whether none of the images was used for calibration.
+    """
+
+    num_images: int
+    original: float
+    exported: float
+    difference: float
+    agreement: float
+    held_out: bool
+
+
+def compare_accuracy(original: Evaluation, exported: Evaluation, held_out: bool) -> Accuracy:
+    """Compare two evaluations on the same images."""
+    same = (original.predicted == exported.predicted)[original.readable]
+    difference = exported.top1 - original.top1
+    return Accuracy(original.num_images, original.top1, exported.top1, difference, float(same.mean()), held_out)
 
 
 def random_batches(input_size: Sequence[int], num_images: int = 16, seed: int = 0) -> Iterable[Tensor]:

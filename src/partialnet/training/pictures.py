@@ -52,7 +52,7 @@ def draw_worst_mistakes(folder: Path, images: LabelledImages, evaluation: Evalua
     wrong = np.flatnonzero((evaluation.predicted >= 0) & (evaluation.predicted != evaluation.labels))
     worst = wrong[np.argsort(-evaluation.probability[wrong], kind="stable")]
     shown: list[np.ndarray] = []
-    titles = []
+    titles: list[str] = []
     for index in worst.tolist():
         if len(shown) == _COLUMNS * _ROWS:
             break
@@ -63,7 +63,7 @@ def draw_worst_mistakes(folder: Path, images: LabelledImages, evaluation: Evalua
         image.thumbnail((256, 256))
         answer, truth = (evaluation.class_names[int(i[index])] for i in (evaluation.predicted, evaluation.labels))
         shown.append(np.asarray(image))
-        titles.append(f"{plots.shorten(answer)} {evaluation.probability[index]:.0%}\nis {plots.shorten(truth)}")
+        titles.append(f"{plots.shorten(answer, 13)} {evaluation.probability[index]:.0%}\nis {plots.shorten(truth)}")
     heading = f"The worst of {len(wrong)} mistakes: surest answers first" if len(wrong) else "No mistakes"
     plots.image_grid(folder / MISTAKES_NAME, shown, titles, heading, _COLUMNS)
 
@@ -74,7 +74,7 @@ def _target(target: torch.Tensor, class_names: Sequence[str]) -> str:
         return plots.shorten(class_names[int(target)])
     values, classes = target.topk(min(2, len(class_names)))
     named = [
-        f"{plots.shorten(class_names[i])} {value:.0%}"
+        f"{plots.shorten(class_names[i], 12)} {value:.0%}"
         for i, value in zip(classes.tolist(), values.tolist(), strict=True)
         if value > 0.05
     ]

@@ -149,7 +149,7 @@ def _finish(task: ClassifierTask, folder: Path) -> TrainResult:
     if not progress.best_epoch:
         raise UserError(f"No checkpoint could be written to {str(folder)!r}.")
     device = task.trainer.strategy.root_device
-    evaluation = evaluate(load(folder), images, config.batch_size, config.workers, device, progress=True)
+    evaluation = evaluate(load(folder), images, config.batch_size, config.workers, device, progress=sys.stderr.isatty())
     try:
         pictures.draw_results(folder, progress.rows, images, evaluation)
     except OSError as error:

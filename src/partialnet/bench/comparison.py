@@ -1,0 +1,304 @@
+"""Measure the networks of a preset one after another, each beside one reference, and go on where a run was stopped."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from timm.utils import reparameterize_model
+
+from partialnet.checkpoint import Checkpoint
+from partialnet.complexity import measure
+from partialnet.deploy.export import quiet
+from partialnet.errors import UserError
+from partialnet.files import write_atomically
+from partialnet.models import PartialNet
+
+from .contestants import Setting, open_contestant, prepare
+from .environment import environment
+from .peak import Peak, measure_peak
+from .presets import PresetRow
+from .timing import Timing, interleave, synchronizer
+
+RESULT_NAME = "comparison.json"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the rows of one result file have in common.
+
+    Attributes:
+        preset: Name of the list of networks.
+        against: Network that each row takes turns with; the ratios are to its time.
+        precision: See ``Setting``.
+        threads: CPU threads.
+        device: "cpu" or "cuda".
+        batch_size: Images at a time where throughput is measured; latency is that of one image.
+        seconds: Time to spend on each latency and on each throughput.
+    """
+
+    preset: str
+    against: str
+    precision: str = "fp32"
+    threads: int = 1
+    device: str = "cpu"
+    batch_size: int = 16
+    seconds: float = 4.0
+
+    def setting(self, runtime: str, batch_size: int, img_size: int | None) -> Setting:
+        """The setting of one measurement."""
+        return Setting(runtime, self.precision, self.threads, batch_size, img_size, self.device)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One network in one runtime.
+
+    Attributes:
+        name: Name of its row in the preset.
+        runtime: One of ``RUNTIMES``.
+        params_m: Parameters in millions, in training form as papers count them.
+        macs_g: Multiply–adds in thousand millions for one image, re-parameterised and folded as it is run.
+        latency: Times of one image, and their ratio to the reference.
+        throughput: Times of one batch, and their ratio to the reference.
+        reference_ms: Median time of the reference in the rounds of ``latency``.
+        images_per_second: Batch size ÷ median time of a batch.
+        gflops: Twice the multiply–adds ÷ median latency, in 10⁹ a second.
+        share_of_peak: ``gflops`` ÷ the speed of the machine's fastest convolution, timed in turn with the network.
+    """
+
+    name: str
+    runtime: str
+    params_m: float
+    macs_g: float
+    latency: Timing
+    throughput: Timing
+    reference_ms: float
+    images_per_second: float
+    gflops: float
+    share_of_peak: float
+
+
+@dataclass
+class Comparison:
+    """What was measured so far, as it lies in the result file.
+
+    Attributes:
+        plan: What the rows have in common.
+        machine: CPU, versions and commit that all rows were measured with.
+        sessions: The environment of every run that added rows.
+        peaks: The machine's fastest convolution, for every run.
+        measurements: Finished rows.
+        failures: One sentence for each row that could not be measured, by row and runtime.
+        missing: Rows that neither timm nor torchvision has here.
+    """
+
+    plan: Plan
+    machine: dict[str, Any]
+    sessions: list[dict[str, Any]] = field(default_factory=list)
+    peaks: list[Peak] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+    def find(self, name: str, runtime: str) -> Measurement | None:
+        """The finished row of a network in a runtime."""
+        return next((row for row in self.measurements if (row.name, row.runtime) == (name, runtime)), None)
+
+    def runtimes(self) -> list[str]:
+        """All runtimes with a finished row, in the order they were measured in."""
+        return list(dict.fromkeys(row.runtime for row in self.measurements))
+
+    def steady_latency_ms(self, row: Measurement) -> float:
+        """The row's ratio to the reference × the reference's median over all rows of the runtime, in ms.
+
+        It equals the median latency on a quiet machine, and stays comparable where others' work slowed some rows down.
+        """
+        return row.latency.ratio * median(
+            other.reference_ms for other in self.measurements if other.runtime == row.runtime
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write the result file in one step."""
+        write_atomically(folder / RESULT_NAME, (json.dumps(asdict(self), indent=1) + "\n").encode())
+
+
+def open_comparison(folder: Path, plan: Plan) -> Comparison:
+    """A new comparison, or the one that ``folder`` already holds, if it is of the same plan and machine.
+
+    Raises:
+        UserError: The folder holds rows of another plan, machine or version, or its file is damaged.
+    """
+    found = environment()
+    machine = {key: found[key] for key in ("cpu", "cpu_capability", "gpu", "versions", "commit")}
+    path = folder / RESULT_NAME
+    if not path.exists():
+        return Comparison(plan, machine)
+    try:
+        content = json.loads(path.read_text())
+        comparison = Comparison(
+            Plan(**content["plan"]),
+            content["machine"],
+            content["sessions"],
+            [Peak(**peak) for peak in content["peaks"]],
+            [_measurement(row) for row in content["measurements"]],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{str(path)!r} is damaged or of another kind; give another folder with -o.") from error
+    old, new = (
+        {**asdict(side.plan), **side.machine, **side.machine["versions"], "versions": None}
+        for side in (comparison, Comparison(plan, machine))
+    )
+    changed = [f"{key} was {old.get(key)}, is {value}" for key, value in new.items() if old.get(key) != value]
+    if changed:
+        raise UserError(
+            f"{str(folder)!r} holds rows of other settings ({'; '.join(changed)}); give another folder with -o, or "
+            "delete it."
+        )
+    return comparison
+
+
+def _measurement(row: dict[str, Any]) -> Measurement:
+    return Measurement(**{**row, "latency": Timing(**row["latency"]), "throughput": Timing(**row["throughput"])})
+
+
+def compare(
+    rows: Sequence[PresetRow],
+    runtimes: Sequence[str],
+    comparison: Comparison,
+    folder: Path,
+    on_row: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Measure what is not finished yet and store each row as soon as it is.
+
+    Networks take turns with the reference, so that ratios hold though hours lie between two rows. A network that
+    cannot be run is told and passed over.
+
+    Args:
+        rows: The networks.
+        runtimes: Runtimes to measure each in.
+        comparison: Results so far; extended in place.
+        folder: Where the result file lies.
+        on_row: Called with one line of text for each row.
+
+    Raises:
+        UserError: No runtime offers the plan, or the reference cannot be run.
+    """
+    plan = comparison.plan
+    for runtime in runtimes:
+        plan.setting(runtime, 1, None).check()
+    comparison.missing = [row.name for row in rows if not row.exists()]
+    todo = [
+        (runtime, row)
+        for runtime in runtimes
+        for row in rows
+        if row.exists() and comparison.find(row.name, runtime) is None
+    ]
+    if not todo:
+        return
+    reference = open_contestant(plan.against)
+    peak, run_peak = measure_peak(plan.threads, plan.precision, plan.device)
+    comparison.peaks.append(peak)
+    comparison.sessions.append(environment())
+    on_row(f"Fastest convolution here: {peak.gflops:.0f} GFLOP/s in {peak.precision} ({peak.runtime}).")
+    for number, (runtime, row, prepared) in enumerate(_with_reference(todo, reference, plan), 1):
+        label = f"[{number}/{len(todo)}] {row.name} · {runtime}"
+        try:
+            found = _measure(row, runtime, prepared, plan, peak.gflop, run_peak)
+        except Exception as error:  # networks fail in as many ways as there are runtimes; the others go on
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            comparison.failures[f"{row.name} · {runtime}"] = reason
+            on_row(f"{label}: not measured: {reason}")
+            continue
+        comparison.measurements.append(found)
+        comparison.save(folder)
+        on_row(
+            f"{label}: {found.latency.median_ms:.2f} ms, {found.images_per_second:.0f} images/s, "
+            f"{found.share_of_peak:.0%} of peak"
+        )
+        gc.collect()  # the last network's memory, before the next one is built
+
+
+def _with_reference(
+    todo: Sequence[tuple[str, PresetRow]], reference: Checkpoint, plan: Plan
+) -> Iterator[tuple[str, PresetRow, dict[int, Callable[[], object]]]]:
+    """Each row with the reference, prepared once for each runtime, by batch size."""
+    prepared: dict[int, Callable[[], object]] = {}
+    current = None
+    for runtime, row in todo:
+        if runtime != current:
+            current = runtime
+            try:
+                with quiet():
+                    prepared = {size: prepare(reference, plan.setting(runtime, size, None)) for size in _batches(plan)}
+            except UserError:
+                raise
+            except Exception as error:  # whatever a runtime makes of a network that it cannot run
+                raise UserError(f"The reference {plan.against} cannot be run in {runtime}: {error}") from error
+        yield runtime, row, prepared
+
+
+def _batches(plan: Plan) -> tuple[int, ...]:
+    return (1, plan.batch_size)
+
+
+def _measure(
+    row: PresetRow,
+    runtime: str,
+    reference: dict[int, Callable[[], object]],
+    plan: Plan,
+    peak_gflop: float,
+    run_peak: Callable[[], object],
+) -> Measurement:
+    checkpoint = open_contestant(row.model)
+    params_m, macs_g = _count(checkpoint, row.img_size)
+    wait = synchronizer(torch.device(plan.device))
+
+    def contestants(batch_size: int) -> dict[str, Callable[[], object]]:
+        with quiet():
+            run = prepare(checkpoint, plan.setting(runtime, batch_size, row.img_size))
+        return {"reference": reference[batch_size], "row": run}
+
+    latencies = interleave({**contestants(1), "peak": run_peak}, "reference", plan.seconds, 9, 3, wait, progress=False)
+    throughput = interleave(contestants(plan.batch_size), "reference", plan.seconds, 3, 1, wait, progress=False)["row"]
+    gflops = 2e3 * macs_g / latencies["row"].median_ms
+    return Measurement(
+        row.name,
+        runtime,
+        params_m,
+        macs_g,
+        latencies["row"],
+        throughput,
+        latencies["reference"].median_ms,
+        1e3 * plan.batch_size / throughput.median_ms,
+        gflops,
+        gflops / (1e3 * peak_gflop / latencies["peak"].median_ms),
+    )
+
+
+def _count(checkpoint: Checkpoint, img_size: int) -> tuple[float, float]:
+    """Parameters in training form and multiply–adds in the form that is run."""
+    size = (checkpoint.input_config["input_size"][0], img_size, img_size)
+    params_m = sum(parameter.numel() for parameter in checkpoint.model.parameters()) / 1e6
+    if isinstance(checkpoint.model, PartialNet):
+        return params_m, measure(checkpoint.model, size).folded.macs_g
+    return params_m, measure(reparameterize_model(checkpoint.model), size).training.macs_g
+
+
+def select(rows: Sequence[PresetRow], names: Sequence[str]) -> list[PresetRow]:
+    """The rows of these names or models, in the preset's order; all without any.
+
+    Raises:
+        UserError: A name belongs to no row.
+    """
+    wanted = {name.casefold() for name in names}
+    known = {key.casefold() for row in rows for key in (row.name, row.model)}
+    if unknown := sorted(wanted - known):
+        raise UserError(f"The preset has no row {unknown[0]!r}. Its rows: {', '.join(row.name for row in rows)}.")
+    return [row for row in rows if not names or {row.name.casefold(), row.model.casefold()} & wanted]

@@ -1,0 +1,226 @@
+"""The files of a comparison: CSV, a Markdown table, and a picture for each runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from partialnet.files import write_atomically, write_csv
+
+from .accuracy_latency import Point, accuracy_latency
+from .comparison import Comparison, Measurement
+from .presets import PAPER_SOURCE, PresetRow
+
+_RUNTIME_NAMES = {
+    "eager": "eager PyTorch",
+    "compile": "torch.compile",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+}
+_PACKAGES = {"eager": "torch", "compile": "torch", "onnxruntime": "onnxruntime", "openvino": "openvino"}
+
+
+def write_report(folder: Path, comparison: Comparison, rows: Sequence[PresetRow]) -> list[Path]:
+    """Write all files of what was measured so far.
+
+    Args:
+        folder: Where they go.
+        comparison: At least one measurement.
+        rows: The preset.
+
+    Returns:
+        The files.
+    """
+    records = [_record(row, found, comparison) for row, found in _finished(comparison, rows)]
+    csv_path, table_path = folder / "comparison.csv", folder / "comparison.md"
+    write_csv(csv_path, records, list(records[0]))
+    write_atomically(table_path, _markdown(comparison, rows).encode())
+    written = [csv_path, table_path]
+    for runtime in comparison.runtimes():
+        points = [
+            Point(row.name, row.family, row.size, comparison.steady_latency_ms(found), row.top1_quoted, row.distilled)
+            for row, found in _finished(comparison, rows)
+            if found.runtime == runtime and row.top1_quoted is not None
+        ]
+        if points:
+            path = folder / f"accuracy_latency_{runtime}.png"
+            families = list(dict.fromkeys(row.family for row in rows))
+            conditions, note = _conditions(comparison, runtime), _figure_note(points, rows, comparison)
+            accuracy_latency(path, points, families, "Accuracy against latency", conditions, note)
+            written.append(path)
+    return written
+
+
+def _finished(comparison: Comparison, rows: Sequence[PresetRow]) -> list[tuple[PresetRow, Measurement]]:
+    """Finished rows, runtime after runtime, in the preset's order."""
+    return [
+        (row, found)
+        for runtime in comparison.runtimes()
+        for row in rows
+        if (found := comparison.find(row.name, runtime)) is not None
+    ]
+
+
+def _record(row: PresetRow, found: Measurement, comparison: Comparison) -> dict[str, Any]:
+    """A row of the CSV file. What was quoted says so in the name of its column."""
+    plan = comparison.plan
+    paper = asdict(row.paper) if row.paper else {}
+    return {
+        "name": row.name,
+        "family": row.family,
+        "model": row.model,
+        "img_size": row.img_size,
+        "runtime": found.runtime,
+        "precision": plan.precision,
+        "threads": plan.threads,
+        "device": plan.device,
+        "params_m": round(found.params_m, 4),
+        "macs_g": round(found.macs_g, 5),
+        "latency_ms": round(found.latency.median_ms, 4),
+        "latency_q1_ms": round(found.latency.q1_ms, 4),
+        "latency_q3_ms": round(found.latency.q3_ms, 4),
+        "latency_steady_ms": round(comparison.steady_latency_ms(found), 4),
+        "against": plan.against,
+        "latency_ratio": round(found.latency.ratio, 4),
+        "latency_ratio_q1": round(found.latency.ratio_q1, 4),
+        "latency_ratio_q3": round(found.latency.ratio_q3, 4),
+        "batch_size": plan.batch_size,
+        "images_per_second": round(found.images_per_second, 2),
+        "gflops_per_second": round(found.gflops, 2),
+        "share_of_peak": round(found.share_of_peak, 4),
+        "top1_quoted_percent": "" if row.top1_quoted is None else row.top1_quoted,
+        "top1_quoted_from": row.top1_source,
+        "params_m_quoted": paper.get("params_m", ""),
+        "macs_g_quoted": paper.get("macs_g", ""),
+        "latency_ms_quoted": paper.get("latency_ms", ""),
+        "images_per_second_v100_quoted": paper.get("images_per_second_v100", ""),
+        "images_per_second_mi250_quoted": paper.get("images_per_second_mi250", ""),
+    }
+
+
+def _conditions(comparison: Comparison, runtime: str) -> str:
+    """Runtime, precision, threads and processor in one line."""
+    plan, machine = comparison.plan, comparison.machine
+    version = machine["versions"].get(_PACKAGES[runtime], "")
+    threads = "1 thread" if plan.threads == 1 else f"{plan.threads} threads"
+    where = f"{machine['gpu']}" if plan.device == "cuda" else f"{machine['cpu']}, {threads}"
+    return f"{_RUNTIME_NAMES[runtime]} {version}, {plan.precision}, batch 1 · {where}"
+
+
+def _figure_note(points: Sequence[Point], rows: Sequence[PresetRow], comparison: Comparison) -> str:
+    drawn = {point.name for point in points}
+    used = {row.top1_source for row in rows if row.name in drawn}
+    kinds = {"paper": "the paper (Table 10)", "timm": "timm's results", "authors'": "their authors' tables"}
+    sources = [text for kind, text in kinds.items() if any(source.startswith(kind) for source in used)]
+    note = f"Accuracies are quoted from {', '.join(sources)}, not measured."
+    if any(point.distilled for point in points):
+        note += " Hollow: distilled."
+    return f"{note}\nLatency: ratio to {comparison.plan.against} in the same rounds × its median."
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What a reader of the figures has to know, one sentence each."""
+    plan = comparison.plan
+    lines = [
+        "Top-1 accuracies are quoted, not measured.",
+        f"Ratios: time ÷ that of {plan.against} in the same round; medians and quartiles of the rounds.",
+        "latency_steady_ms and the picture: that ratio × the reference's median over all rows, which other programs' "
+        "load disturbs less than a median latency.",
+        "Networks have random weights and random images; all are re-parameterised and folded where they can be, and "
+        "in the memory layout that suits them.",
+        "Parameters are those of the training form; multiply–adds those of the form that is run. Speed counts two "
+        "operations for each multiply–add.",
+    ]
+    if plan.precision == "int8":
+        lines.append("int8 was calibrated on random images: that shows the speed and says nothing of accuracy.")
+    if plan.precision in ("int8", "fp16"):
+        lines.append("The peak is that of fp32.")
+    if comparison.peaks:
+        fastest = max(comparison.peaks, key=lambda peak: peak.gflops)
+        lines.append(
+            f"Peak: {fastest.gflops:.0f} GFLOP/s, the fastest of some large convolutions ({fastest.convolution}) in "
+            f"{_RUNTIME_NAMES[fastest.runtime]}, {fastest.precision}, {fastest.threads} thread(s). Shares are of that "
+            "convolution's speed in the same rounds."
+        )
+    if comparison.missing:
+        lines.append(f"Neither timm nor torchvision has here: {', '.join(comparison.missing)}.")
+    lines += [f"Not measured: {name}: {reason}" for name, reason in comparison.failures.items()]
+    return lines
+
+
+def _markdown(comparison: Comparison, rows: Sequence[PresetRow]) -> str:
+    plan, machine = comparison.plan, comparison.machine
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    lines = [
+        f"# Preset {plan.preset}, {plan.precision}, "
+        f"{'GPU' if plan.device == 'cuda' else f'{plan.threads} CPU thread(s)'}",
+        "",
+        f"{machine['gpu'] if plan.device == 'cuda' else machine['cpu']}; {versions}; commit {machine['commit']}. "
+        f"{comparison.sessions[-1]['date'] if comparison.sessions else ''}",
+    ]
+    paper = any(row.paper for row in rows) and plan.preset == "paper"
+    for runtime in comparison.runtimes():
+        header = [
+            "network",
+            "image",
+            "params M",
+            *(["paper"] if paper else []),
+            "MACs G",
+            *(["paper"] if paper else []),
+        ]
+        header += ["latency ms", *(["paper, EPYC 73F3"] if paper else []), f"÷ {plan.against}"]
+        header += [f"images/s, batch {plan.batch_size}", *(["paper, V100", "paper, MI250"] if paper else [])]
+        header += ["of peak", "top-1 % (quoted, not measured)", *([] if paper else ["quoted from"])]
+        lines += ["", f"## {_RUNTIME_NAMES[runtime]}", "", _line(header), _line(["---"] * len(header))]
+        for row, found in _finished(comparison, rows):
+            if found.runtime == runtime:
+                lines.append(_line(_cells(row, found, paper)))
+    lines += ["", *(f"- {note}" for note in notes(comparison))]
+    if paper:
+        lines.append(f"- Columns headed “paper” and the accuracies are quoted from the {PAPER_SOURCE}.")
+    return "\n".join(lines) + "\n"
+
+
+def _cells(row: PresetRow, found: Measurement, paper: bool) -> list[str]:
+    latency = found.latency
+    cells = {
+        "name": f"**{row.name}**" if row.family == "PartialNet" else row.name,
+        "image": f"{row.img_size}²",
+        "params": f"{found.params_m:.2f}",
+        "params quoted": row.paper and f"{row.paper.params_m}",
+        "macs": f"{found.macs_g:.3f}",
+        "macs quoted": row.paper and f"{row.paper.macs_g:.2f}",
+        "latency": f"{latency.median_ms:.2f} ({latency.q1_ms:.2f}–{latency.q3_ms:.2f})",
+        "latency quoted": row.paper and f"{row.paper.latency_ms}",
+        "ratio": f"{latency.ratio:.2f} ({latency.ratio_q1:.2f}–{latency.ratio_q3:.2f})",
+        "throughput": f"{found.images_per_second:.1f}",
+        "V100 quoted": row.paper and f"{row.paper.images_per_second_v100}",
+        "MI250 quoted": row.paper and f"{row.paper.images_per_second_mi250}",
+        "share": f"{found.share_of_peak:.0%}",
+        "top1": "" if row.top1_quoted is None else f"{row.top1_quoted:.1f}",
+    }
+    shown = [text or "" for key, text in cells.items() if paper or not key.endswith("quoted")]
+    return shown if paper else [*shown, row.top1_source]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def as_text(comparison: Comparison, rows: Sequence[PresetRow]) -> str:
+    """A table for a terminal."""
+    width = max(len(row.name) for row in rows) + 2
+    head = f"{'network':{width}}{'params M':>9}{'MACs G':>9}{'ms':>10}{'ratio':>8}{'images/s':>11}{'of peak':>9}"
+    lines = []
+    for runtime in comparison.runtimes():
+        lines += ["", f"{_RUNTIME_NAMES[runtime]}, {comparison.plan.precision}", f"{head}{'top-1 % (quoted)':>18}"]
+        lines += [
+            f"{row.name:{width}}{found.params_m:>9.2f}{found.macs_g:>9.3f}{found.latency.median_ms:>10.2f}"
+            f"{found.latency.ratio:>8.2f}{found.images_per_second:>11.1f}{found.share_of_peak:>9.0%}"
+            f"{'' if row.top1_quoted is None else f'{row.top1_quoted:.1f}':>18}"
+            for row, found in _finished(comparison, rows)
+            if found.runtime == runtime
+        ]
+    return "\n".join(lines[1:])

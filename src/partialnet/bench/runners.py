@@ -1,0 +1,127 @@
+"""What runs one batch in a runtime. A runner owns all it needs: no file behind it, no array that could go away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from partialnet.deploy.quantize import quantize_onnx, quantize_openvino
+from partialnet.deploy.runtimes import require
+from partialnet.errors import UserError
+
+TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_OPENVINO_HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16", "fp16": "f16"}
+#: batches of noise that int8 is calibrated on: enough for speed, useless for accuracy
+_CALIBRATION_BATCHES = 4
+
+
+class TorchRunner:
+    """A module of PyTorch with one batch in its device, dtype and memory layout.
+
+    Args:
+        model: Network in evaluation mode; moved in place.
+        images: (B, C, H, W), float32.
+        precision: "fp32", "fp16" or "bf16".
+        device: "cpu" or "cuda".
+        layout: Memory format of weights and images.
+    """
+
+    def __init__(
+        self, model: nn.Module, images: Tensor, precision: str, device: str, layout: torch.memory_format
+    ) -> None:
+        dtype = TORCH_DTYPES[precision]
+        self.model = model.to(device, dtype, memory_format=layout)  # type: ignore[call-overload]
+        self.images = images.to(device, dtype).contiguous(memory_format=layout)
+
+    def __call__(self) -> Tensor:
+        """Run the batch."""
+        with torch.inference_mode():
+            output: Tensor = self.model(self.images)
+        return output
+
+
+class OnnxRuntimeRunner:
+    """A session of onnxruntime, made from the file's content, with its batch.
+
+    Args:
+        path: Float ONNX file of a network for batches of this size; not needed afterwards. int8 writes beside it.
+        images: (B, C, H, W), float32.
+        precision: "fp32", "fp16" or "int8", which is calibrated on noise.
+        threads: CPU threads.
+    """
+
+    def __init__(self, path: Path, images: np.ndarray, precision: str, threads: int) -> None:
+        import onnxruntime
+
+        if precision == "int8":
+            quantized = path.with_name("int8.onnx")
+            quantize_onnx(path, quantized, _noise(images))
+            content = quantized.read_bytes()
+        elif precision == "fp16":
+            from onnxruntime.transformers.float16 import convert_float_to_float16
+
+            content = convert_float_to_float16(onnx.load(path), keep_io_types=True).SerializeToString()
+        else:
+            content = path.read_bytes()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        self.feed = {self.session.get_inputs()[0].name: np.array(images)}
+
+    def __call__(self) -> np.ndarray:
+        """Run the batch."""
+        output: np.ndarray = self.session.run(None, self.feed)[0]
+        return output
+
+
+class OpenVINORunner:
+    """A compiled model of OpenVINO with its batch, which lies in an array that the runner keeps.
+
+    The file is read into memory first: OpenVINO maps files into memory, and would read from one that was deleted or
+    overwritten.
+
+    Args:
+        path: Float ONNX file of a network for batches of this size; not needed afterwards.
+        images: (B, C, H, W), float32.
+        precision: "fp32", "fp16", "bf16" or "int8", which NNCF calibrates on noise.
+        threads: CPU threads.
+
+    Raises:
+        UserError: This CPU does not compute in that precision.
+    """
+
+    def __init__(self, path: Path, images: np.ndarray, precision: str, threads: int) -> None:
+        openvino = require("openvino", "openvino")
+        self.core = openvino.Core()
+        model = self.core.read_model(path.read_bytes())
+        if precision == "int8":
+            model = quantize_openvino(model, _noise(images))
+        hint = _OPENVINO_HINTS[precision]
+        properties: dict[str, Any] = {
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "INFERENCE_PRECISION_HINT": hint,
+        }
+        self.compiled = self.core.compile_model(model, "CPU", properties)
+        used = self.compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        if used != hint:
+            raise UserError(f"OpenVINO computes in {used} on this CPU when {precision} is asked; measure fp32 instead.")
+        self.request = self.compiled.create_infer_request()
+        self.images = np.array(images)
+        self.request.set_input_tensor(openvino.Tensor(self.images, shared_memory=True))
+
+    def __call__(self) -> np.ndarray:
+        """Run the batch."""
+        output: np.ndarray = self.request.infer()[0]
+        return output
+
+
+def _noise(images: np.ndarray) -> list[np.ndarray]:
+    random = np.random.default_rng(0)
+    return [random.standard_normal(images.shape, np.float32) for _ in range(_CALIBRATION_BATCHES)]

@@ -1,0 +1,83 @@
+"""The photographs that an export is calibrated with, compared and tested on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from partialnet.data import LabelledImages, Subset, spread
+from partialnet.errors import UserError
+from partialnet.images import read_image
+
+from .verify import sample_photos
+
+#: Images that int8 is calibrated with, and that logits are compared on, at most.
+CALIBRATION_IMAGES = 300
+#: Labelled images that the accuracy is measured on, at most.
+TEST_IMAGES = 2000
+#: With fewer images than this, none can be spared from calibration for the comparison.
+LEAST_TO_DIVIDE = 100
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Images opened when they are asked for, divided by what they are for.
+
+    Attributes:
+        read: Opens an image by its number.
+        calibration: Numbers of the images to calibrate with.
+        comparison: Numbers of the images to compare logits on.
+        test: Labelled images to measure the accuracy on; None where labels are unknown.
+        held_out: Whether comparison and test have no image of the calibration.
+    """
+
+    read: Callable[[int], Image.Image]
+    calibration: np.ndarray
+    comparison: np.ndarray
+    test: LabelledImages | None
+    held_out: bool
+
+    def images(self, numbers: np.ndarray) -> Iterator[Image.Image]:
+        """The images of these numbers, without those that cannot be read.
+
+        Raises:
+            UserError: None of them can be read.
+        """
+        num_read = 0
+        for number in numbers.tolist():
+            try:
+                image = self.read(number)
+            except UserError:
+                continue
+            num_read += 1
+            yield image
+        if not num_read:
+            raise UserError("None of the calibration images can be read.")
+
+
+def collect_photos(files: Sequence[Path], labelled: LabelledImages | None, calibrated: bool) -> Photos:
+    """Divide labelled images, else files, else cut-outs of scikit-learn's photographs.
+
+    Args:
+        files: Image files without labels.
+        labelled: Images with classes of the network.
+        calibrated: Whether something is to be calibrated; if not, every image is there to compare on.
+    """
+    read: Callable[[int], Image.Image]
+    if labelled is not None:
+        read, count = labelled.read, len(labelled)
+    elif files:
+        read, count = (lambda number: read_image(files[number])), len(files)
+    else:
+        samples = sample_photos()
+        read, count = samples.__getitem__, len(samples)
+    everything = np.arange(count)
+    held_out = not calibrated or count >= LEAST_TO_DIVIDE
+    calibration = spread(everything, min(CALIBRATION_IMAGES, count // 2) if held_out else CALIBRATION_IMAGES)
+    others = np.setdiff1d(everything, calibration) if calibrated and held_out else everything
+    test = None if labelled is None else Subset(labelled, spread(others, TEST_IMAGES))
+    return Photos(read, calibration, spread(others, CALIBRATION_IMAGES), test, held_out)

@@ -1,0 +1,149 @@
+"""Pictures of a run: what they show, for any number of epochs, images and classes."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from partialnet import plots
+from partialnet.training import pictures
+from partialnet.training.batches import Batch
+from partialnet.training.progress import EpochMetrics
+
+HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are written, as well."""
+    written: list[Figure] = []
+    save = plots.save
+
+    def keep(figure: Figure, path: Path) -> None:
+        written.append(figure)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            save(figure, path)
+
+    monkeypatch.setattr(plots, "save", keep)
+    return written
+
+
+def captions(figure: Figure) -> list[str]:
+    return [axes.get_title() for axes in figure.axes if axes.images]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 300])
+def test_curves(epochs: int, figures: list[Figure], tmp_path: Path) -> None:
+    rows = [EpochMetrics(e, 2.0 / e, 0.1, 3.0 / e, 1 - 0.5 / e, 1e-3 / e, 1.0, 10.0) for e in range(1, epochs + 1)]
+    plots.learning_curves(tmp_path / "c.png", rows, "costs $5_a$")
+    drawn = {
+        (axes.get_title(), line.get_label()): list(line.get_ydata())  # type: ignore[call-overload]
+        for axes in figures[0].axes
+        for line in axes.lines
+    }
+    assert drawn["Loss", "held out"] == [row.val_loss for row in rows]
+    assert drawn["Accuracy", "held out"] == [row.val_accuracy for row in rows]
+    assert drawn["Accuracy", "training, with augmentation"] == [row.train_accuracy for row in rows]
+    assert [row.lr for row in rows] in drawn.values()
+    assert Image.open(tmp_path / "c.png").width > 1000
+
+
+@pytest.mark.parametrize("size", [2, 25, 26, 60, 61, 1000])
+def test_confusion(size: int, figures: list[Figure], tmp_path: Path) -> None:
+    labels = [*range(size), 0, 0, 0]
+    predicted = [*range(size), 0, 1, 1]
+    names = [f"n${i}_" for i in range(size)]
+    plots.confusion_matrix(tmp_path / "m.png", labels, predicted, names, "title")
+    axes = figures[0].axes[0]
+    shares = np.asarray(axes.images[0].get_array())
+    assert shares.shape == (size, size)
+    assert shares[0, :2].tolist() == [0.5, 0.5]  # two and two of four
+    assert shares[1, 1] == 1
+    texts = [text.get_text() for text in axes.texts]
+    assert texts == (["2", "2", *["1"] * (size - 1)] if size <= 25 else [])
+    ticks = [text.get_text() for text in axes.get_yticklabels()]
+    assert (ticks == names) == (size <= 60)
+    if size > 60:
+        listed = [text.get_text() for axes in figures[0].axes for text in axes.texts]
+        assert listed == ["   2  n$0_ → n$1_"]
+    assert max(Image.open(tmp_path / "m.png").size) < 2400
+
+
+def test_confusion_of_classes_without_images(tmp_path: Path) -> None:
+    plots.confusion_matrix(tmp_path / "m.png", [0], [0], ["a", "b", "c"], "one image")
+    plots.confusion_matrix(tmp_path / "n.png", [], [], [str(i) for i in range(100)], "no image")
+
+
+@pytest.mark.parametrize("number", [1, 5, 40])
+def test_first_batch(number: int, figures: list[Figure], tmp_path: Path) -> None:
+    values = torch.rand(number, 3, 6, 8)
+    labels = torch.arange(number) % 2
+    batch = Batch((values - 0.5) / 0.25, labels, labels, torch.arange(number))
+    pictures.draw_first_batch(tmp_path, batch, HALF, ["cat", "dog"])
+    shown = [axes for axes in figures[0].axes if axes.images]
+    assert len(shown) == min(number, 32)
+    pixels = np.asarray(shown[0].images[0].get_array())
+    np.testing.assert_allclose(pixels, values[0].permute(1, 2, 0).numpy(), atol=1e-6)
+    assert captions(figures[0])[:2] == ["cat", "dog"][:number]
+    assert (tmp_path / pictures.FIRST_BATCH_NAME).exists()
+
+
+def test_first_batch_of_mixed_images(figures: list[Figure], tmp_path: Path) -> None:
+    targets = torch.tensor([[0.7, 0.28, 0.02], [0.98, 0.01, 0.01]])
+    batch = Batch(torch.zeros(2, 3, 4, 4), targets, torch.zeros(2, dtype=torch.long), torch.arange(2))
+    pictures.draw_first_batch(tmp_path, batch, HALF, ["cat, felis", "a very long name of a class", "bird"])
+    assert captions(figures[0]) == ["cat 70%\na very long… 28%", "cat 98%"]
+
+
+class Photos:
+    """Grey images; the third cannot be read."""
+
+    def read(self, index: int) -> Image.Image:
+        if index == 2:
+            from partialnet.errors import UserError
+
+            raise UserError("broken")
+        return Image.new("RGB", (300, 20 + index), (index, index, index))
+
+
+def evaluation(predicted: list[int], probability: list[float]) -> Any:
+    from types import SimpleNamespace
+
+    labels = np.zeros(len(predicted), int)
+    return SimpleNamespace(
+        class_names=("cat", "dog"),
+        labels=labels,
+        predicted=np.array(predicted),
+        probability=np.array(probability),
+    )
+
+
+def test_worst_mistakes_are_the_surest(figures: list[Figure], tmp_path: Path) -> None:
+    # of six images one is right, one cannot be read, one had no answer
+    found = evaluation([1, 0, 1, 1, -1, 1], [0.6, 1.0, 0.99, 0.8, 0.0, 0.7])
+    pictures.draw_worst_mistakes(tmp_path, Photos(), found)  # type: ignore[arg-type]
+    assert captions(figures[0]) == [f"dog {share}%\nis cat" for share in (80, 70, 60)]
+    first = next(axes for axes in figures[0].axes if axes.images)
+    assert int(np.asarray(first.images[0].get_array()).max()) == 3
+    assert max(np.asarray(first.images[0].get_array()).shape) == 256
+
+
+def test_no_mistakes(figures: list[Figure], tmp_path: Path) -> None:
+    pictures.draw_worst_mistakes(tmp_path, Photos(), evaluation([0, 0], [0.9, 0.9]))  # type: ignore[arg-type]
+    assert captions(figures[0]) == []
+    assert (tmp_path / pictures.MISTAKES_NAME).exists()
+
+
+def test_short_names() -> None:
+    assert plots.shorten("tench, Tinca tinca") == "tench"
+    assert plots.shorten(",") == ","
+    assert plots.shorten("x" * 16) == "x" * 16
+    assert plots.shorten("x" * 17) == "x" * 15 + "…"

@@ -1,0 +1,136 @@
+"""Runners give the network's outputs, in every runtime and precision, long after the files they came from are gone."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from partialnet.bench.contestants import Setting, open_contestant, prepare
+from partialnet.bench.runners import OnnxRuntimeRunner, OpenVINORunner, TorchRunner
+from partialnet.deploy.export import quiet, write_onnx
+from partialnet.errors import UserError
+
+CASES = [
+    (OnnxRuntimeRunner, "fp32", 1e-5),
+    (OnnxRuntimeRunner, "fp16", 1e-2),
+    (OnnxRuntimeRunner, "int8", 1e-1),
+    (OpenVINORunner, "fp32", 1e-5),
+    (OpenVINORunner, "int8", 1e-1),
+]
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 32, 3, stride=2), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(64, 5)).eval()
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def onnx_file(network: nn.Module, images: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runners") / "network.onnx"
+    write_onnx(network, images.shape, path)
+    return path
+
+
+def churn() -> None:
+    """Give freed memory to others, so that a dangling pointer reads something else."""
+    gc.collect()
+    blocks = [np.full(size, 0x7F, np.uint8) for size in (1 << 12, 1 << 16, 1 << 20) for _ in range(16)]
+    del blocks
+    gc.collect()
+
+
+@pytest.mark.parametrize(("runner", "precision", "tolerance"), CASES)
+def test_runs_after_its_file_and_images_are_gone(
+    runner: type,
+    precision: str,
+    tolerance: float,
+    network: nn.Module,
+    images: torch.Tensor,
+    onnx_file: Path,
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "network.onnx"
+    path.write_bytes(onnx_file.read_bytes())
+    given = images.clone().numpy()
+    with quiet():
+        run = runner(path, given, precision, 1)
+    # truncated before it is deleted: memory that was mapped from it could not be read any more
+    for file in tmp_path.iterdir():
+        file.write_bytes(b"")
+        file.unlink()
+    given[:] = np.nan
+    del given
+    churn()
+    with torch.no_grad():
+        expected = network(images).numpy()
+    outputs = [run() for _ in range(3)]
+    churn()
+    for output in outputs:
+        assert np.abs(output - expected).max() <= tolerance * np.abs(expected).max()
+    kept = outputs[0].copy()
+    del run
+    churn()
+    np.testing.assert_array_equal(outputs[0], kept)  # outputs are theirs who got them
+
+
+@pytest.mark.parametrize("runtime", ["eager", "onnxruntime", "openvino"])
+def test_contestants_outlive_everything_that_made_them(runtime: str) -> None:
+    checkpoint = open_contestant("test_resnet")
+    setting = Setting(runtime, img_size=64, batch_size=2)
+    with quiet():
+        run = prepare(checkpoint, setting)
+    first = np.asarray(run()).copy()
+    del checkpoint, setting
+    churn()
+    for _ in range(3):
+        np.testing.assert_allclose(np.asarray(run()), first, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_eager(precision: str, network: nn.Module, images: torch.Tensor) -> None:
+    run = TorchRunner(copy.deepcopy(network), images, precision, "cpu", torch.channels_last)
+    with torch.no_grad():
+        torch.testing.assert_close(run().float(), network(images), rtol=0.05, atol=0.05)
+    assert run().dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (Setting("eager", "int8"), "onnxruntime and openvino"),
+        (Setting("compile", "int8"), "onnxruntime and openvino"),
+        (Setting("eager", "fp16"), "made for GPUs"),
+        (Setting("onnxruntime", "bf16"), "no bf16"),
+    ],
+)
+def test_what_a_runtime_cannot_do_is_said_in_one_sentence(setting: Setting, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        setting.check()
+    for allowed in (Setting("openvino", "int8"), Setting("onnxruntime", "int8"), Setting("onnxruntime", "fp16")):
+        allowed.check()
+
+
+def test_a_precision_that_this_cpu_lacks_is_refused(
+    monkeypatch: pytest.MonkeyPatch, images: torch.Tensor, onnx_file: Path
+) -> None:
+    # OpenVINO takes any precision and computes in another where the CPU lacks it
+    used = SimpleNamespace(to_string=lambda: "f32")
+    compiled = SimpleNamespace(get_property=lambda name: used)
+    core = SimpleNamespace(read_model=lambda content: None, compile_model=lambda *arguments: compiled)
+    monkeypatch.setattr("partialnet.bench.runners.require", lambda *_: SimpleNamespace(Core=lambda: core))
+    with pytest.raises(UserError, match="computes in f32 on this CPU when bf16 is asked"):
+        OpenVINORunner(onnx_file, images.numpy(), "bf16", 1)

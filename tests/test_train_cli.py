@@ -1,0 +1,105 @@
+"""What ``partialnet train`` shows: help, names of run folders, the next commands; the training itself is replaced."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from partialnet.cli.main import main
+from partialnet.training import run as engine
+from partialnet.training.config import FIELDS, TrainConfig
+
+Command = Callable[..., tuple[int, str, str]]
+Calls = list[tuple[TrainConfig, str, Path, bool]]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run ``partialnet train``; its exit code and what it wrote to both streams."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = 0
+        try:
+            main(["train", *arguments])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    made: Calls = []
+
+    def train(config: TrainConfig, data: str, folder: Path, resume: bool = False) -> Any:
+        made.append((config, data, folder, resume))
+        files = (folder / "model.safetensors", folder / "curves.png")
+        return types.SimpleNamespace(folder=folder, accuracy=0.875, num_val=8, files=files, epochs=1)
+
+    monkeypatch.setattr(engine, "train", train)
+    return made
+
+
+def test_help_has_groups_and_pairs_of_flags(command: Command) -> None:
+    code, out, _ = command("--help")
+    assert code == 0
+    for setting in FIELDS.values():
+        assert f"\n{setting.metadata['group']}:\n" in out
+    assert "--sync-bn / --no-sync-bn" in out
+    assert "partialnet train photos/" in out
+
+
+def test_an_option_at_its_default_still_replaces(command: Command, calls: Calls) -> None:
+    default = TrainConfig().lr
+    assert command("digits", "--lr", str(default), "--no-compile")[0] == 0
+    assert calls[0][0].lr == default
+
+
+@pytest.mark.parametrize(
+    ("data", "recipe", "folder"),
+    [
+        ("digits", "digits", "digits-resnet18"),
+        ("my photos/", "small", "my-photos-resnet18"),
+        ("torchvision:CIFAR10", "small", "CIFAR10-resnet18"),
+        ("hfds/ethz/food101", "small", "food101-resnet18"),
+    ],
+)
+def test_defaults(data: str, recipe: str, folder: str, command: Command, calls: Calls) -> None:
+    code, _, err = command(data, "--model", "resnet18")
+    assert code == 0
+    assert f"Recipe {recipe}, resnet18" in err
+    assert calls[0][1:] == (data, Path("runs") / folder, False)
+
+
+def test_ending(command: Command, calls: Calls) -> None:
+    code, out, _ = command("my photos", "-o", "out dir", "--resume")
+    assert code == 0
+    assert calls[0][2:] == (Path("out dir"), True)
+    assert "Accuracy 87.5% on 8 held-out images" in out
+    assert str(Path("out dir/model.safetensors")) in out
+    for line in ("partialnet predict 'out dir' IMAGE…", "partialnet eval 'out dir' 'my photos'"):
+        assert line in out
+    assert "partialnet export 'out dir'" in out
+
+
+def test_a_file_can_name_the_recipe(command: Command, calls: Calls, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("recipe: cifar10\nlr: 5e-4\n")
+    code, _, err = command("photos", "--config", str(path))
+    assert code == 0
+    assert "Recipe cifar10" in err
+    assert (calls[0][0].img_size, calls[0][0].lr) == (32, 5e-4)
+
+
+def test_mistake_in_a_file_names_the_file(command: Command, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("learning_rate: 1\nlr_bach: 3\n")
+    code, _, err = command("photos", "--config", str(path))
+    assert code == 2
+    assert "learning_rate" in err
+    assert "mine.yaml" in err
