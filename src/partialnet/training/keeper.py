@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -137,6 +138,8 @@ class RunKeeper(L.Callback):
             seconds=progress.seconds,
             images_per_second=train_images / max(progress.seconds, 1e-9),
         )
+        if not math.isfinite(row.val_loss) and trainer.is_global_zero:
+            self.say(f"The validation loss of epoch {row.epoch} is {row.val_loss}: answers of the network overflow.")
         progress.rows.append(row)
         progress.validated = True
         progress.sums = torch.zeros_like(progress.sums)

@@ -98,7 +98,11 @@ def _train(config: TrainConfig, data: str, folder: Path, resume: bool) -> TrainR
     if content is not None:
         _check_agreement(content["run"], run, folder)
     torch.manual_seed(config.seed % 2**64)
-    checkpoint, weights = create_network(config, images.class_names)
+    # a state holds all weights, so those that a run began with may be gone when it continues
+    checkpoint, weights = create_network(
+        config if content is None else replace(config, weights=None), images.class_names
+    )
+    weights = weights if content is None else "Weights: from the saved state."
     teacher = load_teacher(config.teacher, images.class_names, checkpoint.input_config) if config.teacher else None
     batches = train_loader(images.train, config, checkpoint.input_config, epoch=0, world_size=world_size)
     create_optimizer(checkpoint.model, config, config.lr)  # what it objects to, it is to say now

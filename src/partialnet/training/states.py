@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
+from ..errors import UserError
 from ..files import write_atomically
 
 _NAME = re.compile(r"(\d+)-.*-([0-9a-f]{16})\.pt")
@@ -45,7 +46,11 @@ class StateFiles(CheckpointIO):
         return sorted(found, key=_number, reverse=True)
 
     def newest(self) -> dict[str, Any] | None:
-        """Content of the newest file that is whole, also kept as ``last_good``; None if there is none."""
+        """Content of the newest file that is whole, also kept as ``last_good``; None if there is no file.
+
+        Raises:
+            UserError: None of the files there are is whole.
+        """
         for path in self.files():
             try:
                 content = path.read_bytes()
@@ -58,6 +63,8 @@ class StateFiles(CheckpointIO):
                 continue
             self.last_good = path
             return self._content
+        if self.files():
+            raise UserError(f"None of the states in {str(self.folder)!r} is whole; train anew in another folder.")
         return None
 
     def next_path(self, epoch: int, batch: int) -> Path:

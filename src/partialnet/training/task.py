@@ -127,7 +127,7 @@ class ClassifierTask(L.LightningModule):
             loss = (1 - config.teacher_weight) * loss + config.teacher_weight * distance
         with torch.no_grad():
             right = (logits.argmax(1) == batch.labels).sum()
-            number = torch.tensor(float(len(batch)), device=loss.device)
+            number = loss.new_full((), len(batch))  # unlike torch.tensor, this does not make a GPU wait
             self.progress.sums += torch.stack((loss.detach() * number, right, number)).double()
         self.finite.note_loss(loss, batch.indices)
         return loss
