@@ -36,6 +36,7 @@ class RunKeeper(L.Callback):
         folder: The run folder.
         checkpoint: What checkpoints say besides the weights.
         states: Where states go.
+        signals: What asks the run to stop.
         run: Configuration and data of the run, for its states.
         resume_command: What continues the run.
         say: Takes a sentence for the user.
@@ -46,6 +47,7 @@ class RunKeeper(L.Callback):
         folder: Path,
         checkpoint: Checkpoint,
         states: StateFiles,
+        signals: StopSignals,
         run: dict[str, Any],
         resume_command: str,
         say: Callable[[str], None],
@@ -56,7 +58,7 @@ class RunKeeper(L.Callback):
         self.run = run
         self.resume_command = resume_command
         self.say = say
-        self.signals = StopSignals()
+        self.signals = signals
         self._epoch_start = 0.0
         self._last_save = time.monotonic()
         self._known_broken = 0
@@ -77,8 +79,11 @@ class RunKeeper(L.Callback):
             self._finish_epoch(trainer, task, save=False)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take over the signals, after Lightning did."""
+        """Take over the signals, after Lightning did, and stop if one has come already."""
         self.signals.install()
+        stop, _ = self._agree(trainer, _task(pl_module), False)
+        if stop:
+            self.interrupt("before the first step")
         self._start_clock(_task(pl_module))
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
