@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import gc
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -131,6 +133,34 @@ def test_a_precision_that_this_cpu_lacks_is_refused(
     used = SimpleNamespace(to_string=lambda: "f32")
     compiled = SimpleNamespace(get_property=lambda name: used)
     core = SimpleNamespace(read_model=lambda content: None, compile_model=lambda *arguments: compiled)
-    monkeypatch.setattr("partialnet.bench.runners.require", lambda *_: SimpleNamespace(Core=lambda: core))
+    monkeypatch.setattr("partialnet.bench.runners.openvino_core", lambda: core)
     with pytest.raises(UserError, match="computes in f32 on this CPU when bf16 is asked"):
         OpenVINORunner(onnx_file, images.numpy(), "bf16", 1)
+
+
+_SIGNALS_AFTER_NETWORKS = """
+import signal, subprocess, sys
+import numpy as np
+from pathlib import Path
+from partialnet.bench.runners import OpenVINORunner
+
+signal.signal(signal.SIGCHLD, lambda *_: None)
+images = np.zeros((2, 3, 32, 32), np.float32)
+first, second = (OpenVINORunner(Path(sys.argv[1]), images, "fp32", 1) for _ in range(2))
+first()
+del first
+second()
+del second
+for _ in range(3):
+    subprocess.run([sys.executable, "-c", ""], check=True)
+print("alive")
+"""
+
+
+def test_signals_are_survived_after_networks_are_gone(onnx_file: Path) -> None:
+    """OpenVINO's cores leave a dangling signal stack if they end in the order of their making."""
+    process = subprocess.run(
+        [sys.executable, "-c", _SIGNALS_AFTER_NETWORKS, str(onnx_file)], capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.strip() == "alive"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from partialnet.deploy.quantize import quantize_onnx, quantize_openvino
-from partialnet.deploy.runtimes import require
+from partialnet.deploy.runtimes import openvino_core, require
 from partialnet.errors import UserError
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -98,8 +98,8 @@ class OpenVINORunner:
 
     def __init__(self, path: Path, images: np.ndarray, precision: str, threads: int) -> None:
         openvino = require("openvino", "openvino")
-        self.core = openvino.Core()
-        model = self.core.read_model(path.read_bytes())
+        core = openvino_core()
+        model = core.read_model(path.read_bytes())
         if precision == "int8":
             model = quantize_openvino(model, _noise(images))
         hint = _OPENVINO_HINTS[precision]
@@ -108,7 +108,7 @@ class OpenVINORunner:
             "NUM_STREAMS": 1,
             "INFERENCE_PRECISION_HINT": hint,
         }
-        self.compiled = self.core.compile_model(model, "CPU", properties)
+        self.compiled = core.compile_model(model, "CPU", properties)
         used = self.compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if used != hint:
             raise UserError(f"OpenVINO computes in {used} on this CPU when {precision} is asked; measure fp32 instead.")

@@ -85,6 +85,8 @@ def export(
     if as_json:
         click.echo(json.dumps(result.as_dict(), indent=1))
         return
+    if not result.held_out:
+        click.echo("  The photographs below are those that it was calibrated with: too few to hold some out.")
     for kind, agreement in result.agreement.items():
         click.echo(
             f"  {agreement.num_images:4} {kind:12} same class {agreement.top1:.1%}, largest error of a logit "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -93,10 +94,7 @@ def _open_onnx(path: Path, threads: int | None) -> tuple[ExportedModel, dict[str
 
 
 def _open_openvino(path: Path, threads: int | None) -> tuple[ExportedModel, dict[str, Any]]:
-    openvino = require("openvino", "openvino")
-    core = openvino.Core()
-    # read the weights rather than map the file, which may be replaced or deleted while the network is in use
-    core.set_property({"ENABLE_MMAP": False})
+    core = openvino_core()
     try:
         model = core.read_model(path)
     except RuntimeError as error:
@@ -115,6 +113,24 @@ def _open_openvino(path: Path, threads: int | None) -> tuple[ExportedModel, dict
         return output
 
     return ExportedModel(run, batch.get_length() if batch.is_static else None, config), config
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """The process's one OpenVINO core, which is never given back.
+
+    The first network that a core compiles gives the thread a stack for signal handlers, and the core's end restores
+    the stack of before, even if that was another core's and is freed by then (OpenVINO 2026.4). Two cores that end in
+    the order of their making leave a dangling stack, and the next signal with a Python handler, such as that of a data
+    loader's process that ends, crashes the process.
+
+    Raises:
+        UserError: OpenVINO is not installed.
+    """
+    core = require("openvino", "openvino").Core()
+    # read the weights rather than map the file, which may be replaced or deleted while the network is in use
+    core.set_property({"ENABLE_MMAP": False})
+    return core
 
 
 def _parse_config(text: Any, path: Path) -> dict[str, Any]:
