@@ -16,11 +16,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from partialnet.data.digits import digits
 
 from partialnet.bench import environment
 from partialnet.checkpoint import Checkpoint, load
 from partialnet.data import FolderImages, LabelledImages, spread
-from partialnet.data.digits import digits
 from partialnet.demo import run_demo
 from partialnet.deploy.export import SUFFIXES, export
 from partialnet.deploy.photos import CALIBRATION_IMAGES

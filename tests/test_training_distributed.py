@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,23 +16,8 @@ import pytest
 import safetensors.torch
 from PIL import Image
 
-from partialnet.training.config import TrainConfig
+from partialnet.training.config import as_yaml, create_config
 from partialnet.training.run import train
-
-# What a user's own program looks like; Lightning starts it again for each further process.
-PROGRAM = """
-import json, sys
-from pathlib import Path
-from partialnet.training.config import TrainConfig
-from partialnet.training import pictures
-from partialnet.training.run import train
-
-pictures.draw_first_batch = pictures.draw_results = lambda *arguments: None
-
-if __name__ == "__main__":
-    data, folder, settings = sys.argv[1:]
-    train(TrainConfig(**json.loads(settings)), data, Path(folder))
-"""
 
 SETTINGS: dict[str, Any] = {
     "model_args": {"embed_dim": 16, "depths": [1, 1, 1, 1]},
@@ -46,6 +31,7 @@ SETTINGS: dict[str, Any] = {
     "mixup": 0.2,
     "cutmix": 1.0,
     "ema": 0.9,
+    "max_broken_share": 0.1,
     "sync_bn": True,
     "workers": 0,
     "device": "cpu",
@@ -72,23 +58,17 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process with all of the batch."""
     folder = tmp_path_factory.mktemp("alone") / "run"
-    train(TrainConfig(**{**SETTINGS, "batch_size": 8, "max_broken_share": 0.1}), str(photos), folder)
+    train(create_config({**SETTINGS, "batch_size": 8}), str(photos), folder)
     return folder
 
 
-@pytest.fixture
-def program(tmp_path: Path) -> Path:
-    path = tmp_path / "program.py"
-    path.write_text(PROGRAM)
-    return path
-
-
-def start(program: Path, photos: Path, folder: Path, command: list[str], **changes: Any) -> subprocess.Popen[str]:
-    settings, environment = {**SETTINGS, "max_broken_share": 0.1}, {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment |= {name: value for name, value in changes.items() if name.isupper()}
-    settings |= {name: value for name, value in changes.items() if not name.isupper()}
-    arguments = [str(program), str(photos), str(folder), json.dumps(settings)]
-    return subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True, env=environment)
+def start(photos: Path, folder: Path, launcher: list[str], *options: str) -> subprocess.Popen[str]:
+    """``partialnet train`` under a launcher."""
+    config = folder.with_suffix(".yaml")
+    config.write_text(as_yaml(create_config(SETTINGS)))
+    command = [*launcher, "-m", "partialnet", "train", str(photos), "--config", str(config), "-o", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def free_port() -> int:
@@ -108,21 +88,39 @@ def assert_same_run(folder: Path, alone: Path) -> None:
     assert (folder / "broken_images.txt").read_text() == "red/03.png\n"
 
 
-def test_two_devices(program: Path, photos: Path, alone: Path, tmp_path: Path) -> None:
-    process = start(program, photos, tmp_path / "run", [sys.executable], devices=2)
+def test_two_devices(photos: Path, alone: Path, tmp_path: Path) -> None:
+    process = start(photos, tmp_path / "run", [sys.executable], "--devices", "2")
     told = process.communicate(timeout=120)[1]
     assert process.returncode == 0, told
     assert "effective batch 8 (4 images × 2 processes)" in told
-    assert told.count("epoch 2/2  loss") == 1
+    assert told.count("run folder") == told.count("epoch 2/2  loss") == 1
     assert_same_run(tmp_path / "run", alone)
 
 
-def test_two_machines(program: Path, photos: Path, alone: Path, tmp_path: Path) -> None:
+def test_two_machines(photos: Path, alone: Path, tmp_path: Path) -> None:
     """Two launchers that know of each other an address only, as on two machines with a shared disk."""
-    address = f"127.0.0.1:{free_port()}"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
-    command += ["--rdzv-backend=c10d", f"--rdzv-endpoint={address}", "--rdzv-id=test"]
-    machines = [start(program, photos, tmp_path / "run", command) for _ in range(2)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-id=test"]
+    launcher += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
+    machines = [start(photos, tmp_path / "run", launcher) for _ in range(2)]
     told = [machine.communicate(timeout=120)[1] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], told
     assert_same_run(tmp_path / "run", alone)
+
+
+def test_stopping_one_of_two(photos: Path, alone: Path, tmp_path: Path) -> None:
+    """A signal to the first process stops both after the same step; the continued run is the uninterrupted one."""
+    folder = tmp_path / "run"
+    process = start(photos, folder, [sys.executable], "--devices", "2")
+    assert process.stderr is not None
+    told = ""
+    while "training:" not in told and (line := process.stderr.readline()):
+        told += line
+    process.send_signal(signal.SIGTERM)
+    told += process.communicate(timeout=120)[1]
+    assert process.returncode == 75, told
+    assert told.count("Stopped by SIGTERM") == 1
+    assert not (folder / "curves.png").exists()
+    process = start(photos, folder, [sys.executable], "--devices", "2", "--resume")
+    told = process.communicate(timeout=120)[1]
+    assert process.returncode == 0, told
+    assert_same_run(folder, alone)

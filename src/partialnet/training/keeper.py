@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -35,6 +36,7 @@ class RunKeeper(L.Callback):
         folder: The run folder.
         checkpoint: What checkpoints say besides the weights.
         states: Where states go.
+        signals: What asks the run to stop.
         run: Configuration and data of the run, for its states.
         resume_command: What continues the run.
         say: Takes a sentence for the user.
@@ -45,6 +47,7 @@ class RunKeeper(L.Callback):
         folder: Path,
         checkpoint: Checkpoint,
         states: StateFiles,
+        signals: StopSignals,
         run: dict[str, Any],
         resume_command: str,
         say: Callable[[str], None],
@@ -55,7 +58,7 @@ class RunKeeper(L.Callback):
         self.run = run
         self.resume_command = resume_command
         self.say = say
-        self.signals = StopSignals()
+        self.signals = signals
         self._epoch_start = 0.0
         self._last_save = time.monotonic()
         self._known_broken = 0
@@ -76,8 +79,11 @@ class RunKeeper(L.Callback):
             self._finish_epoch(trainer, task, save=False)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take over the signals, after Lightning did."""
+        """Take over the signals, after Lightning did, and stop if one has come already."""
         self.signals.install()
+        stop, _ = self._agree(trainer, _task(pl_module), False)
+        if stop:
+            self.interrupt("before the first step")
         self._start_clock(_task(pl_module))
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -137,6 +143,8 @@ class RunKeeper(L.Callback):
             seconds=progress.seconds,
             images_per_second=train_images / max(progress.seconds, 1e-9),
         )
+        if not math.isfinite(row.val_loss) and trainer.is_global_zero:
+            self.say(f"The validation loss of epoch {row.epoch} is {row.val_loss}: answers of the network overflow.")
         progress.rows.append(row)
         progress.validated = True
         progress.sums = torch.zeros_like(progress.sums)
@@ -203,7 +211,7 @@ class RunKeeper(L.Callback):
     def _try(self, what: str, write: Callable[[], Any]) -> bool:
         """Write what the next epoch writes again; a full disk is told but does not stop the training."""
         try:
-            write()
+            self.states.write_with_room(write)
         except (OSError, UserError) as error:
             self.say(
                 f"The {what} cannot be written ({describe(error)}); what was there before stays, and training goes on."

@@ -43,6 +43,7 @@ class ProgressBar(L.Callback):
             unit="img",
             unit_scale=True,
             dynamic_ncols=True,
+            smoothing=0,  # the mean so far: validation takes a part of the time that is left, too
             disable=not trainer.is_global_zero,
             file=io.StringIO() if self._in_file else sys.stderr,
         )

@@ -29,7 +29,8 @@ from .machine import create_loggers, create_trainer, quiet_lightning, threads
 from .network import create_network
 from .optimization import check_optimization, create_optimizer, scaled_lr
 from .progress_bar import ProgressBar
-from .states import StateFiles
+from .signals import StopSignals
+from .states import StateFiles, describe
 from .task import ClassifierTask, trained_parameters
 from .teacher import load_teacher
 
@@ -79,10 +80,20 @@ def train(config: TrainConfig, data: str, folder: Path, resume: bool = False) ->
         RunInterrupted: A signal asked to stop; the run's state is saved.
     """
     with quiet_lightning():
-        return _train(config, data, folder, resume)
+        with StopSignals() as signals:
+            trainer, task, keeper, state = _prepare(config, data, folder, resume, signals)
+            with threads(config, trainer.num_devices):
+                _fit(trainer, task, keeper, state)
+        if not trainer.is_global_zero:
+            sys.exit(0)
+        with threads(config, trainer.num_devices):
+            return _finish(task, folder)
 
 
-def _train(config: TrainConfig, data: str, folder: Path, resume: bool) -> TrainResult:
+def _prepare(
+    config: TrainConfig, data: str, folder: Path, resume: bool, signals: StopSignals
+) -> tuple[L.Trainer, ClassifierTask, RunKeeper, Path | None]:
+    """Everything up to the first step, and the state to continue from; writes when nothing speaks against it."""
     check_optimization(config)
     states = StateFiles(folder / STATES_NAME, _say)
     trainer = create_trainer(config, plugins=[states], logger=False)
@@ -98,12 +109,16 @@ def _train(config: TrainConfig, data: str, folder: Path, resume: bool) -> TrainR
     if content is not None:
         _check_agreement(content["run"], run, folder)
     torch.manual_seed(config.seed % 2**64)
-    checkpoint, weights = create_network(config, images.class_names)
+    # a state holds all weights, so those that a run began with may be gone when it continues
+    checkpoint, weights = create_network(
+        config if content is None else replace(config, weights=None), images.class_names
+    )
+    weights = weights if content is None else "Weights: from the saved state."
     teacher = load_teacher(config.teacher, images.class_names, checkpoint.input_config) if config.teacher else None
     batches = train_loader(images.train, config, checkpoint.input_config, epoch=0, world_size=world_size)
     create_optimizer(checkpoint.model, config, config.lr)  # what it objects to, it is to say now
     task = ClassifierTask(checkpoint, config, images, len(batches), teacher)
-    keeper = RunKeeper(folder, checkpoint, states, run, _resume_command(data, folder), _say)
+    keeper = RunKeeper(folder, checkpoint, states, signals, run, _resume_command(data, folder), _say)
     task.callbacks = [keeper, ProgressBar()]
     first_epoch = content["progress"]["epoch"] + 1 if content is not None else 1
     trainer.loggers = create_loggers(config, folder, first_epoch) if first else []
@@ -115,17 +130,10 @@ def _train(config: TrainConfig, data: str, folder: Path, resume: bool) -> TrainR
         if content is None:
             first_batch = next(iter(train_loader(images.train, replace(config, workers=0), task.input_config, epoch=0)))
             pictures.draw_first_batch(folder, first_batch, task.input_config, images.class_names)
-    path = states.last_good if content is not None else None
-    del content
-    with threads(config, trainer.num_devices):
-        with keeper.signals:
-            _fit(trainer, task, path, keeper)
-        if not first:
-            sys.exit(0)
-        return _finish(task, folder)
+    return trainer, task, keeper, states.last_good if content is not None else None
 
 
-def _fit(trainer: L.Trainer, task: ClassifierTask, state: Path | None, keeper: RunKeeper) -> None:
+def _fit(trainer: L.Trainer, task: ClassifierTask, keeper: RunKeeper, state: Path | None) -> None:
     try:
         try:
             trainer.fit(task, ckpt_path=state)
@@ -134,7 +142,7 @@ def _fit(trainer: L.Trainer, task: ClassifierTask, state: Path | None, keeper: R
             keeper.interrupt("before the first batch")
     except RunInterrupted:
         if not trainer.is_global_zero:
-            sys.exit(75)  # the first process tells the user
+            sys.exit(0)  # the first process tells the user; Lightning's launcher would kill it for a failure here
         raise
     except SystemExit:
         # Lightning turns a second Ctrl-C into exit code 1; our callers are to see the interrupt
@@ -149,8 +157,11 @@ def _finish(task: ClassifierTask, folder: Path) -> TrainResult:
     if not progress.best_epoch:
         raise UserError(f"No checkpoint could be written to {str(folder)!r}.")
     device = task.trainer.strategy.root_device
-    evaluation = evaluate(load(folder), images, config.batch_size, config.workers, device, progress=True)
-    pictures.draw_results(folder, progress.rows, images, evaluation)
+    evaluation = evaluate(load(folder), images, config.batch_size, config.workers, device, progress=sys.stderr.isatty())
+    try:
+        pictures.draw_results(folder, progress.rows, images, evaluation)
+    except OSError as error:
+        _say(f"The pictures cannot be written ({describe(error)}).")  # everything else has been
     names = (
         *(WEIGHTS_NAME, "config.json", LAST_NAME, CONFIG_NAME, METRICS_NAME, "tensorboard", BROKEN_NAME),
         *(pictures.CURVES_NAME, pictures.CONFUSION_NAME, pictures.MISTAKES_NAME, pictures.FIRST_BATCH_NAME),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterable
 from types import FrameType
 from typing import Any
 
@@ -11,9 +12,10 @@ _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR
 
 
 class StopSignals:
-    """Notes SIGINT, SIGTERM and SIGUSR1 instead of dying of them; a second Ctrl-C stops at once.
+    """Notes SIGTERM and SIGUSR1, and after ``install`` SIGINT, instead of dying of them; a second Ctrl-C stops at once.
 
-    Only a program's main thread can receive signals; elsewhere nothing happens.
+    As a context it gives the signals back at its end. Only a program's main thread can receive signals; elsewhere
+    nothing happens.
     """
 
     def __init__(self) -> None:
@@ -21,14 +23,18 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def install(self) -> None:
-        """Take over the signals."""
+        """Take over all signals, from now on or from whoever took them in between."""
+        self._take(_SIGNALS)
+
+    def _take(self, numbers: Iterable[signal.Signals]) -> None:
         if threading.current_thread() is threading.main_thread():
-            for number in _SIGNALS:
+            for number in numbers:
                 before = signal.signal(number, self._note)
                 self._before.setdefault(number, before)
 
     def __enter__(self) -> StopSignals:
-        self.install()
+        # until there is something to save, Ctrl-C may stop at once
+        self._take(number for number in _SIGNALS if number != signal.SIGINT)
         return self
 
     def __exit__(self, *exception: object) -> None:

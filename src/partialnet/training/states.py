@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
+from ..errors import UserError
 from ..files import write_atomically
 
 _NAME = re.compile(r"(\d+)-.*-([0-9a-f]{16})\.pt")
@@ -43,7 +46,11 @@ class StateFiles(CheckpointIO):
         return sorted(found, key=_number, reverse=True)
 
     def newest(self) -> dict[str, Any] | None:
-        """Content of the newest file that is whole, also kept as ``last_good``; None if there is none."""
+        """Content of the newest file that is whole, also kept as ``last_good``; None if there is no file.
+
+        Raises:
+            UserError: None of the files there are is whole.
+        """
         for path in self.files():
             try:
                 content = path.read_bytes()
@@ -56,6 +63,8 @@ class StateFiles(CheckpointIO):
                 continue
             self.last_good = path
             return self._content
+        if self.files():
+            raise UserError(f"None of the states in {str(self.folder)!r} is whole; train anew in another folder.")
         return None
 
     def next_path(self, epoch: int, batch: int) -> Path:
@@ -66,7 +75,8 @@ class StateFiles(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a state and remove all but it and the one before.
 
-        Where it cannot be written, as on a full disk, the user is told and the states before stay.
+        A full disk is given the room of the state before the last one. Where that does not help, the user is told and
+        the last one stays.
         """
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
@@ -74,16 +84,36 @@ class StateFiles(CheckpointIO):
         path = Path(path)
         path = path.with_name(f"{path.stem}-{_checksum(content)}.pt")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, content)
+            self.write_with_room(lambda: self._write(path, content))
         except (OSError, ValueError) as error:
             kept = f"the last one, {str(self.last_good)!r}, stays" if self.last_good else "there is none before it"
             self.say(f"The state of the run cannot be written ({describe(error)}); {kept}, and training goes on.")
             return
-        for old in self.files():
-            if old not in (path, self.last_good):
-                old.unlink(missing_ok=True)
+        self._remove_all_but(path, self.last_good)
         self.last_good = path
+
+    def write_with_room(self, write: Callable[[], Any]) -> None:
+        """Write something; if the disk is full, once more without the state before the last one.
+
+        Raises:
+            OSError: It still cannot be written.
+        """
+        try:
+            write()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or len(self.files()) < 2:
+                raise
+            self._remove_all_but(self.last_good)
+            write()
+
+    def _write(self, path: Path, content: bytes) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+
+    def _remove_all_but(self, *kept: Path | None) -> None:
+        for path in self.files():
+            if path not in kept:
+                path.unlink(missing_ok=True)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None

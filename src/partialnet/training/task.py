@@ -127,7 +127,7 @@ class ClassifierTask(L.LightningModule):
             loss = (1 - config.teacher_weight) * loss + config.teacher_weight * distance
         with torch.no_grad():
             right = (logits.argmax(1) == batch.labels).sum()
-            number = torch.tensor(float(len(batch)), device=loss.device)
+            number = loss.new_full((), len(batch))  # unlike torch.tensor, this does not make a GPU wait
             self.progress.sums += torch.stack((loss.detach() * number, right, number)).double()
         self.finite.note_loss(loss, batch.indices)
         return loss
@@ -188,6 +188,9 @@ class ClassifierTask(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take it back."""
         self.progress.load_state_dict(checkpoint["progress"])
+        if self.global_rank > 0:
+            # the state holds the sums of all processes, and they are added up again
+            self.progress.sums = torch.zeros_like(self.progress.sums)
         if self._ema[0] is not None:
             self._ema[0].module.load_state_dict(checkpoint["ema"])
 

@@ -46,6 +46,6 @@ def validate(
                 logits = network(images).float()
                 loss = F.cross_entropy(logits, batch.labels, reduction="sum")
                 right = (logits.argmax(1) == batch.labels).sum()
-                sums += torch.stack((loss, right, torch.tensor(float(len(batch)), device=device))).double()
+                sums += torch.stack((loss, right, loss.new_full((), len(batch)))).double()
             after_batch()
     return ValidationSums(sums, broken)
