@@ -72,7 +72,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
 def process(*args: Any, cwd: Path | None = None) -> Result:
     """Run a command in a process of its own."""
     arguments = [sys.executable, "-m", "partialnet", *map(str, args)]
-    done = subprocess.run(arguments, capture_output=True, text=True, cwd=cwd, timeout=120)
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=cwd, timeout=600)  # cores may be shared
     return Result(done.returncode, done.stdout, done.stderr)
 
 

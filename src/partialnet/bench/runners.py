@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from torch import Tensor, nn
 
@@ -63,6 +62,7 @@ class OnnxRuntimeRunner:
             quantize_onnx(path, quantized, _noise(images))
             content = quantized.read_bytes()
         elif precision == "fp16":
+            import onnx
             from onnxruntime.transformers.float16 import convert_float_to_float16
 
             content = convert_float_to_float16(onnx.load(path), keep_io_types=True).SerializeToString()
