@@ -83,6 +83,32 @@ class InPlacePATConv(nn.Module):
         return (leading, trailing) if self.conv_first else (trailing, leading)
 
 
+class TokenNorm(nn.Module):
+    """A normalisation of tokens, (B, N, C), on a map, (B, C, H, W) → (B, C, H, W)."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class MapNorm(nn.Module):
+    """LayerNorm over channels, without affine, written out on the map, (B, C, H, W) → (B, C, H, W).
+
+    For OpenVINO, which lays the whole block out anew if the norm's input is transposed.
+    """
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x - x.mean(1, keepdim=True)
+        return x * torch.rsqrt((x * x).mean(1, keepdim=True) + self.eps)
+
+
 class MapSelfAttention(nn.Module):
     """Self-attention whose dense layers are 1×1 convolutions on the map, (B, C, H, W) → (B, C, H, W).
 
@@ -90,7 +116,7 @@ class MapSelfAttention(nn.Module):
     then cut out of the map without transposing. Three separate convolutions save the split of one.
 
     Args:
-        norm: LayerNorm over channels, applied to tokens, (B, N, C); or Identity.
+        norm: Normalisation of the map.
         qkv: Dense layer to queries, keys and values; the scale of the logits is in its weight.
         proj: Dense layer of the output.
         position_bias: Layer that gives the bias, (heads, N, N), of (H, W); or None.
@@ -113,7 +139,7 @@ class MapSelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         size = x.shape[2:]
-        x = self.norm(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, size)
+        x = self.norm(x)
         query, key, value = (self._heads(part(x)) for part in (self.query, self.key, self.value))
         logits = query.transpose(-2, -1) @ key
         if self.position_bias is not None:

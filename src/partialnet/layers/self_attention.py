@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
-from .inference import MapSelfAttention, Runtime, TokenSelfAttention
+from .inference import MapNorm, MapSelfAttention, Runtime, TokenNorm, TokenSelfAttention
 
 # iRPE's piecewise index with the released network's settings: exact up to EXACT, logarithmic up to FAR, constant beyond
 EXACT = 20
@@ -204,8 +204,14 @@ class FoldedSelfAttention2d(nn.Module):
     @torch.jit.ignore
     def for_runtime(self, runtime: Runtime) -> nn.Module:
         """The form that suits a runtime."""
-        form = TokenSelfAttention if runtime == "torch" else MapSelfAttention
-        return form(self.norm, self.qkv, self.proj, self.position_bias, self.num_heads)
+        if runtime == "torch":
+            return TokenSelfAttention(self.norm, self.qkv, self.proj, self.position_bias, self.num_heads)
+        norm: nn.Module = TokenNorm(self.norm)
+        if not isinstance(self.norm, nn.LayerNorm):
+            norm = self.norm
+        elif runtime == "openvino":
+            norm = MapNorm(self.norm.eps)
+        return MapSelfAttention(norm, self.qkv, self.proj, self.position_bias, self.num_heads)
 
     def _heads(self, tokens: Tensor) -> Tensor:
         """(B, N, C) to (B, heads, N, C / heads)."""
