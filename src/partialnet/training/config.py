@@ -188,7 +188,7 @@ def as_yaml(config: TrainConfig, title: str = "") -> str:
             group = setting.metadata["group"]
             lines += ["", f"# {group}"] if lines else [f"# {group}"]
         value = getattr(config, name)
-        text = yaml.safe_dump(_plain(value), default_flow_style=True, width=10_000, allow_unicode=True)
+        text = yaml.safe_dump(_plain(value), default_flow_style=True, width=10_000)
         text = text.removesuffix("...\n").strip()
         lines.append(f"{f'{name}: {text}':{width}}  # {_help(setting)}")
     return "\n".join(lines) + "\n"
