@@ -54,12 +54,34 @@ def measurements(threads: int, rows: list[dict]) -> None:
         print(f"| {size.upper()} | {' | '.join(cells)} | {timing(rows, size, 'training step', True)[0]} |")
 
 
+def deployment(rows: list[dict]) -> None:
+    """Ratios, then milliseconds and share of what the core can do, of folded networks."""
+    columns = (("openvino", "fp32"), ("onnxruntime", "fp32"), ("eager", "fp32"), ("openvino", "bf16"))
+    found = {(row["size"], row["runtime"], row["precision"]): row for row in rows}
+    print("\n| | OpenVINO | onnxruntime | eager PyTorch | OpenVINO bf16 |\n|---|---|---|---|---|")
+    for size in SIZES:
+        cells = [ratio(found[size, *column]["timings"][f"partialnet_{size}"]) for column in columns]
+        print(f"| {size.upper()} | {' | '.join(cells)} |")
+    print("\n| GFLOP/s | OpenVINO | onnxruntime | eager PyTorch | one large convolution |\n|---|---|---|---|---|")
+    for size in SIZES:
+        pairs = [found[size, *column]["gflops"] for column in columns[:3]]
+        cells = [f"{pair[f'fasternet_{size}']:.0f}, {pair[f'partialnet_{size}']:.0f}" for pair in pairs]
+        peak = "–".join(
+            f"{limit(found[size, *column]['large_convolution_gflops'] for column in columns[:3]):.0f}"
+            for limit in (min, max)
+        )
+        print(f"| {size.upper()} | {' | '.join(cells)} | {peak} |")
+
+
 def main() -> None:
     files = {threads: json.loads((RESULTS / f"eager_{threads}t.json").read_text()) for threads in (2, 1)}
     readme(files[2]["rows"])
     for threads, content in files.items():
         measurements(threads, content["rows"])
         print(content["environment"])
+    content = json.loads((RESULTS / "deployment.json").read_text())
+    deployment(content["rows"])
+    print(content["environment"])
 
 
 if __name__ == "__main__":
