@@ -70,8 +70,8 @@ def measure(model: nn.Module, input_size: tuple[int, int, int]) -> Complexity:
 
     Parts are listed for PartialNet; other networks have totals only.
     """
-    training = _PartCounts(model, input_size)
-    folded = _PartCounts(fold(copy.deepcopy(model).eval()), input_size)
+    training = ModuleCounts(model, input_size)
+    folded = ModuleCounts(fold(copy.deepcopy(model).eval()), input_size)
     parts: list[Part] = []
     if isinstance(model, PartialNet):
         for name, blocks, kind, prefixes in _describe(model):
@@ -90,7 +90,7 @@ def measure(model: nn.Module, input_size: tuple[int, int, int]) -> Complexity:
     return Complexity(input_size, tuple(parts), training.count(("",)), folded.count(("",)))
 
 
-class _PartCounts:
+class ModuleCounts:
     """Multiply–adds, parameters and output shapes of every module, from one pass without data."""
 
     def __init__(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
@@ -112,6 +112,7 @@ class _PartCounts:
         return hook
 
     def count(self, prefixes: tuple[str, ...]) -> Count:
+        """Sum over the modules named; the empty name is the whole network."""
         modules = [self.model.get_submodule(prefix) for prefix in prefixes]
         params = sum(parameter.numel() for module in modules for parameter in module.parameters())
         return Count(params / 1e6, sum(self.macs.get(prefix, 0) for prefix in prefixes) / 1e9)
