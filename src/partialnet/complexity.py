@@ -98,8 +98,9 @@ class ModuleCounts:
         self.shapes: dict[str, torch.Size] = {}
         for name, module in self.model.named_modules():
             module.register_forward_hook(self._record_shape(name))
+        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), None)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            self.model(torch.empty(1, *input_size, device="meta"))
+            self.model(torch.empty(1, *input_size, device="meta", dtype=dtype))
         root = type(self.model).__name__
         flops = {name: sum(kinds.values()) for name, kinds in counter.get_flop_counts().items()}
         self.macs = {name.removeprefix(root).removeprefix("."): count / 2 for name, count in flops.items()}

@@ -21,6 +21,8 @@ from .surgery import Surgery, check_options, convert, replace_convs
 __all__ = ["convert_checkpoint"]
 
 _ARCHITECTURE = "converted"
+#: Keeps parameters and multiply–adds level where a depthwise convolution becomes a dense partial one
+_INSTEAD_OF_DEPTHWISE: dict[str, Any] = {"split_ratio": 1 / 16, "attention": "srm"}
 
 
 def convert_checkpoint(checkpoint: Checkpoint, dry_run: bool = False, **options: Any) -> tuple[Checkpoint, Surgery]:
@@ -89,13 +91,15 @@ def resnet50_pat(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 @register_model
 def mobilenetv2_100_pat(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """MobileNetV2 with PATConv in the place of its depthwise 3×3 convolutions (paper, Table 5)."""
-    return _preset("mobilenetv2_100_pat", pretrained, "mobilenetv2_100", r"conv_dw$", **kwargs)
+    options = {**_INSTEAD_OF_DEPTHWISE, **kwargs}
+    return _preset("mobilenetv2_100_pat", pretrained, "mobilenetv2_100", r"conv_dw$", **options)
 
 
 @register_model
 def convnext_tiny_pat(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ConvNeXt-T with PATConv in the place of its depthwise 7×7 convolutions (paper, Table 5)."""
-    return _preset("convnext_tiny_pat", pretrained, "convnext_tiny", r"conv_dw$", **kwargs)
+    options = {**_INSTEAD_OF_DEPTHWISE, **kwargs}
+    return _preset("convnext_tiny_pat", pretrained, "convnext_tiny", r"conv_dw$", **options)
 
 
 def _preset(variant: str, pretrained: bool, base: str, select: str, **kwargs: Any) -> nn.Module:

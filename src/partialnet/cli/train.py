@@ -112,7 +112,7 @@ def train(
     values = {**from_file, **given}
     if "model_args" in given and isinstance(from_file.get("model_args"), dict):
         values["model_args"] = {**from_file["model_args"], **given["model_args"]}
-    if Path(values.get("model", "")).is_dir():
+    if "model" in values and Path(str(values["model"])).is_dir():
         values = _as_in_run(values)
     config = load_recipe(name, values)
     if print_config:
