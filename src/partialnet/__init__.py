@@ -1,11 +1,14 @@
 """PartialNet: partial-channel vision networks ("Partial Channel Network: Compute Fewer, Perform Better").
 
-``import partialnet`` registers ``partialnet_t0`` … ``partialnet_l`` with timm.
+``import partialnet`` registers ``partialnet_t0`` … ``partialnet_l`` with timm, and the converted ``resnet50_pat``,
+``mobilenetv2_100_pat`` and ``convnext_tiny_pat``.
 """
 
+from . import converted as _converted  # noqa: F401 - registers converted networks with timm
 from .checkpoint import load_released
 from .fold import fold
 from .models import PartialNet
+from .surgery import replace_convs
 
-__all__ = ["PartialNet", "fold", "load_released"]
+__all__ = ["PartialNet", "fold", "load_released", "replace_convs"]
 __version__ = "0.1.0"

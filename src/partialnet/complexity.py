@@ -70,8 +70,8 @@ def measure(model: nn.Module, input_size: tuple[int, int, int]) -> Complexity:
 
     Parts are listed for PartialNet; other networks have totals only.
     """
-    training = _PartCounts(model, input_size)
-    folded = _PartCounts(fold(copy.deepcopy(model).eval()), input_size)
+    training = ModuleCounts(model, input_size)
+    folded = ModuleCounts(fold(copy.deepcopy(model).eval()), input_size)
     parts: list[Part] = []
     if isinstance(model, PartialNet):
         for name, blocks, kind, prefixes in _describe(model):
@@ -90,7 +90,7 @@ def measure(model: nn.Module, input_size: tuple[int, int, int]) -> Complexity:
     return Complexity(input_size, tuple(parts), training.count(("",)), folded.count(("",)))
 
 
-class _PartCounts:
+class ModuleCounts:
     """Multiply–adds, parameters and output shapes of every module, from one pass without data."""
 
     def __init__(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
@@ -98,8 +98,9 @@ class _PartCounts:
         self.shapes: dict[str, torch.Size] = {}
         for name, module in self.model.named_modules():
             module.register_forward_hook(self._record_shape(name))
+        dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), None)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            self.model(torch.empty(1, *input_size, device="meta"))
+            self.model(torch.empty(1, *input_size, device="meta", dtype=dtype))
         root = type(self.model).__name__
         flops = {name: sum(kinds.values()) for name, kinds in counter.get_flop_counts().items()}
         self.macs = {name.removeprefix(root).removeprefix("."): count / 2 for name, count in flops.items()}
@@ -112,6 +113,7 @@ class _PartCounts:
         return hook
 
     def count(self, prefixes: tuple[str, ...]) -> Count:
+        """Sum over the modules named; the empty name is the whole network."""
         modules = [self.model.get_submodule(prefix) for prefix in prefixes]
         params = sum(parameter.numel() for module in modules for parameter in module.parameters())
         return Count(params / 1e6, sum(self.macs.get(prefix, 0) for prefix in prefixes) / 1e9)

@@ -11,6 +11,7 @@ import partialnet
 from partialnet.errors import RunInterrupted, UserError
 
 from .bench import bench
+from .convert import convert
 from .demo import demo
 from .eval import evaluate
 from .export import export
@@ -45,6 +46,7 @@ def cli() -> None:
 
 
 cli.add_command(bench)
+cli.add_command(convert)
 cli.add_command(demo)
 cli.add_command(evaluate)
 cli.add_command(export)

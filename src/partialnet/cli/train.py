@@ -112,6 +112,8 @@ def train(
     values = {**from_file, **given}
     if "model_args" in given and isinstance(from_file.get("model_args"), dict):
         values["model_args"] = {**from_file["model_args"], **given["model_args"]}
+    if "model" in values and Path(str(values["model"])).is_dir():
+        values = _as_in_run(values)
     config = load_recipe(name, values)
     if print_config:
         click.echo(as_yaml(config, f"Recipe {name}, {config.model}. Use it with: partialnet train DATA --config FILE"))
@@ -131,6 +133,21 @@ def train(
     click.echo(f"\nNext: {shlex.join(['partialnet', 'predict', str(folder)])} IMAGE…")
     click.echo(f"      {shlex.join(['partialnet', 'eval', str(folder), data])}")
     click.echo(f"      {shlex.join(['partialnet', 'export', str(folder)])}")
+
+
+def _as_in_run(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings with the network of a run folder, which ``model`` names, and its weights unless others are given."""
+    from partialnet.checkpoint import load
+
+    source = load(values["model"])
+    # classes and image size follow from the images and the recipe
+    arguments = {name: value for name, value in source.model_args.items() if name not in ("num_classes", "img_size")}
+    return {
+        "weights": values["model"],
+        **values,
+        "model": source.architecture,
+        "model_args": {**arguments, **values.get("model_args", {})},
+    }
 
 
 def _short_name(data: str) -> str:

@@ -51,7 +51,9 @@ class TrainConfig:
     ``create_config`` checks them.
     """
 
-    model: str = _network("partialnet_t0", "any timm model name")
+    model: str = _network(
+        "partialnet_t0", "any timm model name; on the command line also a run folder, whose weights it gets"
+    )
     weights: str | None = _network(
         None, "checkpoint or run folder to start from; the head is new where the classes differ"
     )
