@@ -1,0 +1,40 @@
+"""What the documents show runs as it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from partialnet.search import dynamic_layers
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_python_of_the_readme() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    names: dict[str, object] = {}
+    for block in blocks:
+        if "partialnet_t0.pth" not in block:  # the authors' weights are not here
+            exec(block, names)
+    assert [tuple(feature.shape[1:]) for feature in names["maps"]] == [(192, 32, 40), (384, 16, 20), (768, 8, 10)]
+    assert names["block"].eval()(torch.rand(1, 64, 8, 8)).shape == (1, 128, 4, 4)
+    assert not dynamic_layers(names["static"])
+
+
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
+)
+def test_links_of_the_documents(document: str) -> None:
+    path = ROOT / document
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (path.parent / target).exists(), target
+
+
+def test_models_of_the_readme() -> None:
+    """Every model that the commands name exists."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in set(re.findall(r"\b(partialnet_[a-z0-9]+|mobilenetv\w+|resnet\d+)\b", text)):
+        assert timm.is_model(name), name
