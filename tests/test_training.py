@@ -217,6 +217,12 @@ def test_weights_of_another_network(finished: TrainResult, run: Train, tmp_path:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_name_is_no_weights(run: Train, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'partialnet_t0', the name of an untrained network"):
+        run(weights="partialnet_t0")
+    assert not (tmp_path / "run").exists()
+
+
 # -- optimisation ------------------------------------------------------------------------------------------------------
 
 
