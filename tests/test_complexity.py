@@ -230,6 +230,13 @@ def test_other_network_has_totals_only() -> None:
     assert complexity.training.macs_g == pytest.approx(1.814, abs=0.001)
 
 
+def test_folded_network_has_totals_only() -> None:
+    model = timm.create_model("partialnet_t0").eval()
+    complexity = measure(fold(model), (3, 224, 224))
+    assert complexity.parts == ()
+    assert complexity.training == complexity.folded == measure(model, (3, 224, 224)).folded
+
+
 def test_features_have_totals_only() -> None:
     model = timm.create_model("partialnet_t0", features_only=True, device="meta")
     complexity = measure(model, (3, 224, 224))

@@ -241,6 +241,13 @@ def test_shards_of_a_folder(tmp_path: Path) -> None:
     assert named.train.labels.tolist() == data.train.labels.tolist()
 
 
+def test_shards_whose_classes_have_leading_zeros(tmp_path: Path) -> None:
+    write_shard(tmp_path / "0.tar", (sample(i, f"{5 + i % 2:03d}") for i in range(10)))
+    data = open_data(f"wds/{tmp_path}", val_share=0.2)
+    assert data.class_names == ("005", "006")
+    assert np.bincount(data.validation.labels).tolist() == [1, 1]
+
+
 @pytest.mark.parametrize("pattern", ["shards/set-{train,val}-{0..1}.tar", "shards/*.tar", "shards"])
 def test_shards_with_a_validation_part(tmp_path: Path, pattern: str) -> None:
     for shard in range(2):

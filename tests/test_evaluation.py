@@ -218,6 +218,9 @@ def test_parts_of_a_data_set(tmp_path):
     assert evaluation_folder(tmp_path / "all", "test") == tmp_path / "all" / "test"
     with pytest.raises(UserError, match="no folder 'dev'; it has test, train, val"):
         evaluation_folder(tmp_path / "all", "dev")
+    for part in ("Train", "Test"):
+        make_folder(tmp_path / "capital" / part, ("ant", "bee"), 1)
+    assert evaluation_folder(tmp_path / "capital") == tmp_path / "capital" / "Test"
     make_folder(tmp_path / "alone" / "train", ("ant",), 1)
     with pytest.raises(UserError, match="only train; name one with --split"):
         evaluation_folder(tmp_path / "alone")

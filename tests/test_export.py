@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from partialnet.data import FolderImages, Subset
 from partialnet.deploy.export import Export, export
 from partialnet.deploy.photos import collect_photos
 from partialnet.deploy.runtimes import load_exported
+from partialnet.deploy.verify import compare
 from partialnet.errors import UserError
 from partialnet.evaluation import evaluate
 from partialnet.prediction import Classifier
@@ -142,12 +144,25 @@ def test_attention_over_as_many_positions_as_heads(tmp_path):
     assert noise.max_error <= 1e-4 * noise.max_logit
 
 
+def test_overflow_of_the_exported_network_is_told():
+    # max() of a list passes over NaN, so that the largest error would come out as 0
+    def answering(value: float) -> SimpleNamespace:
+        return SimpleNamespace(run=lambda batch: torch.full((len(batch), 3), value))
+
+    batches = [torch.zeros(2, 3, 8, 8)]
+    assert compare(answering(1.0), answering(1.5), batches).max_error == 0.5
+    for overflow in (float("nan"), float("inf")):
+        with pytest.raises(UserError, match="NaN or infinity"):
+            compare(answering(1.0), answering(overflow), batches)
+
+
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])
 def test_damaged_and_foreign_files(suffix, tmp_path):
     damaged = tmp_path / f"damaged{suffix}"
     damaged.write_bytes(b"nonsense" * 100)
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="damaged") as error:
         load_exported(damaged)
+    assert ".cpp" not in str(error.value)
     with pytest.raises(UserError, match="no file"):
         load_exported(tmp_path / f"missing{suffix}")
 

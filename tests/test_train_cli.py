@@ -82,9 +82,17 @@ def test_ending(command: Command, calls: Calls) -> None:
     assert calls[0][2:] == (Path("out dir"), True)
     assert "Accuracy 87.5% on 8 held-out images" in out
     assert str(Path("out dir/model.safetensors")) in out
-    for line in ("partialnet predict 'out dir' IMAGE…", "partialnet eval 'out dir' 'my photos'"):
+    for line in ("partialnet predict 'out dir' IMAGE…", "partialnet export 'out dir'"):
         assert line in out
-    assert "partialnet export 'out dir'" in out
+
+
+def test_next_is_an_evaluation_of_held_out_images_only(command: Command, calls: Calls, tmp_path: Path) -> None:
+    divided, whole = tmp_path / "divided", tmp_path / "whole"
+    for folder in (divided / "train" / "cat", divided / "val" / "cat", whole / "cat"):
+        folder.mkdir(parents=True)
+    assert f"partialnet eval run {divided}" in command(str(divided), "-o", "run")[1]
+    for data in ("digits", "torchvision:CIFAR10", str(whole)):
+        assert "partialnet eval" not in command(data, "-o", "run")[1]
 
 
 def test_a_file_can_name_the_recipe(command: Command, calls: Calls, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import errno
 import math
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -214,6 +215,12 @@ def test_weights_for_other_classes(
 def test_weights_of_another_network(finished: TrainResult, run: Train, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"None of the .* choose --model partialnet_t0"):
         run(weights=str(finished.folder), model="test_resnet", model_args={})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_name_is_no_weights(run: Train, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'partialnet_t0', the name of an untrained network"):
+        run(weights="partialnet_t0")
     assert not (tmp_path / "run").exists()
 
 
@@ -468,6 +475,16 @@ def test_only_damaged_states(run: Train) -> None:
         path.write_bytes(b"nothing")
     before = result.checkpoint.read_bytes()
     with pytest.raises(UserError, match="None of the states"):
+        run(epochs=2, resume=True)
+    assert result.checkpoint.read_bytes() == before
+
+
+def test_lost_states_do_not_cost_the_run(run: Train) -> None:
+    """Nothing is trained anew over a run whose states somebody has deleted."""
+    result = run(epochs=2)
+    shutil.rmtree(result.folder / "state")
+    before = result.checkpoint.read_bytes()
+    with pytest.raises(UserError, match="no state to continue from"):
         run(epochs=2, resume=True)
     assert result.checkpoint.read_bytes() == before
 

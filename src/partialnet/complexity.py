@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .fold import fold
 from .layers import GaussianSE, PATConv, SelfAttention2d
 from .models import PartialNet
+from .models.blocks import PartialNetBlock
 
 #: Table 9: parameters in millions (training form), multiply–adds in thousand millions at 224² (folded)
 PAPER = {
@@ -68,12 +69,12 @@ class Complexity:
 def measure(model: nn.Module, input_size: tuple[int, int, int]) -> Complexity:
     """Count the parameters and multiply–adds of ``model`` for one image of ``input_size`` (C, H, W).
 
-    Parts are listed for PartialNet; other networks have totals only.
+    Parts are listed for PartialNet in its training form; other and folded networks have totals only.
     """
     training = ModuleCounts(model, input_size)
     folded = ModuleCounts(fold(copy.deepcopy(model).eval()), input_size)
     parts: list[Part] = []
-    if isinstance(model, PartialNet):
+    if isinstance(model, PartialNet) and any(isinstance(module, PartialNetBlock) for module in model.modules()):
         for name, blocks, kind, prefixes in _describe(model):
             shape = training.shapes[prefixes[-1]]
             parts.append(

@@ -19,13 +19,13 @@ from tqdm import tqdm
 from .checkpoint import Checkpoint
 from .data import FolderImages, LabelledImages
 from .data.folders import class_folders
+from .data.splits import HELD_OUT
 from .errors import UserError
 from .prediction import Classifier
 from .preprocessing import Preprocessing
 
-#: Folders that are parts of a data set; the first that is there is evaluated.
-EVALUATION_PARTS = ("val", "validation", "valid", "test")
-PARTS = ("train", "training", *EVALUATION_PARTS)
+#: Folders that are parts of a data set, in any case; of those held out the first that is there is evaluated.
+PARTS = ("train", "training", *HELD_OUT)
 CALIBRATION_BINS = 15
 _TOP = 5
 
@@ -309,8 +309,9 @@ def evaluation_folder(folder: str | Path, split: str | None = None) -> Path:
         if split not in inside:
             raise UserError(f"{str(folder)!r} has no folder {split!r}; it has {_listed(inside) or 'none'}.")
         return folder / split
-    if inside and set(inside) <= set(PARTS):
-        part = next((name for name in EVALUATION_PARTS if name in inside), None)
+    parts = {name.lower(): name for name in inside}  # as training takes them
+    if parts and set(parts) <= set(PARTS):
+        part = next((parts[name] for name in HELD_OUT if name in parts), None)
         # a folder with nothing but training images is not evaluated unasked
         if part is None:
             raise UserError(f"{str(folder)!r} has no part to evaluate, only {_listed(inside)}; name one with --split.")

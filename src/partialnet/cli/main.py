@@ -41,7 +41,7 @@ class Group(click.Group):
 def cli() -> None:
     """PartialNet: partial-channel vision networks.
 
-    Start with `partialnet demo`, which trains a network on your CPU in a few minutes.
+    Start with `partialnet demo`, which trains a network on your CPU in about a minute.
     """
 
 

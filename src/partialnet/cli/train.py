@@ -131,7 +131,8 @@ def train(
     for file in result.files:
         click.echo(f"  {file}{'/' if file.is_dir() else ''}")
     click.echo(f"\nNext: {shlex.join(['partialnet', 'predict', str(folder)])} IMAGE…")
-    click.echo(f"      {shlex.join(['partialnet', 'eval', str(folder), data])}")
+    if _has_held_out_folder(data):
+        click.echo(f"      {shlex.join(['partialnet', 'eval', str(folder), data])}")
     click.echo(f"      {shlex.join(['partialnet', 'export', str(folder)])}")
 
 
@@ -148,6 +149,16 @@ def _as_in_run(values: dict[str, Any]) -> dict[str, Any]:
         "model": source.architecture,
         "model_args": {**arguments, **values.get("model_args", {})},
     }
+
+
+def _has_held_out_folder(data: str) -> bool:
+    """Whether ``partialnet eval`` would take other images of ``data`` than were learnt from."""
+    from partialnet.evaluation import evaluation_folder
+
+    try:
+        return evaluation_folder(data) != Path(data)
+    except UserError:  # no folder, or one of training images only
+        return False
 
 
 def _short_name(data: str) -> str:

@@ -98,7 +98,8 @@ def _open_openvino(path: Path, threads: int | None) -> tuple[ExportedModel, dict
     try:
         model = core.read_model(path)
     except RuntimeError as error:
-        raise UserError(f"{str(path)!r} is damaged or no OpenVINO file: {str(error).splitlines()[0]}") from error
+        reason = str(error).strip().splitlines()[-1]  # places in OpenVINO's source come first
+        raise UserError(f"{str(path)!r} is damaged or no OpenVINO file: {reason}") from error
     text = model.get_rt_info([CONFIG_KEY]).value if model.has_rt_info([CONFIG_KEY]) else None
     config = _parse_config(text, path)
     properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": config.get("inference_precision", "f32")}

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from partialnet.errors import UserError
 from partialnet.evaluation import Evaluation
 from partialnet.prediction import Classifier
 
@@ -33,10 +34,16 @@ class Agreement:
 
 
 def compare(original: Classifier, exported: Classifier, batches: Iterable[Tensor]) -> Agreement:
-    """Compare two classifiers on batches of preprocessed images, (B, C, H, W)."""
+    """Compare two classifiers on batches of preprocessed images, (B, C, H, W).
+
+    Raises:
+        UserError: The exported network answers NaN or infinity where the original does not.
+    """
     differences, largest, same, count = [0.0], [0.0], 0, 0
     for batch in batches:
         expected, given = original.run(batch), exported.run(batch)
+        if expected.isfinite().all() and not given.isfinite().all():
+            raise UserError("The exported network answers NaN or infinity, so it is not kept; take another precision.")
         differences.append(float((expected - given).abs().max()))
         largest.append(float(expected.abs().max()))
         same += int((expected.argmax(1) == given.argmax(1)).sum())

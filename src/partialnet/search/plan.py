@@ -63,11 +63,11 @@ def load_plan(path: str | Path) -> Plan:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"There is no plan {str(path)!r}; `partialnet search` makes one.") from None
+        raise UserError(f"There is no plan {str(path)!r}.") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{str(path)!r} cannot be read as a plan: {error}.") from None
     if not isinstance(content, Mapping) or content.get("format") != FORMAT:
-        raise UserError(f"{str(path)!r} is no plan of `partialnet search`.")
+        raise UserError(f"{str(path)!r} is no plan of split ratios.")
     fields = {name: value for name, value in content.items() if name not in ("format", "constraint_met")}
     try:
         plan = Plan(**{**fields, "input_size": tuple(fields["input_size"])})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -56,6 +57,11 @@ def _has_fixed_size(name: str) -> bool:
 
 def _load_weights(network: Checkpoint, source: str) -> str:
     """Copy what fits from another checkpoint, and say what did."""
+    if timm.is_model(source) and not Path(source).exists():
+        raise UserError(
+            f"weights is {source!r}, the name of an untrained network, whose weights are random; give a checkpoint or "
+            "run folder."
+        )
     other = load(source)
     if other.folded:
         raise UserError(f"{source!r} is folded for inference and cannot be trained; give the run it came from.")

@@ -102,7 +102,7 @@ def _prepare(
         states.say = lambda sentence: None
     content = states.newest() if resume else None
     if first:
-        _check_folder(folder, resume)
+        _check_folder(folder, resume, content is not None)
     images = open_data(data, config.val_share, config.seed)
     world_size = trainer.num_devices * trainer.num_nodes
     run = {"config": _plain(asdict(config)), "data": _describe(images), "processes": world_size}
@@ -170,7 +170,7 @@ def _finish(task: ClassifierTask, folder: Path) -> TrainResult:
     return TrainResult(folder, folder / WEIGHTS_NAME, evaluation.top1, evaluation.num_images, files, progress.epoch)
 
 
-def _check_folder(folder: Path, resume: bool) -> None:
+def _check_folder(folder: Path, resume: bool, has_state: bool) -> None:
     """Refuse to write over another run.
 
     Raises:
@@ -178,6 +178,12 @@ def _check_folder(folder: Path, resume: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{str(folder)!r} is a file; choose a folder for the run.")
+    metrics = folder / METRICS_NAME
+    # a run that was killed before its first state has one epoch's metrics at most, and may start anew
+    if resume and not has_state and metrics.is_file() and len(metrics.read_text().splitlines()) > 2:
+        raise UserError(
+            f"{str(folder)!r} holds a run of several epochs but no state to continue from; choose another folder."
+        )
     if not resume and any((folder / name).exists() for name in (STATES_NAME, WEIGHTS_NAME, METRICS_NAME)):
         raise UserError(f"{str(folder)!r} holds a run already; continue it with --resume or choose another folder.")
 
