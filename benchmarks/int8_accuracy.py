@@ -1,9 +1,9 @@
 """What int8 costs in accuracy: trained networks exported in fp32 and int8, on test images that calibration never saw.
 
-    python benchmarks/int8_accuracy.py [--digits RUN] [--cifar FOLDER --cifar-run RUN]
+    python benchmarks/int8_accuracy.py [--digits RUN] [--task NAME FOLDER RUN]…
 
-Without --digits the demo's network is trained first, which takes about two minutes. FOLDER holds CIFAR-10 as
-train/<class>/ and test/<class>/, RUN is a run folder trained on its train part. int8 is calibrated with 300 training
+Without --digits the demo trains its network first, in about a minute. FOLDER holds images as train/<class>/ and
+val/<class>/ or test/<class>/, RUN is a run folder trained on its train part. int8 is calibrated with 300 training
 images. Writes benchmarks/results/int8_accuracy.json.
 """
 
@@ -16,17 +16,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from partialnet.data.digits import digits
 
 from partialnet.bench import environment
 from partialnet.checkpoint import Checkpoint, load
 from partialnet.data import FolderImages, LabelledImages, spread
+from partialnet.data.handwritten_digits import open_digits
 from partialnet.demo import run_demo
 from partialnet.deploy.export import SUFFIXES, export
 from partialnet.deploy.photos import CALIBRATION_IMAGES
 from partialnet.deploy.runtimes import load_exported
 from partialnet.deploy.verify import compare_accuracy
-from partialnet.evaluation import evaluate
+from partialnet.evaluation import evaluate, evaluation_folder
 
 
 def measure(checkpoint: Checkpoint, train: FolderImages, test: LabelledImages) -> list[dict]:
@@ -52,37 +52,35 @@ def measure(checkpoint: Checkpoint, train: FolderImages, test: LabelledImages) -
 
 def write_digits(folder: Path) -> None:
     """The demo's training and test images as folders of classes."""
-    split = digits()
-    for part, dataset in (("train", split.train), ("test", split.test)):
-        for number, (image, label) in enumerate(zip(dataset.images, dataset.labels, strict=True)):
-            place = folder / part / split.class_names[label]
+    data = open_digits()
+    for part, images in (("train", data.train), ("test", data.validation)):
+        for number, label in enumerate(images.labels):
+            place = folder / part / images.class_names[label]
             place.mkdir(parents=True, exist_ok=True)
-            image.save(place / f"{number:04d}.png")
+            images.read(number).save(place / f"{number:04d}.png")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--digits", type=Path, metavar="RUN", help="run folder of `partialnet demo`")
-    parser.add_argument("--cifar", type=Path, metavar="FOLDER", help="CIFAR-10 as train/<class>/ and test/<class>/")
-    parser.add_argument("--cifar-run", type=Path, metavar="RUN", help="run folder trained on its train part")
+    parser.add_argument(
+        "--task", nargs=3, action="append", default=[], metavar=("NAME", "FOLDER", "RUN"), help="images and their run"
+    )
     arguments = parser.parse_args()
-    if (arguments.cifar is None) != (arguments.cifar_run is None):
-        parser.error("--cifar and --cifar-run are given together")
     results = {}
     with tempfile.TemporaryDirectory() as workspace:
         folder = Path(workspace)
         write_digits(folder / "digits")
         run = arguments.digits or run_demo(folder / "run").folder
         tasks = {"digits": (load(run), folder / "digits")}
-        if arguments.cifar is not None:
-            tasks["cifar10"] = (load(arguments.cifar_run), arguments.cifar)
+        tasks |= {name: (load(run), Path(data)) for name, data, run in arguments.task}
         for name, (checkpoint, data) in tasks.items():
             print(f"{name}, {checkpoint.architecture} at {checkpoint.input_config['input_size'][1:]}", flush=True)
             results[name] = {
                 "architecture": checkpoint.architecture,
                 "input_size": list(checkpoint.input_config["input_size"]),
                 "calibration_images": CALIBRATION_IMAGES,
-                "rows": measure(checkpoint, FolderImages(data / "train"), FolderImages(data / "test")),
+                "rows": measure(checkpoint, FolderImages(data / "train"), FolderImages(evaluation_folder(data))),
             }
     path = Path(__file__).parent / "results" / "int8_accuracy.json"
     path.write_text(json.dumps({"environment": environment(), "results": results}, indent=1) + "\n")

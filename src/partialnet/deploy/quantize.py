@@ -11,7 +11,7 @@ import numpy as np
 
 from .runtimes import require
 
-#: What stays in float: statistics, gates, softmax and the sums and products around them. In int8 they cost the agreement
+#: What stays in float: statistics, gates, softmax and the sums and products around them. In int8 they cost agreement
 #: with the float network, and the conversions between them cost time.
 _FLOAT_OPERATORS = (
     *("MVN", "ReduceMean", "ReduceL2", "HSigmoid", "HardSigmoid", "Softmax", "SoftMax", "Gelu"),
