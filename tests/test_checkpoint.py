@@ -879,3 +879,14 @@ def test_folded_network_saves_and_loads(img_size, tmp_path):
 def test_mistyped_model_name_gets_near_ones():
     with pytest.raises(UserError, match="partialnet_t0"):
         load("patrialnet_t0")
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime", "openvino"])
+def test_form_for_a_runtime_saves_and_loads(runtime: Any, tmp_path: Path, randomize: Randomize) -> None:
+    folded = tiny(randomize).fold((64, 64), runtime)
+    folded.save(tmp_path)
+    loaded = load(tmp_path)
+    assert loaded.runtime == runtime
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(images), folded.model(images), rtol=1e-5, atol=1e-5)

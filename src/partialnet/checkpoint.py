@@ -66,6 +66,7 @@ class Checkpoint:
             ``crop_pct`` and ``crop_mode``.
         report: For a released checkpoint: what was loaded, renamed and left.
         folded: Whether the network is folded; (H, W) if for images of that size only.
+        runtime: Runtime for which the folded layers are written; None where they have the plain form.
         training: How it was trained: the run's configuration with its seed, the epoch, the accuracy it reached.
     """
 
@@ -76,11 +77,13 @@ class Checkpoint:
     input_config: dict[str, Any] = field(default_factory=dict)
     report: str = ""
     folded: bool | tuple[int, int] = False
+    runtime: Runtime | None = None
     training: dict[str, Any] = field(default_factory=dict)
 
     def fold(self, img_size: tuple[int, int] | None = None, runtime: Runtime | None = None) -> Checkpoint:
         """A copy with the network folded for inference; see ``partialnet.fold``."""
-        return replace(self, model=fold(self.model, img_size, runtime), folded=img_size or self.folded or True)
+        model = fold(self.model, img_size, runtime)
+        return replace(self, model=model, folded=img_size or self.folded or True, runtime=runtime or self.runtime)
 
     def config(self) -> dict[str, Any]:
         """The configuration as timm's hub files hold it."""
@@ -100,6 +103,8 @@ class Checkpoint:
             config["label_names"] = list(self.class_names)
         if self.folded:
             config["folded"] = self.folded
+        if self.runtime:
+            config["runtime"] = self.runtime
         if self.training:
             config["training"] = self.training
         return config
@@ -213,7 +218,8 @@ def _load_safetensors(path: Path) -> Checkpoint:
         _check_configuration(checkpoint)
         checkpoint.training = dict(config.get("training") or {})
         if folded := config.get("folded"):
-            checkpoint = checkpoint.fold(None if folded is True else (int(folded[0]), int(folded[1])))
+            size = None if folded is True else (int(folded[0]), int(folded[1]))
+            checkpoint = checkpoint.fold(size, config.get("runtime"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"The configuration in {str(path)!r} cannot be used: {error}") from error
     _load_tensors(checkpoint.model, tensors, path)
