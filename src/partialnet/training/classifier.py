@@ -118,7 +118,7 @@ class ClassifierTask(Task):
             f"loss {row['train_loss']:.4f}  validation loss {row['val_loss']:.4f}, accuracy {row['val_accuracy']:.2%}"
         )
 
-    def checkpoint(self, training: dict[str, Any]) -> Checkpoint:
+    def checkpoint(self, training: dict[str, Any]) -> Checkpoint | None:
         """The network that is evaluated, with classes and preprocessing."""
         return replace(self.start, model=self.evaluated, training=training)
 

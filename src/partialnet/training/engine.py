@@ -26,7 +26,7 @@ from .config import RunConfig
 from .items import TrainingData
 from .keeper import METRICS_NAME, RunKeeper
 from .machine import create_loggers, create_trainer, quiet_lightning, threads
-from .optimization import check_optimization, create_optimizer, scaled_lr
+from .optimization import check_optimization, scaled_lr
 from .progress_bar import ProgressBar
 from .settings import as_yaml
 from .signals import StopSignals
@@ -151,7 +151,7 @@ def _prepare(
         _check_agreement(content["run"], about, folder)
     torch.manual_seed(config.seed % 2**64)
     task, weights = kind.create_task(config, data, world_size, continues=content is not None)
-    create_optimizer(task.network, config, config.lr)  # what it objects to, it is to say now
+    task.create_optimizer(config.lr)  # what it objects to, it is to say now
     parts = ["partialnet", *kind.command, source, "--config", str(folder / CONFIG_NAME), "-o", str(folder), "--resume"]
     keeper = RunKeeper(folder, states, signals, about, shlex.join(parts), say)
     task.callbacks = [keeper, ProgressBar()]

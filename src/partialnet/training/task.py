@@ -119,10 +119,14 @@ class Task(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """timm's optimiser, whose schedule ``optimizer_step`` follows."""
         lr, _ = scaled_lr(self.config, self.trainer.world_size)
-        optimizer = create_optimizer(self.network, self.config, lr)
+        optimizer = self.create_optimizer(lr)
         updates = -(-self.num_batches // self.config.accumulate)
         self._schedule = create_schedule(optimizer, self.config, lr, updates)
         return optimizer
+
+    def create_optimizer(self, lr: float) -> torch.optim.Optimizer:
+        """timm's optimiser for the network; ``lr`` is the highest learning rate."""
+        return create_optimizer(self.network, self.config, lr)
 
     def train_dataloader(self) -> EpochBatches:
         """The batches of whatever epoch is next, from where the run stands in it."""
@@ -179,9 +183,10 @@ class Task(L.LightningModule):
 
     @property
     def lr(self) -> float:
-        """Highest learning rate of the last step, over the groups of parameters."""
+        """Learning rate of the last step, of parameters that do not have a multiple of it."""
         optimizer = self.optimizers(use_pl_optimizer=False)
-        return max(float(group["lr"]) for group in optimizer.param_groups)  # type: ignore[union-attr]
+        group = optimizer.param_groups[0]  # type: ignore[union-attr]
+        return float(group["lr"] / group.get("lr_scale", 1.0))
 
     @contextlib.contextmanager
     def evaluation_mode(self) -> Iterator[nn.Module]:
