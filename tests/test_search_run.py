@@ -23,7 +23,7 @@ from partialnet.cli import main
 from partialnet.errors import UserError
 from partialnet.search import load_plan
 from partialnet.search.config import SearchConfig
-from partialnet.search.run import search
+from partialnet.search.run import SearchRun, search
 from partialnet.search.sweep import sweep
 from partialnet.search.task import RATIO_PREFIX, SearchTask
 from partialnet.training.settings import as_yaml, create_settings, settings_of
@@ -84,6 +84,17 @@ def test_metrics_hold_objective_and_every_ratio(searched: Path) -> None:
         assert float(row["objective"]) <= factor * float(row["train_loss"]) + 10
 
 
+def test_pressure_grows_while_the_complexity_is_too_high(photos: Path) -> None:
+    config = replace(CONFIG, alpha=-0.01, alpha_growth=2.0)
+    task, _ = SearchRun().create_task(config, SearchRun().open_data(str(photos), config), 1, False)
+    expected = []
+    # in the first epoch, the warm-up, the gates can do nothing about it
+    for epoch, zeta in enumerate((4.0, 4.0, 0.5, 3.0, 1.0), 1):
+        task.progress.rows.append({"epoch": epoch, "zeta": zeta, "kappa": 1.0})
+        expected.append(task.objective.alpha)
+    assert expected == pytest.approx([-0.01, -0.02, -0.02, -0.04, -0.04])
+
+
 def test_plan_says_what_the_checkpoint_is(searched: Path) -> None:
     plan = load_plan(searched)
     checkpoint = load(searched)
@@ -142,8 +153,6 @@ def test_scope_and_no_attention(photos: Path, tmp_path: Path) -> None:
 
 
 def test_gates_have_a_learning_rate_of_their_own(photos: Path) -> None:
-    from partialnet.search.run import SearchRun
-
     run = SearchRun()
     config = replace(CONFIG, layer_decay=0.5)
     task, _ = run.create_task(config, run.open_data(str(photos), config), 1, False)

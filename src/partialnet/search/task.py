@@ -16,6 +16,7 @@ from ..training.classifier import ClassifierTask
 from ..training.teacher import Teacher
 from .config import SearchConfig
 from .network import dynamic_layers, settle
+from .objective import Objective
 from .plan import planned_arguments
 
 #: Columns of metrics.csv that hold a layer's split ratio start with this.
@@ -45,7 +46,15 @@ class SearchTask(ClassifierTask):
     ) -> None:
         super().__init__(checkpoint, config, data, num_batches, teacher)
         self.progress.sums = torch.zeros(4, dtype=torch.float64)
-        self.objective = config.objective
+
+    @property
+    def objective(self) -> Objective:
+        """The objective, its α grown by the epochs that have ended with too high a complexity."""
+        unmet = sum(
+            row["zeta"] > row["kappa"] for row in self.progress.rows if row["epoch"] > self.config.warmup_epochs
+        )
+        objective = self.config.objective
+        return replace(objective, alpha=objective.alpha * self.config.alpha_growth**unmet)
 
     @property
     def layers(self) -> dict[str, DPConv]:
@@ -88,7 +97,7 @@ class SearchTask(ClassifierTask):
             layer.clamp_gates()
 
     def metrics(self, sums: list[float], validation: dict[str, float]) -> dict[str, float]:
-        """Those of a classifier; the objective; ζ, κ and ψ; and each layer's split ratio."""
+        """Those of a classifier; the objective; ζ, κ, α and ψ; and each layer's split ratio."""
         loss, right, objective, number = sums
         layers = list(self.layers.values())
         return {
@@ -96,6 +105,7 @@ class SearchTask(ClassifierTask):
             "objective": objective / number,
             "zeta": self.objective.zeta(layers).item(),
             "kappa": self.objective.kappa(layers),
+            "alpha": self.objective.alpha,
             "psi": self.objective.order_loss(layers).item(),
             **{f"{RATIO_PREFIX}{name}": layer.split_ratio for name, layer in self.layers.items()},
         }
