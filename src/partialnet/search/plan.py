@@ -28,17 +28,19 @@ class Plan:
         model: timm name of the network.
         model_args: Arguments it is built with, the ratios among them.
         split_ratios: Share of channels that is convolved, by layer name, in the network's order.
+        theta: θ that the search was given.
         zeta: Complexity of the ratios.
         kappa: Complexity that was allowed.
         params_m: Parameters of the planned network, in millions.
         macs_g: Its multiply–adds for one image, folded, in thousand millions.
         input_size: (C, H, W) of that image.
-        search: Settings of the search: data, θ, seed, epochs and the like.
+        search: How it was found: the search's ``config``, ``data``, ``epoch`` and ``val_accuracy``.
     """
 
     model: str
     model_args: dict[str, Any]
     split_ratios: dict[str, float]
+    theta: float
     zeta: float
     kappa: float
     params_m: float
@@ -50,11 +52,6 @@ class Plan:
     def satisfied(self) -> bool:
         """Whether the constraint ζ ≤ κ is met."""
         return self.zeta <= self.kappa
-
-    @property
-    def theta(self) -> float:
-        """θ that the search was given."""
-        return float(self.search["config"]["theta"])
 
     @property
     def mean_ratio(self) -> float:

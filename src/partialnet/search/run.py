@@ -142,6 +142,7 @@ def create_plan(checkpoint: Checkpoint) -> Plan:
         model=checkpoint.architecture,
         model_args=arguments,
         split_ratios=ratios,
+        theta=training["config"]["theta"],
         zeta=training["zeta"],
         kappa=training["kappa"],
         params_m=complexity.training.params_m,
