@@ -3,11 +3,11 @@
     python benchmarks/split_ratio_search.py sweep DATA --runs RUNS
     python benchmarks/split_ratio_search.py compare DATA --runs RUNS --theta 4
 
-``sweep`` searches for each θ. ``compare`` then retrains from scratch, with several seeds and the same recipe, the network
-that was found for one θ, the fixed ratio 1/4, and the fixed ratio whose multiply–adds come nearest to the found ones.
+``sweep`` searches for each θ. ``compare`` then retrains from scratch, with several seeds and the same recipe, the
+network that was found for one θ, the fixed ratio 1/4, and the fixed ratio whose multiply–adds come nearest.
 
-DATA is a folder of class folders with train and test (or val) inside. Runs in RUNS that are finished are kept, those that
-were interrupted continue. Each part writes benchmarks/results/split_ratio_<part>.json; ``sweep`` draws
+DATA is a folder of class folders with train and test (or val) inside. Runs in RUNS that are finished are kept, those
+that were interrupted continue. Each part writes benchmarks/results/split_ratio_<part>.json; ``sweep`` draws
 docs/images/split_ratio_sweep.png as well.
 
 The stem's stride is 2 instead of 4, which leaves maps of 16 to 2 positions a side.
