@@ -247,8 +247,9 @@ class DetectionImages:
         """The objects on image ``index``, crowds too."""
         of_image = self._annotations(index)
         outlines = tuple(json.loads(self._outlines[number]) for number in range(of_image.start, of_image.stop))
-        arrays = (self._boxes, self._labels, self._areas, self._crowd)
-        return Instances(*(array[of_image] for array in arrays), outlines)
+        return Instances(
+            self._boxes[of_image], self._labels[of_image], self._areas[of_image], self._crowd[of_image], outlines
+        )
 
     def ground_truth(self) -> dict[str, Any]:
         """Everything in the COCO format, as an evaluator wants it: boxes as they were read, ids of annotations from 1.
@@ -424,15 +425,15 @@ def _read_categories(
     # classes that this file lacks get ids that it does not use
     free = iter(number for number in range(1, len(found) + len(class_names) + 1) if number not in found)
     of_labels = [number_of[name] if name in number_of else next(free) for name in class_names]
-    labels = {number: label for label, number in enumerate(of_labels, 1) if number in found}
+    labels: dict[int | None, int] = {number: label for label, number in enumerate(of_labels, 1) if number in found}
     return labels, tuple(class_names), of_labels
 
 
 def _choose_folder(entries: list[Any], folders: Sequence[Path], path: Path) -> Path:
     if len(folders) == 1:
         return folders[0]
-    names = [entry.get("file_name") for entry in entries[:_NUM_PROBED] if isinstance(entry, dict)]
-    names = [name for name in names if isinstance(name, str) and name]
+    listed = [entry.get("file_name") for entry in entries[:_NUM_PROBED] if isinstance(entry, dict)]
+    names = [name for name in listed if isinstance(name, str) and name]
     files = [FilesBelow(folder) for folder in folders]
     found = [sum(below.find(name) is not None for name in names) for below in files]
     if names and not any(found):
