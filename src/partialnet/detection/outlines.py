@@ -132,10 +132,21 @@ def draw_masks(
             scaled = [np.array(polygon, float).reshape(-1, 2) * scale for polygon in outline]
             if mirrored:
                 scaled = [np.column_stack((width - points[:, 0], points[:, 1])) for points in scaled]
-            drawn = functions.decode(encoded([points.ravel().tolist() for points in scaled], height, width))
-            mask.copy_(torch.from_numpy(drawn))
+            _fill(mask, scaled)
         else:
             drawn = torch.from_numpy(np.ascontiguousarray(functions.decode(encoded(outline, *from_size))))
             resized = F.interpolate(drawn[None, None], (height, width), mode="nearest-exact")[0, 0]
             mask.copy_(resized.flip(1) if mirrored else resized)
     return masks
+
+
+def _fill(mask: Tensor, polygons: Sequence[np.ndarray]) -> None:
+    """Fill polygons, (points, 2) each, within the rectangle around them only: objects are small against images."""
+    height, width = mask.shape
+    points = np.concatenate(polygons)
+    left, top = np.floor(points.min(0)).astype(int).clip(0, (width - 1, height - 1)).tolist()
+    right, bottom = (np.ceil(points.max(0)).astype(int) + 1).clip((left + 1, top + 1), (width, height)).tolist()
+    # moved by whole pixels, which fills the same ones but where rounding decides
+    moved = [(polygon - (left, top)).ravel().tolist() for polygon in polygons]
+    filled = mask_functions().decode(encoded(moved, bottom - top, right - left))
+    mask[top:bottom, left:right] = torch.from_numpy(filled)

@@ -7,8 +7,11 @@ arithmetic, and what is left is filled once, in its final size.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -28,15 +31,20 @@ def resized_size(size: tuple[int, int], img_size: tuple[int, int] = IMG_SIZE) ->
         size: Height and width.
         img_size: Shorter side, and at most longer side.
     """
-    # in single precision, as torchvision does it: the product of side and scale may be just below a whole number
-    scale = np.minimum(np.float32(img_size[0]) / np.float32(min(size)), np.float32(img_size[1]) / np.float32(max(size)))
-    height, width = (max(1, int(side * float(scale))) for side in size)
+    # torchvision's own operations, as their rounding decides whether a side comes to 799 or 800 pixels
+    scale = min(img_size[0] / min(size), img_size[1] / max(size))
+    height, width = (max(1, math.floor(float(side) * scale)) for side in size)
     return height, width
 
 
 def to_tensor(image: Image.Image) -> Tensor:
     """An RGB image as (3, H, W), uint8."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    return _pixels(image).contiguous()
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    """(3, H, W) with the colours of a pixel side by side in memory."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def prepare(
@@ -56,16 +64,18 @@ def prepare(
         ``labels``, (N,), int64, from 1 on, and ``masks``, (N, H, W), uint8.
     """
     height, width = to_size
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    if mirrored:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    pixels = _pixels(image)[None]
+    if to_size != tuple(pixels.shape[2:]):
+        # takes less than half of PIL's time for the same pixels
+        pixels = F.interpolate(pixels, to_size, mode="bilinear", antialias=True)
+    pixels = pixels[0].flip(2) if mirrored else pixels[0]
     boxes = instances.boxes * np.tile((width / size[1], height / size[0]), 2)
     if mirrored:
         boxes = np.column_stack((width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]))
     sides = boxes[:, 2:] - boxes[:, :2]
     kept = np.flatnonzero(~instances.crowd & (sides.min(1, initial=np.inf) >= MIN_BOX))
     masks = draw_masks([instances.outlines[index] for index in kept], size, to_size, mirrored)
-    return to_tensor(image), {
+    return pixels.contiguous(), {
         "boxes": torch.from_numpy(boxes[kept]).float(),
         "labels": torch.from_numpy(instances.labels[kept]),
         "masks": masks,
