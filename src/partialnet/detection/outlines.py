@@ -146,7 +146,9 @@ def _fill(mask: Tensor, polygons: Sequence[np.ndarray]) -> None:
     points = np.concatenate(polygons)
     left, top = np.floor(points.min(0)).astype(int).clip(0, (width - 1, height - 1)).tolist()
     right, bottom = (np.ceil(points.max(0)).astype(int) + 1).clip((left + 1, top + 1), (width, height)).tolist()
-    # moved by whole pixels, which fills the same ones but where rounding decides
-    moved = [(polygon - (left, top)).ravel().tolist() for polygon in polygons]
+    # The rule rounds corners to fifths of a pixel, towards 0. That is done before they are moved, by whole pixels, and
+    # they are put where it changes them no more, so that the very same pixels are filled.
+    fifths = [np.trunc(5 * polygon + 0.5) - 5 * np.array((left, top)) for polygon in polygons]
+    moved = [(np.where(corners < 0, corners - 0.9, corners) / 5).ravel().tolist() for corners in fifths]
     filled = mask_functions().decode(encoded(moved, bottom - top, right - left))
     mask[top:bottom, left:right] = torch.from_numpy(filled)
