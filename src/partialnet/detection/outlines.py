@@ -43,14 +43,18 @@ def mask_functions() -> ModuleType:
 
 def usable_polygons(polygons: Sequence[Any]) -> list[list[float]]:
     """Those with three or more points, all numbers finite and not far outside."""
-    return [
-        polygon
-        for polygon in polygons
-        if isinstance(polygon, list)
-        and len(polygon) >= 6
-        and len(polygon) % 2 == 0
-        and all(type(value) in (int, float) and abs(value) <= _FARTHEST for value in polygon)
-    ]
+    return [polygon for polygon in polygons if isinstance(polygon, list) and _usable(polygon)]
+
+
+def _usable(polygon: list[Any]) -> bool:
+    if len(polygon) < 6 or len(polygon) % 2:
+        return False
+    try:
+        values = np.array(polygon)
+    except (ValueError, OverflowError):  # lists of various lengths in it
+        return False
+    # NaN is not below anything
+    return values.ndim == 1 and values.dtype.kind in "if" and bool(np.abs(values).max() <= _FARTHEST)
 
 
 def usable_run_lengths(outline: Mapping[str, Any], height: int, width: int) -> bool:
@@ -147,7 +151,7 @@ def _fill(mask: Tensor, polygons: Sequence[np.ndarray]) -> None:
     left, top = np.floor(points.min(0)).astype(int).clip(0, (width - 1, height - 1)).tolist()
     right, bottom = (np.ceil(points.max(0)).astype(int) + 1).clip((left + 1, top + 1), (width, height)).tolist()
     # The rule rounds corners to fifths of a pixel, towards 0. That is done before they are moved, by whole pixels, and
-    # they are put where it changes them no more, so that the very same pixels are filled.
+    # they are put where it changes them no more, so that the same pixels are filled but for ties along an edge.
     fifths = [np.trunc(5 * polygon + 0.5) - 5 * np.array((left, top)) for polygon in polygons]
     moved = [(np.where(corners < 0, corners - 0.9, corners) / 5).ravel().tolist() for corners in fifths]
     filled = mask_functions().decode(encoded(moved, bottom - top, right - left))
