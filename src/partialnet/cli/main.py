@@ -17,6 +17,7 @@ from .eval import evaluate
 from .export import export
 from .info import info
 from .predict import predict
+from .search import search
 from .train import train
 
 
@@ -52,6 +53,7 @@ cli.add_command(evaluate)
 cli.add_command(export)
 cli.add_command(info)
 cli.add_command(predict)
+cli.add_command(search)
 cli.add_command(train)
 
 
