@@ -13,7 +13,15 @@ from partialnet.errors import UserError
 from partialnet.search.config import SearchConfig
 from partialnet.training.settings import as_yaml, parse_setting
 
-from .settings import GroupedCommand, configure, given_settings, run_folder, run_options, setting_options
+from .settings import (
+    GroupedCommand,
+    configure,
+    default_recipe,
+    given_settings,
+    run_folder,
+    run_options,
+    setting_options,
+)
 
 if TYPE_CHECKING:
     from partialnet.search import Plan
@@ -33,7 +41,7 @@ class Thetas(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 @click.command(cls=GroupedCommand)
 @click.argument("data", required=False)
-@run_options
+@run_options(SearchConfig, "digits or small")
 @click.option(
     "--theta",
     type=Thetas(),
@@ -73,7 +81,7 @@ def search(
     given = given_settings(ctx, options)
     if theta is not None and len(theta) == 1:
         given["theta"] = theta[0]
-    config, name = configure(SearchConfig, data, recipe, config_file, given)
+    config, name = configure(SearchConfig, recipe, default_recipe(data), config_file, given)
     if print_config:
         click.echo(as_yaml(config, f"Recipe {name}, {config.model}. Use it with: partialnet search DATA --config FILE"))
         return

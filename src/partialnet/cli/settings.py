@@ -13,7 +13,7 @@ import yaml
 from click.core import ParameterSource
 
 from partialnet.errors import UserError
-from partialnet.training.config import TrainConfig
+from partialnet.training.config import RunConfig
 from partialnet.training.recipes import apply_recipe, recipe_names
 from partialnet.training.settings import (
     Settings,
@@ -25,7 +25,7 @@ from partialnet.training.settings import (
     settings_of,
 )
 
-ConfigT = TypeVar("ConfigT", bound=TrainConfig)
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 
 class SettingType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -100,18 +100,28 @@ def _in_group(group: str) -> type[SettingOption]:
     return type("SettingOption", (SettingOption,), {"group": group})
 
 
-def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of all commands that train: recipe, file of settings, run folder, resume, print."""
-    recipes = f"Settings to start from: {', '.join(recipe_names())}.  [default: digits or small]"
-    for decorator in (
+def run_options(kind: type[RunConfig], default: str) -> Callable[[Callable[..., Any]], Any]:
+    """The options of all commands that train: recipe, file of settings, run folder, resume, print.
+
+    Args:
+        kind: Class of the configuration.
+        default: The recipe where none is named, in words.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for decorator in decorators:
+            command = decorator(command)
+        return command
+
+    recipes = f"Settings to start from: {', '.join(recipe_names(kind))}.  [default: {default}]"
+    decorators = (
         click.option("--print-config", is_flag=True, help="Print all settings as YAML and stop."),
         click.option("--resume", is_flag=True, help="Continue the run in the run folder if there is one."),
         click.option("-o", "--output", type=click.Path(path_type=Path), help="Run folder.  [default: runs/DATA-MODEL]"),
         click.option("--config", "config_file", help="YAML file of settings, which replace the recipe's."),
         click.option("--recipe", help=recipes),
-    ):
-        command = decorator(command)
-    return command
+    )
+    return decorate
 
 
 def given_settings(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
@@ -125,14 +135,24 @@ def given_settings(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any
 
 
 def configure(
-    kind: type[ConfigT], data: str | None, recipe: str | None, config_file: str | None, given: dict[str, Any]
+    kind: type[ConfigT], recipe: str | None, default: str, config_file: str | None, given: dict[str, Any]
 ) -> tuple[ConfigT, str]:
     """The configuration of a run, and the name of the recipe it starts from.
 
     A recipe gives the settings, a file replaces some, ``given`` replaces what it names.
+
+    Args:
+        kind: Class of the configuration.
+        recipe: Name of the recipe; None takes the one that the file names, or ``default``.
+        default: Name of the recipe where neither names one.
+        config_file: YAML file of settings.
+        given: Settings by name.
+
+    Raises:
+        UserError: Something is unknown, of the wrong type or not allowed.
     """
     from_file = read_settings(config_file) if config_file else {}
-    name = recipe or from_file.pop("recipe", None) or ("digits" if data == "digits" else "small")
+    name = recipe or from_file.pop("recipe", None) or default
     create_settings(kind, from_file, repr(config_file))  # its mistakes are to be told with its name
     values = {**from_file, **given}
     if "model_args" in given and isinstance(from_file.get("model_args"), dict):
@@ -140,6 +160,11 @@ def configure(
     if "model" in values and Path(str(values["model"])).is_dir():
         values = _as_in_run(values)
     return apply_recipe(kind, name, values), name
+
+
+def default_recipe(data: str | None) -> str:
+    """The recipe for images where none is named."""
+    return "digits" if data == "digits" else "small"
 
 
 def run_folder(output: Path | None, data: str, name: str) -> Path:

@@ -13,12 +13,20 @@ from partialnet.errors import UserError
 from partialnet.training.config import TrainConfig
 from partialnet.training.settings import as_yaml
 
-from .settings import GroupedCommand, configure, given_settings, run_folder, run_options, setting_options
+from .settings import (
+    GroupedCommand,
+    configure,
+    default_recipe,
+    given_settings,
+    run_folder,
+    run_options,
+    setting_options,
+)
 
 
 @click.command(cls=GroupedCommand)
 @click.argument("data", required=False)
-@run_options
+@run_options(TrainConfig, "digits or small")
 @click.option("--plan", help="Network with the split ratios of a search: its plan.json or run folder.")
 @setting_options(TrainConfig)
 @click.pass_context
@@ -51,7 +59,7 @@ def train(
     given = given_settings(ctx, options)
     if plan is not None:
         given = _planned(plan, given)
-    config, name = configure(TrainConfig, data, recipe, config_file, given)
+    config, name = configure(TrainConfig, recipe, default_recipe(data), config_file, given)
     if print_config:
         click.echo(as_yaml(config, f"Recipe {name}, {config.model}. Use it with: partialnet train DATA --config FILE"))
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import timm
 from timm.data import create_transform
@@ -24,7 +24,13 @@ _keeping = partial(setting, group="Keeping")
 
 @dataclass(frozen=True)
 class RunConfig(Settings):
-    """What every training run has, whatever the task. A run folder keeps its configuration as ``config.yaml``."""
+    """What every training run has, whatever the task. A run folder keeps its configuration as ``config.yaml``.
+
+    Attributes:
+        recipes: Package whose YAML files are this kind's recipes.
+    """
+
+    recipes: ClassVar[str] = "partialnet.training.recipes"
 
     model: str = _network(
         "partialnet_t0", "any timm model name; on the command line also a run folder, whose weights it gets"

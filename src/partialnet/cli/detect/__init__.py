@@ -7,6 +7,7 @@ import click
 from ..group import Group
 from .bench import bench
 from .export import export
+from .train import train
 
 
 @click.group(cls=Group)
@@ -19,3 +20,4 @@ def detect() -> None:
 
 detect.add_command(bench)
 detect.add_command(export)
+detect.add_command(train)
