@@ -53,22 +53,22 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     losses, precision, rate = figure.subplots(1, 3, width_ratios=(3, 3, 2))
     epochs = [row["epoch"] for row in rows]
     marker = {"marker": "o", "markersize": 4 if len(rows) <= 60 else 0, "linewidth": 2}
-    losses.plot(epochs, [row["train_loss"] for row in rows], color="black", label="sum", **marker)  # type: ignore[arg-type]
+    losses.plot(epochs, [row["train_loss"] for row in rows], color="black", label="sum", **marker)
     for name, title in _LOSS_TITLES.items():
-        losses.plot(epochs, [row[name] for row in rows], label=title, **marker)  # type: ignore[arg-type]
+        losses.plot(epochs, [row[name] for row in rows], label=title, **marker)
     losses.set(xlabel="epoch", ylabel="mean over the images", title="Training losses", ylim=(0, None))
     lines = [("val_box_ap", plots.BLUE, "boxes, AP", "-"), ("val_box_ap50", plots.BLUE, "boxes, AP50", ":")]
     lines += [("val_mask_ap", plots.ORANGE, "masks, AP", "-"), ("val_mask_ap50", plots.ORANGE, "masks, AP50", ":")]
     for name, color, label, style in lines:
         if name in rows[0]:
             values = [row[name] for row in rows]
-            precision.plot(epochs, values, color=color, label=label, linestyle=style, **marker)  # type: ignore[arg-type]
+            precision.plot(epochs, values, color=color, label=label, linestyle=style, **marker)
     highest = max(max(row.get(name, 0) for name, *_ in lines) for row in rows)
     precision.set(
         xlabel="epoch", title="Average precision, held-out images", ylim=(0, min(1.03, 1.15 * highest + 0.01))
     )
     precision.yaxis.set_major_formatter(PercentFormatter(1))
-    rate.plot(epochs, [row["lr"] for row in rows], color=plots.GREEN, **marker)  # type: ignore[arg-type]
+    rate.plot(epochs, [row["lr"] for row in rows], color=plots.GREEN, **marker)
     rate.set(xlabel="epoch", title="Learning rate", ylim=(0, None))
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
     for axes in (losses, precision, rate):

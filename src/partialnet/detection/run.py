@@ -107,12 +107,12 @@ class DetectorRun(RunKind[DetectionConfig, DetectionData, DetectorTask, Detectio
 
     def announce(self, task: DetectorTask) -> list[str]:
         """Images, objects, network and sides; and what was wrong with the data."""
-        data, (short, long) = task.data, task.config.sides
+        data, sides = task.data, "/".join(map(str, task.config.sides))
         objects = int(data.train.num_instances.sum())
         return [
             f"{len(data.train):,} training images with {objects:,} objects of {len(data.class_names)} categories and "
-            f"{len(data.validation):,} validation images ({data.split}); Mask R-CNN on {task.config.model}, sides up to "
-            f"{short}/{long}.",
+            f"{len(data.validation):,} validation images ({data.split}); Mask R-CNN on {task.config.model}, sides up "
+            f"to {sides}.",
             *data.notes(),
         ]
 

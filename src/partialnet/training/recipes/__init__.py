@@ -64,8 +64,8 @@ def load_recipe(name: str, values: Mapping[str, Any] | None = None, **settings: 
 def apply_recipe(kind: type[ConfigT], name: str, replaced: Mapping[str, Any]) -> ConfigT:
     """A configuration with a recipe's settings, some of them replaced.
 
-    A shorter training, without a warm-up of its own, warms up for the same share of its epochs as the recipe; a training
-    of other length steps down at the same shares of its epochs.
+    A shorter training, without a warm-up of its own, warms up for the same share of its epochs as the recipe; one of
+    another length steps down at the same shares of its epochs.
 
     Raises:
         UserError: There is no such recipe or setting, or a value is not allowed.
