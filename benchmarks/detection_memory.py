@@ -81,6 +81,7 @@ def peak_bytes(name: str, batch_size: int, size: tuple[int, int], bf16: bool, fr
                 loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
+                tracker.reset_mod_stats()
         snapshot = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
     return {str(getattr(kind, "value", kind)): int(value) for kind, value in snapshot.items()}
 
