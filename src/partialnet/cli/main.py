@@ -19,6 +19,7 @@ from .export import export
 from .group import Group
 from .info import info
 from .predict import predict
+from .search import search
 from .train import train
 
 
@@ -39,6 +40,7 @@ cli.add_command(evaluate)
 cli.add_command(export)
 cli.add_command(info)
 cli.add_command(predict)
+cli.add_command(search)
 cli.add_command(train)
 
 
