@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=20, help="true objects in an image")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    setting = {"batch_size": arguments.batch_size, "size": list(arguments.size), "objects": arguments.objects}
     height, width = arguments.size
     truth = arguments.batch_size * arguments.objects * height * width
     rows = []
@@ -111,10 +112,14 @@ def main() -> None:
                 }
             )
             print(f"{name:14}{rows[-1]['precision']:6}{rows[-1]['peak_gb']:8.2f} GB  {rows[-1]['by_kind_gb']}")
-    if arguments.json:
-        setting = {"batch_size": arguments.batch_size, "size": [height, width], "objects": arguments.objects}
-        content = {"environment": environment(), "method": "computed: fake tensors", "setting": setting, "rows": rows}
-        write_atomically(arguments.json, (json.dumps(content, indent=1) + "\n").encode())
+            if arguments.json:
+                content = {
+                    "environment": environment(),
+                    "method": "computed: fake tensors",
+                    "setting": setting,
+                    "rows": rows,
+                }
+                write_atomically(arguments.json, (json.dumps(content, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":
