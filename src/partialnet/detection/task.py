@@ -43,7 +43,7 @@ class DetectorTask(Task):
         super().__init__(checkpoint.model, config, data, num_batches, num_sums=len(LOSSES) + 1)
         self.start = checkpoint
         # batches come resized
-        checkpoint.model.transform._skip_resize = True  # type: ignore[union-attr, assignment]
+        checkpoint.model.transform._skip_resize = True  # type: ignore[union-attr]
 
     def batches(self, epoch: int, first_batch: int, rank: int, world_size: int) -> Iterable[DetectionBatch]:
         """The training batches of one epoch for one process, from number ``first_batch`` on."""
