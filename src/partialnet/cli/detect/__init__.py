@@ -6,7 +6,9 @@ import click
 
 from ..group import Group
 from .bench import bench
+from .eval import evaluate
 from .export import export
+from .predict import predict
 from .train import train
 
 
@@ -19,5 +21,7 @@ def detect() -> None:
 
 
 detect.add_command(bench)
+detect.add_command(evaluate)
 detect.add_command(export)
+detect.add_command(predict)
 detect.add_command(train)

@@ -1,0 +1,111 @@
+"""Objects on photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..errors import UserError
+from ..images import read_image
+from .checkpoint import DetectorCheckpoint
+from .drawing import DrawnObjects, draw_objects
+from .evaluator import encode_masks
+from .transforms import to_tensor
+
+#: Photographs are reduced to twice what the detector looks at before masks are drawn at their size.
+_MOST = 2.0
+
+
+@dataclass(frozen=True)
+class DetectedObject:
+    """One object on a photograph.
+
+    Attributes:
+        category: Its name.
+        label: Number of the category among the detector's, from 1.
+        score: In [0, 1].
+        box: Left, top, right and bottom in pixels of the photograph.
+        mask: Run lengths in the COCO format, of the photograph's size or a reduced one.
+    """
+
+    category: str
+    label: int
+    score: float
+    box: tuple[float, float, float, float]
+    mask: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "category": self.category,
+            "score": round(self.score, 4),
+            "box": [round(side, 2) for side in self.box],
+            "mask": self.mask,
+        }
+
+
+@dataclass(frozen=True)
+class DetectedPhoto:
+    """A photograph with the objects on it, the surest first.
+
+    Attributes:
+        image: RGB, perhaps reduced; the masks are of its size.
+        scale: Its pixels for each of the photograph's.
+        objects: What was found.
+    """
+
+    image: Image.Image
+    scale: float
+    objects: tuple[DetectedObject, ...]
+
+    def draw(self) -> Image.Image:
+        """The photograph with boxes, masks, names and scores."""
+        boxes = np.array([found.box for found in self.objects], float).reshape(-1, 4) * self.scale
+        labels = [found.label for found in self.objects]
+        captions = [f"{found.category} {found.score:.0%}" for found in self.objects]
+        return draw_objects(self.image, DrawnObjects(boxes, labels, captions, [found.mask for found in self.objects]))
+
+
+def detect(
+    detector: DetectorCheckpoint, paths: Sequence[Path], min_score: float = 0.5, device: torch.device | str = "cpu"
+) -> Iterator[DetectedPhoto | UserError]:
+    """The objects on each photograph, or why it cannot be read, in order.
+
+    Args:
+        detector: Also an exported one.
+        paths: Image files.
+        min_score: Objects of lower scores are left out.
+        device: Where to compute.
+    """
+    network = detector.model.to(device).eval()
+    names = tuple(detector.categories.values())
+    limit = round(_MOST * detector.img_size[1])
+    for path in paths:
+        try:
+            photo = read_image(path)
+        except UserError as error:
+            yield error
+            continue
+        scale = min(1.0, limit / max(photo.size))
+        if scale < 1:
+            photo = photo.resize([max(1, round(side * scale)) for side in photo.size], Image.Resampling.BOX)
+        with torch.no_grad():
+            (output,) = network([to_tensor(photo).float().div(255).to(device)])
+        kept = output["scores"] >= min_score
+        boxes = (output["boxes"][kept].double().cpu() / scale).tolist()
+        masks = encode_masks(output["masks"][kept].flatten(0, 1) > 0.5)
+        labels, scores = output["labels"][kept].tolist(), output["scores"][kept].tolist()
+        yield DetectedPhoto(
+            photo,
+            scale,
+            tuple(
+                DetectedObject(names[label - 1], label, score, (box[0], box[1], box[2], box[3]), mask)
+                for label, score, box, mask in zip(labels, scores, boxes, masks, strict=True)
+            ),
+        )
