@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,7 +136,9 @@ def explain(
     written: list[str] = []
     # with boxes the game goes over all images, and the maps of what is predicted over those that are drawn
     chosen = paths[:draw] if box_set else paths
-    for path in tqdm(chosen, desc="explaining", unit="image", delay=2):
+    # lines that scroll by on a terminal are progress enough
+    hide_bar = sys.stdout.isatty() and json_path != "-"
+    for path in tqdm(chosen, desc="explaining", unit="image", delay=2, disable=hide_bar):
         try:
             image = read_image(path)
         except UserError as error:
@@ -150,7 +153,7 @@ def explain(
         if json_path != "-":
             click.echo(_as_text(path, networks))
     names = [path for path, _ in read]
-    written += _draw_maps(networks, names, drawn, output)
+    written = _draw_maps(networks, names, drawn, output) + written
     if scores and read:
         written += _draw_scores(networks, output)
         _print_scores(networks, err=json_path == "-")
@@ -339,16 +342,16 @@ def _draw_maps(
         assert found is not None
         names = _title(networks[0]) if len(networks) == 1 else "predicted class and probability above each map"
         path = output / ("maps.png" if start == 0 else f"maps-{start // page + 1}.png")
-        captions = [_file_name(paths[index]) for index in indices]
+        captions = [_clip(paths[index].name) for index in indices]
         draw_maps(path, images[start : start + page], captions, rows, f"{found.method}, stage {found.stage}: {names}")
         written.append(str(path))
     return written
 
 
-def _file_name(path: Path) -> str:
-    """A file's name that fits above its image; of a long one beginning and end."""
-    name = path.name
-    return name if len(name) <= 22 else f"{name[:9]}…{name[-12:]}"
+def _clip(name: str, limit: int = 22) -> str:
+    """A name of a file or run that fits above or beside an image; of a long one beginning and end."""
+    end = limit // 2
+    return name if len(name) <= limit else f"{name[: limit - end - 1]}…{name[-end:]}"
 
 
 def _percent(probability: float) -> str:
@@ -356,9 +359,7 @@ def _percent(probability: float) -> str:
 
 
 def _row_name(network: _Network) -> str:
-    from partialnet.plots import shorten
-
-    return shorten(network.name, 24) + ("\n(random weights)" if network.untrained else "")
+    return _clip(network.name, 17) + ("\n(random weights)" if network.untrained else "")
 
 
 def _draw_gates(network: _Network, image: Image.Image, path: Path, index: int, point: Any, output: Path) -> list[str]:
@@ -374,7 +375,7 @@ def _draw_gates(network: _Network, image: Image.Image, path: Path, index: int, p
     found = network.maps[-1]
     written = []
     stem = f"{index + 1:02d}-{path.stem}"
-    title = f"{_file_name(path)}: what {_title(network)} weighs"
+    title = f"{_clip(path.name)}: what {_title(network)} weighs"
     if gates.spatial or gates.channel:
         file = output / f"{stem}-gates.png"
         draw_gates(file, image, found, gates, title)
@@ -383,7 +384,7 @@ def _draw_gates(network: _Network, image: Image.Image, path: Path, index: int, p
         x, y = _place(point, image.size, found)
         file = output / f"{stem}-attention.png"
         which = "" if point is not None else ", the peak of its map"
-        title = f"{_file_name(path)}: attention from {x:.0f},{y:.0f}{which}\n{_title(network)}"
+        title = f"{_clip(path.name)}: attention from {x:.0f},{y:.0f}{which}\n{_title(network)}"
         draw_attention(file, image, gates, (x, y), title)
         written.append(str(file))
     elif point is not None and index == 0:
@@ -461,7 +462,7 @@ def _draw_points(
         outcome = "hit" if point.hit else "miss"
         color = BLUE if point.hit else RED
         images.append(image)
-        captions.append(_file_name(point.path))
+        captions.append(_clip(point.path.name))
         caption = f"{shorten(point.category, 16)}: {outcome}\np = {found.probability:.1%}"
         tiles.append(MapTile(found, caption, truth.boxes[point.category], color if point.peak else None))
     assert network.game is not None

@@ -78,10 +78,14 @@ class ClassMap:
 
     @property
     def peak(self) -> tuple[float, float]:
-        """x and y of the most important place, in pixels of the image; the middle of several."""
+        """x and y of the most important place, in pixels of the image.
+
+        A map is constant between the outermost positions of the layer and the border, so a peak there is a plateau; of
+        all its pixels that is taken which is nearest to the middle of what the network sees, the layer's position.
+        """
         rows, columns = np.nonzero(self.values == self.values.max())
-        # the place nearest to the middle of all of them, so that it is one of them
-        nearest = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
+        middle_x, middle_y = (self.region[0] + self.region[2]) / 2, (self.region[1] + self.region[3]) / 2
+        nearest = np.argmin((rows + 0.5 - middle_y) ** 2 + (columns + 0.5 - middle_x) ** 2)
         return float(columns[nearest]) + 0.5, float(rows[nearest]) + 0.5
 
     def statistics(self) -> dict[str, Any]:
@@ -158,21 +162,21 @@ class Explainer:
         """
         if not self.num_classes:
             raise UserError("This network has no classes, it gives features only; leave the target out.")
-        synonyms: dict[str, int] = {}
-        for index, name in reversed(list(enumerate(self.class_names))):
-            synonyms |= {part.strip().lower(): index for part in name.split(",")}
-        exact = {name: index for index, name in enumerate(self.class_names)}
+        exact = {name: index for index, name in reversed(list(enumerate(self.class_names)))}
+        synonyms = {part.strip(): index for name, index in exact.items() for part in name.split(",")}
+        lower = {part.lower(): part for part in synonyms}
         if text in exact:
             return exact[text]
-        if text.strip().lower() in synonyms:
-            return synonyms[text.strip().lower()]
+        if text.strip().lower() in lower:
+            return synonyms[lower[text.strip().lower()]]
         if text.isdecimal() and int(text) < self.num_classes:
             return int(text)
-        near = get_close_matches(text.lower(), synonyms, n=3)
-        hint = f" Similar names: {', '.join(near)}." if near and self.names_known else ""
+        near = [lower[part] for part in get_close_matches(text.lower(), lower, n=3)] if self.names_known else []
+        hint = f" Similar names: {', '.join(near)}." if near else ""
+        allowed = "give the name of a class or " if self.names_known else "its classes have no names; give "
         raise UserError(
-            f"There is no class {text!r}: give a name of the network's, or a number from 0 to {self.num_classes - 1}."
-            + hint
+            f"{self.checkpoint.architecture} has no class {text!r}: {allowed}a number from 0 to "
+            f"{self.num_classes - 1}.{hint}"
         )
 
     def prepare(self, image: Image.Image) -> Tensor:

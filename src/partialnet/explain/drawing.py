@@ -74,17 +74,22 @@ def draw_maps(
     bands = len(images) if upright else -(-len(images) // columns)
     lines = bands if upright else bands * (1 + len(rows))
     side = 3.4 if upright else 2.1
-    tall = float(np.clip(np.median([image.height / image.width for image in images]), 0.5, 1.5))
-    height = lines * (side * tall + 0.55) + 1.3
-    figure = Figure(figsize=(max(7.0, side * columns + 0.5), height), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False)
+    # each line is as high as its highest image
+    tall = [float(np.clip(image.height / image.width, 0.3, 1.6)) for image in images]
+    per_band = 1 if upright else columns
+    highest = [max(tall[band * per_band : (band + 1) * per_band]) for band in range(bands)]
+    heights = [side * high + (0.5 if upright else 0.42) for high in highest for _ in range(lines // bands)]
+    figure = Figure(
+        figsize=(max(7.0, side * columns + 0.5), sum(heights) + (1.5 if upright else 0.9)), layout="compressed"
+    )
+    grid = figure.subplots(lines, columns, squeeze=False, height_ratios=heights)
     for axes in grid.flat:
         axes.set_axis_off()
     for index, image in enumerate(images):
         band, column = divmod(index, columns)
         cells = grid[index] if upright else grid[band * (1 + len(rows)) : (band + 1) * (1 + len(rows)), column]
         _show(cells[0], np.asarray(_small(image)))
-        cells[0].set_title(f"{captions[index]}\n" if upright else captions[index], fontsize=11, parse_math=False)
+        cells[0].set_title(captions[index], fontsize=11, parse_math=False)
         for axes, (name, tiles) in zip(cells[1:], rows, strict=True):
             tile = tiles[index]
             _show(axes, overlay(image, tile.map.values, tile.map.region))
@@ -217,7 +222,7 @@ def draw_attention(path: Path, image: Image.Image, gates: Gates, point: tuple[fl
     found = gates.attention_from(point)
     heads = max(weights.shape[0] for _, weights in found)
     tall = min(max(image.height / image.width, 0.5), 1.6)
-    figure = Figure(figsize=(2.05 * (heads + 1) + 0.5, len(found) * (2.0 * tall + 0.45) + 1.3), layout="constrained")
+    figure = Figure(figsize=(2.05 * (heads + 1) + 0.5, len(found) * (2.0 * tall + 0.45) + 1.6), layout="compressed")
     grid = figure.subplots(len(found), heads + 1, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
