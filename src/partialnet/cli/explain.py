@@ -17,25 +17,41 @@ from partialnet.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from partialnet.explain import ClassMap, Explainer, PointingGame, Scores
+    from partialnet.explain import ClassMap, Explainer, Gates, PointingGame, Scores
     from partialnet.explain.boxes import BoxSet
+    from partialnet.preprocessing import Region
 
 _PREDICTED = 3  # classes named in the JSON
 _DRAWN_POINTS = 12
 
 
 @dataclass
+class _Found:
+    """What one network gives for one image: figures, and a small map where it is drawn."""
+
+    map: ClassMap | None
+    statistics: dict[str, Any]
+    predicted: list[tuple[str, float]]
+    target: str | None
+    gates: Gates | None
+    gate_figures: dict[str, Any] | None
+    scores: Scores | None
+    region: Region
+    method: str
+    stage: int
+    layer: str
+    probability: float | None
+
+
+@dataclass
 class _Network:
-    """A network and what was found about it."""
+    """A network and what was found with it."""
 
     name: str
     source: str
     explainer: Explainer
     untrained: bool
-    maps: list[ClassMap] = field(default_factory=list)
-    predictions: list[list[tuple[str, float]]] = field(default_factory=list)
-    gates: list[dict[str, Any] | None] = field(default_factory=list)
-    scores: list[Scores] = field(default_factory=list)
+    found: list[_Found] = field(default_factory=list)
     game: PointingGame | None = None
 
 
@@ -109,6 +125,7 @@ def explain(
     from partialnet.devices import find_device
     from partialnet.explain import read_boxes
     from partialnet.explain.cam import METHODS, library_class
+    from partialnet.explain.drawing import small_image
     from partialnet.images import find_images, read_image
 
     if json_path not in (None, "-") and not Path(json_path or "").parent.is_dir():
@@ -123,12 +140,12 @@ def explain(
     networks = [_open(source, place, img_size) for source in dict.fromkeys((checkpoint, *against))]
     for network in networks:
         network.explainer.target_layer(stage)
-    for note in _notes(networks, method):
-        click.echo(note, err=True)
     first = networks[0]
-    classes = _targets(target, networks)
+    classes = [None if target is None else network.explainer.find_class(target) for network in networks]
     matched = [_match(network.explainer, box_set, category) for network in networks] if box_set else []
 
+    for note in _notes(networks, method, position):
+        click.echo(note, err=True)
     output.mkdir(parents=True, exist_ok=True)
     read: list[tuple[Path, tuple[int, int]]] = []
     drawn: list[Image.Image] = []
@@ -147,8 +164,15 @@ def explain(
         _explain(image, networks, classes, method, stage, scores)
         if len(read) < num_gates:
             written += _draw_gates(first, image, path, len(read), point, output)
+        small = small_image(image)
+        for network in networks:
+            last = network.found[-1]
+            assert last.map is not None
+            # what is drawn is small, what is not drawn is not kept
+            last.map = last.map.resized(small.size) if len(drawn) < draw else None
+            last.gates = None
         if len(drawn) < draw:
-            drawn.append(image)
+            drawn.append(small)
         read.append((path, image.size))
         if json_path != "-":
             click.echo(_as_text(path, networks))
@@ -191,7 +215,10 @@ def _open(source: str, device: Any, img_size: int | None) -> _Network:
     return _Network(name, source, Explainer(checkpoint, device), untrained=not path.exists())
 
 
-def _notes(networks: Sequence[_Network], method: str | None) -> list[str]:
+def _notes(networks: Sequence[_Network], method: str | None, position: str | None) -> list[str]:
+    """What one should know before reading the figures."""
+    from partialnet.layers import SelfAttention2d
+
     notes = [
         f"{network.name} is a model name: its weights are random, and so is what it looks at."
         for network in networks
@@ -202,14 +229,14 @@ def _notes(networks: Sequence[_Network], method: str | None) -> list[str]:
         for network in networks
         if not network.explainer.num_classes and method is None
     ]
+    first = networks[0]
+    if first.explainer.checkpoint.folded:
+        notes.append(f"{first.name} is folded, its gates are merged: the run it came from shows them.")
+    elif position is not None and not any(
+        isinstance(part, SelfAttention2d) for part in first.explainer.model.modules()
+    ):
+        notes.append(f"{first.name} has no self-attention of ours; --position shows nothing of it.")
     return notes
-
-
-def _targets(target: str | None, networks: Sequence[_Network]) -> list[int | None]:
-    """The class asked for in each network; None where it is what is predicted."""
-    if target is None:
-        return [None for _ in networks]
-    return [network.explainer.find_class(target) for network in networks]
 
 
 def _parse_position(text: str | None) -> tuple[tuple[float, bool], tuple[float, bool]] | None:
@@ -257,21 +284,33 @@ def _explain(
     from partialnet.explain import deletion_and_insertion, read_gates
 
     shared: str | None = None
-    for network, given in zip(networks, classes, strict=True):
+    for network, target in zip(networks, classes, strict=True):
         explainer = network.explainer
-        target = given
-        network.predictions.append(_predict(explainer, image))
-        if target is None and explainer.names_known and network.predictions[-1]:
+        predicted = _predict(explainer, image)
+        if target is None and explainer.names_known and predicted:
             # all networks show the class that the first predicts, where they have it
-            shared = shared or network.predictions[-1][0][0]
+            shared = shared or predicted[0][0]
             target = explainer.class_names.index(shared) if shared in explainer.class_names else None
         found = explainer.class_map(image, target, method, stage)
-        network.maps.append(found)
-        network.gates.append(None if explainer.checkpoint.folded else read_gates(explainer, image).statistics())
-        if scores:
-            if found.target is None:
-                raise UserError(f"--scores need a class, which {found.method} does not look at.")
-            network.scores.append(deletion_and_insertion(explainer, image, found))
+        if scores and found.target is None:
+            raise UserError(f"--scores need a class, which {found.method} does not look at.")
+        gates = None if explainer.checkpoint.folded else read_gates(explainer, image)
+        network.found.append(
+            _Found(
+                map=found,
+                statistics=found.statistics(),
+                predicted=predicted,
+                target=None if found.target is None else explainer.class_names[found.target],
+                gates=gates,
+                gate_figures=gates.statistics() if gates else None,
+                scores=deletion_and_insertion(explainer, image, found) if scores else None,
+                region=found.region,
+                method=found.method,
+                stage=found.stage,
+                layer=found.layer,
+                probability=found.probability,
+            )
+        )
 
 
 def _predict(explainer: Explainer, image: Image.Image) -> list[tuple[str, float]]:
@@ -283,39 +322,32 @@ def _predict(explainer: Explainer, image: Image.Image) -> list[tuple[str, float]
     return [(explainer.class_names[index], float(probabilities[index])) for index in best]
 
 
-def _target_name(network: _Network, found: ClassMap) -> str | None:
-    return None if found.target is None else network.explainer.class_names[found.target]
-
-
 def _as_text(path: Path, networks: Sequence[_Network]) -> str:
     """A line for an image, and one more for each further network."""
     lines = []
     for network in networks:
-        found = network.maps[-1]
+        found = network.found[-1]
         begin = str(path) if network is networks[0] else f"  {network.name}"
-        answers = network.predictions[-1]
-        predicted = f"{answers[0][0]} {answers[0][1]:.1%}   " if answers else ""
-        target = _target_name(network, found)
-        of = f"map of {target} ({found.probability:.1%})" if target is not None else f"map by {found.method}"
-        peak = "nothing speaks for it" if found.empty else f"peak at {found.peak[0]:.0f},{found.peak[1]:.0f}"
-        lines.append(f"{begin}   {predicted}{of}, {peak}, {found.statistics()['area_half']:.0%} above half")
+        predicted = f"{found.predicted[0][0]} {found.predicted[0][1]:.1%}   " if found.predicted else ""
+        of = f"map by {found.method}" if found.target is None else f"map of {found.target} ({found.probability:.1%})"
+        figures = found.statistics
+        peak = f"peak at {figures['peak_x']:.0f},{figures['peak_y']:.0f}, {figures['area_half']:.0%} above half"
+        lines.append(f"{begin}   {predicted}{of}, {'nothing speaks for it' if figures['empty'] else peak}")
     return "\n".join(lines)
 
 
-def _caption(network: _Network, index: int) -> str:
+def _caption(found: _Found) -> str:
     """What is predicted and, where it is another class, what the map is of."""
     from partialnet.plots import shorten
 
-    found, answers = network.maps[index], network.predictions[index]
-    if not answers:
-        return found.method
-    predicted = f"{shorten(answers[0][0], 15)} {_percent(answers[0][1])}"
-    target = _target_name(network, found)
-    if target is None or target == answers[0][0]:
-        return f"{predicted}\n" + ("(empty map)" if found.empty else "")
-    return f"{predicted}\nmap: {shorten(target, 13)} {_percent(found.probability or 0.0)}" + (
-        " (empty)" if found.empty else ""
-    )
+    empty = " (empty map)" if found.statistics["empty"] else ""
+    if not found.predicted:
+        return f"{found.method}{empty}"
+    best, probability = found.predicted[0]
+    predicted = f"{shorten(best, 15)} {_percent(probability)}"
+    if found.target in (None, best):
+        return f"{predicted}{empty}"
+    return f"{predicted}\nmap: {shorten(found.target or '', 13)} {_percent(found.probability or 0.0)}{empty}"
 
 
 def _title(network: _Network) -> str:
@@ -329,21 +361,18 @@ def _draw_maps(
 
     written = []
     page = COLUMNS * BANDS
-    found = networks[0].maps[0] if images else None
     for start in range(0, len(images), page):
         indices = range(start, min(start + page, len(images)))
-        rows = [
-            (
-                _row_name(network),
-                [MapTile(network.maps[index], _caption(network, index)) for index in indices],
-            )
-            for network in networks
-        ]
-        assert found is not None
+        rows = []
+        for network in networks:
+            shown = [network.found[index] for index in indices]
+            tiles = [MapTile(found.map, _caption(found)) for found in shown if found.map is not None]
+            rows.append((_row_name(network), tiles))
+        first = networks[0].found[0]
         names = _title(networks[0]) if len(networks) == 1 else "predicted class and probability above each map"
         path = output / ("maps.png" if start == 0 else f"maps-{start // page + 1}.png")
         captions = [_clip(paths[index].name) for index in indices]
-        draw_maps(path, images[start : start + page], captions, rows, f"{found.method}, stage {found.stage}: {names}")
+        draw_maps(path, images[start : start + page], captions, rows, f"{first.method}, stage {first.stage}: {names}")
         written.append(str(path))
     return written
 
@@ -364,58 +393,58 @@ def _row_name(network: _Network) -> str:
 
 def _draw_gates(network: _Network, image: Image.Image, path: Path, index: int, point: Any, output: Path) -> list[str]:
     """Gates and attention of one image, where the network has them."""
-    from partialnet.explain import read_gates
     from partialnet.explain.drawing import draw_attention, draw_gates
 
-    if network.explainer.checkpoint.folded:
-        if index == 0:
-            click.echo(f"{network.name} is folded, its gates are merged: the run it came from shows them.", err=True)
+    found, gates = network.found[-1].map, network.found[-1].gates
+    if not gates or found is None:
         return []
-    gates = read_gates(network.explainer, image)
-    found = network.maps[-1]
     written = []
     stem = f"{index + 1:02d}-{path.stem}"
-    title = f"{_clip(path.name)}: what {_title(network)} weighs"
     if gates.spatial or gates.channel:
         file = output / f"{stem}-gates.png"
-        draw_gates(file, image, found, gates, title)
+        draw_gates(file, image, found, gates, f"{_clip(path.name)}: what {_title(network)} weighs")
         written.append(str(file))
     if gates.attention:
         x, y = _place(point, image.size, found)
         file = output / f"{stem}-attention.png"
         which = "" if point is not None else ", the peak of its map"
         title = f"{_clip(path.name)}: attention from {x:.0f},{y:.0f}{which}\n{_title(network)}"
-        draw_attention(file, image, gates, (x, y), title)
-        written.append(str(file))
-    elif point is not None and index == 0:
-        click.echo(f"{network.name} has no self-attention of ours; --position shows nothing of it.", err=True)
+        try:
+            draw_attention(file, image, gates, (x, y), title)
+            written.append(str(file))
+        except UserError as error:  # the other images may be larger
+            click.echo(f"{path}: {error}", err=True)
     return written
+
+
+def _scores(network: _Network) -> list[Scores]:
+    return [found.scores for found in network.found if found.scores is not None]
 
 
 def _draw_scores(networks: Sequence[_Network], output: Path) -> list[str]:
     from partialnet.explain.drawing import draw_scores
 
     path = output / "scores.png"
-    number = len(networks[0].scores)
+    number = len(networks[0].found)
     draw_scores(
         path,
         [network.name for network in networks],
-        [network.scores for network in networks],
-        f"Deletion and insertion by {networks[0].maps[0].method}, mean of {number} image{'s' * (number > 1)}",
+        [_scores(network) for network in networks],
+        f"Deletion and insertion by {networks[0].found[0].method}, mean of {number} image{'s' * (number > 1)}",
     )
     return [str(path)]
 
 
-def _mean_areas(scores: Sequence[Scores]) -> dict[str, float]:
-    areas = [score.areas() for score in scores]
-    return {name: sum(area[name] for area in areas) / len(areas) for name in areas[0]}
+def _mean_areas(network: _Network) -> dict[str, float]:
+    areas = [score.areas() for score in _scores(network)]
+    return {name: sum(area[name] for area in areas) / len(areas) for name in areas[0]} if areas else {}
 
 
 def _print_scores(networks: Sequence[_Network], err: bool) -> None:
     width = max(7, *(len(network.name) for network in networks))
     click.echo(f"\n{'area under the curve':{width}}  deletion (middle first)  insertion (middle first)", err=err)
     for network in networks:
-        mean = _mean_areas(network.scores)
+        mean = _mean_areas(network)
         click.echo(
             f"{network.name:{max(width, 20)}}  {mean['deletion']:8.3f} ({mean['deletion_center']:.3f}){'':9}"
             f"{mean['insertion']:9.3f} ({mean['insertion_center']:.3f})",
@@ -514,32 +543,31 @@ def _write_json(
 
 def _network_figures(network: _Network, read: Sequence[tuple[Path, tuple[int, int]]]) -> dict[str, Any]:
     images = []
-    for index, (path, size) in enumerate(read):
-        found = network.maps[index]
+    for found, (path, size) in zip(network.found, read, strict=True):
         entry: dict[str, Any] = {
             "image": str(path),
             "width": size[0],
             "height": size[1],
-            "predicted": [{"class": name, "probability": value} for name, value in network.predictions[index]],
-            "target": _target_name(network, found),
+            "predicted": [{"class": name, "probability": value} for name, value in found.predicted],
+            "target": found.target,
             "target_probability": found.probability,
             "seen": list(found.region),
-            "map": found.statistics(),
-            "gates": network.gates[index],
+            "map": found.statistics,
+            "gates": found.gate_figures,
         }
-        if network.scores:
-            entry["areas"] = network.scores[index].areas()
+        if found.scores is not None:
+            entry["areas"] = found.scores.areas()
         images.append(entry)
     figures: dict[str, Any] = {
         "network": network.source,
         "architecture": network.explainer.checkpoint.architecture,
         "random_weights": network.untrained,
     }
-    if network.maps:
-        first = network.maps[0]
+    if network.found:
+        first = network.found[0]
         figures |= {"method": first.method, "stage": first.stage, "layer": first.layer}
-    if network.scores:
-        figures["mean_areas"] = _mean_areas(network.scores)
+    if areas := _mean_areas(network):
+        figures["mean_areas"] = areas
     if network.game is not None:
         figures["pointing_game"] = network.game.as_dict()
     return {**figures, "images": images}

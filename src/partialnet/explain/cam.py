@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
@@ -87,6 +87,13 @@ class ClassMap:
         middle_x, middle_y = (self.region[0] + self.region[2]) / 2, (self.region[1] + self.region[3]) / 2
         nearest = np.argmin((rows + 0.5 - middle_y) ** 2 + (columns + 0.5 - middle_x) ** 2)
         return float(columns[nearest]) + 0.5, float(rows[nearest]) + 0.5
+
+    def resized(self, size: tuple[int, int]) -> ClassMap:
+        """The same map on the image resized to ``size`` (width, height)."""
+        across, down = size[0] / self.values.shape[1], size[1] / self.values.shape[0]
+        left, top, right, bottom = self.region
+        region = left * across, top * down, right * across, bottom * down
+        return replace(self, values=to_image(self.at_input, region, size), region=region)
 
     def statistics(self) -> dict[str, Any]:
         """Figures that describe the map.

@@ -88,7 +88,7 @@ def draw_maps(
     for index, image in enumerate(images):
         band, column = divmod(index, columns)
         cells = grid[index] if upright else grid[band * (1 + len(rows)) : (band + 1) * (1 + len(rows)), column]
-        _show(cells[0], np.asarray(_small(image)))
+        _show(cells[0], np.asarray(small_image(image)))
         cells[0].set_title(captions[index], fontsize=11, parse_math=False)
         for axes, (name, tiles) in zip(cells[1:], rows, strict=True):
             tile = tiles[index]
@@ -117,7 +117,7 @@ def overlay(image: Image.Image, values: np.ndarray, region: Region | None = None
         values: (H, W) of the image, in [0, 1].
         region: What the network sees of it, in pixels; all if None.
     """
-    small = _small(image)
+    small = small_image(image)
     heat = np.asarray(Image.fromarray(values.astype(np.float32)).resize(small.size, Image.Resampling.BILINEAR))
     grey = np.asarray(small.convert("L"), dtype=np.float32)[:, :, None] / 255
     color = np.asarray(small, dtype=np.float32) / 255
@@ -163,7 +163,7 @@ def _draw_input(part: SubFigure, image: Image.Image, class_map: ClassMap | None)
     first, second = part.subplots(2, 1)
     for axes in (first, second):
         axes.set_axis_off()
-    _show(first, np.asarray(_small(image)))
+    _show(first, np.asarray(small_image(image)))
     first.set_title("image", fontsize=12)
     if class_map is not None:
         _show(second, overlay(image, class_map.values, class_map.region))
@@ -319,7 +319,8 @@ def _small_size(size: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
-def _small(image: Image.Image) -> Image.Image:
+def small_image(image: Image.Image) -> Image.Image:
+    """An image as large as pictures show it."""
     size = _small_size(image.size)
     return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
 
