@@ -189,6 +189,7 @@ def test_broken_images_are_told_and_the_others_explained(run: Run, run_folder: P
         (["--target", "7"], "no class '7'"),
         (["--stage", "9"], "no stage 9"),
         (["--method", "grad-cam"], "Did you mean gradcam"),
+        (["--method", "eigencam", "--target", "church"], "leave one of them out"),
         (["--method", "eigencam", "--scores"], "--scores need a class"),
         (["--position", "here"], "must be X,Y"),
         (["--position", "1,2,3"], "must be X,Y"),

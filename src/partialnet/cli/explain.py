@@ -124,7 +124,7 @@ def explain(
 
     from partialnet.devices import find_device
     from partialnet.explain import read_boxes
-    from partialnet.explain.cam import METHODS, library_class
+    from partialnet.explain.cam import CLASSLESS_METHODS, METHODS, library_class
     from partialnet.explain.drawing import small_image
     from partialnet.images import find_images, read_image
 
@@ -133,6 +133,8 @@ def explain(
     library_class(method or next(iter(METHODS)))  # a mistyped name or a missing library is told before anything is read
     point = _parse_position(position)
     box_set = read_boxes(boxes) if boxes else None
+    if target is not None and method in CLASSLESS_METHODS:
+        raise UserError(f"{method} looks at no class, so that --target means nothing to it; leave one of them out.")
     if category and box_set is None:
         raise UserError("--category says what the boxes' categories are called; give the boxes with --boxes.")
     paths = find_images(images)

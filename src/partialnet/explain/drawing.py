@@ -76,9 +76,11 @@ def draw_maps(
     side = 3.4 if upright else 2.1
     tall = [float(np.clip(image.height / image.width, 0.3, 1.6)) for image in images]
     # a row is as high as its image; a band as most of its images, as a single upright one would spread them all
-    typical = [float(np.median(tall[band * columns : (band + 1) * columns])) for band in range(bands)]
-    heights = [side * high + 0.5 for high in tall] if upright else []
-    heights = heights or [side * high + 0.42 for high in typical for _ in range(1 + len(rows))]
+    if upright:
+        heights = [side * high + 0.5 for high in tall]
+    else:
+        typical = [float(np.median(tall[band * columns : (band + 1) * columns])) for band in range(bands)]
+        heights = [side * high + 0.42 for high in typical for _ in range(1 + len(rows))]
     figure = Figure(
         figsize=(max(7.0, side * columns + 0.5), sum(heights) + (1.5 if upright else 0.9)), layout="compressed"
     )
