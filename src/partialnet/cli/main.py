@@ -15,6 +15,7 @@ from .convert import convert
 from .demo import demo
 from .detect import detect
 from .eval import evaluate
+from .explain import explain
 from .export import export
 from .group import Group
 from .info import info
@@ -37,6 +38,7 @@ cli.add_command(convert)
 cli.add_command(demo)
 cli.add_command(detect)
 cli.add_command(evaluate)
+cli.add_command(explain)
 cli.add_command(export)
 cli.add_command(info)
 cli.add_command(predict)

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from torch import Tensor
 
 from ..errors import UserError
 from ..images import read_image
@@ -18,7 +20,8 @@ from .drawing import DrawnObjects, draw_objects
 from .evaluator import encode_masks
 from .transforms import to_tensor
 
-#: Photographs are reduced to twice what the detector looks at before masks are drawn at their size.
+#: The detector sees photographs reduced to this many times its longer side at most: torchvision draws all masks at the
+#: size it is given, which takes gigabytes for a camera's photographs.
 _MOST = 2.0
 
 
@@ -31,7 +34,7 @@ class DetectedObject:
         label: Number of the category among the detector's, from 1.
         score: In [0, 1].
         box: Left, top, right and bottom in pixels of the photograph.
-        mask: Run lengths in the COCO format, of the photograph's size or a reduced one.
+        mask: Run lengths in the COCO format, of the photograph's size.
     """
 
     category: str
@@ -55,18 +58,16 @@ class DetectedPhoto:
     """A photograph with the objects on it, the surest first.
 
     Attributes:
-        image: RGB, perhaps reduced; the masks are of its size.
-        scale: Its pixels for each of the photograph's.
+        image: RGB.
         objects: What was found.
     """
 
     image: Image.Image
-    scale: float
     objects: tuple[DetectedObject, ...]
 
     def draw(self) -> Image.Image:
         """The photograph with boxes, masks, names and scores."""
-        boxes = np.array([found.box for found in self.objects], float).reshape(-1, 4) * self.scale
+        boxes = np.array([found.box for found in self.objects], float).reshape(-1, 4)
         labels = [found.label for found in self.objects]
         captions = [f"{found.category} {found.score:.0%}" for found in self.objects]
         return draw_objects(self.image, DrawnObjects(boxes, labels, captions, [found.mask for found in self.objects]))
@@ -93,19 +94,26 @@ def detect(
             yield error
             continue
         scale = min(1.0, limit / max(photo.size))
-        if scale < 1:
-            photo = photo.resize([max(1, round(side * scale)) for side in photo.size], Image.Resampling.BOX)
+        size = [max(1, round(side * scale)) for side in photo.size]
+        seen = photo.resize((size[0], size[1]), Image.Resampling.BOX) if scale < 1 else photo
         with torch.no_grad():
-            (output,) = network([to_tensor(photo).float().div(255).to(device)])
+            (output,) = network([to_tensor(seen).float().div(255).to(device)])
         kept = output["scores"] >= min_score
-        boxes = (output["boxes"][kept].double().cpu() / scale).tolist()
-        masks = encode_masks(output["masks"][kept].flatten(0, 1) > 0.5)
+        factors = torch.tensor([photo.width / seen.width, photo.height / seen.height], dtype=torch.float64)
+        boxes = (output["boxes"][kept].double().cpu() * factors.tile(2)).tolist()
+        masks = [_encode(mask, photo) for mask in output["masks"][kept]]
         labels, scores = output["labels"][kept].tolist(), output["scores"][kept].tolist()
         yield DetectedPhoto(
             photo,
-            scale,
             tuple(
                 DetectedObject(names[label - 1], label, score, (box[0], box[1], box[2], box[3]), mask)
                 for label, score, box, mask in zip(labels, scores, boxes, masks, strict=True)
             ),
         )
+
+
+def _encode(mask: Tensor, photo: Image.Image) -> dict[str, Any]:
+    """One mask, (1, H, W), in [0, 1], as run lengths of the photograph's size."""
+    if tuple(mask.shape[1:]) != (photo.height, photo.width):
+        mask = F.interpolate(mask[None], (photo.height, photo.width), mode="bilinear", align_corners=False)[0]
+    return encode_masks(mask > 0.5)[0]
