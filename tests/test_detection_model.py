@@ -28,14 +28,9 @@ PAPER_PARAMS = {"partialnet_s": 46.9, "partialnet_l": 122.0, "resnet50": 44.2, "
 
 
 def tiny(**settings: Any) -> Any:
-    settings = {"model_args": TINY, "img_size": (96, 128), **settings}
+    # few proposals go through the heads, which cost most of the time of a tiny detector
+    settings = {"model_args": TINY, "img_size": (96, 128), "num_proposals": 20, "num_sampled": 32, **settings}
     return create_detector("partialnet_t0", CATEGORIES, **settings)
-
-
-def hasten(model: Any, proposals: int = 40) -> Any:
-    """Few proposals go through the heads, which cost most of the time of a tiny detector."""
-    model.rpn._post_nms_top_n = dict.fromkeys(("training", "testing"), proposals)
-    return model
 
 
 def photos() -> list[Tensor]:
@@ -69,7 +64,6 @@ def test_parameters_are_the_papers(name: str) -> None:
 
 def test_it_detects_and_learns() -> None:
     detector = tiny(score_thresh=0.0, detections_per_img=7)
-    hasten(detector.model)
     images = photos()
     with torch.no_grad():
         found = detector.model(images)
@@ -106,7 +100,7 @@ def test_images_are_normalised_as_the_backbone_wants() -> None:
     ],
 )
 def test_pyramid_follows_the_feature_maps(name: str, strides: tuple[int, ...], anchors: tuple[int, ...]) -> None:
-    model = hasten(create_mask_rcnn(name, 2, img_size=(64, 96), score_thresh=0, detections_per_img=3))
+    model = create_mask_rcnn(name, 2, img_size=(64, 96), score_thresh=0, detections_per_img=3, num_proposals=20)
     assert model.backbone.maps.strides == strides
     assert tuple(size for (size,) in model.rpn.anchor_generator.sizes) == anchors
     with torch.no_grad():
@@ -157,7 +151,7 @@ def test_stochastic_depth_is_the_papers_for_detection() -> None:
 
 
 def test_frozen_norms_do_not_learn_but_new_ones_do() -> None:
-    model = hasten(tiny(frozen_bn=True).model).train()
+    model = tiny(frozen_bn=True).model.train()
     norms = [module for module in model.backbone.maps.modules() if is_batch_norm(module)]
     assert norms
     assert all(isinstance(norm, FrozenBatchNorm2d) for norm in norms)
@@ -179,7 +173,7 @@ def test_folding_reaches_into_detectors(name: str, frozen_bn: bool, randomize: R
     model = create_mask_rcnn(
         name, 3, model_args=arguments, frozen_bn=frozen_bn, img_size=(64, 96), score_thresh=0, detections_per_img=5
     )
-    randomize(hasten(model, 20).double())
+    randomize(model.double())
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     folded = partialnet.fold(model)
     assert [name for name, module in folded.named_modules() if is_batch_norm(module)] == []
@@ -211,8 +205,6 @@ def test_checkpoint_is_all_that_is_needed(tmp_path: Path, randomize: Randomize) 
     assert again.img_size == (96, 128)
     assert again.training == {"epoch": 3, "seed": 7}
     images = photos()
-    for model in (detector.model, again.model):
-        hasten(model)
     with torch.no_grad():
         for a, b in zip(detector.model(images), again.model(images), strict=True):
             assert all(a[key].equal(b[key]) for key in a)

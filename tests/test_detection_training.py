@@ -31,6 +31,8 @@ from partialnet.training.settings import as_yaml, create_settings
 CONFIG = DetectionConfig(
     model_args={"embed_dim": 16, "depths": [1, 1, 1, 1]},
     img_size=(48, 80),
+    num_proposals=40,
+    num_sampled=32,
     epochs=2,
     batch_size=2,
     warmup_epochs=0.5,
@@ -268,7 +270,9 @@ def test_an_exported_file_is_evaluated_too(data: str, tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     categories = {entry["id"]: entry["name"] for entry in CATEGORIES}
-    detector = create_detector("partialnet_t0", categories, model_args=CONFIG.model_args, img_size=(64, 96))
+    detector = create_detector(
+        "partialnet_t0", categories, model_args=CONFIG.model_args, img_size=(64, 96), num_proposals=40
+    )
     images = open_held_out(data, tuple(categories.values()))
     export_detector(detector, tmp_path / "detector.onnx", "onnx", (64, 96))
     exported = open_detector(tmp_path / "detector.onnx")

@@ -22,6 +22,10 @@ class DetectionConfig(RunConfig):
 
     out_norm: bool = _network(True, "a BatchNorm for each feature map before the pyramid, as the authors have it")
     frozen_bn: bool = _network(False, "keep the backbone's BatchNorms as they are, for small batches")
+    num_proposals: int = _network(
+        1000, "proposals in an image that the heads look at, twice as many in training; fewer are faster", least=1
+    )
+    num_sampled: int = _network(512, "proposals in an image that the heads learn from; fewer are faster", least=1)
     validation: str | None = _data(None, "held-out images, in any form that DATA has; none takes them from DATA")
     keep_empty: bool = _data(False, "train on images without any object, too, as background")
     img_size: tuple[int, ...] = _data((800, 1333), "shorter and at most longer side of an image, in pixels", least=32)
@@ -43,6 +47,8 @@ class DetectionConfig(RunConfig):
             "frozen_bn": self.frozen_bn,
             "drop_path_rate": self.drop_path_rate,
             "img_size": self.sides,
+            "num_proposals": self.num_proposals,
+            "num_sampled": self.num_sampled,
         }
 
     def check(self) -> None:

@@ -132,6 +132,8 @@ def create_mask_rcnn(
     score_thresh: float = 0.05,
     nms_thresh: float = 0.5,
     detections_per_img: int = 100,
+    num_proposals: int = 1000,
+    num_sampled: int = 512,
 ) -> MaskRCNN:
     """Mask R-CNN with a feature pyramid on a backbone of timm's registry, untrained.
 
@@ -153,6 +155,9 @@ def create_mask_rcnn(
         score_thresh: Detections of lower scores are left out.
         nms_thresh: Of two boxes of one category with a higher IoU the one of the lower score is left out.
         detections_per_img: Detections in one image at most.
+        num_proposals: Proposals in one image at most that the heads look at; twice as many in training, before the
+            heads' samples are drawn from them.
+        num_sampled: Proposals in one image that the heads learn from, at most a quarter of them on objects.
 
     Raises:
         UserError: timm has no such backbone, or its feature maps do not make a pyramid.
@@ -180,6 +185,9 @@ def create_mask_rcnn(
         box_score_thresh=score_thresh,
         box_nms_thresh=nms_thresh,
         box_detections_per_img=detections_per_img,
+        rpn_post_nms_top_n_train=2 * num_proposals,
+        rpn_post_nms_top_n_test=num_proposals,
+        box_batch_size_per_image=num_sampled,
     ).eval()
 
 

@@ -11,6 +11,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
 from .. import plots
+from ..data.labelled_images import spread
+from ..errors import UserError
 from .annotations import DetectionImages
 from .batches import DetectionBatch
 from .drawing import DrawnObjects, comparison_grid, draw_objects, precision_recall_plot
@@ -86,7 +88,15 @@ def draw_results(
     """Precision over recall, and ground truth beside detections for images spread over the data set."""
     number = f"{evaluation.num_images:,} images with {evaluation.num_objects:,} objects"
     precision_recall_plot(folder / PRECISION_RECALL_NAME, evaluation, number)
-    with_objects = np.flatnonzero(images.num_instances > 0)
-    chosen = with_objects[np.linspace(0, len(with_objects) - 1, min(NUM_COMPARED, len(with_objects))).astype(int)]
+    candidates = spread(np.flatnonzero(images.num_instances > 0), NUM_COMPARED).tolist()
+    chosen = [index for index in candidates if _can_be_read(images, index)]
     title = f"Ground truth and detections: {len(chosen)} of {number}"
-    comparison_grid(folder / COMPARISON_NAME, images, chosen.tolist(), detections, title)
+    comparison_grid(folder / COMPARISON_NAME, images, chosen, detections, title)
+
+
+def _can_be_read(images: DetectionImages, index: int) -> bool:
+    try:
+        images.read(index)
+    except UserError:
+        return False
+    return True
