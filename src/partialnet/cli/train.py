@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,17 +101,7 @@ def train(
     Examples: partialnet train photos/ -o runs/photos
               partialnet train photos/ --recipe finetune --weights runs/other
     """
-    given = {
-        name: value for name, value in options.items() if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    }
-    if "model_args" in given:
-        given["model_args"] = _model_args(given["model_args"])
-    from_file = read_config(config_file) if config_file else {}
-    name = recipe or from_file.pop("recipe", None) or ("digits" if data == "digits" else "small")
-    create_config(from_file, repr(config_file))  # its mistakes are to be told with its name
-    values = {**from_file, **given}
-    if "model_args" in given and isinstance(from_file.get("model_args"), dict):
-        values["model_args"] = {**from_file["model_args"], **given["model_args"]}
+    name, values = recipe_and_values(ctx, recipe, config_file, options, "digits" if data == "digits" else "small")
     if "model" in values and Path(str(values["model"])).is_dir():
         values = _as_in_run(values)
     config = load_recipe(name, values)
@@ -120,7 +110,7 @@ def train(
         return
     if data is None:
         raise click.UsageError("Missing argument 'DATA': a folder of class folders, digits, torchvision:NAME, …", ctx)
-    folder = output or Path("runs") / f"{_short_name(data)}-{config.model}"
+    folder = output or Path("runs") / f"{short_name(data)}-{config.model}"
 
     from partialnet.training.run import train as run  # type: ignore[import-not-found,unused-ignore]
 
@@ -134,6 +124,35 @@ def train(
     if _has_held_out_folder(data):
         click.echo(f"      {shlex.join(['partialnet', 'eval', str(folder), data])}")
     click.echo(f"      {shlex.join(['partialnet', 'export', str(folder)])}")
+
+
+def recipe_and_values(
+    ctx: click.Context, recipe: str | None, config_file: str | None, options: Mapping[str, Any], default: str
+) -> tuple[str, dict[str, Any]]:
+    """The recipe's name, and the settings that replace its own: those of a file, and those of given options.
+
+    Args:
+        ctx: The command's context, which knows what options were given.
+        recipe: Value of --recipe.
+        config_file: Value of --config.
+        options: The options of ``setting_options``.
+        default: Recipe where neither option nor file names one.
+
+    Raises:
+        UserError: The file cannot be used, or an option does not fit.
+    """
+    given = {
+        name: value for name, value in options.items() if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    if "model_args" in given:
+        given["model_args"] = _model_args(given["model_args"])
+    from_file = read_config(config_file) if config_file else {}
+    name = recipe or from_file.pop("recipe", None) or default
+    create_config(from_file, repr(config_file))  # its mistakes are to be told with its name
+    values = {**from_file, **given}
+    if "model_args" in given and isinstance(from_file.get("model_args"), dict):
+        values["model_args"] = {**from_file["model_args"], **given["model_args"]}
+    return name, values
 
 
 def _as_in_run(values: dict[str, Any]) -> dict[str, Any]:
@@ -161,7 +180,7 @@ def _has_held_out_folder(data: str) -> bool:
         return False
 
 
-def _short_name(data: str) -> str:
+def short_name(data: str) -> str:
     """What to call a run on ``data``: its last part, as a file name."""
     last = re.split(r"[/:\\]", data.rstrip("/\\"))[-1]
     return re.sub(r"[^\w.-]+", "-", last).strip("-.") or "images"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shlex
 import sys
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tqdm import tqdm
 
+from ..checkpoint import CONFIG_NAME as CHECKPOINT_CONFIG_NAME
 from ..checkpoint import WEIGHTS_NAME, load
 from ..data.labelled_images import ImageData
 from ..data.sources import open_data
@@ -88,6 +90,29 @@ def train(config: TrainConfig, data: str, folder: Path, resume: bool = False) ->
             sys.exit(0)
         with threads(config, trainer.num_devices):
             return _finish(task, folder)
+
+
+def is_finished(config: TrainConfig, images: ImageData, folder: Path) -> bool:
+    """Whether a run folder holds this run, trained to its last epoch and drawn.
+
+    Args:
+        config: How it was to be trained.
+        images: What it was to learn from.
+        folder: The run folder, which may not exist.
+
+    Raises:
+        UserError: The last checkpoint in it is of a run with other settings or data.
+    """
+    try:
+        run = json.loads((folder / LAST_NAME / CHECKPOINT_CONFIG_NAME).read_text())["training"]
+        now = {"config": _plain(asdict(config)), "data": _describe(images), "processes": run["processes"]}
+        _check_agreement(run, now, folder)
+        done: bool = run["epoch"] >= config.epochs
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
+        return False  # nothing there, or nothing that could be taken for a finished run
+    return done and (folder / pictures.CURVES_NAME).exists()
 
 
 def _prepare(
