@@ -23,7 +23,8 @@ from partialnet.cli.main import main
 from partialnet.complexity import measure as count
 from partialnet.errors import RunInterrupted, UserError
 from partialnet.layers import PATConv, create_attention
-from partialnet.training import run as engine
+from partialnet.training import engine
+from partialnet.training.recipes import load_recipe
 
 Command = Callable[..., tuple[int, str, str]]
 ROWS = [(number, row) for number, table in TABLES.items() for row in table.rows if row.model_args or number == 3]
@@ -210,7 +211,7 @@ def test_trainings_are_kept_continued_and_extended(command: Command, photos: Pat
     code, out, err = train_rows(command, photos, tmp_path / "runs", "--epochs", "1", "--json", str(result))
     assert code == 0, err
     assert "photos0, 1 epoch, recipe small" in out
-    assert "Next: partialnet eval" in out
+    assert "Next: partialnet predict" in out
     content = json.loads(result.read_text())
     none, ch = content["rows"]
     assert (none["num_classes"], none["input_size"]) == (2, [3, 32, 32])
@@ -243,9 +244,17 @@ def test_trainings_are_kept_continued_and_extended(command: Command, photos: Pat
 
 def test_an_interrupted_run_goes_on(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = TABLES[4].select(["ch"])
-    values = {"model": "partialnet_t0", "model_args": {"patch_size": 2, "embed_dim": 16}, "img_size": 32}
-    values |= {"epochs": 2, "batch_size": 16, "workers": 0, "threads": 1}
-    configs = accuracy.row_configs(rows, "small", values, 1)
+    config = load_recipe(
+        "small",
+        model="partialnet_t0",
+        model_args={"patch_size": 2, "embed_dim": 16},
+        img_size=32,
+        epochs=2,
+        batch_size=16,
+        workers=0,
+        threads=1,
+    )
+    configs = accuracy.row_configs(rows, config)
     finish = engine.RunKeeper._finish_epoch
 
     def stop_after_the_first(self, trainer, task, save) -> None:
@@ -289,8 +298,8 @@ def test_mistakes_are_told_in_one_sentence(command: Command, arguments: tuple[st
     assert not out
 
 
-def test_a_folder_with_another_run_is_refused(command: Command, photos: Path, tmp_path: Path) -> None:
-    configs = accuracy.row_configs(TABLES[4].select(["ch"]), "small", {"model": "partialnet_t0"}, 1)
+def test_a_folder_with_another_run_is_refused(photos: Path, tmp_path: Path) -> None:
+    configs = accuracy.row_configs(TABLES[4].select(["ch"]), load_recipe("small", model="partialnet_t0"))
     folder = accuracy.run_folder(tmp_path, TABLES[4], 0, "ch") / "last"
     folder.mkdir(parents=True)
     other = {"config": {"lr": 5.0}, "data": {}, "processes": 1, "epoch": 9}

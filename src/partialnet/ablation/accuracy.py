@@ -8,13 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 from partialnet.data.sources import open_data
 from partialnet.errors import RunInterrupted, UserError
 from partialnet.training.config import TrainConfig
 from partialnet.training.keeper import METRICS_NAME
-from partialnet.training.recipes import load_recipe
 from partialnet.training.run import is_finished, train
 
 from .tables import AblationTable, Row
@@ -45,32 +43,28 @@ class TrainedRow:
         return stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
 
-def row_configs(
-    rows: Sequence[Row], recipe: str, values: Mapping[str, Any], seeds: int
-) -> dict[tuple[int, str], TrainConfig]:
+def row_configs(rows: Sequence[Row], config: TrainConfig, seeds: int = 1) -> dict[tuple[int, str], TrainConfig]:
     """The configuration of every training, by seed and row: all rows of a seed before the next seed.
 
     Args:
         rows: The rows.
-        recipe: Name of the recipe.
-        values: Settings that replace the recipe's, among them the variant as ``model``.
+        config: What they have in common; its ``model_args`` are those that all networks get.
         seeds: Number of seeds, counted from the setting ``seed``.
 
     Raises:
-        UserError: A setting does not fit, or several processes are asked for.
+        UserError: An argument does not fit, or several processes are asked for.
     """
-    configs = {}
-    for row in rows:
-        arguments = row.arguments(values["model"], values.get("model_args"))
-        config = load_recipe(recipe, {**values, "model_args": arguments})
-        if config.devices != 1 or config.num_nodes != 1:
-            raise UserError(
-                "Each row is trained by one process; start one command for each GPU with --row and the same -o, then "
-                "the command without --row."
-            )
-        for seed in range(config.seed, config.seed + seeds):
-            configs[seed, row.name] = replace(config, seed=seed)
-    return dict(sorted(configs.items(), key=lambda item: item[0][0]))
+    if config.devices != 1 or config.num_nodes != 1:
+        raise UserError(
+            "Each row is trained by one process; start one command for each GPU with --row and the same -o, then the "
+            "command without --row."
+        )
+    arguments = {row.name: row.arguments(config.model, config.model_args) for row in rows}
+    return {
+        (seed, name): replace(config, model_args=own, seed=seed)
+        for seed in range(config.seed, config.seed + seeds)
+        for name, own in arguments.items()
+    }
 
 
 def train_rows(

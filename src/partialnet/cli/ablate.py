@@ -9,8 +9,10 @@ from typing import Any
 import click
 
 from partialnet.errors import UserError
+from partialnet.training.config import TrainConfig
+from partialnet.training.settings import read_settings
 
-from .train import GroupedCommand, recipe_and_values, setting_options, short_name
+from .settings import GroupedCommand, configure, given_settings, run_folder, setting_options
 
 _TABLES = ("3", "4", "6", "12")
 #: Settings of a training that also shape what is counted and timed.
@@ -53,11 +55,11 @@ _NETWORK_SETTINGS = ("model", "model_args", "img_size", "device")
     "-o",
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for the run folders of --data.  [default: runs/ablation-DATA]",
+    help="Folder for the run folders of --data.  [default: runs/DATA-ablation]",
 )
 @click.option("--recipe", help="Settings that every row is trained with.  [default: digits or small]")
 @click.option("--config", "config_file", help="YAML file of settings, which replace the recipe's.")
-@setting_options
+@setting_options(TrainConfig)
 @click.pass_context
 def ablate(
     ctx: click.Context,
@@ -95,15 +97,18 @@ def ablate(
     """
     from partialnet.ablation.tables import PAPER_MODEL, TABLES
 
-    name, values = recipe_and_values(ctx, recipe, config_file, options, "digits" if data == "digits" else "small")
-    values.setdefault("model", PAPER_MODEL)
+    given = given_settings(ctx, options)
+    from_file = read_settings(config_file) if config_file else {}
+    if data is None:
+        _refuse_training_options(ctx, [*given, *from_file])
+    if "model" not in from_file:
+        given.setdefault("model", PAPER_MODEL)
+    config, name = configure(TrainConfig, data, recipe, config_file, given)
     chosen = TABLES[int(table)]
     rows = chosen.select(names)
     for path in (json_path, csv_path, markdown_path):
         if path is not None and not path.parent.is_dir():
             raise UserError(f"There is no folder {str(path.parent)!r} to write {path.name} into.")
-    if data is None:
-        _refuse_training_options(ctx, values)
 
     from partialnet.ablation import measure, report
     from partialnet.bench import environment
@@ -112,28 +117,25 @@ def ablate(
 
     from .bench import parse_runtimes
 
-    device = "cuda" if values.get("device") == "cuda" else "cpu"
+    device = "cuda" if config.device == "cuda" else "cpu"
     runtimes = parse_runtimes(runtime) if seconds else []
     for each in runtimes:
         Setting(each, threads=bench_threads, device=device).check()
-    img_size, num_classes, trained, training = values.get("img_size"), 1000, {}, {}
+    num_classes, trained, training = 1000, {}, {}
     if data is not None:
         from dataclasses import asdict
 
         from partialnet.ablation.accuracy import row_configs, train_rows
         from partialnet.data.sources import open_data
 
-        configs = row_configs(rows, name, values, seeds)
-        config = next(iter(configs.values()))
-        img_size = config.img_size
+        configs = row_configs(rows, config, seeds)
         num_classes = len(open_data(data, config.val_share, config.seed).class_names)
-        networks = measure.build(rows, config.model, values.get("model_args", {}), img_size, num_classes)
-        folder = output or Path("runs") / f"ablation-{short_name(data)}"
+    networks = measure.build(rows, config.model, config.model_args, config.img_size, num_classes)
+    if data is not None:
+        folder = run_folder(output, data, "ablation")
         trained = train_rows(chosen, configs, data, folder, lambda text: click.echo(text, err=True))
-        settings = {key: value for key, value in asdict(config).items() if key not in ("model_args", "seed")}
-        training = {"data": short_name(data), "recipe": name, "config": settings}
-    else:
-        networks = measure.build(rows, values["model"], values.get("model_args", {}), img_size, num_classes)
+        settings = {key: value for key, value in asdict(config).items() if key != "seed"}
+        training = {"data": Path(data).name or data, "recipe": name, "config": settings}
     costs = {row: measure.count(network) for row, network in networks.items()}
     against = chosen.reference if chosen.reference in networks else rows[0].name
     speeds = {}
@@ -142,7 +144,7 @@ def ablate(
         speeds[each] = measure.time_rows(networks, against, each, bench_threads, bench_batch_size, device, seconds)
 
     ablation = report.Ablation(
-        chosen, rows, values["model"], costs, against, bench_threads, device, speeds, training, trained
+        chosen, rows, config.model, costs, against, bench_threads, device, speeds, training, trained
     )
     content = ablation.as_dict()
     click.echo(report.as_text(content))
@@ -163,20 +165,20 @@ def ablate(
     if trained:
         first = next(iter(trained.values())).folders[0]
         click.echo(f"Run folders: {first.parent}/")
-        click.echo(f"Next: {shlex.join(['partialnet', 'eval', str(first), str(data)])}")
+        click.echo(f"Next: {shlex.join(['partialnet', 'predict', str(first)])} IMAGE…")
     elif not written:
         click.echo("Next: add --json, --csv or --markdown FILE to keep the result, or --data DATA to train every row.")
     else:
         click.echo(f"Next: partialnet ablate --table {table} --data DATA trains every row and adds its accuracy.")
 
 
-def _refuse_training_options(ctx: click.Context, values: dict[str, Any]) -> None:
+def _refuse_training_options(ctx: click.Context, names: list[str]) -> None:
     """Settings that would have no effect without data.
 
     Raises:
         UserError: One was given.
     """
-    given = [name for name in values if name not in _NETWORK_SETTINGS]
+    given = [name for name in names if name not in _NETWORK_SETTINGS]
     given += [name for name in ("seeds", "recipe", "output") if _on_command_line(ctx, name)]
     if given:
         hint = {

@@ -18,6 +18,7 @@ from .eval import evaluate
 from .export import export
 from .info import info
 from .predict import predict
+from .search import search
 from .train import train
 
 
@@ -54,6 +55,7 @@ cli.add_command(evaluate)
 cli.add_command(export)
 cli.add_command(info)
 cli.add_command(predict)
+cli.add_command(search)
 cli.add_command(train)
 
 

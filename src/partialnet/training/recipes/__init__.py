@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from ...errors import UserError
-from ..config import TrainConfig, create_config
+from ..config import TrainConfig
+from ..settings import create_settings
+
+ConfigT = TypeVar("ConfigT", bound=TrainConfig)
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -45,21 +48,26 @@ def recipe_values(name: str, model: str | None = None) -> dict[str, Any]:
 
 
 def load_recipe(name: str, values: Mapping[str, Any] | None = None, **settings: Any) -> TrainConfig:
-    """A recipe's configuration, with some settings replaced.
-
-    A shorter training, without a warm-up of its own, warms up for the same share of its epochs as the recipe.
+    """A recipe's configuration for training a classifier, with some settings replaced; see ``apply_recipe``.
 
     Example:
         >>> load_recipe("digits", epochs=1).epochs
         1
+    """
+    return apply_recipe(TrainConfig, name, {**(values or {}), **settings})
+
+
+def apply_recipe(kind: type[ConfigT], name: str, replaced: Mapping[str, Any]) -> ConfigT:
+    """A configuration with a recipe's settings, some of them replaced.
+
+    A shorter training, without a warm-up of its own, warms up for the same share of its epochs as the recipe.
 
     Raises:
         UserError: There is no such recipe or setting, or a value is not allowed.
     """
-    replaced = {**(values or {}), **settings}
     base = recipe_values(name, replaced.get("model"))
-    config = create_config({**base, **replaced})
-    recipe = create_config(base)
+    config = create_settings(kind, {**base, **replaced})
+    recipe = create_settings(kind, base)
     if config.epochs < recipe.epochs and "warmup_epochs" not in replaced:
         return replace(config, warmup_epochs=round(recipe.warmup_epochs * config.epochs / recipe.epochs, 3))
     return config
