@@ -112,8 +112,8 @@ def main() -> None:
     content = json.loads((RESULTS / "surgery.json").read_text())
     surgery(content)
     print(content["environment"])
-    for table in (3, 4, 6, 12):
-        content = json.loads((RESULTS / f"ablation_table{table}.json").read_text())
+    for path in sorted(RESULTS.glob("ablation_table*.json"), key=lambda path: int(path.stem.split("table")[1])):
+        content = json.loads(path.read_text())
         print(f"\n{as_markdown(content, level=2)}")
         print(content["environment"])
 
