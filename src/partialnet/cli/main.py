@@ -15,6 +15,7 @@ from .bench import bench
 from .convert import convert
 from .demo import demo
 from .eval import evaluate
+from .explain import explain
 from .export import export
 from .info import info
 from .predict import predict
@@ -52,6 +53,7 @@ cli.add_command(bench)
 cli.add_command(convert)
 cli.add_command(demo)
 cli.add_command(evaluate)
+cli.add_command(explain)
 cli.add_command(export)
 cli.add_command(info)
 cli.add_command(predict)
