@@ -10,6 +10,7 @@ import click
 import partialnet
 from partialnet.errors import RunInterrupted, UserError
 
+from .ablate import ablate
 from .bench import bench
 from .convert import convert
 from .demo import demo
@@ -33,6 +34,7 @@ def cli() -> None:
     """
 
 
+cli.add_command(ablate)
 cli.add_command(bench)
 cli.add_command(convert)
 cli.add_command(demo)

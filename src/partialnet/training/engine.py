@@ -6,6 +6,7 @@ processes, states and their continuation, signals, checkpoints, metrics.
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from abc import ABC, abstractmethod
@@ -19,12 +20,13 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tqdm import tqdm
 
+from ..checkpoint import CONFIG_NAME as CHECKPOINT_CONFIG_NAME
 from ..checkpoint import WEIGHTS_NAME
 from ..errors import RunInterrupted, UserError
 from ..files import write_atomically
 from .config import RunConfig
 from .items import TrainingData
-from .keeper import METRICS_NAME, RunKeeper
+from .keeper import LAST_NAME, METRICS_NAME, RunKeeper
 from .machine import create_loggers, create_trainer, quiet_lightning, threads
 from .optimization import check_optimization, scaled_lr
 from .progress_bar import ProgressBar
@@ -124,6 +126,29 @@ def run(
             raise UserError(f"No checkpoint could be written to {str(folder)!r}.")
         with threads(config, trainer.num_devices):
             return kind.finish(task, folder)
+
+
+def is_trained(kind: RunKind[ConfigT, DataT, TaskT, ResultT], config: ConfigT, data: DataT, folder: Path) -> bool:
+    """Whether a run folder holds this run, trained to its last epoch.
+
+    Args:
+        kind: What was to be trained.
+        config: How it was to be trained.
+        data: What it was to learn from.
+        folder: The run folder, which may not exist.
+
+    Raises:
+        UserError: The last checkpoint in it is of a run with other settings or data.
+    """
+    try:
+        about = json.loads((folder / LAST_NAME / CHECKPOINT_CONFIG_NAME).read_text())["training"]
+        now = {"config": _plain(asdict(config)), "data": kind.describe_data(data), "processes": about["processes"]}
+        _check_agreement(about, now, folder)
+        return bool(about["epoch"] >= config.epochs)
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # nothing there, or nothing that could be taken for a trained network
 
 
 def _prepare(

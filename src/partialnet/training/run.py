@@ -16,7 +16,7 @@ from . import pictures
 from .batches import train_loader
 from .classifier import ClassifierTask, trained_parameters
 from .config import TrainConfig
-from .engine import CONFIG_NAME, RunKind, run, say
+from .engine import CONFIG_NAME, RunKind, is_trained, run, say
 from .keeper import BROKEN_NAME, LAST_NAME, METRICS_NAME
 from .network import create_network
 from .states import describe
@@ -64,6 +64,15 @@ def train(config: TrainConfig, data: str, folder: Path, resume: bool = False) ->
         RunInterrupted: A signal asked to stop; the run's state is saved.
     """
     return run(ClassifierRun(), config, data, folder, resume)
+
+
+def is_finished(config: TrainConfig, images: ImageData, folder: Path) -> bool:
+    """Whether a run folder holds this run, trained to its last epoch and drawn.
+
+    Raises:
+        UserError: It holds a run of other settings or images.
+    """
+    return is_trained(ClassifierRun(), config, images, folder) and (folder / pictures.CURVES_NAME).exists()
 
 
 class ClassifierRun(RunKind[TrainConfig, ImageData, ClassifierTask, TrainResult]):
