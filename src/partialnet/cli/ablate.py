@@ -12,7 +12,7 @@ from partialnet.errors import UserError
 from partialnet.training.config import TrainConfig
 from partialnet.training.settings import read_settings
 
-from .settings import GroupedCommand, configure, given_settings, run_folder, setting_options
+from .settings import GroupedCommand, configure, default_recipe, given_settings, run_folder, setting_options
 
 _TABLES = ("3", "4", "6", "12")
 #: Settings of a training that also shape what is counted and timed.
@@ -103,7 +103,7 @@ def ablate(
         _refuse_training_options(ctx, [*given, *from_file])
     if "model" not in from_file:
         given.setdefault("model", PAPER_MODEL)
-    config, name = configure(TrainConfig, data, recipe, config_file, given)
+    config, name = configure(TrainConfig, recipe, default_recipe(data), config_file, given)
     chosen = TABLES[int(table)]
     rows = chosen.select(names)
     for path in (json_path, csv_path, markdown_path):
