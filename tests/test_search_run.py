@@ -18,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
-from partialnet.checkpoint import load
+from partialnet.checkpoint import create_checkpoint, load
 from partialnet.cli import main
 from partialnet.errors import UserError
 from partialnet.search import load_plan
@@ -152,6 +152,33 @@ def test_scope_and_no_attention(photos: Path, tmp_path: Path) -> None:
     assert any("attn" in name for name in load(tmp_path / "run").model.state_dict() if name.startswith("stages.2"))
 
 
+def test_converted_networks_are_searched_too(photos: Path, tmp_path: Path) -> None:
+    """Any network of the registry with partial convolutions; here a small ResNet after surgery."""
+    arguments = {"base": "resnet10t", "surgery": [{"select": r"layer[12]\.0\.conv2"}]}
+    config = replace(CONFIG, model="converted", model_args=arguments, epochs=2, gate_travel=100.0)
+    result = search(config, str(photos), tmp_path / "run")
+    assert list(result.plan.split_ratios) == ["layer1.0.conv2", "layer2.0.conv2"]
+    checkpoint = load(tmp_path / "run")
+    assert checkpoint.architecture == result.plan.model == "planned"
+    for name, ratio in result.plan.split_ratios.items():
+        assert checkpoint.model.get_submodule(name).split_ratio == ratio
+    folded = checkpoint.fold().model
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(images), checkpoint.model(images), rtol=1e-4, atol=1e-4)
+    # a search goes on from a planned network
+    again = search(replace(config, model="planned", model_args=result.plan.model_args), str(photos), tmp_path / "again")
+    assert again.plan.model_args["network"] == "converted"
+    assert list(again.plan.split_ratios) == list(result.plan.split_ratios)
+
+
+def test_ratios_of_layers_that_are_not_there() -> None:
+    with pytest.raises(UserError, match="'layer9' is no partial convolution"):
+        create_checkpoint("planned", network="resnet50_pat", split_ratios={"layer9": 0.5})
+    with pytest.raises(UserError, match="no model named 'resnet51'"):
+        create_checkpoint("planned", network="resnet51")
+
+
 def test_gates_have_a_learning_rate_of_their_own(photos: Path) -> None:
     run = SearchRun()
     config = replace(CONFIG, layer_decay=0.5)
@@ -276,7 +303,7 @@ def test_configuration_survives_yaml() -> None:
         (["--scope", "stage9"], "no partial convolution"),
         (["--scope", "("], "no regular expression"),
         (["--ema", "0.9"], "average of gates"),
-        (["--model", "resnet18"], "search a PartialNet"),
+        (["--model", "resnet18"], "no partial convolution"),
         (["--complexity", "grouep"], "did you mean grouped"),
         (["--ray", "local"], "--ray searches several"),
         (["--alpha", "0.1"], "alpha"),

@@ -8,6 +8,7 @@ from . import converted as _converted  # noqa: F401 - registers converted networ
 from .checkpoint import load_released
 from .fold import fold
 from .models import PartialNet
+from .search import planned as _planned  # noqa: F401 - registers planned networks with timm
 from .surgery import replace_convs
 
 __all__ = ["PartialNet", "fold", "load_released", "replace_convs"]

@@ -81,7 +81,7 @@ def converted(
     """
     if ":" in base or base == _ARCHITECTURE or not timm.is_model(base):
         raise UserError(f"There is no model named {base!r} to convert.")
-    return _build(_ARCHITECTURE, pretrained, base, partial(_convert, recipes=_recipes(surgery)), **kwargs)
+    return build_variant(_ARCHITECTURE, pretrained, base, partial(_convert, recipes=_recipes(surgery)), **kwargs)
 
 
 @register_model
@@ -108,7 +108,7 @@ def _preset(variant: str, pretrained: bool, base: str, operation: Callable[..., 
     """``split_ratio``, ``attention`` and ``attention_scope`` may be among ``kwargs``."""
     names = ("split_ratio", "attention", "attention_scope")
     options = {name: kwargs.pop(name) for name in names if name in kwargs}
-    return _build(variant, pretrained, base, partial(operation, **options), **kwargs)
+    return build_variant(variant, pretrained, base, partial(operation, **options), **kwargs)
 
 
 def _convert(model: nn.Module, recipes: Sequence[Mapping[str, Any]]) -> nn.Module:
@@ -127,9 +127,18 @@ def _recipes(surgery: Any) -> list[dict[str, Any]]:
     return [dict(recipe) for recipe in recipes]
 
 
-def _build(
+def build_variant(
     variant: str, pretrained: bool, base: str, operation: Callable[[nn.Module], nn.Module], **kwargs: Any
 ) -> nn.Module:
+    """A network of timm's registry after an operation, with timm's configuration under its new name.
+
+    Args:
+        variant: Name of the result in the registry.
+        pretrained: Load the result's weights, as timm's entry points do.
+        base: Name of the network that is changed.
+        operation: Changes it.
+        kwargs: Arguments for ``base``, and what timm hands to entry points.
+    """
     given: Any = kwargs.pop("pretrained_cfg", None)
     overlay: Any = kwargs.pop("pretrained_cfg_overlay", None)
     model: nn.Module = timm.create_model(base, **kwargs)

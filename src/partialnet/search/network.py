@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -34,8 +35,8 @@ def make_dynamic(model: nn.Module, scope: str | None = None, attention: bool = T
     """
     model = copy.deepcopy(model)
     pattern = re.compile(scope or "")
-    for name, module in list(model.named_modules()):
-        if isinstance(module, PATConv) and pattern.search(name) and _is_replaceable(module):
+    for name, module in searchable_layers(model).items():
+        if pattern.search(name):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, _dynamic(module, attention))
     if not dynamic_layers(model):
@@ -44,6 +45,15 @@ def make_dynamic(model: nn.Module, scope: str | None = None, attention: bool = T
             + (f" where {scope!r} is found in the name." if scope else ".")
         )
     return model
+
+
+def searchable_layers(model: nn.Module) -> dict[str, PATConv]:
+    """The layers that ``make_dynamic`` replaces, by name, in the network's order."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, PATConv) and _is_replaceable(module)
+    }
 
 
 def dynamic_layers(model: nn.Module) -> dict[str, DPConv]:
@@ -61,6 +71,39 @@ def settle(model: nn.Module) -> nn.Module:
     for name, layer in dynamic_layers(model).items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer.to_static())
+    return model
+
+
+def with_ratios(model: nn.Module, split_ratios: Mapping[str, float]) -> nn.Module:
+    """A copy of ``model`` with other split ratios in some of its partial convolutions, whose weights are fresh.
+
+    Args:
+        model: Any network that contains ``PATConv``.
+        split_ratios: Share of the channels that is convolved, by the layer's name.
+
+    Raises:
+        ValueError: There is no such layer, or the ratio does not fit it.
+    """
+    model = copy.deepcopy(model)
+    layers = dict(model.named_modules())
+    for name, ratio in split_ratios.items():
+        layer = layers.get(name)
+        if not isinstance(layer, PATConv) or not _is_replaceable(layer):
+            raise ValueError(f"{name!r} is no partial convolution whose split ratio can be chosen.")
+        weight = layer.conv.weight
+        static = PATConv(
+            layer.conv_channels + layer.attn_channels,
+            kernel_size=layer.conv.kernel_size[0],
+            dilation=layer.conv.dilation[0],
+            split_ratio=ratio,
+            attention=_attention_for_all_channels(layer.attn) if ratio < 1 else None,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        if weight.device.type != "meta":
+            static.conv.weight.data.normal_().mul_(weight.std())
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, static.train(layer.training))
     return model
 
 

@@ -15,6 +15,8 @@ from ..errors import UserError
 from ..files import write_atomically
 from ..layers import PATConv
 from ..models import PartialNet
+from .network import searchable_layers
+from .planned import ARCHITECTURE
 
 FORMAT = "partialnet plan 1"
 PLAN_NAME = "plan.json"
@@ -64,21 +66,20 @@ class Plan:
         write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
-def planned_arguments(start: Checkpoint, model: nn.Module) -> dict[str, Any]:
-    """The arguments with which timm builds a network of the same split ratios.
+def planned_network(start: Checkpoint, model: nn.Module) -> tuple[str, dict[str, Any]]:
+    """Name and arguments with which timm builds a network of the same split ratios.
 
     Args:
         start: The network that was searched, before its search.
         model: The same network with other split ratios.
-
-    Raises:
-        UserError: It is no PartialNet, whose arguments say the ratios of its blocks.
     """
-    if not isinstance(model, PartialNet):
-        raise UserError(f"{start.architecture} takes no split ratios as arguments; search a PartialNet.")
-    mixers = [block.mixer for stage in model.stages for block in stage.blocks]  # type: ignore[union-attr]
-    ratios = [mixer.split_ratio if isinstance(mixer, PATConv) else 1 / 4 for mixer in mixers]
-    return {**start.model_args, "split_ratio": ratios}
+    if isinstance(model, PartialNet):
+        mixers = [block.mixer for stage in model.stages for block in stage.blocks]  # type: ignore[union-attr]
+        ratios = [mixer.split_ratio if isinstance(mixer, PATConv) else 1 / 4 for mixer in mixers]
+        return start.architecture, {**start.model_args, "split_ratio": ratios}
+    found = {name: module.split_ratio for name, module in searchable_layers(model).items()}
+    arguments = {"network": start.architecture, **start.model_args}  # of a planned one, its own network comes after
+    return ARCHITECTURE, {**arguments, "split_ratios": {**arguments.get("split_ratios", {}), **found}}
 
 
 def load_plan(path: str | Path) -> Plan:

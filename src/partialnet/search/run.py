@@ -23,7 +23,7 @@ from ..training.teacher import load_teacher
 from . import pictures
 from .config import SearchConfig
 from .network import make_dynamic
-from .plan import PLAN_NAME, Plan, planned_arguments
+from .plan import PLAN_NAME, Plan
 from .task import RATIO_PREFIX, SearchTask
 
 
@@ -84,7 +84,6 @@ class SearchRun(RunKind[SearchConfig, ImageData, SearchTask, SearchResult]):
     ) -> tuple[SearchTask, str]:
         """The classifier with its partial convolutions made dynamic."""
         checkpoint, weights = create_network(replace(config, weights=None) if continues else config, data.class_names)
-        planned_arguments(checkpoint, checkpoint.model)  # refuses a network that no plan could be built for
         try:
             dynamic = make_dynamic(checkpoint.model, config.layer_pattern, config.attention)
         except ValueError as error:

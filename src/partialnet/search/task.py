@@ -17,7 +17,7 @@ from ..training.teacher import Teacher
 from .config import SearchConfig
 from .network import dynamic_layers, settle
 from .objective import Objective
-from .plan import planned_arguments
+from .plan import planned_network
 
 #: Columns of metrics.csv that hold a layer's split ratio start with this.
 RATIO_PREFIX = "split_ratio/"
@@ -130,8 +130,8 @@ class SearchTask(ClassifierTask):
         if not all(layer.in_order for layer in self.layers.values()):
             return None
         settled = settle(self.network)
-        arguments = planned_arguments(self.start, settled)
+        architecture, arguments = planned_network(self.start, settled)
         # a network built from the arguments shows that they suffice
-        built = create_checkpoint(self.start.architecture, self.start.class_names, **arguments).model
+        built = create_checkpoint(architecture, self.start.class_names, **arguments).model
         built.load_state_dict(settled.state_dict(), strict=self.config.attention)
-        return replace(self.start, model=built, model_args=arguments, training=training)
+        return replace(self.start, model=built, architecture=architecture, model_args=arguments, training=training)
