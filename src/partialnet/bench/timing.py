@@ -35,7 +35,7 @@ def interleave(
     min_rounds: int = 7,
     warmup: int = 2,
     synchronize: Callable[[], None] = lambda: None,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] | None = None,
     description: str = "measuring",
     progress: bool = True,
 ) -> dict[str, Timing]:
@@ -48,7 +48,7 @@ def interleave(
         min_rounds: Rounds at least, however long they take.
         warmup: Rounds that are not counted.
         synchronize: Called before each reading of the clock, for devices that work asynchronously.
-        clock: Gives the seconds that are reported. ``time.process_time`` leaves out what others did on the same core,
+        clock: Gives the seconds that are reported, those that pass if None. ``time.process_time`` leaves out what others did on the same core,
             and equals the time that passes for contestants of one thread on a core of their own.
         description: Label of the progress bar.
         progress: Show a progress bar.
@@ -56,6 +56,7 @@ def interleave(
     Returns:
         The timing of each contestant.
     """
+    clock = clock or time.perf_counter
     samples: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(warmup):
         for run in contestants.values():
