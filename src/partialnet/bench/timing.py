@@ -48,8 +48,8 @@ def interleave(
         min_rounds: Rounds at least, however long they take.
         warmup: Rounds that are not counted.
         synchronize: Called before each reading of the clock, for devices that work asynchronously.
-        clock: Gives the seconds that are reported, those that pass if None. ``time.process_time`` leaves out what others did on the same core,
-            and equals the time that passes for contestants of one thread on a core of their own.
+        clock: Gives the seconds that are reported, those that pass if None. ``time.process_time`` leaves out what
+            others did on the same core, and equals the time that passes where one thread has a core of its own.
         description: Label of the progress bar.
         progress: Show a progress bar.
 
