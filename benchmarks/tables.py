@@ -2,7 +2,7 @@
 
     python benchmarks/tables.py
 
-prints the README's table and those of docs/measurements.md.
+prints the README's table and those of docs/measurements.md, docs/surgery.md and docs/ablations.md.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 import timm
 
 import partialnet  # noqa: F401 - registers the models
+from partialnet.ablation.report import as_markdown
 from partialnet.complexity import PAPER, measure
 
 RESULTS = Path(__file__).parent / "results"
@@ -73,6 +74,32 @@ def deployment(rows: list[dict]) -> None:
         print(f"| {size.upper()} | {' | '.join(cells)} | {peak} |")
 
 
+def surgery(content: dict) -> None:
+    """Speed ratios of converted networks and of what limits them, medians and quartiles."""
+    runtimes = {"openvino": "OpenVINO", "onnxruntime": "onnxruntime", "eager": "eager PyTorch"}
+    found = {(row["network"], row["batch_size"], row["runtime"]): row for row in content["rows"]}
+    for batch_size in sorted({batch for _, batch, _ in found}):
+        print(
+            f"\nBatch {batch_size}:\n\n| | parameters M | multiply–adds G | {' | '.join(runtimes.values())} | paper |"
+        )
+        print("|---" * (4 + len(runtimes)) + "|")
+        for network, sizes in content["sizes"].items():
+            for name, size in sizes.items():
+                rows = [found.get((network, batch_size, runtime)) for runtime in runtimes]
+                cells = [speed_ratio(row["timings"][name]) if row else "" for row in rows]
+                if name == network or not any(cells):
+                    continue
+                quoted = f"{next(row for row in rows if row)['paper_ratio']:.2f}" if name.endswith("_pat") else ""
+                label = f"`{name}`" if name.endswith("_pat") else f"{network}, {name}"
+                cells = [f"{size['params_m']:.2f}", f"{size['macs_g']:.3f}", *cells, quoted]
+                print(f"| {label} | {' | '.join(cells)} |")
+
+
+def speed_ratio(timing: dict) -> str:
+    """How many times as fast as the reference: median and quartiles."""
+    return f"{1 / timing['ratio']:.2f} ({1 / timing['ratio_q3']:.2f}–{1 / timing['ratio_q1']:.2f})"
+
+
 def main() -> None:
     files = {threads: json.loads((RESULTS / f"eager_{threads}t.json").read_text()) for threads in (2, 1)}
     readme(files[2]["rows"])
@@ -82,6 +109,13 @@ def main() -> None:
     content = json.loads((RESULTS / "deployment.json").read_text())
     deployment(content["rows"])
     print(content["environment"])
+    content = json.loads((RESULTS / "surgery.json").read_text())
+    surgery(content)
+    print(content["environment"])
+    for path in sorted(RESULTS.glob("ablation_table*.json"), key=lambda path: int(path.stem.split("table")[1])):
+        content = json.loads(path.read_text())
+        print(f"\n{as_markdown(content, level=2)}")
+        print(content["environment"])
 
 
 if __name__ == "__main__":

@@ -39,8 +39,8 @@ def randomize_parameters(model: nn.Module) -> nn.Module:
     """
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         leaf = name.rpartition(".")[2]
-        if leaf == "num_batches_tracked":
-            continue
+        if not tensor.is_floating_point():
+            continue  # counters, indices
         if leaf == "running_var" or (leaf == "weight" and tensor.ndim == 1):
             tensor.copy_(torch.empty_like(tensor).uniform_(0.5, 1.5))
         elif leaf == "table":

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import resource
 import select
 import shlex
 import signal
@@ -428,9 +429,9 @@ def test_demo_chooses_a_free_folder(quick_demo: Path, command: Command, monkeypa
 @pytest.mark.slow
 def test_demo_for_real(tmp_path: Path) -> None:
     """What the README promises, from the command to the classified samples."""
-    start = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     result = process("demo", "-o", "run", cwd=tmp_path)
-    seconds = time.perf_counter() - start
+    seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before  # of computing, however busy the machine
     assert result.code == 0, result.err
     assert "Traceback" not in result.err
     accuracy = re.search(r"^Test accuracy (\d+\.\d)% on 360 images", result.out, re.M)

@@ -15,7 +15,6 @@ from PIL import Image
 from partialnet import plots
 from partialnet.training import pictures
 from partialnet.training.batches import Batch
-from partialnet.training.progress import EpochMetrics
 
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 
@@ -42,17 +41,20 @@ def captions(figure: Figure) -> list[str]:
 
 @pytest.mark.parametrize("epochs", [1, 2, 300])
 def test_curves(epochs: int, figures: list[Figure], tmp_path: Path) -> None:
-    rows = [EpochMetrics(e, 2.0 / e, 0.1, 3.0 / e, 1 - 0.5 / e, 1e-3 / e, 1.0, 10.0) for e in range(1, epochs + 1)]
+    names = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr")
+    rows = [
+        dict(zip(names, (e, 2.0 / e, 0.1, 3.0 / e, 1 - 0.5 / e, 1e-3 / e), strict=True)) for e in range(1, epochs + 1)
+    ]
     plots.learning_curves(tmp_path / "c.png", rows, "costs $5_a$")
     drawn = {
         (axes.get_title(), line.get_label()): list(line.get_ydata())  # type: ignore[call-overload]
         for axes in figures[0].axes
         for line in axes.lines
     }
-    assert drawn["Loss", "held out"] == [row.val_loss for row in rows]
-    assert drawn["Accuracy", "held out"] == [row.val_accuracy for row in rows]
-    assert drawn["Accuracy", "training, with augmentation"] == [row.train_accuracy for row in rows]
-    assert [row.lr for row in rows] in drawn.values()
+    assert drawn["Loss", "held out"] == [row["val_loss"] for row in rows]
+    assert drawn["Accuracy", "held out"] == [row["val_accuracy"] for row in rows]
+    assert drawn["Accuracy", "training, with augmentation"] == [row["train_accuracy"] for row in rows]
+    assert [row["lr"] for row in rows] in drawn.values()
     assert Image.open(tmp_path / "c.png").width > 1000
 
 

@@ -142,12 +142,13 @@ def example_plan() -> Plan:
         "partialnet_t0",
         {"split_ratio": [0.25, 0.5]},
         {"stages.0.blocks.0.mixer": 0.25, "stages.1.blocks.0.mixer": 0.5},
+        theta=4.0,
         zeta=100.0,
         kappa=120.0,
         params_m=4.2,
         macs_g=0.25,
         input_size=(3, 224, 224),
-        search={"theta": 4.0, "seed": 0},
+        search={"epoch": 3},
     )
 
 

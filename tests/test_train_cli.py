@@ -11,7 +11,8 @@ import pytest
 
 from partialnet.cli.main import main
 from partialnet.training import run as engine
-from partialnet.training.config import FIELDS, TrainConfig
+from partialnet.training.config import TrainConfig
+from partialnet.training.settings import settings_of
 
 Command = Callable[..., tuple[int, str, str]]
 Calls = list[tuple[TrainConfig, str, Path, bool]]
@@ -48,7 +49,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 def test_help_has_groups_and_pairs_of_flags(command: Command) -> None:
     code, out, _ = command("--help")
     assert code == 0
-    for setting in FIELDS.values():
+    for setting in settings_of(TrainConfig).values():
         assert f"\n{setting.metadata['group']}:\n" in out
     assert "--sync-bn / --no-sync-bn" in out
     assert "partialnet train photos/" in out

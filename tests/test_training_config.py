@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from partialnet.cli import main
 from partialnet.errors import RunInterrupted, UserError
-from partialnet.training.config import FIELDS, TrainConfig, as_yaml, create_config, parse_setting, setting_type
+from partialnet.training.config import TrainConfig
 from partialnet.training.recipes import load_recipe, recipe_names, recipe_values
+from partialnet.training.settings import as_yaml, create_settings, parse_setting, setting_type, settings_of
 
 #: Table 8 of the paper, by variant: batch, lr, weight decay, stochastic depth, clipping, RandAugment, mixup
 TABLE_8 = {
@@ -55,16 +56,16 @@ def test_other_networks_share_the_recipe() -> None:
 def test_recipes_survive_being_printed(name: str) -> None:
     config = load_recipe(name)
     text = as_yaml(config, "title")
-    assert create_config(yaml.safe_load(text)) == config
-    assert set(yaml.safe_load(text)) == set(FIELDS)
-    for setting in FIELDS.values():
+    assert create_settings(TrainConfig, yaml.safe_load(text)) == config
+    assert set(yaml.safe_load(text)) == set(settings_of(TrainConfig))
+    for setting in settings_of(TrainConfig).values():
         assert setting.metadata["help"] in text
 
 
 def strategy(name: str) -> st.SearchStrategy[Any]:
     """Allowed values of a setting."""
-    metadata = FIELDS[name].metadata
-    optional, kind = setting_type(name)
+    metadata = settings_of(TrainConfig)[name].metadata
+    optional, kind = setting_type(TrainConfig, name)
     least, most = max(metadata["least"], -1e6), min(metadata["most"], 1e6)
     if metadata["choices"]:
         item: st.SearchStrategy[Any] = st.sampled_from(metadata["choices"])
@@ -88,10 +89,14 @@ _ASKED = {"model", "weights", "freeze_backbone", "auto_augment"}
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.fixed_dictionaries({}, optional={name: strategy(name) for name in FIELDS if name not in _ASKED}))
+@given(
+    st.fixed_dictionaries(
+        {}, optional={name: strategy(name) for name in settings_of(TrainConfig) if name not in _ASKED}
+    )
+)
 def test_any_configuration_survives_yaml(values: dict[str, Any]) -> None:
-    config = create_config(values)
-    assert create_config(yaml.safe_load(as_yaml(config))) == config
+    config = create_settings(TrainConfig, values)
+    assert create_settings(TrainConfig, yaml.safe_load(as_yaml(config))) == config
 
 
 @pytest.mark.parametrize(
@@ -119,13 +124,13 @@ def test_any_configuration_survives_yaml(values: dict[str, Any]) -> None:
 )
 def test_wrong_values(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        create_config(values)
+        create_settings(TrainConfig, values)
     assert "\n" not in str(error.value)
 
 
 def test_numbers_as_yaml_reads_them() -> None:
     """YAML 1.1 reads 1e-3 as text, and whole numbers where a fraction is meant."""
-    config = create_config(yaml.safe_load("lr: 1e-3\nwarmup_epochs: 2\nrandom_sizes: [64, 96]\n"))
+    config = create_settings(TrainConfig, yaml.safe_load("lr: 1e-3\nwarmup_epochs: 2\nrandom_sizes: [64, 96]\n"))
     assert config.lr == 1e-3
     assert isinstance(config.warmup_epochs, float)
     assert config.random_sizes == (64, 96)
@@ -144,7 +149,7 @@ def test_numbers_as_yaml_reads_them() -> None:
     ],
 )
 def test_options_text(name: str, text: str, value: Any) -> None:
-    assert parse_setting(name, text) == value
+    assert parse_setting(TrainConfig, name, text) == value
 
 
 def test_short_training_warms_up_for_the_recipes_share() -> None:
@@ -207,7 +212,7 @@ def test_default_recipe(data: str, recipe: str, runs: list[Any]) -> None:
 def test_every_setting_is_an_option(runs: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     main(["train", "--help"])
     text = capsys.readouterr().out
-    for name in FIELDS:
+    for name in settings_of(TrainConfig):
         assert f"--{name.replace('_', '-')}" in text
 
 

@@ -16,8 +16,9 @@ import pytest
 import safetensors.torch
 from PIL import Image
 
-from partialnet.training.config import as_yaml, create_config
+from partialnet.training.config import TrainConfig
 from partialnet.training.run import train
+from partialnet.training.settings import as_yaml, create_settings
 
 SETTINGS: dict[str, Any] = {
     "model_args": {"embed_dim": 16, "depths": [1, 1, 1, 1]},
@@ -58,14 +59,14 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of one process with all of the batch."""
     folder = tmp_path_factory.mktemp("alone") / "run"
-    train(create_config({**SETTINGS, "batch_size": 8}), str(photos), folder)
+    train(create_settings(TrainConfig, {**SETTINGS, "batch_size": 8}), str(photos), folder)
     return folder
 
 
 def start(photos: Path, folder: Path, launcher: list[str], *options: str) -> subprocess.Popen[str]:
     """``partialnet train`` under a launcher."""
     config = folder.with_suffix(".yaml")
-    config.write_text(as_yaml(create_config(SETTINGS)))
+    config.write_text(as_yaml(create_settings(TrainConfig, SETTINGS)))
     command = [*launcher, "-m", "partialnet", "train", str(photos), "--config", str(config), "-o", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, env=environment)

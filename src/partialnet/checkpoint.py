@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 import logging
 import pickle
 import warnings
@@ -19,25 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
 from timm.data import resolve_data_config
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from .errors import UserError
-from .files import write_atomically
 from .fold import fold
 from .layers.inference import Runtime
 from .models import PartialNet
 from .models.partialnet import default_cfgs
 from .models.released import ReleasedNetwork, convert_released, is_released
+from .stored_network import CONFIG_NAME as CONFIG_NAME
+from .stored_network import WEIGHTS_NAME as WEIGHTS_NAME
+from .stored_network import load_tensors, read_network, save_network, serialize_network
 
-WEIGHTS_NAME = "model.safetensors"
-CONFIG_NAME = "config.json"
-_HEADER_KEY = "partialnet"
 _INPUT_KEYS = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random")
 _VARIANT_OF_WIDTH = {
@@ -111,19 +107,11 @@ class Checkpoint:
 
     def save(self, folder: str | Path) -> Path:
         """Write ``model.safetensors`` and ``config.json`` into ``folder``, each in one step; return the former."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / WEIGHTS_NAME, self.serialize())
-        write_atomically(folder / CONFIG_NAME, (json.dumps(self.config(), indent=2) + "\n").encode())
-        return folder / WEIGHTS_NAME
+        return save_network(folder, self.model, self.config())
 
     def serialize(self, dtype: torch.dtype | None = None) -> bytes:
         """The content of a ``.safetensors`` file that ``load`` reads; ``dtype`` rounds the weights for storage."""
-        tensors = {}
-        for name, tensor in self.model.state_dict().items():
-            stored = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
-            tensors[name] = stored.detach().contiguous().cpu()
-        return safetensors.torch.save(tensors, {"format": "pt", _HEADER_KEY: json.dumps(self.config(), indent=2)})
+        return serialize_network(self.model, self.config(), dtype)
 
 
 def create_checkpoint(name: str, class_names: Sequence[str] = (), **model_args: Any) -> Checkpoint:
@@ -163,7 +151,7 @@ def load(source: str | Path) -> Checkpoint:
     """
     path = Path(source)
     if path.is_dir():
-        return _load_safetensors(path / WEIGHTS_NAME)
+        return _load_safetensors(path)
     if path.is_file():
         if path.suffix in (".onnx", ".xml"):
             raise UserError(
@@ -196,20 +184,9 @@ def load_released(path: str | Path, act_layer: str | None = None) -> nn.Module:
 
 
 def _load_safetensors(path: Path) -> Checkpoint:
-    if not path.is_file():
-        raise UserError(f"Folder {str(path.parent)!r} has no {path.name}, so it is no run folder.")
+    stored = read_network(path, "classification")
+    config = stored.config
     try:
-        with safe_open(path, "pt") as file:
-            header = (file.metadata() or {}).get(_HEADER_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{str(path)!r} is damaged or no safetensors file: {error}") from error
-    if header is None and (path.parent / CONFIG_NAME).is_file():
-        header = (path.parent / CONFIG_NAME).read_text(errors="replace")
-    if header is None:
-        raise UserError(f"{str(path)!r} does not say which network it is of, and there is no {CONFIG_NAME} beside it.")
-    try:
-        config = json.loads(header)
         pretrained = config["pretrained_cfg"]
         model_args = {**config.get("model_args", {}), "num_classes": config["num_classes"]}
         names = pretrained.get("label_names") or config.get("label_names") or ()
@@ -221,8 +198,8 @@ def _load_safetensors(path: Path) -> Checkpoint:
             size = None if folded is True else (int(folded[0]), int(folded[1]))
             checkpoint = checkpoint.fold(size, config.get("runtime"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"The configuration in {str(path)!r} cannot be used: {error}") from error
-    _load_tensors(checkpoint.model, tensors, path)
+        raise UserError(f"The configuration in {str(stored.path)!r} cannot be used: {error}") from error
+    load_tensors(checkpoint.model, stored.tensors, stored.path)
     return checkpoint
 
 
@@ -255,26 +232,6 @@ def _check_configuration(checkpoint: Checkpoint) -> None:
         raise ValueError(f"interpolation={config['interpolation']!r} must be one of {', '.join(_INTERPOLATIONS)}")
 
 
-def _load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Load all tensors; a dimension that does not fit is told in one sentence, not in torch's hundred lines."""
-    expected = model.state_dict()
-    missing = [name for name in expected if name not in tensors]
-    unknown = [name for name in tensors if name not in expected]
-    misfits = [
-        f"{name} has shape {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
-        for name, tensor in tensors.items()
-        if name in expected and expected[name].shape != tensor.shape
-    ]
-    problems = [
-        f"{names[0]} and {len(names) - 1} more are {what}"
-        for names, what in ((missing, "missing"), (unknown, "unknown"))
-        if names
-    ]
-    if problems or misfits:
-        raise UserError(f"The weights in {str(path)!r} do not fit the network: {'; '.join(problems + misfits[:1])}.")
-    model.load_state_dict(tensors)
-
-
 def _load_released(path: Path, act_layer: str | None = None) -> Checkpoint:
     released = read_released(path, act_layer)
     _logger.info("%s: %s", path.name, released.report)
@@ -289,10 +246,10 @@ def _load_released(path: Path, act_layer: str | None = None) -> Checkpoint:
     if released.arguments["out_norms"]:
         # a detection backbone has no head: its output are the normalised feature maps
         model.prune_intermediate_layers(len(released.arguments["depths"]))  # type: ignore[operator]
-        _load_tensors(model, tensors, path)
+        load_tensors(model, tensors, path)
         model = FeatureGetterNet(model, norm=True, out_indices=tuple(range(len(released.arguments["depths"]))))
     else:
-        _load_tensors(model, tensors, path)
+        load_tensors(model, tensors, path)
     return Checkpoint(model.eval(), architecture, released.arguments, (), _plain(input_config), released.report)
 
 

@@ -6,8 +6,9 @@ and ``convnext_tiny_pat`` are the paper's Table 5.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import timm
@@ -16,6 +17,7 @@ from torch import nn
 
 from .checkpoint import Checkpoint, create_checkpoint
 from .errors import UserError
+from .inverted_bottleneck import mix_before_expansion
 from .surgery import Surgery, check_options, convert, replace_convs
 
 __all__ = ["convert_checkpoint"]
@@ -79,34 +81,41 @@ def converted(
     """
     if ":" in base or base == _ARCHITECTURE or not timm.is_model(base):
         raise UserError(f"There is no model named {base!r} to convert.")
-    return _build(_ARCHITECTURE, pretrained, base, _recipes(surgery), **kwargs)
+    return _build(_ARCHITECTURE, pretrained, base, partial(_convert, recipes=_recipes(surgery)), **kwargs)
 
 
 @register_model
 def resnet50_pat(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ResNet-50 with PATConv in the place of the 3×3 convolution of each bottleneck (paper, Table 5)."""
-    return _preset("resnet50_pat", pretrained, "resnet50", r"layer\d[._]\d+\.conv2$", **kwargs)
+    operation = partial(convert, select=r"layer\d[._]\d+\.conv2$")
+    return _preset("resnet50_pat", pretrained, "resnet50", operation, **kwargs)
 
 
 @register_model
 def mobilenetv2_100_pat(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """MobileNetV2 with PATConv in the place of its depthwise 3×3 convolutions (paper, Table 5)."""
-    options = {**_INSTEAD_OF_DEPTHWISE, **kwargs}
-    return _preset("mobilenetv2_100_pat", pretrained, "mobilenetv2_100", r"conv_dw$", **options)
+    """MobileNetV2 with PATConv before each expansion instead of its depthwise 3×3 convolutions (paper, Table 5)."""
+    return _preset("mobilenetv2_100_pat", pretrained, "mobilenetv2_100", mix_before_expansion, **kwargs)
 
 
 @register_model
 def convnext_tiny_pat(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """ConvNeXt-T with PATConv in the place of its depthwise 7×7 convolutions (paper, Table 5)."""
     options = {**_INSTEAD_OF_DEPTHWISE, **kwargs}
-    return _preset("convnext_tiny_pat", pretrained, "convnext_tiny", r"conv_dw$", **options)
+    return _preset("convnext_tiny_pat", pretrained, "convnext_tiny", partial(convert, select=r"conv_dw$"), **options)
 
 
-def _preset(variant: str, pretrained: bool, base: str, select: str, **kwargs: Any) -> nn.Module:
+def _preset(variant: str, pretrained: bool, base: str, operation: Callable[..., nn.Module], **kwargs: Any) -> nn.Module:
     """``split_ratio``, ``attention`` and ``attention_scope`` may be among ``kwargs``."""
     names = ("split_ratio", "attention", "attention_scope")
     options = {name: kwargs.pop(name) for name in names if name in kwargs}
-    return _build(variant, pretrained, base, [{"select": select, **options}], **kwargs)
+    return _build(variant, pretrained, base, partial(operation, **options), **kwargs)
+
+
+def _convert(model: nn.Module, recipes: Sequence[Mapping[str, Any]]) -> nn.Module:
+    """One surgery after the other."""
+    for recipe in recipes:
+        model = convert(model, **recipe)
+    return model
 
 
 def _recipes(surgery: Any) -> list[dict[str, Any]]:
@@ -118,7 +127,9 @@ def _recipes(surgery: Any) -> list[dict[str, Any]]:
     return [dict(recipe) for recipe in recipes]
 
 
-def _build(variant: str, pretrained: bool, base: str, recipes: list[dict[str, Any]], **kwargs: Any) -> nn.Module:
+def _build(
+    variant: str, pretrained: bool, base: str, operation: Callable[[nn.Module], nn.Module], **kwargs: Any
+) -> nn.Module:
     given: Any = kwargs.pop("pretrained_cfg", None)
     overlay: Any = kwargs.pop("pretrained_cfg_overlay", None)
     model: nn.Module = timm.create_model(base, **kwargs)
@@ -129,8 +140,7 @@ def _build(variant: str, pretrained: bool, base: str, recipes: list[dict[str, An
         given = given if isinstance(given, Mapping) else given.to_dict()
         config |= {name: value for name, value in given.items() if value is not None}
     config |= {"architecture": variant, **(overlay or {})}
-    for recipe in recipes:
-        model = convert(model, **recipe)
+    model = operation(model)
     model.pretrained_cfg = model.default_cfg = config  # type: ignore[assignment]
     if pretrained:
         num_classes: Any = kwargs.get("num_classes", config.get("num_classes", 1000))

@@ -6,10 +6,11 @@ import glob
 import io
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from .errors import UserError
 
@@ -48,7 +49,7 @@ def find_images(sources: Iterable[str]) -> list[Path]:
     return found
 
 
-def read_image(path: str | Path, min_side: int | None = None) -> Image.Image:
+def read_image(path: str | Path, min_side: int | None = None, upright: bool = True) -> Image.Image:
     """Read an image as 8-bit RGB, turned upright by its EXIF orientation.
 
     Grayscale is repeated, transparency is laid over white, 16-bit data is scaled by its full range, floating-point and
@@ -59,11 +60,24 @@ def read_image(path: str | Path, min_side: int | None = None) -> Image.Image:
         path: The file.
         min_side: What height and width need at least: a larger JPEG may be decoded at a half, a quarter or an eighth of
             its size, which is faster.
+        upright: Whether to turn it; otherwise its rows stay as they are stored.
 
     Raises:
         UserError: The file is missing, no image, damaged, or has more than ``MAX_PIXELS`` pixels.
     """
-    return _read(path, str(path), min_side)
+    return _read(path, str(path), min_side, upright)
+
+
+def image_sizes(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Width and height of an image, as it is stored and turned upright, from the beginning of its file alone.
+
+    Raises:
+        UserError: The file is missing, no image, or has more than ``MAX_PIXELS`` pixels.
+    """
+    with _opened(path, str(path)) as image:
+        size = image.size
+        quarter_turn = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    return size, size[::-1] if quarter_turn else size
 
 
 def decode_image(content: bytes, name: str, min_side: int | None = None) -> Image.Image:
@@ -71,16 +85,23 @@ def decode_image(content: bytes, name: str, min_side: int | None = None) -> Imag
     return _read(io.BytesIO(content), name, min_side)
 
 
-def _read(file: str | Path | io.BytesIO, name: str, min_side: int | None) -> Image.Image:
+def _read(file: str | Path | io.BytesIO, name: str, min_side: int | None, upright: bool = True) -> Image.Image:
+    with _opened(file, name) as image:
+        if min_side is not None:
+            image.draft(None, (min_side, min_side))  # does nothing to other formats than JPEG
+        image.load()
+        return to_rgb(ImageOps.exif_transpose(image) if upright else image)
+
+
+@contextmanager
+def _opened(file: str | Path | io.BytesIO, name: str) -> Iterator[Image.Image]:
+    """The image before its pixels are read; whatever is wrong with it then becomes one sentence."""
     try:
         # PIL warns of oddities in metadata and of large images; either the image is read or the error tells
         with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UserError(f"{name!r} has {image.width}×{image.height} pixels, more than {MAX_PIXELS:,}.")
-            if min_side is not None:
-                image.draft(None, (min_side, min_side))  # does nothing to other formats than JPEG
-            image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
+            yield image
     except FileNotFoundError:
         raise UserError(f"There is no file {name!r}.") from None
     except UnidentifiedImageError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from PIL import Image
 
 from .bench.report import Row
 from .files import write_atomically
-from .training.progress import EpochMetrics
 
 # colours that differ for colour-blind readers too (Okabe and Ito)
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -25,17 +24,17 @@ BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 MAX_NUMBERED, MAX_NAMED = 25, 60
 
 
-def learning_curves(path: Path, rows: Sequence[EpochMetrics], title: str) -> None:
+def learning_curves(path: Path, rows: Sequence[Mapping[str, float]], title: str) -> None:
     """Loss and accuracy over the epochs, training and held out, and the learning rate."""
     figure = Figure(figsize=(13, 4.4), layout="constrained")
     loss, accuracy, rate = figure.subplots(1, 3, width_ratios=(3, 3, 2))
-    epochs = [row.epoch for row in rows]
-    _curve(loss, epochs, [row.train_loss for row in rows], BLUE, "training, with augmentation")
-    _curve(loss, epochs, [row.val_loss for row in rows], ORANGE, "held out")
+    epochs = [row["epoch"] for row in rows]
+    _curve(loss, epochs, [row["train_loss"] for row in rows], BLUE, "training, with augmentation")
+    _curve(loss, epochs, [row["val_loss"] for row in rows], ORANGE, "held out")
     loss.set(xlabel="epoch", ylabel="nats", title="Loss", ylim=(0, None))
-    _curve(accuracy, epochs, [row.train_accuracy for row in rows], BLUE, "training, with augmentation")
-    _curve(accuracy, epochs, [row.val_accuracy for row in rows], ORANGE, "held out")
-    last = rows[-1].val_accuracy
+    _curve(accuracy, epochs, [row["train_accuracy"] for row in rows], BLUE, "training, with augmentation")
+    _curve(accuracy, epochs, [row["val_accuracy"] for row in rows], ORANGE, "held out")
+    last = rows[-1]["val_accuracy"]
     accuracy.annotate(
         f"{last:.1%}",
         (epochs[-1], last),
@@ -48,7 +47,7 @@ def learning_curves(path: Path, rows: Sequence[EpochMetrics], title: str) -> Non
     )
     accuracy.set(xlabel="epoch", ylabel="share right", title="Accuracy", ylim=(0, 1.03))
     accuracy.yaxis.set_major_formatter(PercentFormatter(1))
-    _curve(rate, epochs, [row.lr for row in rows], GREEN, "")
+    _curve(rate, epochs, [row["lr"] for row in rows], GREEN, "")
     rate.set(xlabel="epoch", title="Learning rate", ylim=(0, None))
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
     for axes in (loss, accuracy, rate):

@@ -93,7 +93,7 @@ def bench(
     Examples: partialnet bench partialnet_t0 mobilenetv3_large_100 --runtime onnxruntime,openvino --plot speed.png;
     partialnet bench --preset paper --runtime openvino
     """
-    runtimes = _runtimes(runtime)
+    runtimes = parse_runtimes(runtime)
     if preset is not None:
         if json_path or csv_path or plot_path or img_size:
             raise UserError("A preset chooses its image sizes and writes all its files into a folder: give -o only.")
@@ -166,7 +166,8 @@ def bench(
         click.echo("Next: add --json, --csv or --plot FILE to keep the result.")
 
 
-def _runtimes(text: str) -> list[str]:
+def parse_runtimes(text: str) -> list[str]:
+    """Names of runtimes, separated by commas; an unknown one raises UserError."""
     from partialnet.bench.contestants import RUNTIMES
 
     runtimes = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))

@@ -15,25 +15,29 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", required=False)
+@click.option("--plan", "plan_source", help="Show the network of a search instead: its plan.json or run folder.")
 @click.option(
     "--img-size",
     type=click.IntRange(min=32),
     help="Height and width of the image to count for.  [default: the model's own, 224 for untrained ones]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def info(model: str, img_size: int | None, as_json: bool) -> None:
+def info(model: str | None, plan_source: str | None, img_size: int | None, as_json: bool) -> None:
     """Show the structure and cost of MODEL, in training form and folded for inference.
 
     MODEL is a name (partialnet_t0 … partialnet_l, or any of timm's), a run folder, its model.safetensors, or a
     released checkpoint of the authors. Beside the paper's figures stands how far ours deviate.
 
-    Example: partialnet info partialnet_t2
+    \b
+    Examples: partialnet info partialnet_t2
+              partialnet info --plan runs/searched/plan.json
     """
-    from partialnet.checkpoint import load
     from partialnet.complexity import measure
 
-    checkpoint = load(model)
+    if (model is None) == (plan_source is None):
+        raise click.UsageError("Give either a MODEL or a --plan.")
+    checkpoint = _open(model, plan_source)
     channels, height, width = checkpoint.input_config["input_size"]
     size = (channels, img_size or height, img_size or width)
     complexity = measure(checkpoint.model, size)
@@ -42,10 +46,30 @@ def info(model: str, img_size: int | None, as_json: bool) -> None:
         click.echo(json.dumps(_as_dict(checkpoint, complexity, paper), indent=2))
         return
     click.echo(_as_text(checkpoint, complexity, paper))
-    if not Path(model).exists():
+    if model is None:
+        click.echo(f"\nNext: partialnet train DATA --plan {shlex.quote(str(plan_source))}")
+    elif not Path(model).exists():
         click.echo("\nNext: partialnet demo   (trains a network that partialnet predict can use)")
     elif getattr(checkpoint.model, "num_classes", 0):
         click.echo(f"\nNext: partialnet predict {shlex.quote(model)} IMAGE…")
+
+
+def _open(model: str | None, plan_source: str | None) -> Checkpoint:
+    """The network of that name or file, or the one that a plan describes."""
+    from partialnet.checkpoint import create_checkpoint, load
+    from partialnet.search import load_plan
+
+    if model is not None:
+        return load(model)
+    assert plan_source is not None
+    plan = load_plan(plan_source)
+    checkpoint = create_checkpoint(plan.model, **plan.model_args)
+    checkpoint.input_config["input_size"] = plan.input_size
+    checkpoint.report = (
+        f"Planned by a search with θ = {plan.theta:g}: ζ/κ = {plan.zeta / plan.kappa:.3f}, mean split ratio "
+        f"{plan.mean_ratio:.4g}."
+    )
+    return checkpoint
 
 
 def _paper(checkpoint: Checkpoint, size: tuple[int, int, int]) -> tuple[float, float] | None:

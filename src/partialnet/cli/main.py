@@ -10,30 +10,19 @@ import click
 import partialnet
 from partialnet.errors import RunInterrupted, UserError
 
+from .ablate import ablate
 from .bench import bench
 from .convert import convert
 from .demo import demo
+from .detect import detect
 from .eval import evaluate
+from .explain import explain
 from .export import export
+from .group import Group
 from .info import info
 from .predict import predict
+from .search import search
 from .train import train
-
-
-class Group(click.Group):
-    """A group that tells the nearest command for a mistyped one."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The named command; an unknown name is an error with the nearest ones."""
-        from difflib import get_close_matches
-
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
-            near = get_close_matches(args[0], self.commands, n=1)
-            hint = f" Did you mean {near[0]}?" if near else f" Choose one of {', '.join(sorted(self.commands))}."
-            ctx.fail(f"There is no command {args[0]!r}.{hint}")
-        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -45,13 +34,17 @@ def cli() -> None:
     """
 
 
+cli.add_command(ablate)
 cli.add_command(bench)
 cli.add_command(convert)
 cli.add_command(demo)
+cli.add_command(detect)
 cli.add_command(evaluate)
+cli.add_command(explain)
 cli.add_command(export)
 cli.add_command(info)
 cli.add_command(predict)
+cli.add_command(search)
 cli.add_command(train)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import blake2b
 
 import numpy as np
@@ -29,10 +30,20 @@ def split_by_class(images: LabelledImages, share: float, seed: int) -> ImageData
         members = np.flatnonzero(images.labels == label)
         if len(members) == 1:
             raise UserError(f"Class {class_name!r} has one image only; to hold one out it needs at least two.")
-        keys = [blake2b(f"{seed}/{images.name(i)}".encode(errors="surrogateescape")).digest() for i in members.tolist()]
-        shuffled = members[sorted(range(len(keys)), key=keys.__getitem__)]
-        count = min(max(round(share * len(members)), 1), len(members) - 1)
-        held_out.append(np.sort(shuffled[:count]))
-        train.append(np.sort(shuffled[count:]))
+        held_out_here = choose_by_name([images.name(i) for i in members.tolist()], share, seed)
+        held_out.append(members[held_out_here])
+        train.append(members[~held_out_here])
     split = f"{share:.0%} of each class held out, seed {seed}"
     return ImageData(Subset(images, np.concatenate(train)), Subset(images, np.concatenate(held_out)), split)
+
+
+def choose_by_name(names: Sequence[str], share: float, seed: int) -> np.ndarray:
+    """Which of two or more images to hold out, at least one and never all: a mask, (number of names,), bool.
+
+    The place of an image in the draw follows from ``seed`` and its name alone.
+    """
+    keys = [blake2b(f"{seed}/{name}".encode(errors="surrogateescape")).digest() for name in names]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    chosen = np.zeros(len(keys), bool)
+    chosen[order[: min(max(round(share * len(keys)), 1), len(keys) - 1)]] = True
+    return chosen

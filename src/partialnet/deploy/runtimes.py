@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 
 from partialnet.checkpoint import Checkpoint
 from partialnet.errors import UserError
+from partialnet.stored_network import TASKS
 
 #: Key of the configuration in an exported file's metadata.
 CONFIG_KEY = "partialnet"
 EXPORTED_SUFFIXES = (".onnx", ".xml")
+_STRANGER = "{!r} was not written by `partialnet export`: it does not name its classes."
 
 
 class ExportedModel(nn.Module):
@@ -58,10 +61,13 @@ def load_exported(path: str | Path, threads: int | None = None) -> Checkpoint:
     Raises:
         UserError: The file is damaged, was not exported by ``partialnet export``, or its runtime is not installed.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"There is no file {str(path)!r}.")
-    model, config = (_open_onnx if path.suffix == ".onnx" else _open_openvino)(path, threads)
+    exported = open_exported(path, "classification", threads)
+    config = exported.config
+    try:
+        config["num_classes"], config["architecture"], config["model_args"], config["pretrained_cfg"]["input_size"]
+    except (TypeError, KeyError) as error:
+        raise UserError(_STRANGER.format(str(path))) from error
+    model = ExportedModel(lambda images: exported.run(images)[0], exported.batch_size, config)
     pretrained = config["pretrained_cfg"]
     return Checkpoint(
         model.eval(),
@@ -72,7 +78,42 @@ def load_exported(path: str | Path, threads: int | None = None) -> Checkpoint:
     )
 
 
-def _open_onnx(path: Path, threads: int | None) -> tuple[ExportedModel, dict[str, Any]]:
+@dataclass(frozen=True)
+class ExportedFile:
+    """An exported file, ready to run.
+
+    Attributes:
+        run: Maps a contiguous float32 array of images to the arrays of all outputs.
+        batch_size: Number of images that every call must have; None if any.
+        config: The configuration in the file.
+    """
+
+    run: Callable[[np.ndarray], list[np.ndarray]]
+    batch_size: int | None
+    config: dict[str, Any]
+
+
+def open_exported(path: str | Path, task: str, threads: int | None = None) -> ExportedFile:
+    """Open an exported ``.onnx`` or ``.xml`` file of a task, one of ``partialnet.stored_network.TASKS``.
+
+    Raises:
+        UserError: The file is missing or damaged, is not ours or of another task, or its runtime is not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no file {str(path)!r}.")
+    run, batch_size, text = (_open_onnx if path.suffix == ".onnx" else _open_openvino)(path, threads)
+    config = _parse_config(text, path)
+    found = config.get("task", "classification")
+    if found != task:
+        raise UserError(f"{str(path)!r} {TASKS.get(str(found), 'is of another task')}.")
+    return ExportedFile(run, batch_size, config)
+
+
+_Opened = tuple[Callable[[np.ndarray], list[np.ndarray]], int | None, Any]
+
+
+def _open_onnx(path: Path, threads: int | None) -> _Opened:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -83,17 +124,17 @@ def _open_onnx(path: Path, threads: int | None) -> tuple[ExportedModel, dict[str
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common class
         raise UserError(f"{str(path)!r} is damaged or no ONNX file: {str(error).splitlines()[0]}") from error
-    config = _parse_config(session.get_modelmeta().custom_metadata_map.get(CONFIG_KEY), path)
     entry = session.get_inputs()[0]
 
-    def run(images: np.ndarray) -> np.ndarray:
-        output: np.ndarray = session.run(None, {entry.name: images})[0]
-        return output
+    def run(images: np.ndarray) -> list[np.ndarray]:
+        outputs: list[np.ndarray] = session.run(None, {entry.name: images})
+        return outputs
 
-    return ExportedModel(run, entry.shape[0] if isinstance(entry.shape[0], int) else None, config), config
+    text = session.get_modelmeta().custom_metadata_map.get(CONFIG_KEY)
+    return run, entry.shape[0] if isinstance(entry.shape[0], int) else None, text
 
 
-def _open_openvino(path: Path, threads: int | None) -> tuple[ExportedModel, dict[str, Any]]:
+def _open_openvino(path: Path, threads: int | None) -> _Opened:
     core = openvino_core()
     try:
         model = core.read_model(path)
@@ -101,19 +142,20 @@ def _open_openvino(path: Path, threads: int | None) -> tuple[ExportedModel, dict
         reason = str(error).strip().splitlines()[-1]  # places in OpenVINO's source come first
         raise UserError(f"{str(path)!r} is damaged or no OpenVINO file: {reason}") from error
     text = model.get_rt_info([CONFIG_KEY]).value if model.has_rt_info([CONFIG_KEY]) else None
-    config = _parse_config(text, path)
-    properties: dict[str, Any] = {"INFERENCE_PRECISION_HINT": config.get("inference_precision", "f32")}
+    properties: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": _parse_config(text, path).get("inference_precision", "f32")
+    }
     if threads is not None:
         properties["INFERENCE_NUM_THREADS"] = threads
     request = core.compile_model(model, "CPU", properties).create_infer_request()
     batch = model.input(0).partial_shape[0]
 
-    def run(images: np.ndarray) -> np.ndarray:
+    def run(images: np.ndarray) -> list[np.ndarray]:
         # both ends are copied: neither the caller's array nor the request's next result is ever shared
-        output: np.ndarray = request.infer({0: images}, share_inputs=False, share_outputs=False)[0]
-        return output
+        results = request.infer({0: images}, share_inputs=False, share_outputs=False)
+        return [results[index] for index in range(len(model.outputs))]
 
-    return ExportedModel(run, batch.get_length() if batch.is_static else None, config), config
+    return run, batch.get_length() if batch.is_static else None, text
 
 
 @functools.cache
@@ -136,12 +178,11 @@ def openvino_core() -> Any:
 
 def _parse_config(text: Any, path: Path) -> dict[str, Any]:
     try:
-        config: dict[str, Any] = json.loads(text)
-        config["num_classes"], config["architecture"], config["model_args"], config["pretrained_cfg"]["input_size"]
-    except (TypeError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{str(path)!r} was not written by `partialnet export`: it does not name its classes."
-        ) from error
+        config = json.loads(text)
+        if not isinstance(config, dict):
+            raise ValueError("no settings by name")
+    except (TypeError, ValueError) as error:
+        raise UserError(_STRANGER.format(str(path))) from error
     return config
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -13,8 +13,9 @@ from .gaussian_se import GaussianSE
 from .self_attention import SelfAttention2d
 from .spatial_gate import SpatialGate
 
-#: A name, a ready module for the attended channels, a function of (channels, device, dtype), or None.
-AttentionLike: TypeAlias = str | nn.Module | Callable[..., nn.Module] | None
+#: A name, a mapping of "name" and arguments for it, a ready module for the attended channels, a function of
+#: (channels, device, dtype), or None.
+AttentionLike: TypeAlias = str | Mapping[str, Any] | nn.Module | Callable[..., nn.Module] | None
 
 ATTENTIONS: dict[str, Callable[..., nn.Module]] = {
     "gaussian_se": GaussianSE,
@@ -29,30 +30,40 @@ def create_attention(attention: AttentionLike, channels: int, device: Any = None
 
     Args:
         attention: One of ``ATTENTIONS``, any name that ``timm.layers.create_attn`` knows ("se", "eca", "cbam", …),
-            a module (used as it is), a function called with ``channels`` and the keywords ``device`` and ``dtype``,
-            or None for no attention (the channels pass through).
+            a mapping with such a name and arguments for it, as ``{"name": "se", "rd_ratio": 1 / 4}``, a module (used as
+            it is), a function called with ``channels`` and the keywords ``device`` and ``dtype``, or None for no
+            attention (the channels pass through).
         channels: Number of attended channels.
         device: Device of the parameters.
         dtype: Data type of the parameters.
 
     Raises:
-        ValueError: The name is unknown.
+        ValueError: The name is unknown, or it does not take the arguments.
     """
     if attention is None:
         return nn.Identity()
     if isinstance(attention, nn.Module):
         return attention
-    if not isinstance(attention, str):
-        return attention(channels, device=device, dtype=dtype)
-    if attention in ATTENTIONS:
-        return ATTENTIONS[attention](channels, device=device, dtype=dtype)
+    if isinstance(attention, str):
+        return _create_named(attention, {}, channels, device, dtype)
+    if isinstance(attention, Mapping):
+        arguments = dict(attention)
+        return _create_named(arguments.pop("name", None), arguments, channels, device, dtype)
+    return attention(channels, device=device, dtype=dtype)
+
+
+def _create_named(name: Any, arguments: dict[str, Any], channels: int, device: Any, dtype: Any) -> nn.Module:
     try:
-        layer = create_attn(attention, channels)
-    except (AssertionError, TypeError):  # unknown, or one of those that timm itself fails to build from a name
-        layer = None
+        if name in ATTENTIONS:
+            return ATTENTIONS[name](channels, **arguments, device=device, dtype=dtype)
+        layer = create_attn(name, channels, **arguments) if isinstance(name, str) else None
+    except (AssertionError, TypeError) as error:
+        if arguments:
+            raise ValueError(f"Attention {name!r} does not take {arguments}: {error}") from error
+        layer = None  # unknown, or one of those that timm itself fails to build from a name
     if layer is None:
         raise ValueError(
-            f"Unknown attention {attention!r}. Choose one of {', '.join(ATTENTIONS)}, "
+            f"Unknown attention {name!r}. Choose one of {', '.join(ATTENTIONS)}, "
             "a name of timm.layers.create_attn such as se, ese, eca, cbam or gc, a module, or None."
         )
     return layer.to(device=device, dtype=dtype)

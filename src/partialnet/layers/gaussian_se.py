@@ -161,6 +161,13 @@ class GaussianSE(nn.Module):
         return F.hardsigmoid(self.gate_norm(logits)).flatten(1)
 
     @torch.jit.ignore
+    def gate(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Weight of each channel, (B, C, 1, 1), in [0, 1]."""
+        mean, variance = channel_statistics(x)
+        std = standard_deviation(variance, x.shape[2] * x.shape[3])
+        return self._gate(mean, std, keep)[:, :, None, None].to(x.dtype)
+
+    @torch.jit.ignore
     def fuse_up_to_affine(self) -> tuple[GaussianGate, Tensor, Tensor]:
         """The gate with its BatchNorm folded, and scale and shift, (C,), of the BatchNorm behind it."""
         scale, shift = batch_norm_affine(self.gate_norm, self.weight[:, 0])

@@ -145,16 +145,31 @@ class SelfAttention2d(nn.Module):
         self.scale = (channels // num_heads) ** -0.5
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        tokens = self.norm(x.flatten(2).transpose(1, 2))  # (B, N, C)
-        qkv = self.qkv(tokens).reshape(batch, height * width, 3, self.num_heads, channels // self.num_heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, C / heads) each
+        height, width = x.shape[2:]
+        query, key, value = self._query_key_value(x)
         bias: Tensor | None = None
         if self.position_bias is not None:
             bias = self.position_bias(height, width)[None].to(query.dtype)
         tokens = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=self.scale)
         tokens = self.proj(tokens.transpose(1, 2).flatten(2))
         return tokens.transpose(1, 2).unflatten(2, (height, width))
+
+    @torch.jit.ignore
+    def weights(self, x: Tensor) -> Tensor:
+        """How much each position takes from every other, (B, heads, N, N) with N = H·W; rows sum to 1."""
+        query, key, _ = self._query_key_value(x)
+        logits = self.scale * (query @ key.transpose(-2, -1))
+        if self.position_bias is not None:
+            logits = logits + self.position_bias(*x.shape[2:])
+        return logits.softmax(-1)
+
+    def _query_key_value(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Each (B, heads, N, C / heads)."""
+        batch, channels, height, width = x.shape
+        tokens = self.norm(x.flatten(2).transpose(1, 2))  # (B, N, C)
+        qkv = self.qkv(tokens).reshape(batch, height * width, 3, self.num_heads, channels // self.num_heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        return query, key, value
 
     @torch.jit.ignore
     def fuse(self) -> nn.Module:

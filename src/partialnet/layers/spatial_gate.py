@@ -39,8 +39,12 @@ class SpatialGate(nn.Module):
         self.norm: nn.Module = nn.BatchNorm2d(channels, device=device, dtype=dtype) if normalize else nn.Identity()
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        return self.norm(x * self.gate(x, keep))
+
+    def gate(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Weight of each position, (B, 1, H, W), in [0, 1]."""
         seen = x if keep is None else x * keep[:, None, None]
-        return self.norm(x * F.hardsigmoid(self.conv(seen)))
+        return F.hardsigmoid(self.conv(seen))
 
     @torch.jit.ignore
     def fuse(self) -> nn.Module:

@@ -8,10 +8,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from ..checkpoint import Checkpoint
 from ..errors import UserError
 from ..files import write_atomically
+from ..layers import PATConv
+from ..models import PartialNet
 
 FORMAT = "partialnet plan 1"
+PLAN_NAME = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -22,17 +28,19 @@ class Plan:
         model: timm name of the network.
         model_args: Arguments it is built with, the ratios among them.
         split_ratios: Share of channels that is convolved, by layer name, in the network's order.
+        theta: θ that the search was given.
         zeta: Complexity of the ratios.
         kappa: Complexity that was allowed.
         params_m: Parameters of the planned network, in millions.
         macs_g: Its multiply–adds for one image, folded, in thousand millions.
         input_size: (C, H, W) of that image.
-        search: Settings of the search: data, θ, seed, epochs and the like.
+        search: How it was found: the search's ``config``, ``data``, ``epoch`` and ``val_accuracy``.
     """
 
     model: str
     model_args: dict[str, Any]
     split_ratios: dict[str, float]
+    theta: float
     zeta: float
     kappa: float
     params_m: float
@@ -45,10 +53,32 @@ class Plan:
         """Whether the constraint ζ ≤ κ is met."""
         return self.zeta <= self.kappa
 
+    @property
+    def mean_ratio(self) -> float:
+        """Mean of the split ratios."""
+        return sum(self.split_ratios.values()) / len(self.split_ratios)
+
     def save(self, path: Path) -> None:
         """Write the plan as JSON."""
         content = {"format": FORMAT, **asdict(self), "constraint_met": self.satisfied}
         write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def planned_arguments(start: Checkpoint, model: nn.Module) -> dict[str, Any]:
+    """The arguments with which timm builds a network of the same split ratios.
+
+    Args:
+        start: The network that was searched, before its search.
+        model: The same network with other split ratios.
+
+    Raises:
+        UserError: It is no PartialNet, whose arguments say the ratios of its blocks.
+    """
+    if not isinstance(model, PartialNet):
+        raise UserError(f"{start.architecture} takes no split ratios as arguments; search a PartialNet.")
+    mixers = [block.mixer for stage in model.stages for block in stage.blocks]  # type: ignore[union-attr]
+    ratios = [mixer.split_ratio if isinstance(mixer, PATConv) else 1 / 4 for mixer in mixers]
+    return {**start.model_args, "split_ratio": ratios}
 
 
 def load_plan(path: str | Path) -> Plan:
@@ -59,7 +89,7 @@ def load_plan(path: str | Path) -> Plan:
     """
     path = Path(path)
     if path.is_dir():
-        path = path / "plan.json"
+        path = path / PLAN_NAME
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -72,6 +102,7 @@ def load_plan(path: str | Path) -> Plan:
     try:
         plan = Plan(**{**fields, "input_size": tuple(fields["input_size"])})
         ratios = [float(ratio) for ratio in plan.split_ratios.values()]
+        float(plan.theta), float(plan.zeta), float(plan.kappa)
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise UserError(f"Plan {str(path)!r} is not whole: {error}.") from None
     if not all(0 < ratio <= 1 for ratio in ratios):

@@ -8,20 +8,13 @@ when reading starts at batch k, as an interrupted run does.
 from __future__ import annotations
 
 import math
-import multiprocessing
-import os
-import random
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from timm.data import Mixup, create_transform
 from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import str_to_interp_mode
@@ -32,16 +25,12 @@ from torchvision.transforms import Compose, Resize
 from ..data.labelled_images import LabelledImages
 from ..errors import UserError
 from ..preprocessing import Preprocessing
+from .batch_loader import batch_loader, read_or_replace
 from .config import TrainConfig
-
-#: Images tried in place of a broken one before the data set as a whole is taken for broken.
-MAX_REPLACEMENTS = 100
+from .seeding import ERASING, IMAGE, MIX, ORDER, SIZE, generator, random_state_restored, seed_everything
 
 #: Least height of timm's random crops as a share of their width, and the other way round.
 _NARROWEST = 3 / 4
-
-# What a random number is for; each purpose has its own stream, so that none shifts another
-_ORDER, _IMAGE, _ERASING, _SIZE, _MIX, _REPLACEMENT = range(1, 7)
 
 
 @dataclass
@@ -107,7 +96,7 @@ def train_loader(
         UserError: There are too few images, or mixup or cutmix is to mix an odd number of them.
     """
     batches = _TrainBatches(images, config, dict(input_config), epoch, rank, world_size)
-    return _loader(batches, range(min(first_batch, len(batches)), len(batches)), config)
+    return batch_loader(batches, range(min(first_batch, len(batches)), len(batches)), config.workers, _pins(config))
 
 
 def eval_loader(
@@ -118,49 +107,11 @@ def eval_loader(
     Processes may get different numbers of batches, and a batch whose images are all broken is empty.
     """
     batches = _EvalBatches(images, config, dict(input_config), rank, world_size)
-    return _loader(batches, range(len(batches)), config)
+    return batch_loader(batches, range(len(batches)), config.workers, _pins(config))
 
 
-def _loader(batches: Dataset[Batch | UserError], numbers: range, config: TrainConfig) -> DataLoader[Batch]:
-    workers = min(config.workers, len(numbers))
-    return _BatchLoader(
-        batches,
-        batch_size=None,  # an item of the data set is a whole batch
-        sampler=numbers,
-        num_workers=workers,
-        worker_init_fn=_follow_parent if workers else None,
-        pin_memory=config.device != "cpu" and torch.cuda.is_available(),
-        generator=torch.Generator(),  # the loader draws a seed for its workers; not from the training's generator
-    )
-
-
-class _BatchLoader(DataLoader[Any]):
-    """A loader whose readers hand over a user's mistake as an item; torch would wrap its message in a traceback."""
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for item in super().__iter__():
-            if isinstance(item, UserError):
-                raise item
-            yield item
-
-
-def _follow_parent(worker: int) -> None:
-    """Let the training process alone decide when a reading process ends.
-
-    Ctrl-C and a cluster's pre-emption reach all processes of a job. The training process then finishes its step and
-    stops its readers; if they ended before, that step would fail. If the training process is killed, they end at once:
-    torch's own watch over it begins too late for one that is killed while its readers start.
-    """
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    if parent := multiprocessing.parent_process():
-        parent.join()
-        os._exit(1)
+def _pins(config: TrainConfig) -> bool:
+    return config.device != "cpu"
 
 
 class _TrainBatches(Dataset[Batch | UserError]):
@@ -191,7 +142,7 @@ class _TrainBatches(Dataset[Batch | UserError]):
                 else f"Training needs at least 2 images, not {len(images)}."
             )
         total = size * world_size
-        order = _generator(_ORDER, config.seed, epoch).permutation(len(images))
+        order = generator(ORDER, config.seed, epoch).permutation(len(images))
         # Place i and its mirror image belong to the same process: these are the pairs that mixup mixes, so that the
         # mixed images, too, do not depend on the number of processes
         if size % 2 == 0:
@@ -216,21 +167,22 @@ class _TrainBatches(Dataset[Batch | UserError]):
         broken: list[int] = []
         pixels = np.empty((self.order.shape[1], *size, 3), np.uint8)
         indices = []
-        with _random_state_restored():
+        read = partial(self.images.read_reduced, min_side=self._min_side(size))
+        with random_state_restored():
             for place, wanted in enumerate(self.order[number].tolist()):
-                index, image = self._read(wanted, self._min_side(size), broken)
-                _seed_everything(_IMAGE, config.seed, self.epoch, index)
+                index, image = read_or_replace(read, self.images.name, wanted, len(self.images), config.seed, broken)
+                seed_everything(IMAGE, config.seed, self.epoch, index)
                 pixels[place] = np.asarray(self._transform(size)(image))
                 indices.append(index)
             images = _normalise(pixels, self.input_config)
             if self._erase:
                 for index, image in zip(indices, images, strict=True):
-                    _seed_everything(_ERASING, config.seed, self.epoch, index)
+                    seed_everything(ERASING, config.seed, self.epoch, index)
                     self._erase(image)
             labels = torch.from_numpy(self.images.labels[indices])
             targets = labels
             if self._mix:
-                _seed_everything(_MIX, config.seed, self.epoch, number)
+                seed_everything(MIX, config.seed, self.epoch, number)
                 images, targets = self._mix(images, labels)
         return Batch(images, targets, labels, torch.tensor(indices), broken)
 
@@ -238,7 +190,7 @@ class _TrainBatches(Dataset[Batch | UserError]):
         """Height and width of batch ``number``."""
         config = self.config
         if config.random_sizes and self.epoch < config.random_sizes_until * config.epochs:
-            drawn = int(_generator(_SIZE, config.seed, self.epoch, number).integers(len(config.random_sizes)))
+            drawn = int(generator(SIZE, config.seed, self.epoch, number).integers(len(config.random_sizes)))
             return (config.random_sizes[drawn],) * 2
         _, height, width = self.input_config["input_size"]
         return height, width
@@ -246,19 +198,6 @@ class _TrainBatches(Dataset[Batch | UserError]):
     def _min_side(self, size: tuple[int, int]) -> int:
         """How large an image must be so that the smallest random crop need not be enlarged."""
         return math.ceil(max(size) / math.sqrt(min(max(self.config.crop_scale_min, 0.01), 1.0) * _NARROWEST))
-
-    def _read(self, wanted: int, min_side: int, broken: list[int]) -> tuple[int, Image.Image]:
-        """Image ``wanted`` or, where it is broken, another one that its number determines; and its index."""
-        index = wanted
-        others = None
-        for _ in range(MAX_REPLACEMENTS):
-            try:
-                return index, self.images.read_reduced(index, min_side)
-            except UserError:
-                broken.append(index)
-            others = others or _generator(_REPLACEMENT, self.config.seed, wanted)
-            index = int(others.integers(len(self.images)))
-        raise UserError(f"None of {MAX_REPLACEMENTS} images could be read, {self.images.name(wanted)!r} among them.")
 
     @cached_property
     def _transforms(self) -> dict[tuple[int, int], Compose]:
@@ -348,32 +287,3 @@ def _normalise(pixels: np.ndarray, input_config: Mapping[str, Any]) -> Tensor:
     mean, std = (torch.tensor(input_config[name], dtype=torch.float32).repeat(width) for name in ("mean", "std"))
     rows = torch.from_numpy(pixels).view(batch, height, width * 3).float().div_(255).sub_(mean).div_(std)
     return rows.view(batch, height, width, 3).permute(0, 3, 1, 2)
-
-
-def _words(*key: int) -> list[int]:
-    """A key for numpy's seed sequence, which takes no negative numbers."""
-    return [part % 2**64 for part in key]
-
-
-def _generator(*key: int) -> np.random.Generator:
-    return np.random.default_rng(_words(*key))
-
-
-def _seed_everything(*key: int) -> None:
-    """Seed all generators that transforms draw from."""
-    for_python, for_numpy, for_torch = np.random.SeedSequence(_words(*key)).generate_state(3).tolist()
-    random.seed(for_python)
-    np.random.seed(for_numpy)  # noqa: NPY002 - timm draws from numpy's old generator
-    torch.default_generator.manual_seed(for_torch)
-
-
-@contextmanager
-def _random_state_restored() -> Iterator[None]:
-    """Leave the process's generators as they were: without workers, it is the training process that reads."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-        torch.set_rng_state(states[2])

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data.labelled_images import LabelledImages
 from ..errors import UserError
+from .items import TrainingItems
 
 #: Names in the message; the rest is counted.
 SHOWN = 10
@@ -52,7 +52,7 @@ class FiniteCheck:
         self._steps.append(_Step(place, flags, ready, self._indices))
         self._losses, self._indices = [], []
 
-    def check(self, images: LabelledImages, wait: bool) -> None:
+    def check(self, images: TrainingItems, wait: bool) -> None:
         """Look at the noted steps: at all of them, or at those whose answer is there.
 
         Raises:

@@ -5,24 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
-from ..checkpoint import Checkpoint
 from ..errors import RunInterrupted, UserError
 from ..files import write_atomically, write_csv
-from .batches import Batch, eval_loader
-from .progress import EpochMetrics
+from .items import TrainingBatch
 from .signals import StopSignals
 from .states import StateFiles, describe
-from .task import ClassifierTask
-from .validation import validate
+from .task import Task
 
 METRICS_NAME = "metrics.csv"
 BROKEN_NAME = "broken_images.txt"
@@ -34,7 +29,6 @@ class RunKeeper(L.Callback):
 
     Args:
         folder: The run folder.
-        checkpoint: What checkpoints say besides the weights.
         states: Where states go.
         signals: What asks the run to stop.
         run: Configuration and data of the run, for its states.
@@ -45,7 +39,6 @@ class RunKeeper(L.Callback):
     def __init__(
         self,
         folder: Path,
-        checkpoint: Checkpoint,
         states: StateFiles,
         signals: StopSignals,
         run: dict[str, Any],
@@ -53,7 +46,6 @@ class RunKeeper(L.Callback):
         say: Callable[[str], None],
     ) -> None:
         self.folder = folder
-        self.checkpoint = checkpoint
         self.states = states
         self.run = run
         self.resume_command = resume_command
@@ -91,7 +83,7 @@ class RunKeeper(L.Callback):
         self._start_clock(_task(pl_module))
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: TrainingBatch, batch_idx: int
     ) -> None:
         """After a change of the weights, save and stop where that is due."""
         task = _task(pl_module)
@@ -127,24 +119,22 @@ class RunKeeper(L.Callback):
 
     # -- the end of an epoch -------------------------------------------------------------------------------------------
 
-    def _finish_epoch(self, trainer: L.Trainer, task: ClassifierTask, save: bool) -> None:
+    def _finish_epoch(self, trainer: L.Trainer, task: Task, save: bool) -> None:
         """Validate the epoch that was trained last, and write all there is to write."""
         task.finite.check(task.data.train, wait=True)
         progress = task.progress
-        train_loss, train_right, train_images = trainer.strategy.reduce(progress.sums, reduce_op="sum").tolist()
-        loss, right, images = self._validate(trainer, task, stoppable=save)
-        row = EpochMetrics(
-            epoch=progress.epoch,
-            train_loss=train_loss / train_images,
-            train_accuracy=train_right / train_images,
-            val_loss=loss / images,
-            val_accuracy=right / images,
-            lr=progress.lr,
-            seconds=progress.seconds,
-            images_per_second=train_images / max(progress.seconds, 1e-9),
-        )
-        if not math.isfinite(row.val_loss) and trainer.is_global_zero:
-            self.say(f"The validation loss of epoch {row.epoch} is {row.val_loss}: answers of the network overflow.")
+        sums = trainer.strategy.reduce(progress.sums, reduce_op="sum").tolist()
+        metrics = task.metrics(sums, self._validate(trainer, task, stoppable=save))
+        row = {
+            "epoch": progress.epoch,
+            **metrics,
+            "lr": progress.lr,
+            "seconds": progress.seconds,
+            "images_per_second": sums[-1] / max(progress.seconds, 1e-9),
+        }
+        for name, value in metrics.items():
+            if not math.isfinite(value) and trainer.is_global_zero:
+                self.say(f"{name} of epoch {progress.epoch} is {value}: answers of the network overflow.")
         progress.rows.append(row)
         progress.validated = True
         progress.sums = torch.zeros_like(progress.sums)
@@ -152,23 +142,16 @@ class RunKeeper(L.Callback):
         if trainer.is_global_zero:
             self._write_metrics(task)
             self._log(trainer, row)
-            self._write_checkpoints(task, row)
+            self._write_checkpoints(task, row, metrics)
         if save:
             self._save(trainer, task)
 
-    def _validate(self, trainer: L.Trainer, task: ClassifierTask, stoppable: bool) -> list[float]:
-        """Loss times images, images that were right, images: of all processes."""
+    def _validate(self, trainer: L.Trainer, task: Task, stoppable: bool) -> dict[str, float]:
+        """The task's metrics of the held-out items."""
         if trainer.world_size > 1:
             # each process has BatchNorm statistics of its own; the first one's are those that are kept
             for buffer in task.evaluated.buffers():
                 dist.broadcast(buffer, 0)
-        batches = eval_loader(
-            task.data.validation,
-            task.config,
-            task.input_config,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-        )
 
         def stop_if_asked() -> None:
             # the processes have different numbers of batches, so several cannot agree on one to stop after
@@ -176,37 +159,32 @@ class RunKeeper(L.Callback):
                 self._save(trainer, task)
                 self.interrupt(f"in the validation of epoch {task.progress.epoch}")
 
-        quiet = None if trainer.is_global_zero else True  # None shows it on a terminal, but not in a file
-        bar = tqdm(batches, desc="validating", unit="batch", leave=False, delay=2, disable=quiet)
-        with task.evaluation_mode() as network, trainer.precision_plugin.forward_context():
-            device = trainer.strategy.root_device
-            result = validate(network, bar, device, task.config.channels_last, stop_if_asked)
-        task.progress.broken.update(task.data.validation.name(index) for index in result.broken)
+        with trainer.precision_plugin.forward_context():
+            metrics = task.validate(trainer.is_global_zero, stop_if_asked)
         self._agree(trainer, task, False)
-        sums = trainer.strategy.reduce(result.sums, reduce_op="sum").tolist()
-        if not sums[2]:
-            raise UserError("None of the validation images can be read.")
-        return sums
+        return metrics
 
-    def _write_metrics(self, task: ClassifierTask) -> None:
-        rows = [_rounded(asdict(row)) for row in task.progress.rows]
+    def _write_metrics(self, task: Task) -> None:
+        rows = [_rounded(row) for row in task.progress.rows]
         self._try(METRICS_NAME, lambda: write_csv(self.folder / METRICS_NAME, rows, list(rows[0])))
 
-    def _log(self, trainer: L.Trainer, row: EpochMetrics) -> None:
-        values = asdict(row)
-        epoch = values.pop("epoch")
+    def _log(self, trainer: L.Trainer, row: dict[str, float]) -> None:
+        values = {name: value for name, value in row.items() if name != "epoch"}
+        epoch = int(row["epoch"])
         for logger in trainer.loggers:
             self._try(type(logger).__name__, lambda logger=logger: logger.log_metrics(values, step=epoch))  # type: ignore[misc]
 
-    def _write_checkpoints(self, task: ClassifierTask, row: EpochMetrics) -> None:
+    def _write_checkpoints(self, task: Task, row: dict[str, float], metrics: dict[str, float]) -> None:
         progress = task.progress
-        training = {**self.run, "epoch": row.epoch, "val_accuracy": row.val_accuracy}
-        checkpoint = replace(self.checkpoint, model=task.evaluated, training=training)
+        checkpoint = task.checkpoint({**self.run, "epoch": progress.epoch, **metrics})
+        if checkpoint is None:
+            return
         self._try("checkpoint of the last epoch", lambda: checkpoint.save(self.folder / LAST_NAME))
-        if row.val_accuracy > progress.best_accuracy and self._try(
+        score = task.score(row)
+        if score > progress.best_score and self._try(
             "checkpoint of the best epoch", lambda: checkpoint.save(self.folder)
         ):
-            progress.best_epoch, progress.best_accuracy = row.epoch, row.val_accuracy
+            progress.best_epoch, progress.best_score = progress.epoch, score
 
     def _try(self, what: str, write: Callable[[], Any]) -> bool:
         """Write what the next epoch writes again; a full disk is told but does not stop the training."""
@@ -221,7 +199,7 @@ class RunKeeper(L.Callback):
 
     # -- stopping and saving -------------------------------------------------------------------------------------------
 
-    def _agree(self, trainer: L.Trainer, task: ClassifierTask, due: bool) -> tuple[bool, bool]:
+    def _agree(self, trainer: L.Trainer, task: Task, due: bool) -> tuple[bool, bool]:
         """Whether any process was asked to stop, and whether a state is due; look at the broken images, too.
 
         Raises:
@@ -238,7 +216,7 @@ class RunKeeper(L.Callback):
             self._report_broken(trainer, task)
         return stop, due
 
-    def _report_broken(self, trainer: L.Trainer, task: ClassifierTask) -> None:
+    def _report_broken(self, trainer: L.Trainer, task: Task) -> None:
         """List the broken images of all processes; stop if they are too many."""
         names = _gathered(trainer, task.progress.broken)
         total = len(task.data.train) + len(task.data.validation)
@@ -252,7 +230,7 @@ class RunKeeper(L.Callback):
                 f"{task.config.max_broken_share:g} allows; they are listed in {str(path)!r}."
             )
 
-    def _save(self, trainer: L.Trainer, task: ClassifierTask) -> None:
+    def _save(self, trainer: L.Trainer, task: Task) -> None:
         """Write a state of the run; all processes must come here together."""
         task.finite.check(task.data.train, wait=True)
         progress = task.progress
@@ -274,12 +252,12 @@ class RunKeeper(L.Callback):
         name = self.signals.received or "a signal to another process"
         raise RunInterrupted(f"Stopped by {name} {where}. Continue with: {self.resume_command}")
 
-    def _start_clock(self, task: ClassifierTask) -> None:
+    def _start_clock(self, task: Task) -> None:
         self._epoch_start = time.perf_counter()
 
 
-def _task(module: L.LightningModule) -> ClassifierTask:
-    assert isinstance(module, ClassifierTask)
+def _task(module: L.LightningModule) -> Task:
+    assert isinstance(module, Task)
     return module
 
 

@@ -16,10 +16,10 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from lightning.pytorch.strategies import DDPStrategy
 
 from ..errors import UserError
-from .config import TrainConfig
+from .config import RunConfig
 
 
-def create_trainer(config: TrainConfig, **options: Any) -> L.Trainer:
+def create_trainer(config: RunConfig, **options: Any) -> L.Trainer:
     """A trainer for the devices of ``config``, or for those that torchrun has started processes for.
 
     Raises:
@@ -47,7 +47,7 @@ def create_trainer(config: TrainConfig, **options: Any) -> L.Trainer:
     )
 
 
-def create_loggers(config: TrainConfig, folder: Path, first_epoch: int) -> list[Logger]:
+def create_loggers(config: RunConfig, folder: Path, first_epoch: int) -> list[Logger]:
     """TensorBoard and what else is asked for; epochs from ``first_epoch`` on replace those logged before.
 
     Raises:
@@ -69,7 +69,7 @@ def create_loggers(config: TrainConfig, folder: Path, first_epoch: int) -> list[
 
 
 @contextmanager
-def threads(config: TrainConfig, processes: int) -> Iterator[None]:
+def threads(config: RunConfig, processes: int) -> Iterator[None]:
     """Run with the threads that ``config`` asks for."""
     before = torch.get_num_threads()
     torch.set_num_threads(config.threads or max(1, before // processes))
@@ -95,13 +95,13 @@ def quiet_lightning() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _accelerator(config: TrainConfig) -> str:
+def _accelerator(config: RunConfig) -> str:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda, but torch sees no GPU here; device=auto takes one where there is one.")
     return "gpu" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _processes(config: TrainConfig, accelerator: str) -> tuple[int, int]:
+def _processes(config: RunConfig, accelerator: str) -> tuple[int, int]:
     """Processes on each machine, and machines."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         local = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -113,7 +113,7 @@ def _processes(config: TrainConfig, accelerator: str) -> tuple[int, int]:
     return devices, config.num_nodes
 
 
-def _precision(config: TrainConfig, accelerator: str) -> str:
+def _precision(config: RunConfig, accelerator: str) -> str:
     if config.precision == "fp16" and accelerator == "cpu":
         raise UserError("precision=fp16 needs a GPU; bf16 works on the CPU, too.")
     if config.precision == "auto":

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import timm
 from torch import nn
 
-from ..checkpoint import Checkpoint, create_checkpoint, load
+from ..checkpoint import Checkpoint, create_checkpoint
 from ..errors import UserError
+from ..transfer import fit, listed, open_weights
 from .config import TrainConfig
 
 
@@ -57,22 +57,12 @@ def _has_fixed_size(name: str) -> bool:
 
 def _load_weights(network: Checkpoint, source: str) -> str:
     """Copy what fits from another checkpoint, and say what did."""
-    if timm.is_model(source) and not Path(source).exists():
-        raise UserError(
-            f"weights is {source!r}, the name of an untrained network, whose weights are random; give a checkpoint or "
-            "run folder."
-        )
-    other = load(source)
-    if other.folded:
-        raise UserError(f"{source!r} is folded for inference and cannot be trained; give the run it came from.")
+    other = open_weights(source)
     own, given = network.model.state_dict(), other.model.state_dict()
     head = classifier_parameters(network.model)
     names_differ = bool(other.class_names) and tuple(other.class_names) != tuple(network.class_names)
-    fitting = {
-        name: tensor
-        for name, tensor in given.items()
-        if name in own and own[name].shape == tensor.shape and not (names_differ and name in head)
-    }
+    found = fit(own, given)
+    fitting = {name: tensor for name, tensor in found.tensors.items() if not (names_differ and name in head)}
     body = [name for name in own if name not in head]
     matched = sum(name in fitting for name in body)
     if 2 * matched < len(body):
@@ -87,10 +77,9 @@ def _load_weights(network: Checkpoint, source: str) -> str:
         sentences.append(f"The head is new: {len(network.class_names)} classes here, {count} others there.")
     new = [name for name in body if name not in fitting]
     if new:
-        sentences.append(f"NEW, because they are missing or shaped otherwise there: {_listed(new)}.")
-    left = [name for name in given if name not in own]
-    if left:
-        sentences.append(f"NOT USED: {_listed(left)}.")
+        sentences.append(f"NEW, because they are missing or shaped otherwise there: {listed(new)}.")
+    if found.left:
+        sentences.append(f"NOT USED: {listed(found.left)}.")
     return " ".join(sentences)
 
 
@@ -103,8 +92,3 @@ def _freeze_backbone(model: nn.Module, config: TrainConfig) -> None:
         )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in head)
-
-
-def _listed(names: Sequence[str], limit: int = 5) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

@@ -13,13 +13,13 @@ from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from ..errors import UserError
-from .config import TrainConfig
+from .config import RunConfig
 
 #: Learning rate of the first step of a warm-up, as a share of the highest.
 WARMUP_START = 1e-3
 
 
-def check_optimization(config: TrainConfig) -> None:
+def check_optimization(config: RunConfig) -> None:
     """Refuse before anything is written what would fail in the first step.
 
     Raises:
@@ -35,7 +35,7 @@ def check_optimization(config: TrainConfig) -> None:
         raise UserError(f"warmup_epochs={config.warmup_epochs:g} must be less than epochs={config.epochs}.")
 
 
-def scaled_lr(config: TrainConfig, world_size: int) -> tuple[float, str]:
+def scaled_lr(config: RunConfig, world_size: int) -> tuple[float, str]:
     """Highest learning rate for the effective batch, and how it came about, in words."""
     batch = config.batch_size * config.accumulate * world_size
     factors = [f"{config.batch_size} images"]
@@ -52,7 +52,7 @@ def scaled_lr(config: TrainConfig, world_size: int) -> tuple[float, str]:
     return lr, f"Learning rate {lr:.3g} = {config.lr:g} × {law}({batch} / {config.lr_batch}); {size}."
 
 
-def create_optimizer(network: nn.Module, config: TrainConfig, lr: float) -> torch.optim.Optimizer:
+def create_optimizer(network: nn.Module, config: RunConfig, lr: float) -> torch.optim.Optimizer:
     """timm's optimiser; norms and biases do not decay, and with ``layer_decay`` earlier layers learn more slowly.
 
     Raises:
@@ -67,7 +67,7 @@ def create_optimizer(network: nn.Module, config: TrainConfig, lr: float) -> torc
 
 
 def create_schedule(
-    optimizer: torch.optim.Optimizer, config: TrainConfig, lr: float, updates_per_epoch: int
+    optimizer: torch.optim.Optimizer, config: RunConfig, lr: float, updates_per_epoch: int
 ) -> Scheduler:
     """timm's schedule, a function of the number of updates.
 

@@ -14,7 +14,6 @@ from ..data.labelled_images import LabelledImages
 from ..errors import UserError
 from ..evaluation import Evaluation
 from .batches import Batch
-from .progress import EpochMetrics
 
 CURVES_NAME = "curves.png"
 CONFUSION_NAME = "confusion.png"
@@ -36,7 +35,9 @@ def draw_first_batch(folder: Path, batch: Batch, input_config: Mapping[str, Any]
     plots.image_grid(folder / FIRST_BATCH_NAME, list(pixels), titles, heading, _COLUMNS)
 
 
-def draw_results(folder: Path, rows: Sequence[EpochMetrics], images: LabelledImages, evaluation: Evaluation) -> None:
+def draw_results(
+    folder: Path, rows: Sequence[Mapping[str, float]], images: LabelledImages, evaluation: Evaluation
+) -> None:
     """Curves of the run, and the confusion matrix and the worst mistakes of its best checkpoint."""
     summary = f"{evaluation.num_right} of {evaluation.num_images} held-out images right ({evaluation.top1:.1%})"
     if rows:

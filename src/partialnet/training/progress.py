@@ -2,36 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+import math
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-import torch
 from torch import Tensor
-
-
-@dataclass(frozen=True)
-class EpochMetrics:
-    """One row of ``metrics.csv``; losses are in nats, accuracies shares in [0, 1].
-
-    Attributes:
-        epoch: Number of the epoch, from 1.
-        train_loss: Mean over the epoch's images, as trained: with augmentation, smoothing and distillation.
-        train_accuracy: Share of the augmented training images that the changing network got right.
-        val_loss: Mean cross-entropy of the held-out images, of the averaged weights where there are any.
-        val_accuracy: Share of the held-out images that it gets right.
-        lr: Highest learning rate of the epoch's last step.
-        seconds: Duration of the epoch's training, without validation.
-        images_per_second: Training images of all processes by that time.
-    """
-
-    epoch: int
-    train_loss: float
-    train_accuracy: float
-    val_loss: float
-    val_accuracy: float
-    lr: float
-    seconds: float
-    images_per_second: float
 
 
 @dataclass
@@ -39,27 +14,29 @@ class Progress:
     """A place in a run, and what has been found out up to there.
 
     Attributes:
+        sums: Of the unfinished epoch, what the task adds up over its items; float64, the last entry their number.
         epoch: Epochs trained.
         batch: Batches of the next epoch that are done, in each process.
-        sums: Of the unfinished epoch: loss times images, images that were right, images; (3,), float64.
         seconds: Time spent in the unfinished epoch, or in the one that waits for validation.
         lr: Highest learning rate of the last finished epoch's last step.
         validated: Whether the last finished epoch has been validated.
-        rows: Metrics of the validated epochs.
+        rows: Metrics of the validated epochs, the rows of ``metrics.csv``: ``epoch``, from 1; those of the task;
+            ``lr``, the highest learning rate of the last step; ``seconds`` of training, without validation; and
+            ``images_per_second`` of all processes in that time.
         best_epoch: Epoch of the checkpoint in the run folder, from 1; 0 where there is none.
-        best_accuracy: Its validation accuracy.
+        best_score: How good it is, as the task says.
         broken: Names of images that could not be read.
     """
 
+    sums: Tensor
     epoch: int = 0
     batch: int = 0
-    sums: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
     seconds: float = 0.0
     lr: float = 0.0
     validated: bool = True
-    rows: list[EpochMetrics] = field(default_factory=list)
+    rows: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
-    best_accuracy: float = -1.0
+    best_score: float = -math.inf
     broken: set[str] = field(default_factory=set)
 
     def state_dict(self) -> dict[str, Any]:
@@ -67,7 +44,7 @@ class Progress:
         state = {item.name: getattr(self, item.name) for item in fields(self)}
         return state | {
             "sums": self.sums.cpu(),
-            "rows": [asdict(row) for row in self.rows],
+            "rows": [dict(row) for row in self.rows],
             "broken": sorted(self.broken),
         }
 
@@ -75,5 +52,4 @@ class Progress:
         """Take over what ``state_dict`` gave."""
         for name, value in state.items():
             setattr(self, name, value)
-        self.rows = [EpochMetrics(**row) for row in state["rows"]]
         self.broken = set(state["broken"])

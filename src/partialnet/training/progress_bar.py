@@ -10,8 +10,8 @@ from typing import Any
 import lightning as L
 from tqdm import tqdm
 
-from .batches import Batch
-from .task import ClassifierTask
+from .items import TrainingBatch
+from .task import Task
 
 #: How often a file is told how far the training is.
 SECONDS_BETWEEN_LINES = 60.0
@@ -31,7 +31,7 @@ class ProgressBar(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the bar where the run stands."""
-        assert isinstance(pl_module, ClassifierTask)
+        assert isinstance(pl_module, Task)
         batches, progress = pl_module.num_batches, pl_module.progress
         images = min(pl_module.config.batch_size, len(pl_module.data.train) // trainer.world_size) * trainer.world_size
         done = progress.epoch * batches + progress.batch
@@ -50,10 +50,10 @@ class ProgressBar(L.Callback):
         self._write_line()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: TrainingBatch, batch_idx: int
     ) -> None:
         """Advance a step."""
-        assert isinstance(pl_module, ClassifierTask)
+        assert isinstance(pl_module, Task)
         self._bar.update(len(batch) * trainer.world_size)
         if batch_idx % 10 == 0:
             self._bar.set_postfix_str(f"epoch {pl_module.progress.epoch + 1}/{pl_module.config.epochs}", refresh=False)
@@ -68,14 +68,13 @@ class ProgressBar(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the epoch's figures."""
-        assert isinstance(pl_module, ClassifierTask)
+        assert isinstance(pl_module, Task)
         progress = pl_module.progress
         for row in progress.rows[self._lines :] if trainer.is_global_zero else ():
             self._bar.write(
-                f"epoch {row.epoch:>{len(str(pl_module.config.epochs))}}/{pl_module.config.epochs}  "
-                f"loss {row.train_loss:.4f}  validation loss {row.val_loss:.4f}, accuracy {row.val_accuracy:.2%}"
-                f"{' (best)' if row.epoch == progress.best_epoch else ''}  lr {row.lr:.2e}  "
-                f"{row.images_per_second:.0f} images/s",
+                f"epoch {row['epoch']:>{len(str(pl_module.config.epochs))}}/{pl_module.config.epochs}  "
+                f"{pl_module.summary(row)}{' (best)' if row['epoch'] == progress.best_epoch else ''}  "
+                f"lr {row['lr']:.2e}  {row['images_per_second']:.3g} images/s",
                 file=sys.stderr,
             )
         self._lines = len(progress.rows)

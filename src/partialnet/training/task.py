@@ -1,67 +1,98 @@
-"""What one training step is."""
+"""What every training run does at each step, whatever it learns."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-import torch.nn.functional as F
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from ..checkpoint import Checkpoint
-from ..data.labelled_images import ImageData
-from .batches import Batch, train_loader
-from .config import TrainConfig
+from .config import RunConfig
 from .finite import FiniteCheck
-from .network import classifier_parameters
+from .items import Saves, TrainingData
 from .optimization import create_optimizer, create_schedule, scaled_lr
 from .progress import Progress
 from .sync_batchnorm import convert_sync_batchnorm
-from .teacher import Teacher, distillation_loss
 
 
-class ClassifierTask(L.LightningModule):
-    """Training of a classifier, (B, 3, H, W) → (B, classes).
+class Task(L.LightningModule):
+    """One step of a training run, its validation, and what is kept of it; each kind of run derives from this.
 
     All randomness follows from the seed, the epoch, the batch and the process, so that a run which continues in the
     middle of an epoch needs no generator's state.
 
     Args:
-        checkpoint: The network, and how it wants its images.
+        network: What is trained.
         config: How to train it.
         data: What to learn from.
         num_batches: Batches of an epoch, in each process.
-        teacher: A network to learn from as well.
+        num_sums: Length of the sums that ``training_loss`` gives.
     """
 
     def __init__(
-        self,
-        checkpoint: Checkpoint,
-        config: TrainConfig,
-        data: ImageData,
-        num_batches: int,
-        teacher: Teacher | None = None,
+        self, network: nn.Module, config: RunConfig, data: TrainingData, num_batches: int, num_sums: int
     ) -> None:
         super().__init__()
         self.config = config
         self.data = data
         self.num_batches = num_batches
-        self.input_config = checkpoint.input_config
-        self.network = checkpoint.model
-        self.progress = Progress()
+        self.network = network
+        self.progress = Progress(sums=torch.zeros(num_sums, dtype=torch.float64))
         self.finite = FiniteCheck()
         self.callbacks: list[L.Callback] = []
         self._schedule: Scheduler | None = None
-        # In tuples, as neither is for Lightning's state dict or DDP: the teacher does not change, the average is no
-        # part of the step
-        self._teacher = (teacher,)
+        # in a tuple, as it is not for Lightning's state dict or DDP: the average is no part of the step
         self._ema: tuple[ModelEmaV3 | None] = (None,)
+
+    # -- what a kind of run says of itself --------------------------------------------------------------------------
+
+    @abstractmethod
+    def batches(self, epoch: int, first_batch: int, rank: int, world_size: int) -> Iterable[Any]:
+        """The training batches of one epoch for one process, from number ``first_batch`` on."""
+
+    @abstractmethod
+    def training_loss(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Loss of a batch, a scalar; and what to add to the epoch's sums, (num_sums,), its last entry the number of
+        items.
+        """
+
+    @abstractmethod
+    def validate(self, show: bool, after_batch: Callable[[], None]) -> dict[str, float]:
+        """Metrics of the held-out items of all processes; broken items are noted in ``progress``.
+
+        Args:
+            show: Whether this process shows a progress bar.
+            after_batch: To be called after each batch; may end the run.
+        """
+
+    @abstractmethod
+    def metrics(self, sums: list[float], validation: dict[str, float]) -> dict[str, float]:
+        """An epoch's row of ``metrics.csv``, from its sums over all processes and its validation."""
+
+    @abstractmethod
+    def score(self, row: dict[str, float]) -> float:
+        """How good an epoch is; the checkpoint of the highest one is kept as the best."""
+
+    @abstractmethod
+    def summary(self, row: dict[str, float]) -> str:
+        """An epoch's metrics in a few words."""
+
+    @abstractmethod
+    def checkpoint(self, training: dict[str, Any]) -> Saves | None:
+        """What is kept of the network as it is now; None if nothing can be.
+
+        Args:
+            training: How it was trained, for the checkpoint.
+        """
+
+    # -- the same for all -------------------------------------------------------------------------------------------
 
     @property
     def evaluated(self) -> nn.Module:
@@ -88,10 +119,14 @@ class ClassifierTask(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """timm's optimiser, whose schedule ``optimizer_step`` follows."""
         lr, _ = scaled_lr(self.config, self.trainer.world_size)
-        optimizer = create_optimizer(self.network, self.config, lr)
+        optimizer = self.create_optimizer(lr)
         updates = -(-self.num_batches // self.config.accumulate)
         self._schedule = create_schedule(optimizer, self.config, lr, updates)
         return optimizer
+
+    def create_optimizer(self, lr: float) -> torch.optim.Optimizer:
+        """timm's optimiser for the network; ``lr`` is the highest learning rate."""
+        return create_optimizer(self.network, self.config, lr)
 
     def train_dataloader(self) -> EpochBatches:
         """The batches of whatever epoch is next, from where the run stands in it."""
@@ -99,36 +134,20 @@ class ClassifierTask(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Bring to the device what Lightning does not know of."""
-        for module in (*self._teacher, *self._ema):
-            if module is not None:
-                module.to(self.device)
+        if self._ema[0] is not None:
+            self._ema[0].to(self.device)
         self.progress.sums = self.progress.sums.to(self.device)
         self.network.train()
-        if self.config.freeze_backbone:
-            self.network.eval()  # statistics of the frozen layers stay as they are
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed what the step draws: stochastic depth and dropout."""
         place = (self.config.seed % 2**64, self.progress.epoch, self.progress.batch, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Loss of one batch."""
-        config = self.config
-        images = batch.images
-        if config.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        logits = self.network(images)
-        # soft targets are smoothed already
-        smoothing = config.label_smoothing if batch.targets.ndim == 1 else 0.0
-        loss = F.cross_entropy(logits, batch.targets, label_smoothing=smoothing)
-        if (teacher := self._teacher[0]) is not None:
-            distance = distillation_loss(logits, teacher(images), config.teacher_temperature)
-            loss = (1 - config.teacher_weight) * loss + config.teacher_weight * distance
-        with torch.no_grad():
-            right = (logits.argmax(1) == batch.labels).sum()
-            number = loss.new_full((), len(batch))  # unlike torch.tensor, this does not make a GPU wait
-            self.progress.sums += torch.stack((loss.detach() * number, right, number)).double()
+        loss, sums = self.training_loss(batch)
+        self.progress.sums += sums.detach().double()
         self.finite.note_loss(loss, batch.indices)
         return loss
 
@@ -164,9 +183,10 @@ class ClassifierTask(L.LightningModule):
 
     @property
     def lr(self) -> float:
-        """Highest learning rate of the last step, over the groups of parameters."""
+        """Learning rate of the last step, of parameters that do not have a multiple of it."""
         optimizer = self.optimizers(use_pl_optimizer=False)
-        return max(float(group["lr"]) for group in optimizer.param_groups)  # type: ignore[union-attr]
+        group = optimizer.param_groups[0]  # type: ignore[union-attr]
+        return float(group["lr"] / group.get("lr_scale", 1.0))
 
     @contextlib.contextmanager
     def evaluation_mode(self) -> Iterator[nn.Module]:
@@ -205,23 +225,15 @@ class EpochBatches:
     Its length is that of a whole epoch, as Lightning counts the batches before an interruption too.
     """
 
-    def __init__(self, task: ClassifierTask) -> None:
+    def __init__(self, task: Task) -> None:
         self.task = task
 
     def __len__(self) -> int:
         return self.task.num_batches
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         # a generator's body runs when the first batch is asked for, and then the place in the run is certain
         task = self.task
         place = {"epoch": task.progress.epoch, "first_batch": task.progress.batch}
         processes = {"rank": task.trainer.global_rank, "world_size": task.trainer.world_size}
-        yield from train_loader(task.data.train, task.config, task.input_config, **place, **processes)
-
-
-def trained_parameters(task: ClassifierTask) -> str:
-    """Number of the parameters that learn, in words."""
-    every = sum(p.numel() for p in task.network.parameters())
-    learn = sum(p.numel() for p in task.network.parameters() if p.requires_grad)
-    head = f" (only {', '.join(sorted(classifier_parameters(task.network)))})" if task.config.freeze_backbone else ""
-    return f"{learn / 1e6:.2f} M of {every / 1e6:.2f} M parameters learn{head}."
+        yield from task.batches(**place, **processes)

@@ -9,57 +9,73 @@ from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from ...errors import UserError
-from ..config import TrainConfig, create_config
+from ..config import RunConfig, TrainConfig
+from ..settings import create_settings
+
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 
-def recipe_names() -> tuple[str, ...]:
-    """All recipes, sorted."""
-    files = resources.files(__name__).iterdir()
+def recipe_names(kind: type[RunConfig] = TrainConfig) -> tuple[str, ...]:
+    """All recipes for a kind of run, sorted."""
+    files = resources.files(kind.recipes).iterdir()
     return tuple(sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml")))
 
 
-def recipe_values(name: str, model: str | None = None) -> dict[str, Any]:
+def recipe_values(name: str, model: str | None = None, kind: type[RunConfig] = TrainConfig) -> dict[str, Any]:
     """A recipe's settings for a network.
 
     Args:
         name: One of ``recipe_names()``.
         model: timm name of the network; None takes the recipe's own.
+        kind: Class of the configuration.
 
     Raises:
         UserError: There is no such recipe.
     """
-    if name not in recipe_names():
-        near = get_close_matches(name, recipe_names(), n=1)
-        hint = f"Did you mean {near[0]}?" if near else f"Choose one of {', '.join(recipe_names())}."
+    names = recipe_names(kind)
+    if name not in names:
+        near = get_close_matches(name, names, n=1)
+        hint = f"Did you mean {near[0]}?" if near else f"Choose one of {', '.join(names)}."
         raise UserError(f"There is no recipe {name!r}. {hint}")
-    content: dict[str, Any] = yaml.safe_load((resources.files(__name__) / f"{name}.yaml").read_text(encoding="utf-8"))
+    content: dict[str, Any] = yaml.safe_load(
+        (resources.files(kind.recipes) / f"{name}.yaml").read_text(encoding="utf-8")
+    )
     models: dict[str, dict[str, Any]] = content.pop("models", {})
     if model is not None:
         content["model"] = model
-    return {**content, **models.get(content.get("model", TrainConfig().model), {})}
+    return {**content, **models.get(content.get("model", kind().model), {})}
 
 
 def load_recipe(name: str, values: Mapping[str, Any] | None = None, **settings: Any) -> TrainConfig:
-    """A recipe's configuration, with some settings replaced.
-
-    A shorter training, without a warm-up of its own, warms up for the same share of its epochs as the recipe.
+    """A recipe's configuration for training a classifier, with some settings replaced; see ``apply_recipe``.
 
     Example:
         >>> load_recipe("digits", epochs=1).epochs
         1
+    """
+    return apply_recipe(TrainConfig, name, {**(values or {}), **settings})
+
+
+def apply_recipe(kind: type[ConfigT], name: str, replaced: Mapping[str, Any]) -> ConfigT:
+    """A configuration with a recipe's settings, some of them replaced.
+
+    A shorter training, without a warm-up of its own, warms up for the same share of its epochs as the recipe; one of
+    another length steps down at the same shares of its epochs.
 
     Raises:
         UserError: There is no such recipe or setting, or a value is not allowed.
     """
-    replaced = {**(values or {}), **settings}
-    base = recipe_values(name, replaced.get("model"))
-    config = create_config({**base, **replaced})
-    recipe = create_config(base)
-    if config.epochs < recipe.epochs and "warmup_epochs" not in replaced:
-        return replace(config, warmup_epochs=round(recipe.warmup_epochs * config.epochs / recipe.epochs, 3))
+    base = recipe_values(name, replaced.get("model"), kind)
+    config = create_settings(kind, {**base, **replaced})
+    recipe = create_settings(kind, base)
+    share = config.epochs / recipe.epochs
+    if share < 1 and "warmup_epochs" not in replaced:
+        config = replace(config, warmup_epochs=round(recipe.warmup_epochs * share, 3))
+    if config.schedule == recipe.schedule == "multistep" and "decay_epochs" not in replaced:
+        config = replace(config, decay_epochs=tuple(round(epoch * share, 3) for epoch in recipe.decay_epochs))
     return config

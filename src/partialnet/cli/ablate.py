@@ -1,0 +1,194 @@
+"""``partialnet ablate``."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+
+from partialnet.errors import UserError
+from partialnet.training.config import TrainConfig
+from partialnet.training.settings import read_settings
+
+from .settings import GroupedCommand, configure, given_settings, run_folder, setting_options
+
+_TABLES = ("3", "4", "6", "12")
+#: Settings of a training that also shape what is counted and timed.
+_NETWORK_SETTINGS = ("model", "model_args", "img_size", "device")
+
+
+@click.command(cls=GroupedCommand)
+@click.option("--table", type=click.Choice(_TABLES), required=True, help="Table of the paper.")
+@click.option("--data", help="Train every row on this data, as `partialnet train` does, and tell its accuracy.")
+@click.option("--row", "names", multiple=True, help="Look at this row only; may be repeated.")
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings of each row.")
+@click.option(
+    "-r",
+    "--runtime",
+    default="eager",
+    show_default=True,
+    help="What to time in: eager, compile, onnxruntime, openvino, or several with commas.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    show_default=True,
+    help="Time for the latencies in a runtime, and as much for the throughputs; 0 times nothing.",
+)
+@click.option(
+    "--bench-threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads of the timing."
+)
+@click.option(
+    "--bench-batch-size",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="Images at a time for the throughput; the latency is that of one image.",
+)
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write everything and the environment.")
+@click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write a line for each row and runtime.")
+@click.option("--markdown", "markdown_path", type=click.Path(path_type=Path), help="Write the tables as Markdown.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the run folders of --data.  [default: runs/DATA-ablation]",
+)
+@click.option("--recipe", help="Settings that every row is trained with.  [default: digits or small]")
+@click.option("--config", "config_file", help="YAML file of settings, which replace the recipe's.")
+@setting_options(TrainConfig)
+@click.pass_context
+def ablate(
+    ctx: click.Context,
+    /,
+    table: str,
+    data: str | None,
+    names: tuple[str, ...],
+    seeds: int,
+    runtime: str,
+    seconds: float,
+    bench_threads: int,
+    bench_batch_size: int,
+    json_path: Path | None,
+    csv_path: Path | None,
+    markdown_path: Path | None,
+    output: Path | None,
+    recipe: str | None,
+    config_file: str | None,
+    **options: Any,
+) -> None:
+    """Repeat an ablation of the paper: each row of the table is a configuration of one network.
+
+    Table 3 compares partial with full attention, 4 adds the three blocks one by one, 6 puts other convolutions in the
+    place of PAT_ch, 12 other channel attentions. Counted and timed are parameters, multiply–adds, latency and
+    throughput, all rows in turn in one run, beside the paper's figures.
+
+    With --data, every row is trained with the same recipe, in a run folder for each row and seed. Finished runs are
+    kept and interrupted ones continued when the command is given again. All settings of `partialnet train` are options
+    here; they hold for all rows.
+
+    \b
+    Examples: partialnet ablate --table 4 --runtime openvino --json table4.json
+              partialnet ablate --table 12 --data digits --model partialnet_t0 --epochs 5 --seeds 3
+              partialnet ablate --table 4 --data cifar10/ --recipe cifar10 --model-args patch_size=2
+    """
+    from partialnet.ablation.tables import PAPER_MODEL, TABLES
+
+    given = given_settings(ctx, options)
+    from_file = read_settings(config_file) if config_file else {}
+    if data is None:
+        _refuse_training_options(ctx, [*given, *from_file])
+    if "model" not in from_file:
+        given.setdefault("model", PAPER_MODEL)
+    config, name = configure(TrainConfig, data, recipe, config_file, given)
+    chosen = TABLES[int(table)]
+    rows = chosen.select(names)
+    for path in (json_path, csv_path, markdown_path):
+        if path is not None and not path.parent.is_dir():
+            raise UserError(f"There is no folder {str(path.parent)!r} to write {path.name} into.")
+
+    from partialnet.ablation import measure, report
+    from partialnet.bench import environment
+    from partialnet.bench.contestants import Setting
+    from partialnet.files import write_atomically, write_csv
+
+    from .bench import parse_runtimes
+
+    device = "cuda" if config.device == "cuda" else "cpu"
+    runtimes = parse_runtimes(runtime) if seconds else []
+    for each in runtimes:
+        Setting(each, threads=bench_threads, device=device).check()
+    num_classes, trained, training = 1000, {}, {}
+    if data is not None:
+        from dataclasses import asdict
+
+        from partialnet.ablation.accuracy import row_configs, train_rows
+        from partialnet.data.sources import open_data
+
+        configs = row_configs(rows, config, seeds)
+        num_classes = len(open_data(data, config.val_share, config.seed).class_names)
+    networks = measure.build(rows, config.model, config.model_args, config.img_size, num_classes)
+    if data is not None:
+        folder = run_folder(output, data, "ablation")
+        trained = train_rows(chosen, configs, data, folder, lambda text: click.echo(text, err=True))
+        settings = {key: value for key, value in asdict(config).items() if key != "seed"}
+        training = {"data": Path(data).name or data, "recipe": name, "config": settings}
+    costs = {row: measure.count(network) for row, network in networks.items()}
+    against = chosen.reference if chosen.reference in networks else rows[0].name
+    speeds = {}
+    for each in runtimes:
+        click.echo(f"Preparing {len(networks)} networks for {each} …", err=True)
+        speeds[each] = measure.time_rows(networks, against, each, bench_threads, bench_batch_size, device, seconds)
+
+    ablation = report.Ablation(
+        chosen, rows, config.model, costs, against, bench_threads, device, speeds, training, trained
+    )
+    content = ablation.as_dict()
+    click.echo(report.as_text(content))
+    written = []
+    if json_path:
+        write_atomically(json_path, ablation.to_json(environment()))
+        written.append(json_path)
+    if csv_path:
+        records = report.csv_records(ablation)
+        write_csv(csv_path, records, list(records[0]))
+        written.append(csv_path)
+    if markdown_path:
+        write_atomically(markdown_path, report.as_markdown(content).encode())
+        written.append(markdown_path)
+    click.echo()
+    if written:
+        click.echo(f"Written: {', '.join(map(str, written))}")
+    if trained:
+        first = next(iter(trained.values())).folders[0]
+        click.echo(f"Run folders: {first.parent}/")
+        click.echo(f"Next: {shlex.join(['partialnet', 'predict', str(first)])} IMAGE…")
+    elif not written:
+        click.echo("Next: add --json, --csv or --markdown FILE to keep the result, or --data DATA to train every row.")
+    else:
+        click.echo(f"Next: partialnet ablate --table {table} --data DATA trains every row and adds its accuracy.")
+
+
+def _refuse_training_options(ctx: click.Context, names: list[str]) -> None:
+    """Settings that would have no effect without data.
+
+    Raises:
+        UserError: One was given.
+    """
+    given = [name for name in names if name not in _NETWORK_SETTINGS]
+    given += [name for name in ("seeds", "recipe", "output") if _on_command_line(ctx, name)]
+    if given:
+        hint = {
+            "threads": "; the timing has --bench-threads",
+            "batch_size": "; the timing has --bench-batch-size",
+            "precision": "; the timing is in fp32",
+        }
+        option = f"--{given[0].replace('_', '-')}"
+        raise UserError(f"{option} is for training: give --data, too{hint.get(given[0], '')}.")
+
+
+def _on_command_line(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE

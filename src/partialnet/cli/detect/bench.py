@@ -1,0 +1,104 @@
+"""``partialnet detect bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from partialnet.errors import UserError
+
+
+@click.command()
+@click.argument("models", nargs=-1)
+@click.option("-a", "--against", help="Backbone that the ratios refer to.  [default: resnet50, or the first]")
+@click.option(
+    "--img-size",
+    nargs=2,
+    type=click.IntRange(min=64),
+    default=(800, 1280),
+    show_default=True,
+    metavar="HEIGHT WIDTH",
+    help="Size of the image, in multiples of 32.",
+)
+@click.option("--count", "count_only", is_flag=True, help="Count parameters and multiply–adds only.")
+@click.option("-t", "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Device.")
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Times that each is run, at least."
+)
+@click.option(
+    "--seconds", type=click.FloatRange(min=0), default=30, show_default=True, help="Time to measure, at least."
+)
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the rows and the environment.")
+@click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write the rows.")
+def bench(
+    models: tuple[str, ...],
+    against: str | None,
+    img_size: tuple[int, int],
+    count_only: bool,
+    threads: int,
+    device: str,
+    rounds: int,
+    seconds: float,
+    json_path: Path | None,
+    csv_path: Path | None,
+) -> None:
+    """Measure Mask R-CNN with the backbones MODELS, whole detectors, in turn.
+
+    MODELS are names of timm's registry; without any, PartialNet-S, -M and -L and the backbones of the paper's Table 11
+    (PVT v2 in the place of PVT) are measured. One image at a time, folded, in float32, with random weights that pass
+    1000 proposals and 100 detections on. The paper's figures stand in brackets; its images/s are of a GPU.
+
+    Example: partialnet detect bench partialnet_s fasternet_s --against fasternet_s --json detectors.json
+    """
+    from partialnet.detection.bench import (
+        DETECTIONS,
+        MODELS,
+        PROPOSALS,
+        as_table,
+        bench_detectors,
+        count_detector,
+        write_detector_csv,
+        write_detector_json,
+    )
+    from partialnet.devices import find_device
+
+    names = list(dict.fromkeys(models)) or list(MODELS)
+    find_device(device)
+    reference = against or ("resnet50" if "resnet50" in names else names[0])
+    if against is not None and against not in names:
+        names.append(against)
+    if count_only:
+        if any(side % 32 for side in img_size):
+            raise UserError(f"The image's sides {img_size[0]}×{img_size[1]} must be multiples of 32.")
+        rows = [count_detector(name, img_size) for name in names]
+    else:
+        click.echo(f"Preparing {len(names)} detectors; each takes seconds for an image on one core …", err=True)
+        rows = bench_detectors(
+            names, reference, size=img_size, device=device, threads=threads, seconds=seconds, min_rounds=rounds
+        )
+    click.echo(as_table(rows))
+    setting = {
+        "size": list(img_size),
+        "batch_size": 1,
+        "precision": "fp32",
+        "device": device,
+        "threads": threads,
+        "against": reference,
+        "proposals": PROPOSALS,
+        "detections": DETECTIONS,
+    }
+    if not count_only:
+        click.echo(f"\nratio: time ÷ that of {reference} in the same round; {threads} CPU thread(s), {device}, fp32.")
+    written = []
+    if json_path:
+        write_detector_json(json_path, rows, setting)
+        written.append(json_path)
+    if csv_path:
+        write_detector_csv(csv_path, rows)
+        written.append(csv_path)
+    if written:
+        click.echo(f"Written: {', '.join(map(str, written))}")
+    else:
+        click.echo("Next: add --json or --csv FILE to keep the result.")

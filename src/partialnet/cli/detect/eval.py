@@ -1,0 +1,73 @@
+"""``partialnet detect eval``."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.command("eval")
+@click.argument("source")
+@click.argument("data")
+@click.option("-b", "--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Images at a time.")
+@click.option("-w", "--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Reading processes.")
+@click.option("--device", help="cpu, cuda, cuda:1, …  [default: the GPU where there is one]")
+@click.option("--fold/--no-fold", default=True, show_default=True, help="Fold the network first; same detections.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder to write to.  [default: SOURCE/evaluation]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+def evaluate(
+    source: str,
+    data: str,
+    batch_size: int,
+    workers: int,
+    device: str | None,
+    fold: bool,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure SOURCE on the objects of DATA: the twelve COCO numbers for boxes and for masks, and each category.
+
+    SOURCE is a detector's run folder, its model.safetensors, or an exported .onnx or .xml file. DATA is a folder in the
+    COCO format, of which the validation part is taken, or IMAGES,JSON; its categories are found by their names.
+
+    The folder gets the figures and the detections as JSON (the latter as COCO's own evaluators read them), precision
+    over recall, and ground truth beside detections.
+
+    Example: partialnet detect eval runs/boxes coco/
+    """
+    from partialnet.detection.coco import open_held_out
+    from partialnet.detection.evaluator import table, write_detections
+    from partialnet.detection.pictures import COMPARISON_NAME, PRECISION_RECALL_NAME, draw_results
+    from partialnet.detection.run import evaluate_detector
+    from partialnet.detection.sources import open_detector
+    from partialnet.devices import find_device
+    from partialnet.files import write_atomically
+
+    detector = open_detector(source)
+    images = open_held_out(data, tuple(detector.categories.values()))
+    for fault in images.faults:
+        click.echo(f"partialnet: {fault}", err=True)
+    if fold and not detector.folded:
+        detector = detector.fold()
+    found = find_device(device)
+    evaluation, detections = evaluate_detector(detector, images, found, batch_size, workers, sys.stderr.isatty())
+    folder = output or (Path(source) / "evaluation" if Path(source).is_dir() else Path("evaluation"))
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = json.dumps(evaluation.as_json(), indent=2)
+    write_atomically(folder / "evaluation.json", (figures + "\n").encode())
+    write_detections(folder / "detections.json", detections)
+    draw_results(folder, images, evaluation, detections)
+    if as_json:
+        click.echo(figures)
+        return
+    click.echo(table(evaluation))
+    click.echo("\nWritten:")
+    for name in ("evaluation.json", "detections.json", PRECISION_RECALL_NAME, COMPARISON_NAME):
+        click.echo(f"  {folder / name}")
+    click.echo(f"\nNext: {shlex.join(['partialnet', 'detect', 'predict', source])} IMAGE…")

@@ -1,0 +1,93 @@
+"""``partialnet detect export``."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from partialnet.detection.export import Parity
+
+
+@click.command()
+@click.argument("run")
+@click.option(
+    "-f", "--format", type=click.Choice(["onnx", "openvino"]), default="onnx", show_default=True, help="Runtime."
+)
+@click.option(
+    "--canvas",
+    nargs=2,
+    type=click.IntRange(min=32),
+    metavar="HEIGHT WIDTH",
+    help="Size that images are laid on, in multiples of 32.  [default: the detector's sides, for landscape images]",
+)
+@click.option(
+    "--images",
+    type=click.Path(exists=True),
+    help="Photographs to compare with PyTorch on, at most 16 are used.  [default: cut-outs of two that are at hand]",
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="File to write.  [default: RUN.onnx or RUN.xml here]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def export(
+    run: str,
+    format: str,
+    canvas: tuple[int, int] | None,
+    images: str | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Export the detector of RUN for other runtimes, folded, with the choice of boxes (NMS) inside.
+
+    RUN is a detector's run folder or its model.safetensors. The file takes one image at a time, on a canvas of a fixed
+    size, and carries categories and preprocessing. Before it is put in place it is compared with PyTorch; the
+    comparison is printed and stored beside it as JSON.
+
+    Example: partialnet detect export runs/coco --format openvino --images photos/ -o detector.xml
+    """
+    from partialnet.deploy.export import SUFFIXES
+    from partialnet.detection.checkpoint import load_detector
+    from partialnet.detection.export import LEAST_MATCHED, export_detector
+    from partialnet.images import find_images
+
+    checkpoint = load_detector(run)
+    if output is None:
+        name = Path(run).resolve().name if Path(run).is_dir() else Path(run).stem
+        output = Path(f"{name}{SUFFIXES[format]}")
+    photos = find_images([images]) if images else []
+    click.echo(f"Exporting Mask R-CNN with {checkpoint.backbone} to {format} …", err=True)
+    result = export_detector(checkpoint, output, format, canvas, photos, progress=True)
+    if as_json:
+        click.echo(json.dumps(result.as_dict(), indent=1))
+        return
+    click.echo(
+        f"  Against PyTorch on the same canvas, {result.canvas[0]}×{result.canvas[1]}: {_told(result.same_canvas)}"
+    )
+    click.echo(f"  Against PyTorch with sizes of its own choice: {_told(result.own_sizes)}")
+    if not result.same_canvas.original + result.same_canvas.exported:
+        click.echo(
+            "Warning: neither found anything, so the comparison says little; give --images with objects.", err=True
+        )
+    elif result.same_canvas.share < LEAST_MATCHED:
+        click.echo(f"Warning: less than {LEAST_MATCHED:.0%} of the detections are found again.", err=True)
+    click.echo(f"Written: {result.path} ({result.size_mb:.1f} MB), {result.path}.json")
+    click.echo(f"\nNext: partialnet detect predict {shlex.quote(str(result.path))} IMAGE…")
+
+
+def _told(parity: Parity) -> str:
+    text = f"{parity.matched} of {parity.original} detections in {parity.num_images} images found again"
+    if extra := parity.exported - parity.matched:
+        text += f", {extra} others"
+    if parity.max_box_error is not None:
+        text += (
+            f"; largest difference of a box {parity.max_box_error:.2g} pixels, of a score "
+            f"{parity.max_score_error:.2g}, smallest IoU of masks {parity.min_mask_iou:.3f}"
+        )
+    if parity.max_unmatched_score is not None:
+        text += f"; highest score without partner {parity.max_unmatched_score:.2f}"
+    return text

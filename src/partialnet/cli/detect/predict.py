@@ -1,0 +1,81 @@
+"""``partialnet detect predict``."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("source")
+@click.argument("images", nargs=-1, required=True)
+@click.option(
+    "--min-score", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Leave out objects below it."
+)
+@click.option("--device", help="cpu, cuda, cuda:1, …  [default: the GPU where there is one]")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("detections"),
+    show_default=True,
+    help="Folder for the pictures.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each image, a line each.")
+def predict(
+    source: str, images: tuple[str, ...], min_score: float, device: str | None, output: Path, as_json: bool
+) -> None:
+    """Find the objects on IMAGES and draw them: boxes, masks, names and scores.
+
+    SOURCE is a detector's run folder, its model.safetensors, or an exported .onnx or .xml file. IMAGES are files,
+    folders (searched recursively) and quoted glob patterns. Images that cannot be read are told at the end and the exit
+    code is then 2; all others are drawn.
+
+    Example: partialnet detect predict runs/boxes photos/ -o drawn
+    """
+    from tqdm import tqdm
+
+    from partialnet.detection.prediction import detect
+    from partialnet.detection.sources import open_detector
+    from partialnet.devices import find_device
+    from partialnet.errors import UserError
+    from partialnet.files import write_atomically
+    from partialnet.images import find_images
+
+    paths = find_images(images)
+    detector = open_detector(source)
+    if not detector.folded:
+        detector = detector.fold()
+    output.mkdir(parents=True, exist_ok=True)
+    unreadable: list[UserError] = []
+    taken: Counter[str] = Counter()
+    results = detect(detector, paths, min_score, find_device(device))
+    for path, result in tqdm(
+        zip(paths, results, strict=True), total=len(paths), desc="detecting", unit="image", delay=2
+    ):
+        if isinstance(result, UserError):
+            unreadable.append(result)
+            continue
+        taken[path.stem] += 1  # photographs of different folders may have the same name
+        number = f"-{taken[path.stem]}" if taken[path.stem] > 1 else ""
+        picture = output / f"{path.stem}{number}.png"
+        content = io.BytesIO()
+        result.draw().save(content, format="png")
+        write_atomically(picture, content.getvalue())
+        if as_json:
+            objects = [found.as_json() for found in result.objects]
+            click.echo(json.dumps({"image": str(path), "picture": str(picture), "objects": objects}))
+        else:
+            counts = Counter(found.category for found in result.objects)
+            named = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
+            click.echo(f"{path}   {named}   → {picture}")
+    for error in unreadable:
+        click.echo(f"partialnet: {error}", err=True)
+    if unreadable:
+        raise UserError(f"{len(unreadable)} of {len(paths)} images could not be read.")
+    if not as_json:
+        click.echo(f"\nWritten: {sum(taken.values())} pictures in {output}. More objects, less sure: --min-score 0.3")

@@ -1,0 +1,21 @@
+"""The kind of command that has subcommands."""
+
+from __future__ import annotations
+
+import click
+
+
+class Group(click.Group):
+    """A group that tells the nearest command for a mistyped one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The named command; an unknown name is an error with the nearest ones."""
+        from difflib import get_close_matches
+
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            near = get_close_matches(args[0], self.commands, n=1)
+            hint = f" Did you mean {near[0]}?" if near else f" Choose one of {', '.join(sorted(self.commands))}."
+            ctx.fail(f"There is no command {args[0]!r}.{hint}")
+        return super().resolve_command(ctx, args)

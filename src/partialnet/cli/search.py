@@ -1,0 +1,159 @@
+"""``partialnet search``."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from partialnet.errors import UserError
+from partialnet.search.config import SearchConfig
+from partialnet.training.settings import as_yaml, parse_setting
+
+from .settings import (
+    GroupedCommand,
+    configure,
+    default_recipe,
+    given_settings,
+    run_folder,
+    run_options,
+    setting_options,
+)
+
+if TYPE_CHECKING:
+    from partialnet.search import Plan
+    from partialnet.search.run import SearchResult
+
+
+class Thetas(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """One θ, or several with commas between them."""
+
+    name = "number,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """The numbers, each checked as the setting is."""
+        parts = str(value).split(",")
+        return tuple(parse_setting(SearchConfig, "theta", part.strip()) for part in parts)
+
+
+@click.command(cls=GroupedCommand)
+@click.argument("data", required=False)
+@run_options(SearchConfig, "digits or small")
+@click.option(
+    "--theta",
+    type=Thetas(),
+    help="How much cheaper than convolving all channels the network is to be (θ); several, as 2,4,8, are searched one "
+    "after the other and compared.  [default: 4]",
+)
+@click.option("--ray", metavar="ADDRESS", help="Search several θ in parallel on this Ray cluster; local starts one.")
+@setting_options(SearchConfig, without=("theta",))
+@click.pass_context
+def search(
+    ctx: click.Context,
+    /,
+    data: str | None,
+    recipe: str | None,
+    config_file: str | None,
+    output: Path | None,
+    resume: bool,
+    print_config: bool,
+    theta: tuple[float, ...] | None,
+    ray: str | None,
+    **options: Any,
+) -> None:
+    """Learn on DATA how many channels each layer of a network should convolve.
+
+    The network's partial convolutions become DPConv, whose split ratios are learned together with the weights, under
+    the constraint that θ sets. DATA, recipes and settings are those of `partialnet train`; while the learning rate
+    warms up, the ratios stay.
+
+    The run folder gets plan.json, which `partialnet train --plan` takes; the planned network with the search's
+    weights; the metrics, each layer's ratio among them; and pictures of the ratios.
+
+    \b
+    Examples: partialnet search photos/ --theta 4 -o runs/searched
+              partialnet train photos/ --plan runs/searched -o runs/planned
+              partialnet search photos/ --theta 1.5,2,4,8 -o runs/sweep
+    """
+    given = given_settings(ctx, options)
+    if theta is not None and len(theta) == 1:
+        given["theta"] = theta[0]
+    config, name = configure(SearchConfig, recipe, default_recipe(data), config_file, given)
+    if print_config:
+        click.echo(as_yaml(config, f"Recipe {name}, {config.model}. Use it with: partialnet search DATA --config FILE"))
+        return
+    if data is None:
+        raise click.UsageError("Missing argument 'DATA': a folder of class folders, digits, torchvision:NAME, …", ctx)
+    folder = run_folder(output, data, f"{config.model}-search")
+    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":  # only one of several processes speaks
+        click.echo(f"Recipe {name}, {config.model}; run folder {folder}.", err=True)
+    if theta is not None and len(theta) > 1:
+        _sweep(config, theta, data, folder, resume, ray)
+        return
+    if ray is not None:
+        raise UserError("--ray searches several θ in parallel; give several, as --theta 2,4,8.")
+
+    from partialnet.search.run import search as run
+
+    result = run(config, data, folder, resume)
+    click.echo(f"\n{plan_table(result.plan)}\n")
+    click.echo(_verdict(result))
+    click.echo("Written:")
+    for file in result.files:
+        click.echo(f"  {file}{'/' if file.is_dir() else ''}")
+    planned = Path("runs") / f"{folder.name}-planned"
+    click.echo(f"\nNext: {shlex.join(['partialnet', 'train', data, '--plan', str(folder), '-o', str(planned)])}")
+
+
+def _sweep(
+    config: SearchConfig, thetas: tuple[float, ...], data: str, folder: Path, resume: bool, ray: str | None
+) -> None:
+    from partialnet.search.ray_cluster import RayCluster
+    from partialnet.search.sweep import sweep
+
+    result = sweep(config, thetas, data, folder, resume, RayCluster(ray) if ray is not None else None)
+    click.echo(f"\n{'θ':>6}{'ζ/κ':>8}{'mean ratio':>12}{'accuracy':>10}{'G MACs':>9}   split ratio of each layer")
+    for theta, plan in result.plans.items():
+        ratios = " ".join(f"{ratio:.3g}" for ratio in plan.split_ratios.values())
+        click.echo(
+            f"{theta:>6g}{plan.zeta / plan.kappa:>8.2f}{plan.mean_ratio:>12.3f}"
+            f"{plan.search['val_accuracy']:>10.1%}{plan.macs_g:>9.4f}   {ratios}"
+        )
+    if failed := [f"{theta:g}" for theta, plan in result.plans.items() if not plan.satisfied]:
+        click.echo(f"\nThe constraint ζ ≤ κ is not met for θ = {', '.join(failed)}.")
+    click.echo("\nWritten:")
+    for file in result.files:
+        click.echo(f"  {file}{'/' if file.is_dir() else ''}")
+    click.echo(f"\nNext: {shlex.join(['partialnet', 'train', data, '--plan', str(result.files[-1])])}")
+
+
+def plan_table(plan: Plan) -> str:
+    """Split ratio and convolved channels of each layer, and the cost of the network."""
+    width = max(len(name) for name in plan.split_ratios)
+    lines = [f"{'layer':{width}}  split ratio"]
+    for name, ratio in plan.split_ratios.items():
+        lines.append(f"{name:{width}}  {ratio:>11.4g}  {'█' * max(1, round(32 * ratio))}")
+    size = "×".join(str(side) for side in plan.input_size[1:])
+    lines.append(f"{'mean':{width}}  {plan.mean_ratio:>11.4g}")
+    lines.append("")
+    lines.append(
+        f"{plan.model}: {plan.macs_g:.4f} G multiply–adds folded at {size}, {plan.params_m:.3f} M parameters in "
+        "training form."
+    )
+    return "\n".join(lines)
+
+
+def _verdict(result: SearchResult) -> str:
+    plan = result.plan
+    share = plan.zeta / plan.kappa
+    found = f"plan of epoch {result.epoch} of {result.epochs}, accuracy {result.accuracy:.1%} while searching"
+    if plan.satisfied:
+        return f"The constraint ζ ≤ κ is met: ζ/κ = {share:.3f} ({found})."
+    return (
+        f"The constraint ζ ≤ κ is NOT met: ζ is {share - 1:.1%} above κ ({found}). Search longer (--epochs), weigh the "
+        "complexity more (--alpha, such as -0.1), let the gates move more (--gate-travel), or allow more (a smaller "
+        "--theta)."
+    )

@@ -1,0 +1,1 @@
+"""Object detection and instance segmentation: Mask R-CNN with a partial-channel backbone."""

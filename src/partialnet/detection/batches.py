@@ -1,0 +1,265 @@
+"""Batches of images with objects, the same whatever number of processes reads them.
+
+As for classifiers (``partialnet.training.batches``), everything random follows from the seed, the epoch and the number
+of the image or the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..errors import UserError
+from ..training.batch_loader import batch_loader, read_or_replace
+from ..training.seeding import BATCH_ORDER, IMAGE, ORDER, SIZE, generator
+from .annotations import DetectionImages
+from .transforms import IMG_SIZE, prepare, resized_size, to_tensor
+
+
+@dataclass
+class DetectionBatch:
+    """Images of various sizes with what is known of them.
+
+    Attributes:
+        images: (3, H, W) each, RGB, uint8; a quarter of the bytes that a GPU would get as floats.
+        targets: For training, as torchvision's detectors want them: ``boxes``, ``labels`` and ``masks``, see
+            ``transforms.prepare``. None for evaluation.
+        indices: Place of each image in the data set, (B,), int64.
+        broken: Images that should have been here and cannot be read. In training others stand in for them, in
+            evaluation they are left out, so that B is smaller, even 0.
+    """
+
+    images: list[Tensor]
+    targets: list[dict[str, Tensor]] | None
+    indices: Tensor
+    broken: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def inputs(self) -> list[Tensor]:
+        """The images as torchvision's detectors take them: float32 in [0, 1], on the device where they are."""
+        return [image.float().div_(255) for image in self.images]
+
+    def pin_memory(self) -> DetectionBatch:
+        """The batch in page-locked memory; torch's loader calls this."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> DetectionBatch:
+        """The batch on another device."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> DetectionBatch:
+        targets = self.targets
+        if targets is not None:
+            targets = [{name: function(tensor) for name, tensor in target.items()} for target in targets]
+        return replace(self, images=[*map(function, self.images)], targets=targets, indices=function(self.indices))
+
+
+def detection_train_loader(
+    images: DetectionImages,
+    *,
+    batch_size: int,
+    epoch: int,
+    first_batch: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    seed: int = 0,
+    img_size: tuple[int, int] = IMG_SIZE,
+    random_sides: Sequence[int] = (),
+    horizontal_flip: float = 0.5,
+    workers: int = 2,
+    pin_memory: bool = False,
+) -> DataLoader[DetectionBatch]:
+    """The training batches of one epoch for one process, resized.
+
+    All processes together take ``world_size * batch_size`` images a step; these are the same images for any number of
+    processes with the same product. As a batch is filled up with zeros to its largest height and width, wide images
+    come together, and tall ones. What is left at the end of the epoch is dropped, unless there is less than one batch
+    in all: then this is the epoch's only batch.
+
+    The detector must not resize again: torchvision's take ``_skip_resize=True`` for it, which holds for training.
+
+    Args:
+        images: What is learnt from.
+        batch_size: Images in a step of one process.
+        epoch: Number of the epoch, from 0.
+        first_batch: Number of the batch to start with.
+        rank: Number of this process.
+        world_size: Number of training processes.
+        seed: Of all randomness.
+        img_size: Shorter, and at most longer side of an image, in pixels.
+        random_sides: Shorter sides, one of which is drawn for each batch; empty takes that of ``img_size``.
+        horizontal_flip: Probability of mirroring left and right.
+        workers: Reading processes; 0 reads in this one.
+        pin_memory: Whether the batches are to go to a GPU.
+
+    Raises:
+        UserError: There are fewer images than processes.
+    """
+    batches = _TrainBatches(
+        images,
+        epoch=epoch,
+        rank=rank,
+        world_size=world_size,
+        batch_size=batch_size,
+        seed=seed,
+        img_size=img_size,
+        random_sides=tuple(random_sides),
+        horizontal_flip=horizontal_flip,
+    )
+    return batch_loader(batches, range(min(first_batch, len(batches)), len(batches)), workers, pin_memory)
+
+
+def detection_eval_loader(
+    images: DetectionImages,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    img_size: tuple[int, int] = IMG_SIZE,
+    size_divisible: int = 32,
+    workers: int = 2,
+    pin_memory: bool = False,
+) -> DataLoader[DetectionBatch]:
+    """Every image once over all processes, in its own size; broken images are left out and reported.
+
+    A detector resizes images and fills up a batch with zeros. Networks that look at an image as a whole, as attention
+    does, answer differently with zeros beside it. So only images that come to the same size are in one batch, and the
+    detections do not depend on the batch size.
+
+    Processes may get different numbers of batches, and a batch whose images are all broken is empty.
+
+    Args:
+        images: What is evaluated.
+        batch_size: Images in a batch at most.
+        rank: Number of this process.
+        world_size: Number of processes.
+        img_size: What the detector resizes to: shorter, and at most longer side, in pixels.
+        size_divisible: What the detector makes heights and widths multiples of.
+        workers: Reading processes; 0 reads in this one.
+        pin_memory: Whether the batches are to go to a GPU.
+    """
+    batches = _EvalBatches(images, batch_size, rank, world_size, img_size, size_divisible)
+    return batch_loader(batches, range(len(batches)), workers, pin_memory)
+
+
+class _TrainBatches(Dataset[DetectionBatch | UserError]):
+    """Item k is batch k of one epoch for one process."""
+
+    def __init__(
+        self,
+        images: DetectionImages,
+        *,
+        epoch: int,
+        rank: int,
+        world_size: int,
+        batch_size: int,
+        seed: int,
+        img_size: tuple[int, int],
+        random_sides: tuple[int, ...],
+        horizontal_flip: float,
+    ) -> None:
+        self.images = images
+        self.epoch = epoch
+        self.seed = seed
+        self.img_size = img_size
+        self.random_sides = random_sides
+        self.horizontal_flip = horizontal_flip
+        size = min(batch_size, len(images) // world_size)
+        if size < 1:
+            raise UserError(f"{len(images)} training images are too few for {world_size} processes.")
+        total = size * world_size
+        order = generator(ORDER, seed, epoch).permutation(len(images))
+        wide = images.sizes[order, 1] >= images.sizes[order, 0]
+        groups = [order[wide], order[~wide]]
+        # what does not fill a batch of wide or of tall images makes mixed ones
+        groups.append(np.concatenate([group[len(group) // total * total :] for group in groups]))
+        batches = np.concatenate([group[: len(group) // total * total].reshape(-1, total) for group in groups])
+        batches = generator(BATCH_ORDER, seed, epoch).permutation(batches)
+        self.order = batches[:, rank * size : (rank + 1) * size]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, number: int) -> DetectionBatch | UserError:
+        try:
+            return self._batch(number)
+        except UserError as error:
+            return error
+
+    def _batch(self, number: int) -> DetectionBatch:
+        images = self.images
+        img_size = self._img_size(number)
+        broken: list[int] = []
+        pixels, targets, indices = [], [], []
+        for wanted in self.order[number].tolist():
+            read = partial(self._read, img_size=img_size)
+            index, image = read_or_replace(read, images.name, wanted, len(images), self.seed, broken)
+            mirrored = generator(IMAGE, self.seed, self.epoch, index).random() < self.horizontal_flip
+            size = self._size(index)
+            prepared = prepare(image, images.instances(index), size, resized_size(size, img_size), mirrored)
+            pixels.append(prepared[0])
+            targets.append(prepared[1])
+            indices.append(index)
+        return DetectionBatch(pixels, targets, torch.tensor(indices), broken)
+
+    def _read(self, index: int, img_size: tuple[int, int]) -> Image.Image:
+        return self.images.read(index, min(resized_size(self._size(index), img_size)))
+
+    def _size(self, index: int) -> tuple[int, int]:
+        height, width = self.images.sizes[index].tolist()
+        return height, width
+
+    def _img_size(self, number: int) -> tuple[int, int]:
+        """Shorter and longer side of batch ``number``."""
+        if not self.random_sides:
+            return self.img_size
+        drawn = int(generator(SIZE, self.seed, self.epoch, number).integers(len(self.random_sides)))
+        return self.random_sides[drawn], self.img_size[1]
+
+
+class _EvalBatches(Dataset[DetectionBatch]):
+    """Item k is batch k of one process's share of the images."""
+
+    def __init__(
+        self,
+        images: DetectionImages,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        img_size: tuple[int, int],
+        size_divisible: int,
+    ) -> None:
+        self.images = images
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, (height, width) in enumerate(images.sizes.tolist()):
+            sides = resized_size((height, width), img_size)
+            groups.setdefault(tuple(-(-side // size_divisible) for side in sides), []).append(index)
+        batches = [
+            group[start : start + batch_size]
+            for _, group in sorted(groups.items())
+            for start in range(0, len(group), batch_size)
+        ]
+        self.batches = batches[rank::world_size]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> DetectionBatch:
+        pixels, indices, broken = [], [], []
+        for index in self.batches[number]:
+            try:
+                pixels.append(to_tensor(self.images.read(index)))
+            except UserError:
+                broken.append(index)
+            else:
+                indices.append(index)
+        return DetectionBatch(pixels, None, torch.tensor(indices, dtype=torch.int64), broken)

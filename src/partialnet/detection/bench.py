@@ -1,0 +1,294 @@
+"""Detectors measured beside one another: parameters, multiply–adds, time of one image, with the paper's Table 11.
+
+All do the same work behind the backbone: the proposals' head sees every position, 1000 proposals go through the boxes'
+head and 100 detections through the masks', as in the paper's framework. Untrained weights would give no detection or
+80,000, so the threshold of the score is set, for each detector, to what 300 of its candidates exceed.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from partialnet.bench import Timing, environment, interleave
+from partialnet.bench.timing import synchronizer
+from partialnet.errors import UserError
+from partialnet.files import write_atomically, write_csv
+from partialnet.fold import fold
+from partialnet.layers.inference import Runtime
+
+from .model import count_parameters, create_mask_rcnn
+
+#: Height and width of the image, in pixels: what the paper counts and measures at.
+SIZE = (800, 1280)
+NUM_CATEGORIES = 80
+PROPOSALS, DETECTIONS = 1000, 100
+#: Boxes above the score threshold in the network that is timed.
+_CANDIDATES = 300
+#: Height and width at which the faster memory layout is looked for.
+_LAYOUT_SIZE = (320, 512)
+MODELS = (
+    "partialnet_s",
+    "partialnet_m",
+    "partialnet_l",
+    "resnet50",
+    "poolformer_s24",
+    "pvt_v2_b2",
+    "fasternet_s",
+)
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """A row of the paper's Table 11: parameters in millions, "FLOPs" in 10⁹ multiply–adds, images/s, AP in percent."""
+
+    params_m: float
+    macs_g: float
+    images_per_second: float
+    box_ap: float
+    mask_ap: float
+
+
+PAPER = {
+    "resnet50": PaperRow(44.2, 253, 121, 38.0, 34.4),
+    "poolformer_s24": PaperRow(41.0, 233, 68, 40.1, 37.0),
+    "fasternet_s": PaperRow(49.0, 258, 121, 39.9, 36.9),
+    "fasternet_m": PaperRow(71.2, 344, 62, 43.0, 39.1),
+    "fasternet_l": PaperRow(110.9, 484, 35, 44.0, 39.9),
+    "partialnet_s": PaperRow(46.9, 216, 122, 42.7, 39.3),
+    "partialnet_m": PaperRow(78.2, 295, 65, 44.3, 40.6),
+    "partialnet_l": PaperRow(122.0, 397, 39, 44.7, 41.0),
+    "resnet101": PaperRow(63.2, 329, 62, 40.4, 36.4),
+    "resnext101_32x4d": PaperRow(62.8, 333, 51, 41.9, 37.5),
+    "resnext101_64x4d": PaperRow(101.9, 487, 29, 42.8, 38.4),
+    "poolformer_s36": PaperRow(50.5, 266, 44, 41.0, 37.8),
+}
+
+
+@dataclass(frozen=True)
+class DetectorRow:
+    """One detector.
+
+    Attributes:
+        model: Its backbone.
+        params_m: Parameters of each part in millions, in training form.
+        macs_g: Multiply–adds of each part in 10⁹ for one image, folded.
+        timing: Times of one image; None if only counted.
+        layout: Memory layout that it ran in, the faster of two.
+        paper: Its row in the paper.
+    """
+
+    model: str
+    params_m: dict[str, float]
+    macs_g: dict[str, float]
+    timing: Timing | None = None
+    layout: str | None = None
+    paper: PaperRow | None = None
+
+    @property
+    def total_params_m(self) -> float:
+        """Parameters of the whole detector in millions."""
+        return sum(self.params_m.values())
+
+    @property
+    def total_macs_g(self) -> float:
+        """Multiply–adds of the whole detector in 10⁹."""
+        return sum(self.macs_g.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        timing = None if self.timing is None else {k: round(v, 4) for k, v in asdict(self.timing).items()}
+        return {
+            "model": self.model,
+            "params_m": round(self.total_params_m, 4),
+            "params_m_by_part": {name: round(value, 4) for name, value in self.params_m.items()},
+            "macs_g": round(self.total_macs_g, 3),
+            "macs_g_by_part": {name: round(value, 3) for name, value in self.macs_g.items()},
+            "images_per_second": None if self.timing is None else round(1e3 / self.timing.median_ms, 4),
+            "timing": timing,
+            "layout": self.layout,
+            "paper": None if self.paper is None else asdict(self.paper),
+        }
+
+
+def count_detector(name: str, size: tuple[int, int] = SIZE) -> DetectorRow:
+    """Parameters and multiply–adds of a detector, part by part, without running it.
+
+    A multiply–add is one multiplication with its addition in a convolution, a dense layer or an attention product;
+    element-wise work, pooling of regions and the choice of boxes are not counted.
+
+    Args:
+        name: Backbone.
+        size: Height and width of the image, multiples of 32.
+    """
+    detector = create_mask_rcnn(name, NUM_CATEGORIES)
+    params = {part: number / 1e6 for part, number in count_parameters(detector).items()}
+    params["backbone"] += params.pop("output norms")
+    folded: Any = copy.deepcopy(fold(detector)).to("meta")
+    image = torch.empty(1, 3, *size, device="meta")
+    macs: dict[str, float] = {}
+
+    def counted(part: str, run: Callable[[], Any]) -> Any:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            result = run()
+        macs[part] = counter.get_total_flops() / 2e9
+        return result
+
+    maps = counted("backbone", lambda: folded.backbone.normalised_maps(image))
+    named = {str(level): item for level, item in enumerate(maps)}
+    levels = counted("pyramid", lambda: folded.backbone.fpn(named))
+    counted("proposals", lambda: folded.rpn.head(list(levels.values())))
+    heads = folded.roi_heads
+    channels = folded.backbone.out_channels
+    boxes = torch.empty(PROPOSALS, channels, 7, 7, device="meta")
+    counted("boxes", lambda: heads.box_predictor(heads.box_head(boxes)))
+    masks = torch.empty(DETECTIONS, channels, 14, 14, device="meta")
+    counted("masks", lambda: heads.mask_predictor(heads.mask_head(masks)))
+    return DetectorRow(name, params, macs, paper=PAPER.get(name))
+
+
+class _Contestant:
+    """A whole detector with one image, as a user calls it."""
+
+    def __init__(self, name: str, size: tuple[int, int], device: str) -> None:
+        detector: Any = create_mask_rcnn(name, NUM_CATEGORIES, img_size=(min(size), max(size)))
+        form: Runtime | None = "torch" if device == "cpu" else None
+        self.layout = _faster_layout(fold(detector.backbone, runtime=form), device)
+        folded: Any = fold(detector)
+        folded.backbone = fold(detector.backbone, size, form)
+        self.model = folded.to(device, memory_format=self.layout)
+        self.image = torch.rand(3, *size, generator=torch.Generator().manual_seed(0)).to(device)
+        self.model.roi_heads.score_thresh = self._threshold()
+
+    def _threshold(self) -> float:
+        """What the given number of scores exceed."""
+        seen: list[Tensor] = []
+        heads = self.model.roi_heads
+        hook = heads.box_predictor.register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
+        heads.score_thresh = 1.0
+        self()
+        hook.remove()
+        scores = seen[0].softmax(-1)[:, 1:].flatten()
+        return float(scores.topk(min(_CANDIDATES, len(scores))).values[-1])
+
+    def __call__(self) -> list[dict[str, Tensor]]:
+        with torch.inference_mode():
+            found: list[dict[str, Tensor]] = self.model([self.image])
+        return found
+
+
+def _faster_layout(backbone: nn.Module, device: str) -> torch.memory_format:
+    image = torch.rand(1, 3, *_LAYOUT_SIZE, device=device)
+    seconds: dict[torch.memory_format, float] = {}
+    wait = synchronizer(torch.device(device))
+    for layout in (torch.contiguous_format, torch.channels_last):
+        model = backbone.to(device, memory_format=layout)  # type: ignore[call-overload]
+        batch = image.contiguous(memory_format=layout)
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            with torch.inference_mode():
+                model(batch)
+            wait()
+            times.append(time.perf_counter() - start)
+        seconds[layout] = min(times[1:])
+    return min(seconds, key=lambda layout: seconds[layout])
+
+
+def bench_detectors(
+    models: Sequence[str],
+    against: str,
+    *,
+    size: tuple[int, int] = SIZE,
+    device: str = "cpu",
+    threads: int = 1,
+    seconds: float = 0.0,
+    min_rounds: int = 3,
+    progress: bool = True,
+) -> list[DetectorRow]:
+    """Count and time detectors, in turn, one image at a time, folded, in float32.
+
+    Args:
+        models: Backbones.
+        against: One of them, that the ratios refer to.
+        size: Height and width of the image, multiples of 32.
+        device: "cpu" or "cuda".
+        threads: CPU threads.
+        seconds: Time to spend on measuring.
+        min_rounds: Rounds at least.
+        progress: Show a bar.
+
+    Raises:
+        UserError: A backbone does not exist or cannot carry a detector, or the size does not fit.
+    """
+    if any(side % 32 for side in size):
+        raise UserError(f"The image's sides {size[0]}×{size[1]} must be multiples of 32.")
+    if against not in models:
+        raise UserError(f"{against!r} is none of the networks that are measured: {', '.join(models)}.")
+    counts = {name: count_detector(name, size) for name in models}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        contestants = {name: _Contestant(name, size, device) for name in models}
+        wait = synchronizer(torch.device(device))
+        timings = interleave(contestants, against, seconds, min_rounds, 1, wait, "measuring", progress)
+    finally:
+        torch.set_num_threads(before)
+    return [
+        DetectorRow(
+            name,
+            counts[name].params_m,
+            counts[name].macs_g,
+            timings[name],
+            "channels_last" if contestants[name].layout is torch.channels_last else "contiguous",
+            PAPER.get(name),
+        )
+        for name in models
+    ]
+
+
+def as_table(rows: Sequence[DetectorRow]) -> str:
+    """For a terminal; the paper's figures in brackets."""
+    width = max(len("backbone"), *(len(row.model) for row in rows)) + 2
+    lines = [
+        f"{'backbone':{width}}{'params M':>9}{'(paper)':>9}{'MACs G':>9}{'(paper)':>9}{'ms':>9}{'quartiles':>15}"
+        f"{'images/s':>10}{'(paper, GPU)':>14}{'ratio':>7}"
+    ]
+    for row in rows:
+        paper = row.paper
+        line = f"{row.model:{width}}{row.total_params_m:>9.2f}{f'({paper.params_m})' if paper else '':>9}"
+        line += f"{row.total_macs_g:>9.1f}{f'({paper.macs_g:.0f})' if paper else '':>9}"
+        if row.timing is not None:
+            quartiles = f"{row.timing.q1_ms:.0f}–{row.timing.q3_ms:.0f}"
+            line += f"{row.timing.median_ms:>9.0f}{quartiles:>15}{1e3 / row.timing.median_ms:>10.3f}"
+            line += f"{f'({paper.images_per_second:.0f})' if paper else '':>14}{row.timing.ratio:>7.2f}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def write_detector_json(path: Path, rows: Sequence[DetectorRow], setting: dict[str, Any]) -> None:
+    """Rows with their setting and the environment they hold for."""
+    content = {"environment": environment(), "setting": setting, "rows": [row.as_dict() for row in rows]}
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def write_detector_csv(path: Path, rows: Sequence[DetectorRow]) -> None:
+    """One line for each detector."""
+    records = []
+    for row in rows:
+        record = row.as_dict()
+        timing = record.pop("timing") or {}
+        paper = {f"paper_{name}": value for name, value in (record.pop("paper") or {}).items()}
+        parts = {f"params_m_{name}": value for name, value in record.pop("params_m_by_part").items()}
+        parts |= {f"macs_g_{name}": value for name, value in record.pop("macs_g_by_part").items()}
+        records.append({**record, **timing, **parts, **paper})
+    write_csv(path, records, list(dict.fromkeys(name for record in records for name in record)))

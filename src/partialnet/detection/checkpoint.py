@@ -1,0 +1,171 @@
+"""Detectors as checkpoints: stored like classifiers, with categories and image sides in the place of classes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from partialnet.errors import UserError
+from partialnet.fold import fold
+from partialnet.layers.inference import Runtime
+from partialnet.stored_network import load_tensors, read_network, save_network, serialize_network
+
+from .model import create_mask_rcnn
+
+_DETECTOR = "mask_rcnn"
+_SETTINGS = {
+    name
+    for name, parameter in inspect.signature(create_mask_rcnn).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY
+}
+
+
+@dataclass
+class DetectorCheckpoint:
+    """A detector with what is needed to use it.
+
+    Attributes:
+        model: torchvision's Mask R-CNN, in evaluation mode; see ``create_mask_rcnn``.
+        backbone: Name of its backbone in timm's registry.
+        categories: Name of each category by its COCO id, in the order of the labels: label 1 is the first.
+        settings: What ``create_mask_rcnn`` is given besides.
+        folded: Whether the network is folded for inference.
+        training: How it was trained: the run's configuration with its seed, the epoch, the precision it reached.
+    """
+
+    model: nn.Module
+    backbone: str
+    categories: dict[int, str]
+    settings: dict[str, Any] = field(default_factory=dict)
+    folded: bool = False
+    training: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> list[float]:
+        """Mean of each RGB channel, of values in [0, 1], that is subtracted from images."""
+        return self.model.transform.image_mean  # type: ignore[union-attr, return-value]
+
+    @property
+    def std(self) -> list[float]:
+        """Standard deviation of each channel, by which images are divided."""
+        return self.model.transform.image_std  # type: ignore[union-attr, return-value]
+
+    @property
+    def img_size(self) -> tuple[int, int]:
+        """Shorter and at most longer side of an image, in pixels."""
+        transform: Any = self.model.transform
+        return int(transform.min_size[-1]), int(transform.max_size)
+
+    def category_ids(self) -> list[int]:
+        """COCO ids of the labels 1, 2, …"""
+        return list(self.categories)
+
+    def fold(self) -> DetectorCheckpoint:
+        """A copy with the network folded for inference; see ``partialnet.fold``."""
+        return replace(self, model=fold(self.model), folded=True)
+
+    def fold_for(self, canvas: tuple[int, int], runtime: Runtime | None = None) -> nn.Module:
+        """The network folded for a runtime, and for images of ``canvas``, (H, W) in pixels, only."""
+        folded = fold(self.model)
+        folded.backbone = fold(self.model.backbone, canvas, runtime)  # type: ignore[arg-type]
+        return folded
+
+    def config(self) -> dict[str, Any]:
+        """The configuration that a file of it holds."""
+        return {
+            "task": "detection",
+            "detector": _DETECTOR,
+            "architecture": self.backbone,
+            "settings": self.settings,
+            "categories": [{"id": number, "name": name} for number, name in self.categories.items()],
+            "img_size": list(self.img_size),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            **({"folded": True} if self.folded else {}),
+            **({"training": self.training} if self.training else {}),
+        }
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``model.safetensors`` and ``config.json`` into ``folder``, each in one step; return the former."""
+        return save_network(folder, self.model, self.config())
+
+    def serialize(self, dtype: torch.dtype | None = None) -> bytes:
+        """The content of a ``.safetensors`` file that ``load_detector`` reads."""
+        return serialize_network(self.model, self.config(), dtype)
+
+
+def create_detector(backbone: str, categories: Mapping[int, str], **settings: Any) -> DetectorCheckpoint:
+    """A fresh Mask R-CNN for the categories of a data set.
+
+    Args:
+        backbone: Any of timm's whose feature maps make a pyramid.
+        categories: Name of each category by its COCO id.
+        settings: Keyword arguments of ``create_mask_rcnn``.
+
+    Raises:
+        UserError: There is no such backbone, it cannot carry a detector, or a setting is unknown.
+    """
+    if unknown := sorted(set(settings) - _SETTINGS):
+        raise UserError(f"A detector has no setting {unknown[0]!r}; it has {', '.join(sorted(_SETTINGS))}.")
+    model = create_mask_rcnn(backbone, len(categories), **settings)
+    kept = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+    return DetectorCheckpoint(model, timm.models.split_model_name_tag(backbone)[0], dict(categories), kept)
+
+
+def load_detector(source: str | Path) -> DetectorCheckpoint:
+    """Read a detector's run folder or ``.safetensors`` file, in evaluation mode.
+
+    Raises:
+        UserError: Nothing usable is there, or it is no detector; the message says why. No code from a file is ever run.
+    """
+    stored = read_network(source, "detection")
+    config = stored.config
+    try:
+        if config["detector"] != _DETECTOR:
+            raise ValueError(f"the detector {config['detector']!r} is unknown")
+        settings = {**config["settings"], "img_size": config["img_size"]}
+        detector = create_detector(config["architecture"], parse_categories(config["categories"]), **settings)
+        detector.settings = dict(config["settings"])
+        transform: Any = detector.model.transform
+        transform.image_mean, transform.image_std = (_three_numbers(config, key) for key in ("mean", "std"))
+        detector.training = dict(config.get("training") or {})
+        if config.get("folded"):
+            detector = detector.fold()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"The configuration in {str(stored.path)!r} cannot be used: {reason}") from error
+    load_tensors(detector.model, stored.tensors, stored.path)
+    return detector
+
+
+def parse_categories(entries: Any) -> dict[int, str]:
+    """Categories as COCO's files have them, ``[{"id": 1, "name": "person"}, …]``, to names by id.
+
+    Raises:
+        ValueError: It is no such list, or an id comes twice.
+    """
+    if not isinstance(entries, list) or not entries:
+        raise ValueError("categories must be a list with at least one entry")
+    categories: dict[int, str] = {}
+    for entry in entries:
+        number, name = entry["id"], entry["name"]
+        if not isinstance(number, int) or not isinstance(name, str) or number in categories:
+            raise ValueError(f"category {entry!r} needs an id of its own and a name")
+        categories[number] = name
+    return categories
+
+
+def _three_numbers(config: Mapping[str, Any], key: str) -> list[float]:
+    values = config[key]
+    if not isinstance(values, list) or len(values) != 3 or not all(isinstance(v, (int, float)) for v in values):
+        raise ValueError(f"{key}={values!r} must hold a number for each channel")
+    if key == "std" and min(values) <= 0:
+        raise ValueError(f"{key}={values!r} must be above 0")
+    return [float(value) for value in values]

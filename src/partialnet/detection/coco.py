@@ -1,0 +1,215 @@
+"""Whatever a detection command takes as its data: folders and files in the COCO format."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..data.splits import HELD_OUT, choose_by_name
+from ..errors import UserError
+from .annotations import DetectionImages, DetectionSubset, read_annotations
+
+#: Other annotations of COCO, which lie beside those of objects and say nothing about them.
+_OTHER_KINDS = ("captions", "image_info", "panoptic", "person_keypoints", "stuff")
+_LAYOUTS = (
+    "annotations/instances_train*.json and instances_val*.json beside folders of images, train/_annotations.coco.json "
+    "and valid/_annotations.coco.json, or one JSON file; else name both as IMAGES,JSON"
+)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A JSON file and the folders where its images may be."""
+
+    path: Path
+    folders: list[Path]
+
+
+@dataclass(frozen=True)
+class DetectionData:
+    """Training and held-out images with their objects.
+
+    Attributes:
+        train: What is learnt from.
+        validation: What is never learnt from.
+        split: How they were told apart, in words.
+        num_empty: Training images without an object to learn, which were left out.
+    """
+
+    train: DetectionImages
+    validation: DetectionImages
+    split: str
+    num_empty: int = 0
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of label 1, 2, …."""
+        return self.train.class_names
+
+    def notes(self) -> list[str]:
+        """A sentence for whatever was wrong with the data, mended or left out."""
+        parts = [("training", self.train), ("validation", self.validation)]
+        if isinstance(self.train, DetectionSubset) and self.train.faults is self.validation.faults:
+            parts = [("data", self.train)]
+        found = [f"{name}: {fault}" for name, images in parts for fault in images.faults]
+        if self.num_empty:
+            verb = "image has" if self.num_empty == 1 else "images have"
+            left_out = "is" if self.num_empty == 1 else "are"
+            found.append(f"training: {self.num_empty:,} {verb} no object to learn and {left_out} left out.")
+        return found
+
+
+def open_coco(
+    data: str, validation: str | None = None, val_share: float = 0.1, seed: int = 0, keep_empty: bool = False
+) -> DetectionData:
+    """Training and held-out images of ``data``.
+
+    Args:
+        data: A folder in one of the usual layouts (see ``docs/detection.md``); a JSON file; or ``IMAGES,JSON``, a
+            folder of images and the file with their objects.
+        validation: The held-out images, in the same forms; None takes them from ``data``.
+        val_share: Share of the images to hold out where there is no validation part.
+        seed: Of the choice of images to hold out.
+        keep_empty: Whether images without any object are trained on, as background.
+
+    Raises:
+        UserError: There is no such data, it is damaged, or has no object that can be used.
+    """
+    parts = _find_parts(data)
+    if validation is not None:
+        train = _read(parts.get("train") or _only(parts, data))
+        held_out = _read(_held_out(_find_parts(validation), validation), train.class_names)
+        split = f"{data} and {validation}"
+    elif "train" in parts and (name := next((name for name in HELD_OUT if name in parts), None)):
+        train = _read(parts["train"])
+        held_out = _read(parts[name], train.class_names)
+        files = parts["train"].path, parts[name].path
+        split = f"files {files[0].name} and {files[1].name}"
+        if files[0].name == files[1].name:
+            split = f"folders {files[0].parent.name} and {files[1].parent.name}"
+    else:
+        whole = _read(parts.get("train") or _only(parts, data))
+        if not 0 < val_share < 1:
+            raise UserError(f"The share to hold out must be between 0 and 1, not {val_share}.")
+        if len(whole) < 2:
+            raise UserError(f"{data!r} has one image only; to hold one out it needs at least two.")
+        chosen = choose_by_name([whole.name(index) for index in range(len(whole))], val_share, seed)
+        train = DetectionSubset(whole, np.flatnonzero(~chosen))
+        held_out = DetectionSubset(whole, np.flatnonzero(chosen))
+        split = f"{val_share:.0%} of the images held out, seed {seed}"
+    for part, images in (("training", train), ("validation", held_out)):
+        if not images.num_instances.any():
+            raise UserError(f"The {part} images of {data!r} have no object that can be used, crowds aside.")
+    empty = np.flatnonzero(images_without_objects(train))
+    if len(empty) and not keep_empty:
+        train = DetectionSubset(train, np.flatnonzero(~images_without_objects(train)))
+        return DetectionData(train, held_out, split, len(empty))
+    return DetectionData(train, held_out, split)
+
+
+def open_held_out(data: str, class_names: Sequence[str] | None = None) -> DetectionImages:
+    """The images of ``data`` to evaluate on: its validation part, else its test part, else all of it.
+
+    Args:
+        data: As for :func:`open_coco`.
+        class_names: The detector's classes; the file's categories are found among them by their names.
+
+    Raises:
+        UserError: There is no such data, it is damaged, has no object, or a category that is no class.
+    """
+    return _read(_held_out(_find_parts(data), data), class_names)
+
+
+def images_without_objects(images: DetectionImages) -> np.ndarray:
+    """Which images have nothing to learn, (number of images,), bool."""
+    return images.num_instances == 0
+
+
+def _read(part: _Part, class_names: Sequence[str] | None = None) -> DetectionImages:
+    return read_annotations(part.path, part.folders, class_names)
+
+
+def _only(parts: dict[str, _Part], data: str) -> _Part:
+    if "" in parts:
+        return parts[""]
+    raise UserError(f"{data!r} has no training part, only {', '.join(sorted(parts))}.")
+
+
+def _held_out(parts: dict[str, _Part], data: str) -> _Part:
+    for name in (*HELD_OUT, ""):
+        if name in parts:
+            return parts[name]
+    raise UserError(f"{data!r} has a training part only; to evaluate on it, name it as IMAGES,JSON.")
+
+
+def _find_parts(data: str) -> dict[str, _Part]:
+    """The parts of ``data``: "train", "val", …, or "" for a file that belongs to none."""
+    if Path(data).is_dir():
+        return _parts_of_folder(Path(data))
+    if Path(data).is_file():
+        root = Path(data).parent
+        return {"": _Part(Path(data), _image_folders(Path(data), root.parent if root.name == "annotations" else root))}
+    images, comma, path = data.rpartition(",")
+    if not comma:
+        raise UserError(f"There is no folder or file {data!r}; detection takes {_LAYOUTS}.")
+    if Path(images).is_file() and Path(path).is_dir():
+        images, path = path, images
+    if not Path(images).is_dir():
+        raise UserError(f"There is no folder {images!r}.")
+    if not Path(path).is_file():
+        raise UserError(f"There is no file {path!r}.")
+    return {"": _Part(Path(path), [Path(images)])}
+
+
+def _parts_of_folder(root: Path) -> dict[str, _Part]:
+    found = [
+        path
+        for pattern in ("annotations/*.json", "*.json", "*/*.json", "annotations/*/*.json")
+        for path in sorted(root.glob(pattern))
+        if path.is_file() and not path.name.startswith((".", *_OTHER_KINDS))
+    ]
+    found = list(dict.fromkeys(found))
+    # COCO's names beat all others, as there may be files of results and settings beside them
+    for named in ("instances*.json", "_annotations.coco.json"):
+        if matching := [path for path in found if path.match(named)]:
+            found = matching
+            break
+    parts: dict[str, Path] = {}
+    for path in found:
+        part = _part(path.relative_to(root))
+        if part in parts:
+            where = f"for {part!r} " if part else ""
+            raise UserError(
+                f"Folder {str(root)!r} has several JSON files {where}({parts[part].relative_to(root)}, "
+                f"{path.relative_to(root)}); name the right one as IMAGES,JSON."
+            )
+        parts[part] = path
+    if not parts:
+        raise UserError(f"Folder {str(root)!r} holds no annotations; detection takes {_LAYOUTS}.")
+    return {part: _Part(path, _image_folders(path, root)) for part, path in parts.items()}
+
+
+def _part(path: Path) -> str:
+    """What part a file is of, by the words in its name or else its folder's."""
+    for text in (path.name, path.parent.name):
+        words = re.findall(r"[a-z]+", text.lower())
+        for word in words:
+            if word in ("train", "training"):
+                return "train"
+            if word in HELD_OUT:
+                return word
+    return ""
+
+
+def _image_folders(path: Path, root: Path) -> list[Path]:
+    """Where the images of a JSON file may be, the likeliest first."""
+    part = _part(path.relative_to(root))
+    synonyms = ["val", "valid", "validation"] if part in ("val", "valid", "validation") else []
+    names = dict.fromkeys([path.stem.removeprefix("instances_"), part, *synonyms, "images", ""])
+    nested = [f"images/{name}" for name in names] + [f"{name}/images" for name in names]
+    places = [place / name for place in (path.parent, root) for name in [*names, *nested]]
+    return [place for place in dict.fromkeys(places) if place.is_dir()]

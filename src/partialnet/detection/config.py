@@ -1,0 +1,67 @@
+"""Settings of a detector's training: those of every run, and the detector's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+from ..errors import UserError
+from ..training.config import RunConfig
+from ..training.settings import setting
+
+_network = partial(setting, group="Network")
+_data = partial(setting, group="Data")
+
+
+@dataclass(frozen=True)
+class DetectionConfig(RunConfig):
+    """Training of Mask R-CNN for object detection and instance segmentation."""
+
+    recipes: ClassVar[str] = "partialnet.detection.recipes"
+
+    out_norm: bool = _network(True, "a BatchNorm for each feature map before the pyramid, as the authors have it")
+    frozen_bn: bool = _network(False, "keep the backbone's BatchNorms as they are, for small batches")
+    num_proposals: int = _network(
+        1000, "proposals in an image that the heads look at, twice as many in training; fewer are faster", least=1
+    )
+    num_sampled: int = _network(512, "proposals in an image that the heads learn from; fewer are faster", least=1)
+    validation: str | None = _data(None, "held-out images, in any form that DATA has; none takes them from DATA")
+    keep_empty: bool = _data(False, "train on images without any object, too, as background")
+    img_size: tuple[int, ...] = _data((800, 1333), "shorter and at most longer side of an image, in pixels", least=32)
+    random_sides: tuple[int, ...] = _data((), "shorter training sides in pixels, one drawn for each batch", least=32)
+    eval_batch_size: int = _data(1, "images in a step of validation; memory, not the result, depends on it", least=1)
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Shorter and at most longer side of an image, in pixels."""
+        short, long = self.img_size
+        return short, long
+
+    @property
+    def detector_settings(self) -> dict[str, Any]:
+        """What ``create_mask_rcnn`` is given."""
+        return {
+            "model_args": self.model_args,
+            "out_norm": self.out_norm,
+            "frozen_bn": self.frozen_bn,
+            "drop_path_rate": self.drop_path_rate,
+            "img_size": self.sides,
+            "num_proposals": self.num_proposals,
+            "num_sampled": self.num_sampled,
+        }
+
+    def check(self) -> None:
+        """Refuse what does not fit together.
+
+        Raises:
+            UserError: Something does not fit.
+        """
+        super().check()
+        if len(self.img_size) != 2 or self.img_size[0] > self.img_size[1]:
+            sides = ",".join(map(str, self.img_size))
+            raise UserError(f"img_size is {sides} but must be the shorter and the longer side, such as 800,1333.")
+        if self.random_sides and max(self.random_sides) > self.img_size[1]:
+            raise UserError(
+                f"random_sides has {max(self.random_sides)}, which is more than the longer side {self.img_size[1]}."
+            )

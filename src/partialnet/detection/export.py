@@ -1,0 +1,269 @@
+"""Export a detector to ONNX or OpenVINO: folded, for one size of canvas, with the choice of boxes (NMS) inside.
+
+torch's exporter by tracing (``dynamo=False``) writes the graph: torchvision's detection models are made for it, while
+the newer one stops at sizes that depend on what is detected (pytorch/vision issues 9306 and 9321).
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.ops import box_iou
+from torchvision.transforms.functional import to_tensor
+from tqdm import tqdm
+
+from partialnet.deploy.export import SUFFIXES, quiet
+from partialnet.deploy.runtimes import CONFIG_KEY, require
+from partialnet.deploy.verify import sample_photos
+from partialnet.errors import UserError
+from partialnet.files import write_atomically
+from partialnet.images import read_image
+from partialnet.layers.inference import Runtime
+
+from .checkpoint import DetectorCheckpoint
+from .exported import OUTPUTS, Canvas, CanvasGraph, load_exported_detector
+
+FORMATS = ("onnx", "openvino")
+#: Images to compare on at most, and how many cut-outs of sample photographs stand in where none are given.
+MAX_IMAGES, SAMPLE_IMAGES = 16, 4
+#: Two detections of one category are the same from this IoU of their boxes on.
+SAME_IOU = 0.5
+#: With a smaller share of detections found again, the command warns.
+LEAST_MATCHED = 0.99
+_OPSET = 18
+_FORMS: dict[str, Runtime] = {"onnx": "onnxruntime", "openvino": "openvino"}
+_DIVISIBLE = 32
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far two detectors' answers to the same images are apart.
+
+    Attributes:
+        num_images: Images compared.
+        original: Detections of the first.
+        exported: Detections of the second.
+        matched: Pairs of one from each with the same category and boxes of an IoU of at least ``SAME_IOU``.
+        max_box_error: Largest difference of a box's side in matched pairs, in pixels of the image; None without pairs.
+        max_score_error: Largest difference of scores in matched pairs.
+        min_mask_iou: Smallest IoU of the masks, cut at 0.5, in matched pairs; of two empty masks 1.
+        max_unmatched_score: Highest score of a detection without partner; None if all have one.
+    """
+
+    num_images: int
+    original: int
+    exported: int
+    matched: int
+    max_box_error: float | None
+    max_score_error: float | None
+    min_mask_iou: float | None
+    max_unmatched_score: float | None
+
+    @property
+    def share(self) -> float:
+        """Share, in [0, 1], of all detections of both that have a partner; 1 where there are none."""
+        total = self.original + self.exported
+        return 2 * self.matched / total if total else 1.0
+
+
+@dataclass(frozen=True)
+class DetectorExport:
+    """What was written and how it compares with the detector in PyTorch.
+
+    Attributes:
+        path: The exported file.
+        format: "onnx" or "openvino".
+        canvas: Height and width that it takes, in pixels.
+        size_mb: Size of all its files in megabytes (10⁶ bytes).
+        params_m: Parameters of the folded detector in millions.
+        same_canvas: Comparison with the unfolded detector in PyTorch on the same canvas.
+        own_sizes: Comparison with the detector in PyTorch as it is used otherwise, which fills images up to multiples
+            of 32 only: what the fixed size costs.
+    """
+
+    path: Path
+    format: str
+    canvas: tuple[int, int]
+    size_mb: float
+    params_m: float
+    same_canvas: Parity
+    own_sizes: Parity
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, without folders."""
+        return {**asdict(self), "path": self.path.name}
+
+
+def default_canvas(img_size: tuple[int, int]) -> tuple[int, int]:
+    """Height and width for landscape images of a detector's sides, (shorter, longer), in multiples of 32."""
+    height, width = (-(-side // _DIVISIBLE) * _DIVISIBLE for side in img_size)
+    return height, width
+
+
+def export_detector(
+    checkpoint: DetectorCheckpoint,
+    output: Path,
+    format: str = "onnx",
+    canvas: tuple[int, int] | None = None,
+    images: Sequence[Path] = (),
+    progress: bool = False,
+) -> DetectorExport:
+    """Fold a detector, write it for another runtime, and compare what was written with the original.
+
+    The graph takes one normalised image on a canvas, (1, 3, H, W), and gives ``boxes``, (N, 4), xyxy pixels of the
+    canvas, ``labels``, (N,), from 1 on, ``scores``, (N,), and ``masks``, (N, 28, 28), within the boxes.
+    ``load_exported_detector`` does what is around it. The comparison is stored beside the file, as ``<file>.json``.
+    Files appear whole or not at all.
+
+    Args:
+        checkpoint: The detector, in evaluation mode.
+        output: File to write: ``.onnx``, or ``.xml`` with a ``.bin`` beside it.
+        format: "onnx" or "openvino".
+        canvas: Height and width in pixels, multiples of 32; None takes the detector's sides, for landscape images.
+        images: Image files to compare on; at most 16, spread over all, are used. Without any, cut-outs of two
+            photographs serve.
+        progress: Show a bar while comparing.
+
+    Raises:
+        UserError: The combination is not offered, a package is missing, or an image cannot be read.
+    """
+    if format not in FORMATS:
+        raise UserError(f"Detectors are exported to {' and '.join(FORMATS)}, not to {format}.")
+    if output.suffix != SUFFIXES[format]:
+        raise UserError(f"{str(output)!r} should end in {SUFFIXES[format]} for {format}.")
+    canvas = canvas or default_canvas(checkpoint.img_size)
+    if any(side < _DIVISIBLE or side % _DIVISIBLE for side in canvas):
+        raise UserError(f"The canvas {canvas[0]}×{canvas[1]} must have sides that are multiples of {_DIVISIBLE}.")
+    if checkpoint.folded:
+        raise UserError("The detector is folded already; give the run it came from.")
+    if format == "openvino":
+        require("openvino", "openvino")
+    photos = _photos(images)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as workspace:
+        finished = Path(workspace) / output.name
+        folded = checkpoint.fold_for(canvas, _FORMS[format])
+        config = json.dumps({**checkpoint.config(), "canvas": list(canvas), "inference_precision": "f32"})
+        _write(CanvasGraph(folded, canvas), canvas, finished, format, config)
+        same_canvas, own_sizes = _verify(checkpoint, finished, canvas, photos, progress)
+        files = [file for file in (finished.with_suffix(".bin"), finished) if file.exists()]
+        size_mb = sum(file.stat().st_size for file in files) / 1e6
+        for file in files:
+            file.replace(output.with_suffix(file.suffix))
+    params_m = sum(parameter.numel() for parameter in folded.parameters()) / 1e6
+    result = DetectorExport(output, format, canvas, size_mb, params_m, same_canvas, own_sizes)
+    report = output.with_name(f"{output.name}.json")
+    write_atomically(report, (json.dumps(result.as_dict(), indent=1) + "\n").encode())
+    return result
+
+
+def _photos(paths: Sequence[Path]) -> list[Tensor]:
+    """Images, (3, H, W) in [0, 1] each."""
+    if not paths:
+        return [to_tensor(photo) for photo in sample_photos(SAMPLE_IMAGES)]
+    step = max(1, len(paths) // MAX_IMAGES)
+    found: list[Image.Image] = [read_image(path) for path in paths[::step][:MAX_IMAGES]]
+    return [to_tensor(image) for image in found]
+
+
+def _write(graph: CanvasGraph, canvas: tuple[int, int], path: Path, format: str, config: str) -> None:
+    import onnx
+
+    onnx_path = path.with_suffix(".onnx")
+    write_detector_onnx(graph, canvas, onnx_path)
+    if format == "onnx":
+        model = onnx.load(onnx_path)
+        onnx.helper.set_model_props(model, {CONFIG_KEY: config})
+        onnx.save(model, onnx_path)
+        return
+    openvino = require("openvino", "openvino")
+    converted = openvino.convert_model(onnx_path)
+    converted.set_rt_info(config, [CONFIG_KEY])
+    openvino.save_model(converted, path, compress_to_fp16=False)
+
+
+def write_detector_onnx(graph: CanvasGraph, canvas: tuple[int, int], path: Path) -> None:
+    """Write a detector's graph as ONNX: input ``images``, outputs as in ``OUTPUTS``, of as many rows as are found."""
+    with torch.no_grad(), quiet():
+        torch.onnx.export(
+            graph,
+            # noise leads tracing through every branch: a plain image might have no proposals
+            (torch.randn(1, 3, *canvas, generator=torch.Generator().manual_seed(0)),),
+            str(path),
+            dynamo=False,
+            opset_version=_OPSET,
+            input_names=["images"],
+            output_names=list(OUTPUTS),
+            dynamic_axes={name: {0: "detections"} for name in OUTPUTS},
+        )
+
+
+def _verify(
+    checkpoint: DetectorCheckpoint, path: Path, canvas: tuple[int, int], photos: Sequence[Tensor], progress: bool
+) -> tuple[Parity, Parity]:
+    exported = load_exported_detector(path).model
+    transform: Any = checkpoint.model.transform
+    on_canvas = Canvas(CanvasGraph(checkpoint.model, canvas), canvas, transform)
+    answers: tuple[list[dict[str, Tensor]], ...] = ([], [], [])
+    for photo in tqdm(photos, desc="comparing", unit="image", delay=2, disable=not progress):
+        with torch.inference_mode():
+            for given, model in zip(answers, (exported, on_canvas, checkpoint.model.eval()), strict=True):
+                given += model([photo])
+    for found in answers[0]:
+        if not all(bool(found[name].isfinite().all()) for name in ("boxes", "scores", "masks")):
+            raise UserError("The exported detector answers NaN or infinity; nothing was written.")
+    return compare_detections(answers[1], answers[0]), compare_detections(answers[2], answers[0])
+
+
+def compare_detections(original: Sequence[dict[str, Tensor]], exported: Sequence[dict[str, Tensor]]) -> Parity:
+    """Pair the detections of two detectors, best scores first, and measure how far the pairs are apart.
+
+    Args:
+        original: For each image what torchvision's detectors answer in evaluation.
+        exported: The same of the other detector.
+    """
+    box_errors: list[float] = []
+    score_errors: list[float] = []
+    mask_ious: list[float] = []
+    unmatched: list[float] = []
+    for first, second in zip(original, exported, strict=True):
+        pairs = _pairs(first, second)
+        for i, j in pairs:
+            box_errors.append(float((first["boxes"][i] - second["boxes"][j]).abs().max()))
+            score_errors.append(abs(float(first["scores"][i] - second["scores"][j])))
+            a, b = first["masks"][i] > 0.5, second["masks"][j] > 0.5
+            union = int((a | b).sum())
+            mask_ious.append(int((a & b).sum()) / union if union else 1.0)
+        for found, place in ((first, 0), (second, 1)):
+            partners = {pair[place] for pair in pairs}
+            unmatched += [float(score) for k, score in enumerate(found["scores"]) if k not in partners]
+    return Parity(
+        len(original),
+        sum(len(found["scores"]) for found in original),
+        sum(len(found["scores"]) for found in exported),
+        len(box_errors),
+        max(box_errors, default=None),
+        max(score_errors, default=None),
+        min(mask_ious, default=None),
+        max(unmatched, default=None),
+    )
+
+
+def _pairs(first: dict[str, Tensor], second: dict[str, Tensor]) -> list[tuple[int, int]]:
+    iou = box_iou(first["boxes"], second["boxes"])
+    iou[first["labels"][:, None] != second["labels"][None]] = 0
+    pairs = []
+    for i in first["scores"].argsort(descending=True).tolist():
+        if iou.shape[1] and float(iou[i].max()) >= SAME_IOU:
+            j = int(iou[i].argmax())
+            pairs.append((i, j))
+            iou[:, j] = 0
+    return pairs

@@ -1,0 +1,122 @@
+"""Detectors in other runtimes, called like torchvision's: onnxruntime and OpenVINO."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import paste_masks_in_image
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+from torchvision.ops import clip_boxes_to_image, remove_small_boxes
+
+from partialnet.deploy.runtimes import open_exported
+from partialnet.errors import UserError
+
+from .checkpoint import DetectorCheckpoint, parse_categories
+
+#: Detections of a smaller width or height, in pixels, are left out, as torchvision does.
+_LEAST_SIDE = 1e-2
+#: What a graph gives for one canvas: boxes, (N, 4), xyxy pixels; labels, (N,), from 1 on; scores, (N,);
+#: masks, (N, S, S)
+OUTPUTS = ("boxes", "labels", "scores", "masks")
+
+
+class Canvas(nn.Module):
+    """Images onto a canvas of one size and detections back, around a network that knows no other size.
+
+    Args:
+        run: Maps a canvas, (1, 3, H, W), to its detections, see ``OUTPUTS``.
+        size: Height and width of the canvas, in pixels.
+        transform: Normalisation, and the sides that images are resized to where the canvas has room.
+    """
+
+    def __init__(
+        self, run: Callable[[Tensor], Sequence[Tensor]], size: tuple[int, int], transform: GeneralizedRCNNTransform
+    ) -> None:
+        super().__init__()
+        self.run = run
+        self.size = size
+        self.transform = transform
+
+    @torch.no_grad()
+    def forward(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """RGB images, (3, H, W) in [0, 1] each, to what torchvision's detectors answer in evaluation."""
+        return [self._detect(image) for image in images]
+
+    def _detect(self, image: Tensor) -> dict[str, Tensor]:
+        original = (int(image.shape[-2]), int(image.shape[-1]))
+        resized = self._resized_size(original)
+        image = self.transform.normalize(image)
+        image = F.interpolate(image[None], size=resized, mode="bilinear", align_corners=False)
+        padding = (0, self.size[1] - resized[1], 0, self.size[0] - resized[0])
+        boxes, labels, scores, masks = self.run(F.pad(image, padding))
+        boxes = clip_boxes_to_image(resize_boxes(boxes, list(resized), list(original)), original)
+        # what lies beside the image, on the empty part of the canvas, has no area now
+        kept = remove_small_boxes(boxes, _LEAST_SIDE)
+        boxes, labels, scores, masks = boxes[kept], labels[kept], scores[kept], masks[kept]
+        pasted = paste_masks_in_image(masks[:, None], boxes, original)
+        return {"boxes": boxes, "labels": labels, "scores": scores, "masks": pasted}
+
+    def _resized_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of an image on the canvas: as the detector resizes, or less where there is no room."""
+        short, long = self.transform.min_size[-1], self.transform.max_size
+        scale = min(short / min(size), long / max(size), self.size[0] / size[0], self.size[1] / size[1])
+        height, width = (max(1, min(int(side * scale), room)) for side, room in zip(size, self.size, strict=True))
+        return height, width
+
+
+def load_exported_detector(path: str | Path, threads: int | None = None) -> DetectorCheckpoint:
+    """Open an exported ``.onnx`` or OpenVINO ``.xml`` file of a detector; its model is called like torchvision's.
+
+    Args:
+        path: The file.
+        threads: CPU threads to use; None leaves it to the runtime.
+
+    Raises:
+        UserError: The file is damaged, was not exported by ``partialnet detect export``, or its runtime is missing.
+    """
+    exported = open_exported(path, "detection", threads)
+    config = exported.config
+    try:
+        canvas = (int(config["canvas"][0]), int(config["canvas"][1]))
+        short, long = config["img_size"]
+        transform = GeneralizedRCNNTransform(int(short), int(long), config["mean"], config["std"])
+        categories = parse_categories(config["categories"])
+        backbone, settings = config["architecture"], config["settings"]
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise UserError(f"The configuration in {str(path)!r} cannot be used: {error}") from error
+
+    def run(image: Tensor) -> list[Tensor]:
+        outputs = exported.run(np.ascontiguousarray(image.detach().float().cpu().numpy()))
+        return [torch.from_numpy(np.array(output)) for output in outputs]
+
+    model = Canvas(run, canvas, transform).eval()
+    return DetectorCheckpoint(model, backbone, categories, settings, True, dict(config.get("training") or {}))
+
+
+class CanvasGraph(nn.Module):
+    """A detector from a normalised canvas on, (1, 3, H, W), to its detections as tensors; see ``OUTPUTS``.
+
+    Args:
+        detector: torchvision's Mask R-CNN, in evaluation mode.
+        size: Height and width of the canvas, in pixels.
+    """
+
+    def __init__(self, detector: Any, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.backbone, self.rpn, self.roi_heads = detector.backbone, detector.rpn, detector.roi_heads
+        self.size = size
+        self.eval()
+
+    def forward(self, canvas: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Boxes, labels, scores and masks, (N, S, S), of the canvas."""
+        features = self.backbone(canvas)
+        proposals, _ = self.rpn(ImageList(canvas, [self.size]), features)
+        ((found,), _) = self.roi_heads(features, proposals, [self.size])
+        return found["boxes"], found["labels"], found["scores"], found["masks"][:, 0]

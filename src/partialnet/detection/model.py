@@ -1,0 +1,237 @@
+"""Mask R-CNN on the feature maps of any timm backbone.
+
+The detector is torchvision's (its pyramid, proposals, heads, losses and NMS). Its heads have the sizes of the paper's
+experiments: one 3×3 convolution for proposals, two dense layers of 1024 for boxes, four 3×3 convolutions of 256 for
+masks, anchors of 8 times each level's stride in the ratios 1:2, 1:1 and 2:1.
+
+Source: paper, Sec. 4.2 and Tables 2, 7 and 11; He et al., "Mask R-CNN", arXiv:1703.06870; Lin et al., "Feature Pyramid
+Networks for Object Detection", arXiv:1612.03144.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from timm.layers import freeze_batch_norm_2d
+from timm.models import split_model_name_tag
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from partialnet.checkpoint import Checkpoint, create_checkpoint
+from partialnet.errors import UserError
+
+#: Stochastic depth when a detector is trained (paper, Table 7); other backbones keep the one they are registered with.
+DROP_PATH_RATES = {"partialnet_s": 0.15, "partialnet_m": 0.2, "partialnet_l": 0.3}
+#: Least and largest stride of a feature map that goes into the pyramid.
+STRIDES = (4, 32)
+#: Channels of every level of the pyramid.
+PYRAMID_CHANNELS = 256
+#: Shorter and at most longer side of an image, in pixels (paper, Table 7).
+IMG_SIZE = (800, 1333)
+#: Side of a square anchor, in strides of its level.
+_ANCHOR_SCALE = 8
+_ASPECT_RATIOS = (0.5, 1.0, 2.0)
+#: Height and width of the zeros that a backbone must take: no network has this very size as its only one.
+_PROBE = (160, 224)
+
+
+class FeatureMaps(nn.Module):
+    """A backbone's feature maps at strides 4 to 32, one for each stride, (B, C_i, H / s_i, W / s_i) each.
+
+    Args:
+        body: timm's ``features_only`` network.
+        name: Its name, for errors.
+
+    Raises:
+        UserError: It does not take images of any size, or its maps do not make a pyramid.
+    """
+
+    def __init__(self, body: nn.Module, name: str) -> None:
+        super().__init__()
+        info: Any = body.feature_info
+        strides = info.reduction()
+        # of several maps of one stride the last knows most
+        last = {stride: index for index, stride in enumerate(strides) if STRIDES[0] <= stride <= STRIDES[1]}
+        if len(last) < 2 or any(not float(stride).is_integer() or stride & (stride - 1) for stride in last):
+            raise UserError(
+                f"{name} gives feature maps at strides {', '.join(map(str, strides))}; a feature pyramid needs two or "
+                f"more different ones among 4, 8, 16 and 32."
+            )
+        self.strides = tuple(sorted(last))
+        self.levels = tuple(last[stride] for stride in self.strides)
+        self.channels = tuple(info.channels()[level] for level in self.levels)
+        self.channels_last = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
+        self.body = body
+        self._check_output(name)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Images, (B, 3, H, W), to their maps, finest first."""
+        maps = self.body(x)
+        chosen = [maps[level] for level in self.levels]
+        return [item.permute(0, 3, 1, 2).contiguous() for item in chosen] if self.channels_last else chosen
+
+    @torch.no_grad()
+    def _check_output(self, name: str) -> None:
+        training = self.body.training
+        self.body.eval()
+        parameter = next(self.body.parameters())
+        try:
+            maps = self(torch.zeros(1, 3, *_PROBE, device=parameter.device, dtype=parameter.dtype))
+        except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())[:150]
+            raise UserError(f"{name} does not take images of any size, as a detector's are: {reason}") from error
+        finally:
+            self.body.train(training)
+        for item, channels, stride in zip(maps, self.channels, self.strides, strict=True):
+            expected = (1, channels, _PROBE[0] // stride, _PROBE[1] // stride)
+            if item.shape != expected:
+                raise UserError(f"{name} gives a feature map of shape {tuple(item.shape)} instead of {expected}.")
+
+
+class PyramidBackbone(nn.Module):
+    """Images to the levels of a feature pyramid, named as torchvision's detectors want them.
+
+    (B, 3, H, W) → {"0": (B, 256, H / 4, W / 4), …, "pool": (B, 256, H / 64, W / 64)}
+
+    Args:
+        maps: The backbone.
+        out_norm: Normalise each feature map by a BatchNorm first, as the authors' detection backbones do.
+    """
+
+    def __init__(self, maps: FeatureMaps, out_norm: bool = True) -> None:
+        super().__init__()
+        self.out_channels = PYRAMID_CHANNELS
+        self.maps = maps
+        self.out_norms = nn.ModuleList(nn.BatchNorm2d(n) if out_norm else nn.Identity() for n in maps.channels)
+        self.fpn = FeaturePyramidNetwork(list(maps.channels), PYRAMID_CHANNELS, LastLevelMaxPool())
+
+    def normalised_maps(self, x: Tensor) -> list[Tensor]:
+        """What goes into the pyramid, finest first."""
+        return [norm(item) for norm, item in zip(self.out_norms, self.maps(x), strict=True)]
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Images, (B, 3, H, W), to the levels of their pyramid by name."""
+        return self.fpn(OrderedDict((str(level), item) for level, item in enumerate(self.normalised_maps(x))))
+
+
+def create_mask_rcnn(
+    name: str,
+    num_categories: int,
+    *,
+    model_args: Mapping[str, Any] | None = None,
+    out_norm: bool = True,
+    frozen_bn: bool = False,
+    drop_path_rate: float | None = None,
+    img_size: Sequence[int] = IMG_SIZE,
+    score_thresh: float = 0.05,
+    nms_thresh: float = 0.5,
+    detections_per_img: int = 100,
+    num_proposals: int = 1000,
+    num_sampled: int = 512,
+) -> MaskRCNN:
+    """Mask R-CNN with a feature pyramid on a backbone of timm's registry, untrained.
+
+    The model takes a list of RGB images, (3, H, W) in [0, 1], of any sizes, which it normalises by the backbone's mean
+    and standard deviation and resizes. In training it takes targets too (``boxes``, xyxy pixels, (N, 4); ``labels``,
+    (N,), from 1 on; ``masks``, (N, H, W), 0 or 1) and returns the losses; in evaluation it returns, for each image,
+    ``boxes``, ``labels``, ``scores``, (N,), in [0, 1], and ``masks``, (N, 1, H, W), in [0, 1], all for the image's own
+    size.
+
+    Args:
+        name: Backbone; any of timm's whose feature maps make a pyramid.
+        num_categories: Kinds of objects, without the background.
+        model_args: Arguments of the backbone.
+        out_norm: Normalise each feature map by a BatchNorm before the pyramid, as the authors do.
+        frozen_bn: The backbone's BatchNorms keep statistics and affine as they are, for small batches. Those of
+            ``out_norm`` are new and keep learning.
+        drop_path_rate: Stochastic depth; None takes the paper's for S, M and L and the backbone's own for others.
+        img_size: Shorter and at most longer side of an image, in pixels.
+        score_thresh: Detections of lower scores are left out.
+        nms_thresh: Of two boxes of one category with a higher IoU the one of the lower score is left out.
+        detections_per_img: Detections in one image at most.
+        num_proposals: Proposals in one image at most that the heads look at; twice as many in training, before the
+            heads' samples are drawn from them.
+        num_sampled: Proposals in one image that the heads learn from, at most a quarter of them on objects.
+
+    Raises:
+        UserError: timm has no such backbone, or its feature maps do not make a pyramid.
+    """
+    if num_categories < 1:
+        raise UserError("A detector needs at least one category.")
+    short, long = img_size
+    if not 0 < short <= long:
+        raise UserError(f"img_size={tuple(img_size)} must be the shorter and the longer side, in pixels.")
+    arguments = dict(model_args or {})
+    if drop_path_rate is None:
+        drop_path_rate = DROP_PATH_RATES.get(split_model_name_tag(name)[0])
+    if drop_path_rate is not None:
+        arguments.setdefault("drop_path_rate", drop_path_rate)
+    network, maps = _create_maps(name, arguments)
+    if frozen_bn:
+        maps = freeze_batch_norm_2d(maps)
+    return _assemble(
+        PyramidBackbone(maps, out_norm),
+        num_categories + 1,
+        min_size=short,
+        max_size=long,
+        image_mean=list(network.input_config["mean"]),
+        image_std=list(network.input_config["std"]),
+        box_score_thresh=score_thresh,
+        box_nms_thresh=nms_thresh,
+        box_detections_per_img=detections_per_img,
+        rpn_post_nms_top_n_train=2 * num_proposals,
+        rpn_post_nms_top_n_test=num_proposals,
+        box_batch_size_per_image=num_sampled,
+    ).eval()
+
+
+def _create_maps(name: str, arguments: Mapping[str, Any]) -> tuple[Checkpoint, FeatureMaps]:
+    network = create_checkpoint(name, **arguments, features_only=True)
+    try:
+        return network, FeatureMaps(network.model, name)
+    except UserError:
+        # windowed transformers take other sizes than their own only when told to
+        try:
+            network = create_checkpoint(name, **arguments, strict_img_size=False, features_only=True)
+            return network, FeatureMaps(network.model, name)
+        except (UserError, TypeError):
+            pass
+        raise
+
+
+def _assemble(backbone: PyramidBackbone, num_classes: int, **options: Any) -> MaskRCNN:
+    """torchvision's Mask R-CNN with anchors and region pooling for the strides that there are."""
+    strides = (*backbone.maps.strides, 2 * backbone.maps.strides[-1])  # the pooled level comes last
+    sizes = tuple((_ANCHOR_SCALE * stride,) for stride in strides)
+    levels = [str(level) for level in range(len(backbone.maps.strides))]
+    return MaskRCNN(
+        backbone,
+        num_classes,
+        rpn_anchor_generator=AnchorGenerator(sizes, (_ASPECT_RATIOS,) * len(sizes)),
+        box_roi_pool=MultiScaleRoIAlign(levels, output_size=7, sampling_ratio=2),
+        mask_roi_pool=MultiScaleRoIAlign(levels, output_size=14, sampling_ratio=2),
+        size_divisible=backbone.maps.strides[-1],
+        **options,
+    )
+
+
+def count_parameters(model: MaskRCNN) -> dict[str, int]:
+    """Number of parameters of each part: backbone, its output norms, pyramid, proposals, boxes, masks."""
+    parts: dict[str, Sequence[nn.Module]] = {
+        "backbone": (model.backbone.maps,),
+        "output norms": (model.backbone.out_norms,),
+        "pyramid": (model.backbone.fpn,),
+        "proposals": (model.rpn,),
+        "boxes": (model.roi_heads.box_head, model.roi_heads.box_predictor),
+        "masks": (model.roi_heads.mask_head, model.roi_heads.mask_predictor),
+    }
+    return {
+        name: sum(parameter.numel() for module in modules for parameter in module.parameters())
+        for name, modules in parts.items()
+    }

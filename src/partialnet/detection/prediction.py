@@ -1,0 +1,119 @@
+"""Objects on photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from ..errors import UserError
+from ..images import read_image
+from .checkpoint import DetectorCheckpoint
+from .drawing import DrawnObjects, draw_objects
+from .evaluator import encode_masks
+from .transforms import to_tensor
+
+#: The detector sees photographs reduced to this many times its longer side at most: torchvision draws all masks at the
+#: size it is given, which takes gigabytes for a camera's photographs.
+_MOST = 2.0
+
+
+@dataclass(frozen=True)
+class DetectedObject:
+    """One object on a photograph.
+
+    Attributes:
+        category: Its name.
+        label: Number of the category among the detector's, from 1.
+        score: In [0, 1].
+        box: Left, top, right and bottom in pixels of the photograph.
+        mask: Run lengths in the COCO format, of the photograph's size.
+    """
+
+    category: str
+    label: int
+    score: float
+    box: tuple[float, float, float, float]
+    mask: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "category": self.category,
+            "score": round(self.score, 4),
+            "box": [round(side, 2) for side in self.box],
+            "mask": self.mask,
+        }
+
+
+@dataclass(frozen=True)
+class DetectedPhoto:
+    """A photograph with the objects on it, the surest first.
+
+    Attributes:
+        image: RGB.
+        objects: What was found.
+    """
+
+    image: Image.Image
+    objects: tuple[DetectedObject, ...]
+
+    def draw(self) -> Image.Image:
+        """The photograph with boxes, masks, names and scores."""
+        boxes = np.array([found.box for found in self.objects], float).reshape(-1, 4)
+        labels = [found.label for found in self.objects]
+        captions = [f"{found.category} {found.score:.0%}" for found in self.objects]
+        return draw_objects(self.image, DrawnObjects(boxes, labels, captions, [found.mask for found in self.objects]))
+
+
+def detect(
+    detector: DetectorCheckpoint, paths: Sequence[Path], min_score: float = 0.5, device: torch.device | str = "cpu"
+) -> Iterator[DetectedPhoto | UserError]:
+    """The objects on each photograph, or why it cannot be read, in order.
+
+    Args:
+        detector: Also an exported one.
+        paths: Image files.
+        min_score: Objects of lower scores are left out.
+        device: Where to compute.
+    """
+    network = detector.model.to(device).eval()
+    names = tuple(detector.categories.values())
+    limit = round(_MOST * detector.img_size[1])
+    for path in paths:
+        try:
+            photo = read_image(path)
+        except UserError as error:
+            yield error
+            continue
+        scale = min(1.0, limit / max(photo.size))
+        size = [max(1, round(side * scale)) for side in photo.size]
+        seen = photo.resize((size[0], size[1]), Image.Resampling.BOX) if scale < 1 else photo
+        with torch.no_grad():
+            (output,) = network([to_tensor(seen).float().div(255).to(device)])
+        kept = output["scores"] >= min_score
+        factors = torch.tensor([photo.width / seen.width, photo.height / seen.height], dtype=torch.float64)
+        boxes = (output["boxes"][kept].double().cpu() * factors.tile(2)).tolist()
+        masks = [_encode(mask, photo) for mask in output["masks"][kept]]
+        labels, scores = output["labels"][kept].tolist(), output["scores"][kept].tolist()
+        yield DetectedPhoto(
+            photo,
+            tuple(
+                DetectedObject(names[label - 1], label, score, (box[0], box[1], box[2], box[3]), mask)
+                for label, score, box, mask in zip(labels, scores, boxes, masks, strict=True)
+            ),
+        )
+
+
+def _encode(mask: Tensor, photo: Image.Image) -> dict[str, Any]:
+    """One mask, (1, H, W), in [0, 1], as run lengths of the photograph's size."""
+    if tuple(mask.shape[1:]) != (photo.height, photo.width):
+        mask = F.interpolate(mask[None], (photo.height, photo.width), mode="bilinear", align_corners=False)[0]
+    return encode_masks(mask > 0.5)[0]

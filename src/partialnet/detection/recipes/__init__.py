@@ -1,0 +1,1 @@
+"""Recipes for training detectors, as YAML files; see ``partialnet.training.recipes``."""

@@ -1,0 +1,182 @@
+"""Training of a detector from its images to its run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ..checkpoint import WEIGHTS_NAME
+from ..training.engine import CONFIG_NAME, RunKind, run, say
+from ..training.keeper import BROKEN_NAME, LAST_NAME, METRICS_NAME
+from ..training.states import describe
+from . import pictures
+from .annotations import DetectionImages
+from .batches import detection_eval_loader
+from .checkpoint import DetectorCheckpoint, create_detector, load_detector
+from .coco import DetectionData, open_coco
+from .config import DetectionConfig
+from .evaluator import Detection, DetectionEvaluation, evaluate, in_order
+from .inference import find_objects
+from .task import DetectorTask, train_batches
+from .weights import load_weights
+
+#: What a run folder holds for people, the checkpoint first.
+FILES = (
+    *(WEIGHTS_NAME, "config.json", LAST_NAME, CONFIG_NAME, METRICS_NAME, "tensorboard", BROKEN_NAME),
+    *(pictures.CURVES_NAME, pictures.PRECISION_RECALL_NAME, pictures.COMPARISON_NAME, pictures.FIRST_BATCH_NAME),
+)
+
+
+@dataclass(frozen=True)
+class DetectionResult:
+    """What a run left.
+
+    Attributes:
+        folder: The run folder.
+        checkpoint: Weights of the best epoch.
+        evaluation: How they fare on the held-out images.
+        files: All files that are meant for people, the checkpoint first.
+        epochs: Epochs trained.
+    """
+
+    folder: Path
+    checkpoint: Path
+    evaluation: DetectionEvaluation
+    files: tuple[Path, ...]
+    epochs: int
+
+
+def train_detector(config: DetectionConfig, data: str, folder: Path, resume: bool = False) -> DetectionResult:
+    """Train a detector and fill a run folder; see ``partialnet.training.engine.run``.
+
+    Args:
+        config: How to train.
+        data: What to learn from; see ``partialnet.detection.coco.open_coco``.
+        folder: Run folder.
+        resume: Continue the run in ``folder`` if there is one.
+
+    Raises:
+        UserError: Something does not fit; where it can be known before the training, nothing has been written.
+        RunInterrupted: A signal asked to stop; the run's state is saved.
+    """
+    return run(DetectorRun(), config, data, folder, resume)
+
+
+class DetectorRun(RunKind[DetectionConfig, DetectionData, DetectorTask, DetectionResult]):
+    """Training of a detector."""
+
+    command = ("detect", "train")
+
+    def open_data(self, source: str, config: DetectionConfig) -> DetectionData:
+        """Images with their objects."""
+        return open_coco(source, config.validation, config.val_share, config.seed, config.keep_empty)
+
+    def describe_data(self, data: DetectionData) -> dict[str, Any]:
+        """Numbers of images, categories, and a fingerprint of the objects."""
+        digest = hashlib.sha256()
+        for images in (data.train, data.validation):
+            digest.update(images.image_ids.tobytes() + images.num_instances.tobytes() + images.sizes.tobytes())
+        return {
+            "number_of_training_images": len(data.train),
+            "number_of_validation_images": len(data.validation),
+            "categories": list(data.class_names),
+            "objects": digest.hexdigest()[:16],
+        }
+
+    def create_task(
+        self, config: DetectionConfig, data: DetectionData, world_size: int, continues: bool
+    ) -> tuple[DetectorTask, str]:
+        """The detector, its backbone new or from other weights."""
+        ids = data.train.category_ids.tolist()
+        categories = dict(zip(ids, data.class_names, strict=True))
+        checkpoint = create_detector(config.model, categories, **config.detector_settings)
+        weights = "Weights: new."
+        if continues:
+            # a state holds all weights, so those that a run began with may be gone when it continues
+            weights = "Weights: from the saved state."
+        elif config.weights is not None:
+            weights = load_weights(checkpoint, config.weights)
+        num_batches = len(train_batches(config, data, epoch=0, world_size=world_size))
+        return DetectorTask(checkpoint, config, data, num_batches), f"{weights} {_parameters(checkpoint)}"
+
+    def announce(self, task: DetectorTask) -> list[str]:
+        """Images, objects, network and sides; and what was wrong with the data."""
+        data, sides = task.data, "/".join(map(str, task.config.sides))
+        objects = int(data.train.num_instances.sum())
+        return [
+            f"{len(data.train):,} training images with {objects:,} objects of {len(data.class_names)} categories and "
+            f"{len(data.validation):,} validation images ({data.split}); Mask R-CNN on {task.config.model}, sides up "
+            f"to {sides}.",
+            *data.notes(),
+        ]
+
+    def draw_beginning(self, task: DetectorTask, folder: Path) -> None:
+        """The first batch as the network sees it, with the objects to learn."""
+        batches = train_batches(replace(task.config, workers=0), task.data, epoch=0)
+        pictures.draw_first_batch(folder, next(iter(batches)), task.data.class_names)
+
+    def finish(self, task: DetectorTask, folder: Path) -> DetectionResult:
+        """Evaluate the best checkpoint, and draw what it finds and what not."""
+        config, images = task.config, task.data.validation
+        device = task.trainer.strategy.root_device
+        detector = load_detector(folder)
+        evaluation, detections = evaluate_detector(
+            detector, images, device, config.eval_batch_size, config.workers, sys.stderr.isatty()
+        )
+        try:
+            pictures.draw_curves(folder / pictures.CURVES_NAME, task.progress.rows)
+            pictures.draw_results(folder, images, evaluation, detections)
+        except OSError as error:
+            say(f"The pictures cannot be written ({describe(error)}).")
+        files = tuple(folder / name for name in FILES if (folder / name).exists())
+        return DetectionResult(folder, folder / WEIGHTS_NAME, evaluation, files, task.progress.epoch)
+
+
+def evaluate_detector(
+    detector: DetectorCheckpoint,
+    images: DetectionImages,
+    device: torch.device | str = "cpu",
+    batch_size: int = 1,
+    workers: int = 2,
+    progress: bool = False,
+) -> tuple[DetectionEvaluation, list[Detection]]:
+    """The COCO numbers of a detector, and its detections.
+
+    Args:
+        detector: Also an exported one.
+        images: With their objects, by the detector's categories.
+        device: Where to compute.
+        batch_size: Images in a step at most; the result does not depend on it.
+        workers: Reading processes.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        UserError: No image can be read, or there is no object to find.
+    """
+    device = torch.device(device)
+    transform: Any = detector.model.transform
+    batches = detection_eval_loader(
+        images,
+        batch_size=batch_size,
+        img_size=detector.img_size,
+        size_divisible=transform.size_divisible,
+        workers=workers,
+        pin_memory=device.type == "cuda",
+    )
+    network = detector.model.to(device).eval()
+    bar = tqdm(batches, desc="detecting", unit="batch", leave=False, disable=not progress)
+    found = find_objects(network, images, bar, device)
+    return evaluate(images, found.detections, found.indices), in_order(found.detections)
+
+
+def _parameters(checkpoint: DetectorCheckpoint) -> str:
+    parameters = list(checkpoint.model.parameters())
+    every = sum(parameter.numel() for parameter in parameters)
+    learn = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    return f"{learn / 1e6:.2f} M of {every / 1e6:.2f} M parameters learn."

@@ -1,0 +1,137 @@
+"""Training of a detector: its step, its validation, its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+
+from ..errors import UserError
+from ..training.task import Task
+from .batches import DetectionBatch, detection_eval_loader, detection_train_loader
+from .checkpoint import DetectorCheckpoint
+from .coco import DetectionData
+from .config import DetectionConfig
+from .evaluator import evaluate, gather
+from .inference import find_objects
+
+#: torchvision's losses, in the order of the columns of metrics.csv.
+LOSSES = ("loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg")
+
+
+class DetectorTask(Task):
+    """Training of Mask R-CNN.
+
+    Args:
+        checkpoint: The detector.
+        config: How to train it.
+        data: What to learn from.
+        num_batches: Batches of an epoch, in each process.
+    """
+
+    config: DetectionConfig
+    data: DetectionData
+
+    def __init__(
+        self, checkpoint: DetectorCheckpoint, config: DetectionConfig, data: DetectionData, num_batches: int
+    ) -> None:
+        super().__init__(checkpoint.model, config, data, num_batches, num_sums=len(LOSSES) + 1)
+        self.start = checkpoint
+        # batches come resized
+        checkpoint.model.transform._skip_resize = True  # type: ignore[union-attr]
+
+    def batches(self, epoch: int, first_batch: int, rank: int, world_size: int) -> Iterable[DetectionBatch]:
+        """The training batches of one epoch for one process, from number ``first_batch`` on."""
+        return train_batches(self.config, self.data, epoch, first_batch, rank, world_size)
+
+    def training_loss(self, batch: DetectionBatch) -> tuple[Tensor, Tensor]:
+        """Sum of torchvision's losses; and each of them times images, images."""
+        losses = self.network(batch.inputs(), batch.targets)
+        loss = torch.stack([losses[name] for name in LOSSES]).sum()
+        with torch.no_grad():
+            number = loss.new_full((), len(batch))
+            return loss, torch.stack([*(losses[name].detach() * number for name in LOSSES), number])
+
+    def validate(self, show: bool, after_batch: Callable[[], None]) -> dict[str, float]:
+        """Average precision of boxes and masks on the held-out images of all processes.
+
+        Raises:
+            UserError: None of them can be read.
+        """
+        images, trainer, config = self.data.validation, self.trainer, self.config
+        device = trainer.strategy.root_device
+        batches = detection_eval_loader(
+            images,
+            batch_size=config.eval_batch_size,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+            img_size=config.sides,
+            size_divisible=self.start.model.transform.size_divisible,  # type: ignore[union-attr, arg-type]
+            workers=config.workers,
+            pin_memory=device.type == "cuda",
+        )
+        # None shows a bar on a terminal, but not in a file
+        bar = tqdm(batches, desc="validating", unit="batch", leave=False, delay=2, disable=None if show else True)
+        with self.evaluation_mode() as network:
+            found = find_objects(network, images, bar, device, after_batch)
+        self.progress.broken.update(images.name(index) for index in found.broken)
+        detections, indices = gather(found.detections, found.indices)
+        if not indices:
+            raise UserError("None of the validation images can be read.")
+        metrics: list[dict[str, float] | None] = [None]
+        if trainer.is_global_zero:
+            evaluation = evaluate(images, detections, indices)
+            metrics = [{"val_box_ap": evaluation.boxes.ap or 0.0, "val_box_ap50": evaluation.boxes.ap50 or 0.0}]
+            if evaluation.masks is not None:
+                masks = {"val_mask_ap": evaluation.masks.ap or 0.0, "val_mask_ap50": evaluation.masks.ap50 or 0.0}
+                metrics = [{**(metrics[0] or {}), **masks}]
+        if trainer.world_size > 1:
+            dist.broadcast_object_list(metrics, 0)
+        assert metrics[0] is not None
+        return metrics[0]
+
+    def metrics(self, sums: list[float], validation: dict[str, float]) -> dict[str, float]:
+        """Mean of each loss and of their sum over the epoch's images; average precisions in [0, 1]."""
+        losses = {name: total / sums[-1] for name, total in zip(LOSSES, sums[:-1], strict=True)}
+        return {"train_loss": sum(losses.values()), **losses, **validation}
+
+    def score(self, row: dict[str, float]) -> float:
+        """Mean of the average precisions of boxes and masks."""
+        return (row["val_box_ap"] + row.get("val_mask_ap", row["val_box_ap"])) / 2
+
+    def summary(self, row: dict[str, float]) -> str:
+        """Loss and average precisions in words."""
+        masks = f", masks AP {row['val_mask_ap']:.1%}" if "val_mask_ap" in row else ""
+        return (
+            f"loss {row['train_loss']:.4f}  validation boxes AP {row['val_box_ap']:.1%}, AP50 "
+            f"{row['val_box_ap50']:.1%}{masks}"
+        )
+
+    def checkpoint(self, training: dict[str, Any]) -> DetectorCheckpoint:
+        """The detector that is evaluated, with its categories."""
+        return replace(self.start, model=self.evaluated, training=training)
+
+
+def train_batches(
+    config: DetectionConfig, data: DetectionData, epoch: int, first_batch: int = 0, rank: int = 0, world_size: int = 1
+) -> Any:
+    """The training batches of one epoch for one process; see ``detection_train_loader``."""
+    return detection_train_loader(
+        data.train,
+        batch_size=config.batch_size,
+        epoch=epoch,
+        first_batch=first_batch,
+        rank=rank,
+        world_size=world_size,
+        seed=config.seed,
+        img_size=config.sides,
+        random_sides=config.random_sides,
+        horizontal_flip=config.horizontal_flip,
+        workers=config.workers,
+        pin_memory=config.device != "cpu" and torch.cuda.is_available(),
+    )

@@ -1,0 +1,141 @@
+"""Which layers' outputs a class activation map is made of: the last layer of each stage, for any network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+#: Stages of a network at most; what comes before the last four resolutions is its stem.
+MAX_STAGES = 4
+
+
+@dataclass(frozen=True)
+class TargetLayer:
+    """The last layer of a stage.
+
+    Attributes:
+        stage: Number of the stage, from 1.
+        name: The layer's path in the network.
+        module: The layer.
+        to_map: Brings its output to (B, C, H, W), in memory of its own, which later layers cannot overwrite.
+    """
+
+    stage: int
+    name: str
+    module: nn.Module
+    to_map: Callable[[Tensor], Tensor]
+
+
+def target_layers(model: nn.Module, input_size: tuple[int, int, int]) -> dict[int, TargetLayer]:
+    """The last layer of each stage, by the number of the stage; a stage is what has one resolution.
+
+    timm's networks say where their stages end, classifiers as well as ``features_only``, converted and folded ones. Any
+    other network is run once and the last layer of each resolution taken. Stages are counted over the last four
+    resolutions, so that stage N of PartialNet, ResNet, ConvNeXt and MobileNet is of the same resolution; a
+    transformer of one resolution has one stage.
+
+    Args:
+        model: The network.
+        input_size: (C, H, W) of its images.
+
+    Raises:
+        ValueError: No layer gives a map of more than one position.
+    """
+    ends = _declared_ends(model) or _observed_ends(model, input_size)
+    if not ends:
+        raise ValueError(f"{type(model).__name__} has no layer whose output is a map of more than one position.")
+    layers = {}
+    for stage, (name, module) in enumerate(ends[-MAX_STAGES:], 1):
+        layers[stage] = TargetLayer(stage, name, module, _layout(model))
+    last = max(layers)
+    layers[last] = _before_attention(model, layers[last])
+    return layers
+
+
+def stage_of(name: str, model: nn.Module, layers: Iterable[TargetLayer]) -> int:
+    """Number of the stage that holds the layer ``name``: the first that ends with it or later."""
+    order = {path: index for index, (path, _) in enumerate(model.named_modules())}
+    number = 0
+    for layer in layers:
+        number = layer.stage
+        end = max(index for path, index in order.items() if path == layer.name or path.startswith(f"{layer.name}."))
+        if order[name] <= end:
+            break
+    return number
+
+
+def _declared_ends(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Path and module of the last layer of each resolution, as timm's ``feature_info`` has them."""
+    declared: Any = getattr(model, "feature_info", None) or ()
+    ends: dict[int, tuple[str, nn.Module]] = {}
+    for entry in getattr(declared, "info", declared):
+        found = _find(model, entry.get("module", "") or "")
+        if found is not None:
+            ends[entry["reduction"]] = found
+    return [ends[reduction] for reduction in sorted(ends)]
+
+
+def _find(model: nn.Module, path: str) -> tuple[str, nn.Module] | None:
+    """A module by timm's path, also within networks that return features: flattened, or held as ``model``."""
+    modules = dict(model.named_modules())
+    for name in (path, path.replace(".", "_"), f"model.{path}"):
+        if name and name in modules:
+            return name, modules[name]
+    return None
+
+
+def _observed_ends(model: nn.Module, input_size: tuple[int, int, int]) -> list[tuple[str, nn.Module]]:
+    """Path and module of the last layer of each resolution in the order in which a run passes them."""
+    ends: dict[tuple[int, int], tuple[str, nn.Module]] = {}
+
+    def watch(name: str, module: nn.Module) -> Callable[..., None]:
+        def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
+                ends[(output.shape[2], output.shape[3])] = (name, module)
+
+        return note
+
+    handles = [module.register_forward_hook(watch(name, module)) for name, module in model.named_modules() if name]
+    reference = next(model.parameters(), torch.empty(0))
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, *input_size, device=reference.device, dtype=reference.dtype))
+    finally:
+        for handle in handles:
+            handle.remove()
+    smaller_than_input = {size: end for size, end in ends.items() if size != input_size[1:]} or ends
+    return [smaller_than_input[size] for size in sorted(smaller_than_input, reverse=True)]
+
+
+def _before_attention(model: nn.Module, layer: TargetLayer) -> TargetLayer:
+    """The input of a transformer's last attention, where the classifier reads a token of its own.
+
+    No gradient reaches the other tokens behind it. Source: the grad-cam library's advice for vision transformers.
+    """
+    norm = getattr(layer.module, "norm1", None)
+    if getattr(model, "global_pool", None) != "token" or norm is None:
+        return layer
+    return TargetLayer(layer.stage, f"{layer.name}.norm1", norm, layer.to_map)
+
+
+def _layout(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """From a layer's output to (B, C, H, W): maps with the channels last, and tokens, are turned round."""
+    inner: Any = getattr(model, "model", model)  # networks that return features may hold the network
+    prefix = int(getattr(inner, "num_prefix_tokens", 0) or 0)
+    channels_last = getattr(inner, "output_fmt", None) == "NHWC"
+    grid = getattr(getattr(inner, "patch_embed", None), "grid_size", None)
+
+    def to_map(x: Tensor) -> Tensor:
+        if x.ndim == 3:  # tokens, (B, N, C)
+            x = x[:, prefix:].transpose(1, 2)
+            count = x.shape[2]
+            height = int(grid[0]) if grid and grid[0] * grid[1] == count else math.isqrt(count)
+            return x.unflatten(2, (height, count // height)).clone()
+        return x.permute(0, 3, 1, 2).clone() if channels_last else x.clone()
+
+    return to_map

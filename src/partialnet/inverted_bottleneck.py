@@ -1,0 +1,85 @@
+"""PATConv in inverted bottlenecks: before the expansion, where PartialNet's own blocks have it."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual
+from torch import Tensor, nn
+
+from .layers import PATConv
+from .layers.affine import fold_input_affine
+from .layers.attention import AttentionLike
+from .layers.pat_conv import AttentionScope
+
+
+class MixedExpansion(nn.Module):
+    """PATConv, then the 1×1 convolution that expands the channels, (B, C, H, W) → (B, hidden, H / stride, W / stride).
+
+    Args:
+        mixer: Mixes positions of the narrow map.
+        expand: 1×1 convolution.
+    """
+
+    def __init__(self, mixer: PATConv, expand: nn.Conv2d) -> None:
+        super().__init__()
+        self.mixer = mixer
+        self.expand = expand
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix, then expand."""
+        return self.expand(self.mixer(x))
+
+    @torch.jit.ignore
+    def fuse(self) -> nn.Module:
+        """The same at inference; what follows the gates is folded into the 1×1 convolution."""
+        mixer, scale, shift = self.mixer.fuse_up_to_affine()
+        return nn.Sequential(mixer, fold_input_affine(self.expand, scale, shift)).eval()
+
+
+def mix_before_expansion(
+    model: nn.Module,
+    split_ratio: float = 1 / 4,
+    attention: AttentionLike = "gaussian_se",
+    attention_scope: AttentionScope = "partial",
+) -> nn.Module:
+    """Move the mixing of positions in timm's inverted bottlenecks to where the channels are few, in a copy.
+
+    A depthwise convolution of the expanded channels, with its normalisation and activation, goes; a PATConv of the
+    same kernel, stride and dilation comes before the expansion. A depthwise convolution without expansion, as in the
+    first block, is replaced where it stands.
+
+    Args:
+        model: A network of timm's EfficientNet family, such as MobileNetV2.
+        split_ratio: Share of the channels that is convolved.
+        attention: See ``partialnet.layers.create_attention``; None or "none" passes the other channels through.
+        attention_scope: "partial" or "full".
+
+    Source: paper, Fig. 3: PAT_ch before the two 1×1 convolutions. Its Table 5 does not say where MobileNetV2 has it.
+    """
+    model = copy.deepcopy(model)
+    attention = None if attention == "none" else attention
+
+    def pat_conv(conv: nn.Conv2d, channels: int) -> PATConv:
+        kernel, stride, dilation = conv.kernel_size[0], conv.stride[0], conv.dilation[0]
+        return PATConv(
+            channels,
+            channels,
+            kernel,
+            stride,
+            dilation,
+            split_ratio=split_ratio,
+            attention=attention,
+            attention_scope=attention_scope,
+            device=conv.weight.device,
+            dtype=conv.weight.dtype,
+        )
+
+    for block in model.modules():
+        if type(block) is InvertedResidual:
+            block.conv_pw = MixedExpansion(pat_conv(block.conv_dw, block.conv_pw.in_channels), block.conv_pw)
+            block.conv_dw = block.bn2 = nn.Identity()
+        elif type(block) is DepthwiseSeparableConv:
+            block.conv_dw = pat_conv(block.conv_dw, block.conv_dw.in_channels)
+    return model

@@ -1,0 +1,131 @@
+"""Searches in parallel on the machines of a Ray cluster."""
+
+from __future__ import annotations
+
+import re
+import socket
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..errors import UserError
+from ..files import write_atomically
+from ..training.engine import STATES_NAME
+from .config import SearchConfig
+from .plan import PLAN_NAME
+
+
+class RayCluster:
+    """Searches each point as a task of its own on whatever machine of a cluster is free.
+
+    Every machine needs this package, and the data under the same path. A task works in a temporary folder of its
+    machine and hands its files over when it is finished; a machine that is lost costs the points it was at, which Ray
+    starts anew elsewhere.
+
+    Args:
+        address: Of the cluster, such as ``auto`` or ``ray://host:10001``; ``local`` starts one on this machine.
+
+    Raises:
+        UserError: Ray is not installed.
+    """
+
+    def __init__(self, address: str) -> None:
+        try:
+            import ray
+        except ModuleNotFoundError as error:
+            raise UserError("Ray is not installed; `pip install 'partialnet[ray]'` does that.") from error
+        self._ray = ray
+        self.address = address
+
+    def __call__(self, points: Sequence[tuple[SearchConfig, Path]], data: str) -> None:
+        """Search all points; their files are in their folders afterwards.
+
+        Raises:
+            UserError: The cluster cannot be reached, or a search says what does not fit; other points that are finished
+                by then are kept.
+        """
+        if not points:
+            return
+        ray = self._ray
+        _check_reachable(self.address)
+        try:
+            ray.init(None if self.address == "local" else self.address, log_to_driver=False, logging_level="warning")
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UserError(f"The Ray cluster {self.address!r} cannot be reached: {_first_line(error)}") from error
+        try:
+            self._search(points, _absolute(data))
+        finally:
+            ray.shutdown()
+
+    def _search(self, points: Sequence[tuple[SearchConfig, Path]], data: str) -> None:
+        ray = self._ray
+        folders: dict[Any, Path] = {}
+        for config, folder in points:
+            resources = {"num_cpus": config.threads or 1, "num_gpus": 0 if config.device == "cpu" else _gpus(ray)}
+            task = ray.remote(**resources)(_search_in_temporary_folder)
+            folders[task.remote(config, data)] = folder
+        with tqdm(total=len(points), desc="searches", unit="θ") as bar:
+            running = list(folders)
+            while running:
+                finished, running = ray.wait(running, timeout=1)
+                for task in finished:
+                    try:
+                        files = ray.get(task)
+                    except UserError:
+                        raise
+                    except ray.exceptions.RayError as error:
+                        raise UserError(f"A search on the cluster failed: {_first_line(error)}") from error
+                    _write(folders[task], files)
+                    bar.update()
+                bar.refresh()
+
+
+def _search_in_temporary_folder(config: SearchConfig, data: str) -> dict[str, bytes]:
+    """On a machine of the cluster: search, and return the run folder's files but for its states."""
+    from .run import search
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "run"
+        search(config, data, folder)
+        files = (path for path in folder.rglob("*") if path.is_file())
+        found = {str(path.relative_to(folder)): path for path in files}
+        return {name: path.read_bytes() for name, path in found.items() if not name.startswith(STATES_NAME)}
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> None:
+    """Write a run folder, the plan last: its being there says that the point is finished."""
+    for name in sorted(files, key=lambda name: name == PLAN_NAME):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / name, files[name])
+
+
+def _check_reachable(address: str, seconds: float = 10.0) -> None:
+    """Refuse an address where nobody listens, which Ray would try for minutes.
+
+    Raises:
+        UserError: Nobody does.
+    """
+    found = re.fullmatch(r"(?:ray://)?\[?([^/\]]+)\]?:(\d+)", address)
+    if found is None:
+        return  # "auto" and the like, which Ray looks up
+    try:
+        socket.create_connection((found[1], int(found[2])), seconds).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"The Ray cluster {address!r} cannot be reached: {error}.") from error
+
+
+def _gpus(ray: Any) -> int:
+    """One GPU for each search, where the cluster has any."""
+    return min(1, int(ray.cluster_resources().get("GPU", 0)))
+
+
+def _absolute(data: str) -> str:
+    """A folder's whole path, as tasks run in another folder."""
+    return str(Path(data).absolute()) if Path(data).exists() else data
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

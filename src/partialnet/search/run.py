@@ -1,0 +1,152 @@
+"""A search from its images to its plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import Checkpoint, load
+from ..complexity import measure
+from ..data.labelled_images import ImageData
+from ..data.sources import open_data
+from ..errors import UserError
+from ..plots import learning_curves
+from ..training.batches import train_loader
+from ..training.classifier import trained_parameters
+from ..training.engine import RunKind, run, say
+from ..training.network import create_network
+from ..training.pictures import CURVES_NAME
+from ..training.run import FILES, describe_images, describe_task, draw_first_batch
+from ..training.states import describe
+from ..training.teacher import load_teacher
+from . import pictures
+from .config import SearchConfig
+from .network import make_dynamic
+from .plan import PLAN_NAME, Plan, planned_arguments
+from .task import RATIO_PREFIX, SearchTask
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search left.
+
+    Attributes:
+        folder: The run folder; its checkpoint is the planned network with the search's weights.
+        plan: The ratios that were found.
+        accuracy: Share of the held-out images that the searched network got right then.
+        epoch: Epoch that the plan is of, from 1.
+        epochs: Epochs searched.
+        files: All files that are meant for people, the plan first.
+    """
+
+    folder: Path
+    plan: Plan
+    accuracy: float
+    epoch: int
+    epochs: int
+    files: tuple[Path, ...]
+
+
+def search(config: SearchConfig, data: str, folder: Path, resume: bool = False) -> SearchResult:
+    """Search the split ratios of a network and fill a run folder; see ``partialnet.training.engine.run``.
+
+    The plan is that of the latest epoch that keeps to ζ ≤ κ, or of the last one where none does.
+
+    Args:
+        config: How to search.
+        data: What to learn from; see ``partialnet.data.sources.open_data``.
+        folder: Run folder.
+        resume: Continue the run in ``folder`` if there is one.
+
+    Raises:
+        UserError: Something does not fit; where it can be known before the search, nothing has been written.
+        RunInterrupted: A signal asked to stop; the run's state is saved.
+    """
+    return run(SearchRun(), config, data, folder, resume)
+
+
+class SearchRun(RunKind[SearchConfig, ImageData, SearchTask, SearchResult]):
+    """Search of split ratios."""
+
+    command = ("search",)
+
+    def open_data(self, source: str, config: SearchConfig) -> ImageData:
+        """Labelled images."""
+        return open_data(source, config.val_share, config.seed)
+
+    def describe_data(self, data: ImageData) -> dict[str, Any]:
+        """Numbers of images, classes, and a fingerprint of the labels."""
+        return describe_images(data)
+
+    def create_task(
+        self, config: SearchConfig, data: ImageData, world_size: int, continues: bool
+    ) -> tuple[SearchTask, str]:
+        """The classifier with its partial convolutions made dynamic."""
+        checkpoint, weights = create_network(replace(config, weights=None) if continues else config, data.class_names)
+        planned_arguments(checkpoint, checkpoint.model)  # refuses a network that no plan could be built for
+        try:
+            dynamic = make_dynamic(checkpoint.model, config.layer_pattern, config.attention)
+        except ValueError as error:
+            raise UserError(f"{config.model}: {error}") from error
+        checkpoint = replace(checkpoint, model=dynamic)
+        teacher = load_teacher(config.teacher, data.class_names, checkpoint.input_config) if config.teacher else None
+        batches = train_loader(data.train, config, checkpoint.input_config, epoch=0, world_size=world_size)
+        task = SearchTask(checkpoint, config, data, len(batches), teacher)
+        return task, f"{'Weights: from the saved state.' if continues else weights} {trained_parameters(task)}"
+
+    def announce(self, task: SearchTask) -> list[str]:
+        """Images, network, and what the objective asks for."""
+        layers = list(task.layers.values())
+        zeta, kappa = task.objective.zeta(layers).item(), task.objective.kappa(layers)
+        return [
+            describe_task(task),
+            f"{len(layers)} layers are searched; complexity to reach κ = {kappa:.4g} (θ = {task.config.theta:g}), "
+            f"at the start ζ = {zeta:.4g}, ζ/κ = {zeta / kappa:.2f}.",
+        ]
+
+    def draw_beginning(self, task: SearchTask, folder: Path) -> None:
+        """The first batch as the network sees it."""
+        draw_first_batch(task, folder)
+
+    def finish(self, task: SearchTask, folder: Path) -> SearchResult:
+        """Write the plan of the kept checkpoint, and draw how its ratios came about."""
+        checkpoint = load(folder)
+        plan = create_plan(checkpoint)
+        plan.save(folder / PLAN_NAME)
+        rows, epoch = task.progress.rows, int(checkpoint.training["epoch"])
+        accuracy = float(checkpoint.training["val_accuracy"])
+        try:
+            learning_curves(folder / CURVES_NAME, rows, f"Search: {accuracy:.1%} of the held-out images right")
+            pictures.draw_ratios(folder / pictures.RATIOS_NAME, rows, epoch, plan)
+            pictures.draw_plan(folder / pictures.PLAN_PICTURE_NAME, plan)
+        except OSError as error:
+            say(f"The pictures cannot be written ({describe(error)}).")
+        names = (PLAN_NAME, pictures.PLAN_PICTURE_NAME, pictures.RATIOS_NAME, *FILES)
+        files = tuple(folder / name for name in names if (folder / name).exists())
+        return SearchResult(folder, plan, accuracy, epoch, task.progress.epoch, files)
+
+
+def create_plan(checkpoint: Checkpoint) -> Plan:
+    """The plan that a search's checkpoint holds."""
+    training = checkpoint.training
+    ratios = {
+        name.removeprefix(RATIO_PREFIX): float(value)
+        for name, value in training.items()
+        if name.startswith(RATIO_PREFIX)
+    }
+    channels, height, width = checkpoint.input_config["input_size"]
+    complexity = measure(checkpoint.model, (channels, height, width))
+    arguments = {name: value for name, value in checkpoint.model_args.items() if name != "num_classes"}
+    return Plan(
+        model=checkpoint.architecture,
+        model_args=arguments,
+        split_ratios=ratios,
+        theta=training["config"]["theta"],
+        zeta=training["zeta"],
+        kappa=training["kappa"],
+        params_m=complexity.training.params_m,
+        macs_g=complexity.folded.macs_g,
+        input_size=(channels, height, width),
+        search={name: training[name] for name in ("epoch", "val_accuracy", "data", "config")},
+    )

@@ -1,0 +1,137 @@
+"""One step of a search, and what is kept of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import Checkpoint, create_checkpoint
+from ..data.labelled_images import ImageData
+from ..layers import DPConv
+from ..training.batches import Batch
+from ..training.classifier import ClassifierTask
+from ..training.teacher import Teacher
+from .config import SearchConfig
+from .network import dynamic_layers, settle
+from .objective import Objective
+from .plan import planned_arguments
+
+#: Columns of metrics.csv that hold a layer's split ratio start with this.
+RATIO_PREFIX = "split_ratio/"
+
+
+class SearchTask(ClassifierTask):
+    """Training of a classifier whose partial convolutions learn how many channels they convolve (paper, Sec. 3.2).
+
+    Args:
+        checkpoint: A network with ``DPConv`` layers, and how it wants its images.
+        config: How to search.
+        data: What to learn from.
+        num_batches: Batches of an epoch, in each process.
+        teacher: A network to learn from as well.
+    """
+
+    config: SearchConfig
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: SearchConfig,
+        data: ImageData,
+        num_batches: int,
+        teacher: Teacher | None = None,
+    ) -> None:
+        super().__init__(checkpoint, config, data, num_batches, teacher)
+        self.progress.sums = torch.zeros(4, dtype=torch.float64)
+
+    @property
+    def objective(self) -> Objective:
+        """The objective, its α grown by the epochs that have ended with too high a complexity."""
+        unmet = sum(
+            row["zeta"] > row["kappa"] for row in self.progress.rows if row["epoch"] > self.config.warmup_epochs
+        )
+        objective = self.config.objective
+        return replace(objective, alpha=objective.alpha * self.config.alpha_growth**unmet)
+
+    @property
+    def layers(self) -> dict[str, DPConv]:
+        """The searched layers by name."""
+        return dynamic_layers(self.network)
+
+    def create_optimizer(self, lr: float) -> torch.optim.Optimizer:
+        """As for any classifier, but the gates are a group of their own: another learning rate, no decay."""
+        optimizer = super().create_optimizer(lr)
+        gates = [layer.gates for layer in self.layers.values()]
+        taken = {id(gate) for gate in gates}
+        for group in optimizer.param_groups:
+            group["params"] = [parameter for parameter in group["params"] if id(parameter) not in taken]
+        # Adam's steps are about as long as the learning rate, whose mean over a schedule is about half the highest
+        updates = -(-self.num_batches // self.config.accumulate)
+        steps = max(1.0, (self.config.epochs - self.config.warmup_epochs) * updates)
+        factor = self.config.gate_travel / (steps * lr / 2) if lr else 0.0
+        # timm's schedule multiplies by lr_scale, as for the layers of layer_decay
+        optimizer.add_param_group({"params": gates, "weight_decay": 0.0, "lr_scale": factor})
+        return optimizer
+
+    def training_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The objective (Eq. 9); and loss times images, images that were right, objective times images, images."""
+        loss, sums = super().training_loss(batch)
+        objective = self.objective(loss, list(self.layers.values()))
+        sums_with_objective = torch.stack((sums[0], sums[1], objective.detach() * sums[2], sums[2]))
+        return objective, sums_with_objective
+
+    def configure_gradient_clipping(self, *arguments: Any, **options: Any) -> None:
+        """While the learning rate warms up, the gates stay; then look at the gradients and clip them as ever."""
+        if self.progress.epoch + self.progress.batch / self.num_batches < self.config.warmup_epochs:
+            for layer in self.layers.values():
+                layer.gates.grad = None
+        super().configure_gradient_clipping(*arguments, **options)
+
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """One change of weights and gates; gates stay within [−1, 1], where they have a gradient."""
+        super().optimizer_step(*arguments, **options)
+        for layer in self.layers.values():
+            layer.clamp_gates()
+
+    def metrics(self, sums: list[float], validation: dict[str, float]) -> dict[str, float]:
+        """Those of a classifier; the objective; ζ, κ, α and ψ; and each layer's split ratio."""
+        loss, right, objective, number = sums
+        layers = list(self.layers.values())
+        return {
+            **super().metrics([loss, right, number], validation),
+            "objective": objective / number,
+            "zeta": self.objective.zeta(layers).item(),
+            "kappa": self.objective.kappa(layers),
+            "alpha": self.objective.alpha,
+            "psi": self.objective.order_loss(layers).item(),
+            **{f"{RATIO_PREFIX}{name}": layer.split_ratio for name, layer in self.layers.items()},
+        }
+
+    def score(self, row: dict[str, float]) -> float:
+        """The latest epoch that keeps to the complexity, or where none does, the latest."""
+        return row["epoch"] + (1e9 if row["zeta"] <= row["kappa"] else 0)
+
+    def summary(self, row: dict[str, float]) -> str:
+        """A classifier's metrics, the complexity, and the mean split ratio."""
+        ratios = [value for name, value in row.items() if name.startswith(RATIO_PREFIX)]
+        return (
+            f"{super().summary(row)}  ζ/κ {row['zeta'] / row['kappa']:.2f}  ψ {row['psi']:.2g}  "
+            f"mean ratio {sum(ratios) / len(ratios):.3f}"
+        )
+
+    def checkpoint(self, training: dict[str, Any]) -> Checkpoint | None:
+        """The static network with the ratios and weights of now; None while gates are out of order.
+
+        If the search went without attention, that of the static network is freshly drawn.
+        """
+        if not all(layer.in_order for layer in self.layers.values()):
+            return None
+        settled = settle(self.network)
+        arguments = planned_arguments(self.start, settled)
+        # a network built from the arguments shows that they suffice
+        built = create_checkpoint(self.start.architecture, self.start.class_names, **arguments).model
+        built.load_state_dict(settled.state_dict(), strict=self.config.attention)
+        return replace(self.start, model=built, model_args=arguments, training=training)

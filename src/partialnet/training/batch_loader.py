@@ -1,0 +1,99 @@
+"""Reading processes that make whole batches, and end when the training process wants them to."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ..errors import UserError
+from .seeding import REPLACEMENT, generator
+
+#: Images tried in place of a broken one before the data set as a whole is taken for broken.
+MAX_REPLACEMENTS = 100
+
+_Read = TypeVar("_Read")
+
+
+def read_or_replace(
+    read: Callable[[int], _Read], name: Callable[[int], str], wanted: int, count: int, seed: int, broken: list[int]
+) -> tuple[int, _Read]:
+    """Image ``wanted`` or, where it is broken, another one that its number determines; and its index.
+
+    Args:
+        read: Reads an image; raises ``UserError`` if it is broken.
+        name: Name of an image, for the error.
+        wanted: Index of the image.
+        count: Number of images there are.
+        seed: Of the run.
+        broken: The indices of broken images are added to it.
+
+    Raises:
+        UserError: One after the other is broken.
+    """
+    index = wanted
+    others = None
+    for _ in range(MAX_REPLACEMENTS):
+        try:
+            return index, read(index)
+        except UserError:
+            broken.append(index)
+        others = others or generator(REPLACEMENT, seed, wanted)
+        index = int(others.integers(count))
+    raise UserError(f"None of {MAX_REPLACEMENTS} images could be read, {name(wanted)!r} among them.")
+
+
+def batch_loader(batches: Dataset[Any], numbers: range, workers: int, pin_memory: bool) -> DataLoader[Any]:
+    """Items ``numbers`` of ``batches``, each a whole batch or a ``UserError``, which is then raised.
+
+    Args:
+        batches: Makes a batch from its number; it must be possible to pickle it.
+        numbers: Which batches, in order.
+        workers: Reading processes; 0 reads in this one.
+        pin_memory: Whether to bring the batches into page-locked memory, for a GPU.
+    """
+    workers = min(workers, len(numbers))
+    return _BatchLoader(
+        batches,
+        batch_size=None,  # an item of the data set is a whole batch
+        sampler=numbers,
+        num_workers=workers,
+        worker_init_fn=_follow_parent if workers else None,
+        pin_memory=pin_memory and torch.cuda.is_available(),
+        generator=torch.Generator(),  # the loader draws a seed for its workers; not from the training's generator
+    )
+
+
+class _BatchLoader(DataLoader[Any]):
+    """A loader whose readers hand over a user's mistake as an item; torch would wrap its message in a traceback."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        for item in super().__iter__():
+            if isinstance(item, UserError):
+                raise item
+            yield item
+
+
+def _follow_parent(worker: int) -> None:
+    """Let the training process alone decide when a reading process ends.
+
+    Ctrl-C and a cluster's pre-emption reach all processes of a job. The training process then finishes its step and
+    stops its readers; if they ended before, that step would fail. If the training process is killed, they end at once:
+    torch's own watch over it begins too late for one that is killed while its readers start.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)

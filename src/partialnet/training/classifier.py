@@ -1,0 +1,131 @@
+"""Training of a classifier: its step, its validation, its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from ..checkpoint import Checkpoint
+from ..data.labelled_images import ImageData
+from ..errors import UserError
+from .batches import Batch, eval_loader, train_loader
+from .config import TrainConfig
+from .network import classifier_parameters
+from .task import Task
+from .teacher import Teacher, distillation_loss
+from .validation import validate
+
+
+class ClassifierTask(Task):
+    """Training of a classifier, (B, 3, H, W) → (B, classes).
+
+    Args:
+        checkpoint: The network, and how it wants its images.
+        config: How to train it.
+        data: What to learn from.
+        num_batches: Batches of an epoch, in each process.
+        teacher: A network to learn from as well.
+    """
+
+    config: TrainConfig
+    data: ImageData
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: TrainConfig,
+        data: ImageData,
+        num_batches: int,
+        teacher: Teacher | None = None,
+    ) -> None:
+        super().__init__(checkpoint.model, config, data, num_batches, num_sums=3)
+        self.start = checkpoint
+        self.input_config = checkpoint.input_config
+        # in a tuple, as it is not for Lightning's state dict or DDP: the teacher does not change
+        self._teacher = (teacher,)
+
+    def on_fit_start(self) -> None:
+        """Bring to the device what Lightning does not know of."""
+        super().on_fit_start()
+        if self._teacher[0] is not None:
+            self._teacher[0].to(self.device)
+        if self.config.freeze_backbone:
+            self.network.eval()  # statistics of the frozen layers stay as they are
+
+    def batches(self, epoch: int, first_batch: int, rank: int, world_size: int) -> Iterable[Batch]:
+        """The training batches of one epoch for one process, from number ``first_batch`` on."""
+        return train_loader(self.data.train, self.config, self.input_config, epoch, first_batch, rank, world_size)
+
+    def training_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Cross-entropy in nats, with the teacher's part; and loss times images, images that were right, images."""
+        config = self.config
+        images = batch.images
+        if config.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        logits = self.network(images)
+        # soft targets are smoothed already
+        smoothing = config.label_smoothing if batch.targets.ndim == 1 else 0.0
+        loss = F.cross_entropy(logits, batch.targets, label_smoothing=smoothing)
+        if (teacher := self._teacher[0]) is not None:
+            distance = distillation_loss(logits, teacher(images), config.teacher_temperature)
+            loss = (1 - config.teacher_weight) * loss + config.teacher_weight * distance
+        with torch.no_grad():
+            right = (logits.argmax(1) == batch.labels).sum()
+            number = loss.new_full((), len(batch))  # unlike torch.tensor, this does not make a GPU wait
+            return loss, torch.stack((loss.detach() * number, right, number))
+
+    def validate(self, show: bool, after_batch: Callable[[], None]) -> dict[str, float]:
+        """Loss and accuracy of the held-out images of all processes.
+
+        Raises:
+            UserError: None of them can be read.
+        """
+        images, trainer = self.data.validation, self.trainer
+        batches = eval_loader(images, self.config, self.input_config, trainer.global_rank, trainer.world_size)
+        # None shows a bar on a terminal, but not in a file
+        bar = tqdm(batches, desc="validating", unit="batch", leave=False, delay=2, disable=None if show else True)
+        device = trainer.strategy.root_device
+        with self.evaluation_mode() as network:
+            result = validate(network, bar, device, self.config.channels_last, after_batch)
+        self.progress.broken.update(images.name(index) for index in result.broken)
+        loss, right, number = trainer.strategy.reduce(result.sums, reduce_op="sum").tolist()
+        if not number:
+            raise UserError("None of the validation images can be read.")
+        return {"val_loss": loss / number, "val_accuracy": right / number}
+
+    def metrics(self, sums: list[float], validation: dict[str, float]) -> dict[str, float]:
+        """Mean losses in nats and accuracies in [0, 1].
+
+        Those of training are of the images as trained, with augmentation, smoothing and distillation, while the
+        network changed; those of validation are of the averaged weights where there are any.
+        """
+        loss, right, number = sums
+        return {"train_loss": loss / number, "train_accuracy": right / number, **validation}
+
+    def score(self, row: dict[str, float]) -> float:
+        """The validation accuracy."""
+        return row["val_accuracy"]
+
+    def summary(self, row: dict[str, float]) -> str:
+        """Losses and accuracy in words."""
+        return (
+            f"loss {row['train_loss']:.4f}  validation loss {row['val_loss']:.4f}, accuracy {row['val_accuracy']:.2%}"
+        )
+
+    def checkpoint(self, training: dict[str, Any]) -> Checkpoint | None:
+        """The network that is evaluated, with classes and preprocessing."""
+        return replace(self.start, model=self.evaluated, training=training)
+
+
+def trained_parameters(task: ClassifierTask) -> str:
+    """Number of the parameters that learn, in words."""
+    every = sum(p.numel() for p in task.network.parameters())
+    learn = sum(p.numel() for p in task.network.parameters() if p.requires_grad)
+    head = f" (only {', '.join(sorted(classifier_parameters(task.network)))})" if task.config.freeze_backbone else ""
+    return f"{learn / 1e6:.2f} M of {every / 1e6:.2f} M parameters learn{head}."

@@ -1,0 +1,263 @@
+"""A training run from its data to its run folder, whatever it learns.
+
+A kind of run says how its data, its network and its steps are made and what it leaves; the engine does the rest:
+processes, states and their continuation, signals, checkpoints, metrics.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from tqdm import tqdm
+
+from ..checkpoint import CONFIG_NAME as CHECKPOINT_CONFIG_NAME
+from ..checkpoint import WEIGHTS_NAME
+from ..errors import RunInterrupted, UserError
+from ..files import write_atomically
+from .config import RunConfig
+from .items import TrainingData
+from .keeper import LAST_NAME, METRICS_NAME, RunKeeper
+from .machine import create_loggers, create_trainer, quiet_lightning, threads
+from .optimization import check_optimization, scaled_lr
+from .progress_bar import ProgressBar
+from .settings import as_yaml
+from .signals import StopSignals
+from .states import StateFiles
+from .task import Task
+
+CONFIG_NAME = "config.yaml"
+STATES_NAME = "state"
+
+#: Settings that change how, how fast or how often, but not what comes out; all others must agree when a run continues.
+FREE_SETTINGS = frozenset(
+    {"workers", "max_broken_share", "device", "threads", "save_minutes", "loggers", "devices", "num_nodes"}
+)
+
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
+DataT = TypeVar("DataT", bound=TrainingData)
+TaskT = TypeVar("TaskT", bound=Task)
+ResultT = TypeVar("ResultT")
+
+
+class RunKind(ABC, Generic[ConfigT, DataT, TaskT, ResultT]):
+    """What one kind of run, such as the training of a classifier, adds to the engine.
+
+    Attributes:
+        command: How the command line calls it; tells how to continue a run.
+    """
+
+    command: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def open_data(self, source: str, config: ConfigT) -> DataT:
+        """What to learn from.
+
+        Raises:
+            UserError: There is no such data.
+        """
+
+    @abstractmethod
+    def describe_data(self, data: DataT) -> dict[str, Any]:
+        """What of the data must be the same when a run continues, as plain values."""
+
+    @abstractmethod
+    def create_task(self, config: ConfigT, data: DataT, world_size: int, continues: bool) -> tuple[TaskT, str]:
+        """The task with its network, and a sentence on where the weights come from.
+
+        Args:
+            config: How to train.
+            data: What to learn from.
+            world_size: Number of training processes.
+            continues: Whether a saved state will replace the weights.
+
+        Raises:
+            UserError: Something does not fit.
+        """
+
+    @abstractmethod
+    def announce(self, task: TaskT) -> list[str]:
+        """What is about to be trained, in sentences."""
+
+    @abstractmethod
+    def draw_beginning(self, task: TaskT, folder: Path) -> None:
+        """Pictures of what the run begins with."""
+
+    @abstractmethod
+    def finish(self, task: TaskT, folder: Path) -> ResultT:
+        """Evaluate what is kept as it lies on the disk, draw what there is to see, and say what the run left."""
+
+
+def run(
+    kind: RunKind[ConfigT, DataT, TaskT, ResultT], config: ConfigT, source: str, folder: Path, resume: bool = False
+) -> ResultT:
+    """Train and fill a run folder.
+
+    Under Lightning's launcher, torchrun or SLURM each process calls this; the first one writes.
+
+    Args:
+        kind: What to train.
+        config: How to train.
+        source: What to learn from.
+        folder: Run folder.
+        resume: Continue the run in ``folder`` if there is one.
+
+    Raises:
+        UserError: Something does not fit; where it can be known before the training, nothing has been written.
+        RunInterrupted: A signal asked to stop; the run's state is saved.
+    """
+    with quiet_lightning():
+        with StopSignals() as signals:
+            trainer, task, keeper, state = _prepare(kind, config, source, folder, resume, signals)
+            with threads(config, trainer.num_devices):
+                _fit(trainer, task, keeper, state)
+        if not trainer.is_global_zero:
+            sys.exit(0)
+        if not task.progress.best_epoch:
+            raise UserError(f"No checkpoint could be written to {str(folder)!r}.")
+        with threads(config, trainer.num_devices):
+            return kind.finish(task, folder)
+
+
+def is_trained(kind: RunKind[ConfigT, DataT, TaskT, ResultT], config: ConfigT, data: DataT, folder: Path) -> bool:
+    """Whether a run folder holds this run, trained to its last epoch.
+
+    Args:
+        kind: What was to be trained.
+        config: How it was to be trained.
+        data: What it was to learn from.
+        folder: The run folder, which may not exist.
+
+    Raises:
+        UserError: The last checkpoint in it is of a run with other settings or data.
+    """
+    try:
+        about = json.loads((folder / LAST_NAME / CHECKPOINT_CONFIG_NAME).read_text())["training"]
+        now = {"config": _plain(asdict(config)), "data": kind.describe_data(data), "processes": about["processes"]}
+        _check_agreement(about, now, folder)
+        return bool(about["epoch"] >= config.epochs)
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # nothing there, or nothing that could be taken for a trained network
+
+
+def _prepare(
+    kind: RunKind[ConfigT, DataT, TaskT, ResultT],
+    config: ConfigT,
+    source: str,
+    folder: Path,
+    resume: bool,
+    signals: StopSignals,
+) -> tuple[L.Trainer, TaskT, RunKeeper, Path | None]:
+    """Everything up to the first step, and the state to continue from; writes when nothing speaks against it."""
+    check_optimization(config)
+    states = StateFiles(folder / STATES_NAME, say)
+    trainer = create_trainer(config, plugins=[states], logger=False)
+    first = trainer.is_global_zero
+    if not first:
+        states.say = lambda sentence: None
+    content = states.newest() if resume else None
+    if first:
+        _check_folder(folder, resume, content is not None)
+    data = kind.open_data(source, config)
+    world_size = trainer.num_devices * trainer.num_nodes
+    about = {"config": _plain(asdict(config)), "data": kind.describe_data(data), "processes": world_size}
+    if content is not None:
+        _check_agreement(content["run"], about, folder)
+    torch.manual_seed(config.seed % 2**64)
+    task, weights = kind.create_task(config, data, world_size, continues=content is not None)
+    task.create_optimizer(config.lr)  # what it objects to, it is to say now
+    parts = ["partialnet", *kind.command, source, "--config", str(folder / CONFIG_NAME), "-o", str(folder), "--resume"]
+    keeper = RunKeeper(folder, states, signals, about, shlex.join(parts), say)
+    task.callbacks = [keeper, ProgressBar()]
+    first_epoch = content["progress"]["epoch"] + 1 if content is not None else 1
+    trainer.loggers = create_loggers(config, folder, first_epoch) if first else []
+    if first:
+        for sentence in (*kind.announce(task), weights, scaled_lr(config, world_size)[1]):
+            say(sentence)
+        if content is not None:
+            progress = content["progress"]
+            say(f"Continuing after {progress['epoch']} epochs and {progress['batch']} batches.")
+        folder.mkdir(parents=True, exist_ok=True)
+        states.remove_leftovers()
+        write_atomically(folder / CONFIG_NAME, as_yaml(config, f"Trained on {source}").encode())
+        if content is None:
+            kind.draw_beginning(task, folder)
+    return trainer, task, keeper, states.last_good if content is not None else None
+
+
+def _fit(trainer: L.Trainer, task: Task, keeper: RunKeeper, state: Path | None) -> None:
+    try:
+        try:
+            trainer.fit(task, ckpt_path=state)
+        except SIGTERMException:
+            # Lightning's own answer, in the moment before the keeper takes over the signals
+            keeper.interrupt("before the first batch")
+    except RunInterrupted:
+        if not trainer.is_global_zero:
+            sys.exit(0)  # the first process tells the user; Lightning's launcher would kill it for a failure here
+        raise
+    except SystemExit:
+        # Lightning turns a second Ctrl-C into exit code 1; our callers are to see the interrupt
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+
+
+def _check_folder(folder: Path, resume: bool, has_state: bool) -> None:
+    """Refuse to write over another run.
+
+    Raises:
+        UserError: ``folder`` is a file, or holds a run that is not to be continued.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{str(folder)!r} is a file; choose a folder for the run.")
+    metrics = folder / METRICS_NAME
+    # a run that was killed before its first state has one epoch's metrics at most, and may start anew
+    if resume and not has_state and metrics.is_file() and len(metrics.read_text().splitlines()) > 2:
+        raise UserError(
+            f"{str(folder)!r} holds a run of several epochs but no state to continue from; choose another folder."
+        )
+    if not resume and any((folder / name).exists() for name in (STATES_NAME, WEIGHTS_NAME, METRICS_NAME)):
+        raise UserError(f"{str(folder)!r} holds a run already; continue it with --resume or choose another folder.")
+
+
+def _check_agreement(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to continue a run with what would make it another one."""
+    old, new = before["config"], now["config"]
+    differing = [
+        f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if name not in FREE_SETTINGS and old.get(name) != new.get(name)
+    ]
+    if before["processes"] != now["processes"]:
+        differing.append(f"there were {before['processes']} processes and are {now['processes']}")
+    differing += [
+        f"{name.replace('_', ' ')} of the data differs"
+        for name in before["data"]
+        if before["data"][name] != now["data"].get(name)
+    ]
+    if differing:
+        raise UserError(f"The run in {str(folder)!r} cannot continue like this: {'; '.join(differing)}.")
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as JSON would give them back."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def say(sentence: str) -> None:
+    """A line on the error stream, above a progress bar if there is one."""
+    tqdm.write(sentence, file=sys.stderr)

@@ -1,0 +1,251 @@
+"""Typed settings: what a configuration class is made of, and how its values are read, checked and written.
+
+A configuration is a frozen dataclass that derives from ``Settings`` and declares its fields with ``setting``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+import yaml
+
+from ..errors import UserError
+
+#: Headings under which settings are shown, in this order.
+GROUPS = (
+    "Network",
+    "Data",
+    "Augmentation of the training images",
+    "Search",
+    "Optimisation",
+    "Distillation",
+    "Machine",
+    "Keeping",
+)
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    group: str,
+    choices: tuple[str, ...] = (),
+    least: float = -math.inf,
+    most: float = math.inf,
+    aliases: tuple[str, ...] = (),
+) -> Any:
+    """A field of a configuration.
+
+    Args:
+        default: Its value where none is given.
+        help: One line, lower case.
+        group: One of ``GROUPS``.
+        choices: The texts that are allowed; any, if empty.
+        least: Smallest number allowed.
+        most: Largest number allowed.
+        aliases: Other names of its option on the command line.
+    """
+    metadata = {
+        "help": help,
+        "group": group,
+        "choices": choices,
+        "least": least,
+        "most": most,
+        "aliases": aliases,
+    }
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A configuration: fields made by ``setting``, and what can only be said of several of them together."""
+
+    def check(self) -> None:
+        """Refuse values that do not fit together.
+
+        Raises:
+            UserError: They do not.
+        """
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def settings_of(kind: type[Settings]) -> dict[str, dataclasses.Field[Any]]:
+    """The settings of a configuration class by name, group by group."""
+    found = sorted(fields(kind), key=lambda setting: GROUPS.index(setting.metadata["group"]))
+    return {setting.name: setting for setting in found}
+
+
+def create_settings(kind: type[SettingsT], values: Mapping[str, Any], where: str = "the configuration") -> SettingsT:
+    """A configuration from names and values, those not given at their defaults.
+
+    Args:
+        kind: Class of the configuration.
+        values: As YAML or an option gives them: lists for tuples, whole numbers for floats.
+        where: What to call their source in an error.
+
+    Raises:
+        UserError: A name is unknown, or a value is of the wrong type, out of range or not among the choices.
+    """
+    checked = {}
+    for name, value in values.items():
+        if name not in settings_of(kind):
+            near = get_close_matches(str(name).replace("-", "_"), settings_of(kind), n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise UserError(f"There is no setting {str(name)!r} in {where}.{hint}")
+        checked[name] = _checked(kind, name, value)
+    config = kind(**checked)
+    config.check()
+    return config
+
+
+def parse_setting(kind: type[Settings], name: str, text: str) -> Any:
+    """The value of a setting from an option's text: ``none``, lists with commas, numbers, words.
+
+    Raises:
+        UserError: It is not of the setting's type.
+    """
+    optional, inner = setting_type(kind, name)
+    if optional and text.lower() == "none":
+        return None
+    if typing.get_origin(inner) is tuple:
+        parts = [part.strip() for part in text.split(",") if part.strip() and text.lower() != "none"]
+        return _checked(kind, name, parts)
+    return _checked(kind, name, text)
+
+
+def setting_type(kind: type[Settings], name: str) -> tuple[bool, Any]:
+    """Whether a setting may be none, and its type otherwise."""
+    hint = typing.get_type_hints(kind)[name]
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return True, next(part for part in typing.get_args(hint) if part is not type(None))
+    return False, hint
+
+
+def as_yaml(config: Settings, title: str = "") -> str:
+    """The whole configuration as YAML, each setting with its help as a comment; ``create_settings`` reads it back."""
+    lines = [f"# {title}"] if title else []
+    settings = settings_of(type(config))
+    width = max(map(len, settings)) + 24
+    group = ""
+    for name, setting in settings.items():
+        if setting.metadata["group"] != group:
+            group = setting.metadata["group"]
+            lines += ["", f"# {group}"] if lines else [f"# {group}"]
+        value = getattr(config, name)
+        text = yaml.safe_dump(_plain(value), default_flow_style=True, width=10_000)
+        text = text.removesuffix("...\n").strip()
+        lines.append(f"{f'{name}: {text}':{width}}  # {help_text(setting)}")
+    return "\n".join(lines) + "\n"
+
+
+def read_settings(path: str) -> dict[str, Any]:
+    """Names and values of a YAML file; not yet checked.
+
+    Raises:
+        UserError: The file is missing, no YAML, or no mapping of names to values.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.safe_load(file)
+    except FileNotFoundError:
+        raise UserError(f"There is no configuration file {path!r}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path!r} cannot be read: {error}.") from None
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        line = f" in line {place.line + 1}" if place is not None else ""
+        raise UserError(
+            f"{path!r} is no YAML file: {getattr(error, 'problem', None) or 'it cannot be read'}{line}."
+        ) from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise UserError(f"{path!r} should hold lines of the form 'name: value'.")
+    return content
+
+
+def help_text(setting: dataclasses.Field[Any]) -> str:
+    """A setting's help with its choices."""
+    choices = setting.metadata["choices"]
+    return setting.metadata["help"] + (f": {', '.join(choices)}" if choices else "")
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, which YAML knows."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _checked(kind: type[Settings], name: str, value: Any) -> Any:
+    """The value in the setting's type and within its range."""
+    optional, expected = setting_type(kind, name)
+    if value is None:
+        if optional:
+            return None
+        raise UserError(f"{name} cannot be none.")
+    metadata = settings_of(kind)[name].metadata
+    if typing.get_origin(expected) is tuple:
+        inner = typing.get_args(expected)[0]
+        if not isinstance(value, (list, tuple)):
+            value = [value]
+        converted: Any = tuple(_converted(name, item, inner) for item in value)
+        items = converted
+    else:
+        converted = _converted(name, value, expected)
+        items = (converted,)
+    for item in items:
+        if metadata["choices"] and item not in metadata["choices"]:
+            near = get_close_matches(str(item), metadata["choices"], n=1)
+            hint = f"; did you mean {near[0]}?" if near else "."
+            raise UserError(f"{name} is {item!r} but must be one of {', '.join(metadata['choices'])}{hint}")
+        if isinstance(item, (int, float)) and not metadata["least"] <= item <= metadata["most"]:
+            most = "" if math.isinf(metadata["most"]) else f" and at most {metadata['most']:g}"
+            raise UserError(f"{name} is {item:g} but must be at least {metadata['least']:g}{most}.")
+    return converted
+
+
+def _converted(name: str, value: Any, kind: Any) -> Any:
+    """``value`` as int, float, bool, str or dict; YAML reads 1e-3 as text, options give text only."""
+    wrong = UserError(f"{name} is {value!r} but must be {_KINDS[typing.get_origin(kind) or kind]}.")
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise wrong
+        return value
+    if kind is str:
+        if not isinstance(value, str):
+            raise wrong
+        return value
+    if kind in (int, float):
+        if isinstance(value, bool):
+            raise wrong
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise wrong from None
+        if not math.isfinite(number) or (kind is int and number != int(number)):
+            raise wrong
+        return int(number) if kind is int else number
+    if not isinstance(value, Mapping):
+        raise wrong
+    return dict(value)
+
+
+_KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    dict: "a mapping of names to values",
+}

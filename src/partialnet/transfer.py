@@ -1,0 +1,73 @@
+"""Weights from one network into another: what fits, what is new, what is left over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import timm
+from torch import Tensor
+
+from .checkpoint import Checkpoint, load
+from .errors import UserError
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The result of looking for each of one network's tensors in another.
+
+    Attributes:
+        tensors: What fits in name and shape, under the names of the network that takes it.
+        new: Names in that network for which nothing fits.
+        left: Names in the other network that nothing takes.
+    """
+
+    tensors: dict[str, Tensor] = field(repr=False)
+    new: list[str]
+    left: list[str]
+
+
+def fit(
+    own: Mapping[str, Tensor],
+    given: Mapping[str, Tensor],
+    names: Callable[[str], Iterable[str]] = lambda name: (name,),
+) -> Fit:
+    """Find what of ``given`` fits into ``own``; ``names`` tells what a given tensor may be called there."""
+    tensors: dict[str, Tensor] = {}
+    left: list[str] = []
+    for name, tensor in given.items():
+        found = next((other for other in names(name) if other in own), None)
+        if found is not None and own[found].shape == tensor.shape:
+            tensors[found] = tensor
+        elif found is None:
+            left.append(name)
+    return Fit(tensors, [name for name in own if name not in tensors], left)
+
+
+def open_weights(source: str) -> Checkpoint:
+    """A checkpoint whose weights another network is to start from.
+
+    Raises:
+        UserError: It is an untrained network's name, or folded, or nothing usable.
+    """
+    if timm.is_model(source) and not Path(source).exists():
+        raise UserError(
+            f"weights is {source!r}, the name of an untrained network, whose weights are random; give a checkpoint or "
+            "run folder."
+        )
+    checkpoint = load(source)
+    refuse_folded(source, bool(checkpoint.folded))
+    return checkpoint
+
+
+def refuse_folded(source: str, folded: bool) -> None:
+    """Raise UserError for weights in the form for inference."""
+    if folded:
+        raise UserError(f"{source!r} is folded for inference and cannot be trained; give the run it came from.")
+
+
+def listed(names: Sequence[str], limit: int = 5) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -1,0 +1,178 @@
+"""Detectors in other runtimes: the same detections, from one file, by real commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from conftest import randomize_parameters
+from PIL import Image
+from torch import Tensor
+
+from partialnet.cli.main import cli
+from partialnet.deploy.runtimes import load_exported
+from partialnet.detection.checkpoint import DetectorCheckpoint, create_detector, load_detector
+from partialnet.detection.export import compare_detections, default_canvas, export_detector
+from partialnet.detection.exported import load_exported_detector
+from partialnet.errors import UserError
+
+CATEGORIES = {1: "person", 18: "dog"}
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny detector that finds something everywhere."""
+    folder = tmp_path_factory.mktemp("run")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        arguments = {"embed_dim": 16, "depths": (1, 1, 1, 1)}
+        detector = create_detector(
+            "partialnet_t0", CATEGORIES, model_args=arguments, img_size=(96, 128), score_thresh=0, detections_per_img=20
+        )
+        randomize_parameters(detector.model)
+        detector.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def detector(run_folder: Path) -> DetectorCheckpoint:
+    return few_proposals(load_detector(run_folder))
+
+
+def few_proposals(detector: DetectorCheckpoint) -> DetectorCheckpoint:
+    model: Any = detector.model
+    model.rpn._post_nms_top_n = dict.fromkeys(("training", "testing"), 50)
+    return detector
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Landscape, portrait, and as large as the canvas."""
+    folder = tmp_path_factory.mktemp("photos")
+    generator = torch.Generator().manual_seed(0)
+    paths = []
+    for index, size in enumerate([(64, 48), (48, 64), (128, 96)]):
+        pixels = torch.randint(0, 256, (size[1] // 8, size[0] // 8, 3), generator=generator, dtype=torch.uint8)
+        path = folder / f"{index}.png"
+        Image.fromarray(pixels.numpy()).resize(size, Image.Resampling.BICUBIC).save(path)
+        paths.append(path)
+    return paths
+
+
+@pytest.mark.parametrize(("format", "suffix"), [("onnx", ".onnx"), ("openvino", ".xml")])
+def test_exported_detector_answers_as_pytorch(
+    format: str, suffix: str, detector: DetectorCheckpoint, photos: list[Path], tmp_path: Path
+) -> None:
+    if format == "openvino":
+        pytest.importorskip("openvino")
+    output = tmp_path / f"detector{suffix}"
+    result = export_detector(detector, output, format, images=photos)
+    # random weights put scores so close together that rounding reorders a few
+    assert result.same_canvas.num_images == len(photos)
+    assert result.same_canvas.original > 20
+    assert result.same_canvas.share > 0.9
+    assert result.canvas == (96, 128)
+    assert result.size_mb * 1e6 < 1.05 * 4 * result.params_m * 1e6
+    assert json.loads(output.with_name(f"{output.name}.json").read_text()) == json.loads(json.dumps(result.as_dict()))
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    again = load_exported_detector(output)
+    assert again.categories == CATEGORIES
+    assert again.mean == pytest.approx(detector.mean)
+    (found,) = again.model([torch.rand(3, 50, 70)])
+    assert found["masks"].shape == (len(found["boxes"]), 1, 50, 70)
+    assert found["boxes"].min() >= 0
+    assert (found["boxes"].max(0).values <= torch.tensor([70, 50, 70, 50])).all()
+    with pytest.raises(UserError, match="is a detector"):
+        load_exported(output)
+
+
+def test_graph_has_no_batch_norm_and_any_number_of_detections(
+    detector: DetectorCheckpoint, photos: list[Path], tmp_path: Path
+) -> None:
+    strict = few_proposals(load_strict(detector))
+    result = export_detector(strict, tmp_path / "strict.onnx", images=photos[:1])
+    assert (result.same_canvas.original, result.same_canvas.exported, result.same_canvas.share) == (0, 0, 1)
+    graph = onnx.load(result.path).graph
+    kinds = operators(graph)
+    assert "BatchNormalization" not in kinds
+    assert {"NonMaxSuppression", "RoiAlign"} <= kinds
+    (found,) = load_exported_detector(result.path).model([torch.rand(3, 96, 128)])
+    assert {key: tuple(value.shape) for key, value in found.items()} == {
+        "boxes": (0, 4),
+        "labels": (0,),
+        "scores": (0,),
+        "masks": (0, 1, 96, 128),
+    }
+
+
+def operators(graph: onnx.GraphProto) -> set[str]:
+    """Kinds of the operators, those in the branches of conditions too."""
+    inner = (attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g"))
+    return {node.op_type for node in graph.node}.union(*map(operators, inner))
+
+
+def load_strict(detector: DetectorCheckpoint) -> DetectorCheckpoint:
+    """The same weights, with a score that nothing reaches."""
+    strict = create_detector(
+        detector.backbone,
+        detector.categories,
+        **{**detector.settings, "img_size": detector.img_size, "score_thresh": 1},
+    )
+    strict.model.load_state_dict(detector.model.state_dict())
+    return strict
+
+
+def test_comparison_by_hand() -> None:
+    def answer(boxes: list[list[float]], labels: list[int], scores: list[float]) -> dict[str, Tensor]:
+        masks = torch.zeros(len(boxes), 1, 20, 20)
+        for mask, (left, top, right, bottom) in zip(masks, boxes, strict=True):
+            mask[:, int(top) : int(bottom), int(left) : int(right)] = 1
+        return {
+            "boxes": torch.tensor(boxes),
+            "labels": torch.tensor(labels),
+            "scores": torch.tensor(scores),
+            "masks": masks,
+        }
+
+    first = answer([[0.0, 0, 10, 10], [10.0, 10, 20, 20], [0.0, 0, 5, 5]], [1, 2, 1], [0.9, 0.8, 0.3])
+    second = answer([[10.0, 10, 20, 18], [0.0, 0, 10, 10], [0.0, 0, 5, 5]], [2, 1, 2], [0.7, 0.9, 0.4])
+    parity = compare_detections([first], [second])
+    assert (parity.original, parity.exported, parity.matched) == (3, 3, 2)
+    assert parity.share == pytest.approx(4 / 6)
+    assert parity.max_box_error == 2
+    assert parity.max_score_error == pytest.approx(0.1)
+    assert parity.min_mask_iou == pytest.approx(0.8)
+    assert parity.max_unmatched_score == pytest.approx(0.4)
+
+
+def test_command(run_folder: Path, photos: list[Path], tmp_path: Path) -> None:
+    output = tmp_path / "detector.onnx"
+    arguments = ["detect", "export", str(run_folder), "--images", str(photos[2]), "-o", str(output)]
+    done = CliRunner().invoke(cli, arguments)
+    assert done.exit_code == 0, done.output
+    assert "Written:" in done.output
+    assert "partialnet detect predict" in done.output
+    assert output.exists()
+
+
+def test_mistakes_are_told(detector: DetectorCheckpoint, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"should end in \.xml"):
+        export_detector(detector, tmp_path / "detector.onnx", "openvino")
+    with pytest.raises(UserError, match="multiples of 32"):
+        export_detector(detector, tmp_path / "detector.onnx", canvas=(100, 128))
+    with pytest.raises(UserError, match="folded already"):
+        export_detector(detector.fold(), tmp_path / "detector.onnx")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "broken.onnx").write_bytes(b"no graph")
+    with pytest.raises(UserError, match="damaged"):
+        load_exported_detector(tmp_path / "broken.onnx")
+
+
+def test_default_canvas_is_of_landscape_images() -> None:
+    assert default_canvas((800, 1333)) == (800, 1344)
+    assert default_canvas((96, 128)) == (96, 128)

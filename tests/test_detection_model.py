@@ -1,0 +1,407 @@
+"""Mask R-CNN with any backbone: building, folding, storing, and weights to start from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Randomize
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+import partialnet
+from partialnet.batch_norms import is_batch_norm
+from partialnet.checkpoint import Checkpoint, create_checkpoint, load
+from partialnet.detection.bench import as_table, bench_detectors, count_detector, write_detector_csv
+from partialnet.detection.checkpoint import create_detector, load_detector
+from partialnet.detection.model import count_parameters, create_mask_rcnn
+from partialnet.detection.weights import load_weights
+from partialnet.errors import UserError
+
+TINY: dict[str, Any] = {"embed_dim": 16, "depths": (1, 1, 1, 1)}
+CATEGORIES = {1: "person", 18: "dog", 90: "toothbrush"}
+#: Parameters in millions as the paper's Table 11 prints them
+PAPER_PARAMS = {"partialnet_s": 46.9, "partialnet_l": 122.0, "resnet50": 44.2, "poolformer_s24": 41.0}
+
+
+def tiny(**settings: Any) -> Any:
+    # few proposals go through the heads, which cost most of the time of a tiny detector
+    settings = {"model_args": TINY, "img_size": (96, 128), "num_proposals": 20, "num_sampled": 32, **settings}
+    return create_detector("partialnet_t0", CATEGORIES, **settings)
+
+
+def photos() -> list[Tensor]:
+    return [torch.rand(3, 60, 90), torch.rand(3, 100, 70)]
+
+
+def targets(images: list[Tensor]) -> list[dict[str, Tensor]]:
+    found = []
+    for image in images:
+        mask = torch.zeros(1, *image.shape[1:], dtype=torch.uint8)
+        mask[:, 10:40, 15:50] = 1
+        box = torch.tensor([[15.0, 10.0, 50.0, 40.0]])
+        found.append({"boxes": box, "labels": torch.tensor([2]), "masks": mask})
+    return found
+
+
+# -- the model ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PAPER_PARAMS)
+def test_parameters_are_the_papers(name: str) -> None:
+    model = create_mask_rcnn(name, 80)
+    parts = count_parameters(model)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert sum(parts.values()) == total
+    assert total / 1e6 == pytest.approx(PAPER_PARAMS[name], rel=0.01)
+    # mmdetection's heads have one output less for the background in two places: 4 · 1025 + 257 parameters
+    assert parts["boxes"] + parts["masks"] == 16_949_985 + 4 * 1025 + 257
+    assert parts["proposals"] == 593_935
+
+
+def test_it_detects_and_learns() -> None:
+    detector = tiny(score_thresh=0.0, detections_per_img=7)
+    images = photos()
+    with torch.no_grad():
+        found = detector.model(images)
+    for image, answer in zip(images, found, strict=True):
+        assert set(answer) == {"boxes", "labels", "scores", "masks"}
+        assert 0 < len(answer["boxes"]) <= 7
+        assert answer["masks"].shape[1:] == (1, *image.shape[1:])
+        assert answer["labels"].min() >= 1
+        assert answer["labels"].max() <= len(CATEGORIES)
+    detector.model.train()
+    losses = detector.model(images, targets(images))
+    sum(losses.values()).backward()
+    assert set(losses) == {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
+    assert all(bool(loss.isfinite()) for loss in losses.values())
+    idle = [name for name, parameter in detector.model.named_parameters() if parameter.grad is None]
+    assert idle == []
+
+
+def test_images_are_normalised_as_the_backbone_wants() -> None:
+    model = create_mask_rcnn("partialnet_t0", 1, model_args=TINY)
+    assert model.transform.image_mean == pytest.approx((0.485, 0.456, 0.406))
+    inception = create_mask_rcnn("mobilenetv3_small_050", 1)
+    assert inception.transform.image_mean == pytest.approx(
+        create_checkpoint("mobilenetv3_small_050").input_config["mean"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "strides", "anchors"),
+    [
+        ("resnet10t", (4, 8, 16, 32), (32, 64, 128, 256, 512)),
+        ("mambaout_femto", (4, 8, 16, 32), (32, 64, 128, 256, 512)),  # (B, H, W, C)
+        ("shvit_s1", (16, 32), (128, 256, 512)),
+    ],
+)
+def test_pyramid_follows_the_feature_maps(name: str, strides: tuple[int, ...], anchors: tuple[int, ...]) -> None:
+    model = create_mask_rcnn(name, 2, img_size=(64, 96), score_thresh=0, detections_per_img=3, num_proposals=20)
+    assert model.backbone.maps.strides == strides
+    assert tuple(size for (size,) in model.rpn.anchor_generator.sizes) == anchors
+    with torch.no_grad():
+        levels = model.backbone(torch.rand(1, 3, 64, 96))
+        (found,) = model([torch.rand(3, 64, 96)])
+    assert [tuple(level.shape[1:]) for level in levels.values()][:-1] == [(256, 64 // s, 96 // s) for s in strides]
+    assert len(found["boxes"])
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("vit_tiny_patch16_224", "16, 16, 16"),
+        ("levit_128s", "any size"),
+        ("no_such_network", "no model named"),
+    ],
+)
+def test_unfit_backbones_are_refused(name: str, told: str) -> None:
+    with pytest.raises(UserError, match=told) as raised:
+        create_mask_rcnn(name, 2)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"img_size": (800, 600)}, "img_size"),
+        ({"drop_path": 0.1}, "no setting 'drop_path'"),
+        ({"model_args": {"depths": (1, 2)}}, "cannot be built"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        create_detector("partialnet_t0", CATEGORIES, **settings)
+
+
+def test_stochastic_depth_is_the_papers_for_detection() -> None:
+    def last(**settings: Any) -> float:
+        rates = [
+            float(module.drop_prob)
+            for module in create_mask_rcnn("partialnet_s", 1, model_args=TINY, **settings).modules()
+            if type(module).__name__ == "DropPath"
+        ]
+        return rates[-1] if rates else 0.0
+
+    assert last() == pytest.approx(0.15)
+    assert last(drop_path_rate=0.3) == pytest.approx(0.3)
+
+
+def test_frozen_norms_do_not_learn_but_new_ones_do() -> None:
+    model = tiny(frozen_bn=True).model.train()
+    norms = [module for module in model.backbone.maps.modules() if is_batch_norm(module)]
+    assert norms
+    assert all(isinstance(norm, FrozenBatchNorm2d) for norm in norms)
+    before = {name: tensor.clone() for name, tensor in model.named_buffers() if "running" in name}
+    images = photos()
+    model(images[:1], targets(images[:1]))  # a single image suffices: no statistics of a batch
+    changed = {name for name, tensor in model.named_buffers() if name in before and not tensor.equal(before[name])}
+    assert changed
+    assert all(name.startswith("backbone.out_norms.") for name in changed)
+
+
+# -- folding -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frozen_bn", [False, True])
+@pytest.mark.parametrize("name", ["partialnet_t0", "resnet10t", "mambaout_femto"])
+def test_folding_reaches_into_detectors(name: str, frozen_bn: bool, randomize: Randomize) -> None:
+    arguments = TINY if name == "partialnet_t0" else {}
+    model = create_mask_rcnn(
+        name, 3, model_args=arguments, frozen_bn=frozen_bn, img_size=(64, 96), score_thresh=0, detections_per_img=5
+    )
+    randomize(model.double())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    folded = partialnet.fold(model)
+    assert [name for name, module in folded.named_modules() if is_batch_norm(module)] == []
+    assert all(type(norm) is nn.Identity for norm in folded.backbone.out_norms), "the pyramid absorbs them"
+    batch = torch.rand(2, 3, 64, 96).double()
+    images = [image.double() for image in photos()]
+    with torch.no_grad():
+        for a, b in zip(model.backbone(batch).values(), folded.backbone(batch).values(), strict=True):
+            assert (a - b).abs().max() <= 1e-9 * a.abs().max()
+        for a, b in zip(model(images), folded(images), strict=True):
+            assert a["labels"].equal(b["labels"])
+            for key in ("boxes", "scores", "masks"):
+                torch.testing.assert_close(a[key], b[key], rtol=1e-7, atol=1e-7)
+    assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
+
+
+# -- checkpoints -------------------------------------------------------------------------------------------------------
+
+
+def test_checkpoint_is_all_that_is_needed(tmp_path: Path, randomize: Randomize) -> None:
+    detector = tiny(score_thresh=0.0, detections_per_img=10, frozen_bn=True)
+    randomize(detector.model)
+    detector.model.transform.image_mean = [0.4, 0.5, 0.6]
+    detector.training = {"epoch": 3, "seed": 7}
+    path = detector.save(tmp_path)
+    (tmp_path / "config.json").unlink()
+    again = load_detector(path)
+    assert list(again.categories.items()) == list(CATEGORIES.items())
+    assert again.img_size == (96, 128)
+    assert again.training == {"epoch": 3, "seed": 7}
+    images = photos()
+    with torch.no_grad():
+        for a, b in zip(detector.model(images), again.model(images), strict=True):
+            assert all(a[key].equal(b[key]) for key in a)
+    assert json.dumps(again.config()) == json.dumps(detector.config())
+
+
+def test_folded_checkpoint(tmp_path: Path, randomize: Randomize) -> None:
+    detector = tiny(score_thresh=0.0, detections_per_img=10)
+    randomize(detector.model)
+    folded = detector.fold()
+    folded.save(tmp_path)
+    again = load_detector(tmp_path)
+    assert again.folded
+    batch = torch.rand(1, 3, 96, 128)
+    with torch.no_grad():
+        levels = zip(again.model.backbone(batch).values(), folded.model.backbone(batch).values(), strict=True)
+        assert all(a.equal(b) for a, b in levels)
+    with pytest.raises(UserError, match="folded"):
+        load_weights(tiny(), tmp_path)
+
+
+def test_tasks_are_not_taken_for_one_another(tmp_path: Path) -> None:
+    tiny().save(tmp_path / "detector")
+    create_checkpoint("partialnet_t0", **TINY).save(tmp_path / "classifier")
+    with pytest.raises(UserError, match="is a detector"):
+        load(tmp_path / "detector")
+    with pytest.raises(UserError, match="is a detector"):
+        load(tmp_path / "detector" / "model.safetensors")
+    with pytest.raises(UserError, match="is a classifier"):
+        load_detector(tmp_path / "classifier")
+    with pytest.raises(UserError, match="no file or folder"):
+        load_detector(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("categories", [], "categories"),
+        ("categories", [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "id of its own"),
+        ("std", [1, 0, 1], "above 0"),
+        ("detector", "yolo", "yolo"),
+        ("settings", {"hidden": 3}, "hidden"),
+        ("architecture", "resnet1", "no model named"),
+        ("task", "poetry", "unknown task"),
+    ],
+)
+def test_damaged_configurations_are_told(tmp_path: Path, key: str, value: Any, told: str) -> None:
+    from partialnet.stored_network import save_network
+
+    detector = tiny()
+    save_network(tmp_path, detector.model, {**detector.config(), key: value})
+    with pytest.raises(UserError, match=told) as raised:
+        load_detector(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+# -- weights to start from ---------------------------------------------------------------------------------------------
+
+
+def saved_classifier(folder: Path, name: str, randomize: Randomize, **arguments: Any) -> Checkpoint:
+    classifier = create_checkpoint(name, **arguments)
+    randomize(classifier.model)
+    classifier.save(folder)
+    return classifier
+
+
+@pytest.mark.parametrize("frozen_bn", [False, True])
+@pytest.mark.parametrize("name", ["partialnet_t0", "resnet10t", "shvit_s1", "mobilenetv3_small_050"])
+def test_classifier_gives_its_layers_to_the_backbone(
+    name: str, frozen_bn: bool, tmp_path: Path, randomize: Randomize
+) -> None:
+    arguments = TINY if name == "partialnet_t0" else {}
+    classifier = saved_classifier(tmp_path, name, randomize, **arguments)
+    detector = create_detector(name, CATEGORIES, model_args=arguments, frozen_bn=frozen_bn)
+    report = load_weights(detector, tmp_path)
+    own = detector.model.backbone.maps.state_dict()
+    assert f"{len(own)} of {len(own)} tensors" in report
+    assert "NEW" not in report
+    expected = create_checkpoint(name, features_only=True, **arguments).model
+    # the feature maps are the classifier's: computed by its own modules under its own names
+    given = classifier.model.state_dict()
+    renamed = {key: given.get(key, given.get(key.replace("_", ".", 1))) for key in expected.state_dict()}
+    if all(tensor is not None for tensor in renamed.values()):
+        expected.load_state_dict(renamed)
+        x = torch.rand(1, 3, 64, 96)
+        with torch.no_grad():
+            maps, levels = expected.eval()(x), detector.model.backbone.maps.levels
+            for item, level in zip(detector.model.backbone.maps(x), levels, strict=True):
+                torch.testing.assert_close(item, maps[level], rtol=1e-4, atol=1e-4)
+
+
+def test_normalisation_comes_with_the_weights(tmp_path: Path) -> None:
+    classifier = create_checkpoint("partialnet_t0", **TINY)
+    classifier.input_config["mean"] = [0.5, 0.5, 0.5]
+    classifier.save(tmp_path)
+    detector = tiny()
+    assert "mean 0.5, 0.5, 0.5" in load_weights(detector, tmp_path)
+    assert detector.mean == [0.5, 0.5, 0.5]
+
+
+def test_nothing_matched_is_an_error(tmp_path: Path, randomize: Randomize) -> None:
+    saved_classifier(tmp_path, "resnet10t", randomize)
+    with pytest.raises(UserError, match="None of the") as raised:
+        load_weights(tiny(), tmp_path)
+    assert "resnet10t" in str(raised.value)
+    with pytest.raises(UserError, match="untrained"):
+        load_weights(tiny(), "resnet10t")
+
+
+def test_authors_detection_backbone_gives_its_norms_too(tmp_path: Path, randomize: Randomize) -> None:
+    from partialnet.models import PartialNet
+
+    network = randomize(PartialNet(**TINY, out_norms=True, act_layer="gelu"))
+    path = tmp_path / "backbone.pth"
+    torch.save({"state_dict": as_released(network.state_dict())}, path)
+    detector = tiny()
+    report = load_weights(detector, path)
+    assert "output norms" not in report
+    assert "NEW" not in report
+    for index, norm in enumerate(detector.model.backbone.out_norms):
+        assert norm.running_var.equal(network.out_norms[index].running_var)
+    x = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = network.eval().forward_intermediates(x, norm=True, intermediates_only=True)
+        for a, b in zip(detector.model.backbone.normalised_maps(x), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_detector_gives_all_but_what_tells_categories(tmp_path: Path, randomize: Randomize) -> None:
+    other = tiny()
+    randomize(other.model)
+    other.save(tmp_path)
+    same = tiny()
+    load_weights(same, tmp_path)
+    theirs = other.model.state_dict()
+    assert all(tensor.equal(theirs[name]) for name, tensor in same.model.state_dict().items())
+    # as many categories, of other meaning
+    fresh = create_detector("partialnet_t0", {1: "a", 2: "b", 3: "c"}, model_args=TINY, img_size=(96, 128))
+    before = fresh.model.roi_heads.box_predictor.cls_score.weight.clone()
+    assert "3 categories here, 3 others there" in load_weights(fresh, tmp_path)
+    assert fresh.model.roi_heads.box_predictor.cls_score.weight.equal(before)
+    assert fresh.model.rpn.head.cls_logits.weight.equal(other.model.rpn.head.cls_logits.weight)
+
+
+def as_released(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors in the authors' layout, for a detection backbone."""
+    from partialnet.models.released import _BLOCK_LAYERS, _NETWORK_LAYERS
+
+    blocks = {ours: theirs for theirs, ours in _BLOCK_LAYERS.items()}
+    network = {ours: theirs for theirs, ours in _NETWORK_LAYERS.items()}
+    released = {}
+    for name, tensor in state.items():
+        parts = name.split(".")
+        layer, leaf = ".".join(parts[:-1]), parts[-1]
+        if parts[0] == "out_norms":
+            released[f"norm{2 * int(parts[1])}.{leaf}"] = tensor
+        elif parts[0] == "stages" and parts[2] == "downsample":
+            released[f"stages.{2 * int(parts[1]) - 1}.{parts[3]}.{leaf}"] = tensor
+        elif parts[0] == "stages":
+            inner = ".".join(parts[4:-1])
+            if leaf == "table":
+                theirs = "spatial_mixing.attn.rpe_k.lookup_table_bias"
+            elif inner == "mixer.attn" and leaf == "weight":
+                count = tensor.shape[0]
+                tensor = tensor.reshape(count, 2, count).transpose(1, 2)[:, :, None]
+                theirs = f"{blocks[inner]}.{leaf}"
+            elif (
+                inner == "mixer.attn.norm" and tensor.ndim and f"stages.{parts[1]}.blocks.0.mixer.attn.weight" in state
+            ):
+                theirs = f"spatial_mixing.norm.{leaf}"
+            else:
+                theirs = f"{blocks[inner]}.{leaf}"
+            released[f"stages.{2 * int(parts[1])}.blocks.{parts[3]}.{theirs}"] = tensor
+        elif layer in network and parts[0] not in ("classifier", "conv_head"):
+            released[f"{network[layer]}.{leaf}"] = tensor
+    return released
+
+
+# -- measuring ---------------------------------------------------------------------------------------------------------
+
+
+def test_counts_agree_with_closed_forms() -> None:
+    row = count_detector("resnet10t", (64, 96))
+    positions = sum((64 // s) * (96 // s) for s in (4, 8, 16, 32)) + 1 * 2
+    assert row.macs_g["proposals"] * 1e9 == positions * (9 * 256 * 256 + 256 * 15)
+    assert row.macs_g["boxes"] * 1e9 == 1000 * (256 * 49 * 1024 + 1024 * 1024 + 1024 * 81 * 5)
+    mask = 4 * 9 * 256 * 256 * 196 + 4 * 256 * 256 * 196 + 256 * 81 * 784
+    assert row.macs_g["masks"] * 1e9 == 100 * mask
+
+
+def test_measuring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("partialnet.detection.bench._CANDIDATES", 3)
+    rows = bench_detectors(["resnet10t", "partialnet_t0"], "resnet10t", size=(64, 96), min_rounds=1, progress=False)
+    assert rows[0].timing is not None
+    assert rows[0].timing.ratio == 1
+    assert "partialnet_t0" in as_table(rows)
+    write_detector_csv(tmp_path / "rows.csv", rows)
+    assert (tmp_path / "rows.csv").read_text().count("\n") == 3
+    with pytest.raises(UserError, match="multiples of 32"):
+        bench_detectors(["resnet10t"], "resnet10t", size=(60, 90))

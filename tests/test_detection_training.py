@@ -1,0 +1,280 @@
+"""`partialnet detect train`, `eval` and `predict` from their data to their files, killed, shared and misused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from coco_sets import CATEGORIES, make_content, write_images, write_set
+from PIL import Image
+
+from partialnet.checkpoint import load
+from partialnet.cli import main
+from partialnet.detection.checkpoint import create_detector, load_detector
+from partialnet.detection.coco import open_held_out
+from partialnet.detection.config import DetectionConfig
+from partialnet.detection.run import evaluate_detector, train_detector
+from partialnet.errors import UserError
+from partialnet.training.recipes import apply_recipe, recipe_names
+from partialnet.training.settings import as_yaml, create_settings
+
+CONFIG = DetectionConfig(
+    model_args={"embed_dim": 16, "depths": [1, 1, 1, 1]},
+    img_size=(48, 80),
+    num_proposals=40,
+    num_sampled=32,
+    epochs=2,
+    batch_size=2,
+    warmup_epochs=0.5,
+    lr=1e-3,
+    lr_scaling="none",
+    val_share=0.3,
+    device="cpu",
+    precision="fp32",
+    threads=1,
+    workers=0,
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_set(tmp_path_factory.mktemp("data") / "shapes", count=10)
+
+
+@pytest.fixture(scope="module")
+def trained(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    train_detector(CONFIG, data, folder)
+    return folder
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_run_folder(trained: Path) -> None:
+    found = rows(trained)
+    assert len(found) == CONFIG.epochs
+    for row in found:
+        losses = [float(row[name]) for name in row if name.startswith("loss_")]
+        assert len(losses) == 5
+        assert float(row["train_loss"]) == pytest.approx(sum(losses), rel=1e-4)
+        assert 0 <= float(row["val_box_ap"]) <= float(row["val_box_ap50"]) <= 1
+        assert 0 <= float(row["val_mask_ap"]) <= 1
+    for name in ("curves.png", "precision_recall.png", "truth_and_detections.png", "first_batch.png", "config.yaml"):
+        assert (trained / name).stat().st_size > 0
+    detector = load_detector(trained)
+    assert detector.categories == {entry["id"]: entry["name"] for entry in CATEGORIES}
+    assert detector.training["config"]["seed"] == 0
+    assert create_settings(DetectionConfig, detector.training["config"]) == CONFIG
+    with pytest.raises(UserError, match="detect"):
+        load(trained)
+
+
+def test_evaluation_is_that_of_the_run(
+    trained: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command's numbers, folded or not, whatever the images in a step, are those of the run's best epoch."""
+    # the run held out a part of its data, which is written as a set of its own here
+    from partialnet.detection.coco import open_coco
+
+    held_out = open_coco(data, None, CONFIG.val_share, CONFIG.seed).validation
+    (tmp_path / "held_out.json").write_text(json.dumps({**held_out.ground_truth(), "categories": CATEGORIES}))
+    content = json.loads((Path(data) / "annotations.json").read_text())
+    kept = {int(number) for number in held_out.image_ids}
+    content["images"] = [entry for entry in content["images"] if entry["id"] in kept]
+    content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] in kept]
+    (tmp_path / "held_out.json").write_text(json.dumps(content))
+    pair = f"{data}/images,{tmp_path / 'held_out.json'}"
+    best = max((float(row["val_box_ap"]) + float(row["val_mask_ap"])) / 2 for row in rows(trained))
+    for options in (["--no-fold"], ["--fold"], ["--batch-size", "4"]):
+        output = tmp_path / "-".join(["evaluation", *options])
+        common = ["--workers", "0", "--device", "cpu", "-o", str(output), "--json"]
+        main(["detect", "eval", str(trained), pair, *options, *common])
+        figures = json.loads(capsys.readouterr().out)
+        found = (figures["boxes"]["ap"] + figures["masks"]["ap"]) / 2
+        assert found == pytest.approx(best, abs=1e-4)
+        assert json.loads((output / "evaluation.json").read_text()) == figures
+        detections = json.loads((output / "detections.json").read_text())
+        assert len(detections) == figures["num_detections"]
+        assert (output / "precision_recall.png").exists()
+
+
+def test_prediction_draws_and_tells(
+    trained: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.open(Path(data) / "images" / "000.jpg").save(photos / "one.png")
+    Image.fromarray(np.full((30, 400, 3), 128, np.uint8)).save(photos / "wide.png")
+    (photos / "broken.jpg").write_bytes(b"no image")
+    arguments = ["detect", "predict", str(trained), str(photos), "-o", str(tmp_path / "drawn"), "--device", "cpu"]
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, "--min-score", "0", "--json"])
+    assert stop.value.code == 2
+    output = capsys.readouterr()
+    assert "broken.jpg" in output.err
+    assert "1 of 3 images" in output.err
+    lines = [json.loads(line) for line in output.out.splitlines()]
+    assert [Path(line["image"]).name for line in lines] == ["one.png", "wide.png"]
+    for line in lines:
+        assert Image.open(line["picture"]).width >= 30
+        width, height = Image.open(line["image"]).size
+        for found in line["objects"]:
+            left, top, right, bottom = found["box"]
+            assert -0.01 <= left <= right <= width + 0.01
+            assert -0.01 <= top <= bottom <= height + 0.01
+            assert found["mask"]["size"] == [height, width]
+            assert found["category"] in {"square", "kite", "blob"}
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import yaml
+from partialnet.detection.config import DetectionConfig
+from partialnet.detection.run import train_detector
+from partialnet.training.settings import create_settings
+config = create_settings(DetectionConfig, yaml.safe_load(Path(sys.argv[1]).read_text()))
+train_detector(config, sys.argv[2], Path(sys.argv[3]), resume=True)
+"""
+
+
+def test_killed_training_ends_with_the_same_bits(data: str, trained: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, save_minutes=0.0)
+    (tmp_path / "config.yaml").write_text(as_yaml(config))
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "config.yaml"), data, str(tmp_path / "run")]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 200
+    while not list((tmp_path / "run" / "state").glob("*epoch-1-batch-1*")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    train_detector(config, data, tmp_path / "run", resume=True)
+    ours, theirs = (load_detector(folder / "last").model.state_dict() for folder in (tmp_path / "run", trained))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    names = ("train_loss", "val_box_ap", "val_mask_ap", "lr")
+    assert [[row[name] for name in names] for row in rows(tmp_path / "run")] == [
+        [row[name] for name in names] for row in rows(trained)
+    ]
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one(data: str, trained: Path, tmp_path: Path) -> None:
+    """Training goes on from the same weights, without learning, so that both evaluate the same network."""
+    config = replace(CONFIG, epochs=1, lr=0.0, warmup_epochs=0.0, weights=str(trained), batch_size=2, frozen_bn=True)
+    numbers = []
+    for devices in (1, 2):
+        folder = tmp_path / f"run-{devices}"
+        (tmp_path / "config.yaml").write_text(as_yaml(config))
+        command = [sys.executable, "-m", "partialnet", "detect", "train", data, "--devices", str(devices)]
+        command += ["--config", str(tmp_path / "config.yaml"), "-o", str(folder), "--no-out-norm"]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr
+        row = rows(folder)[0]
+        numbers.append([float(row[name]) for name in row if name.startswith("val_")])
+    assert numbers[0] == numbers[1]
+
+
+@pytest.mark.slow
+def test_it_learns(tmp_path: Path) -> None:
+    """Eight images by heart: the boxes are found again."""
+    content = make_content(8, seed=3, crowds=False)
+    # large shapes apart from each other: whether small ones can be told apart is not the question here
+    kept: dict[int, list[dict[str, object]]] = {}
+    for annotation in content["annotations"]:
+        left, top, width, height = annotation["bbox"]
+        others = kept.setdefault(annotation["image_id"], [])
+        apart = all(
+            left > o["bbox"][0] + o["bbox"][2]
+            or o["bbox"][0] > left + width  # type: ignore[index]
+            or top > o["bbox"][1] + o["bbox"][3]
+            or o["bbox"][1] > top + height  # type: ignore[index]
+            for o in others
+        )
+        if width >= 12 and height >= 12 and apart:
+            others.append(annotation)
+    content["annotations"] = [annotation for chosen in kept.values() for annotation in chosen]
+    write_images(tmp_path / "images", content)
+    (tmp_path / "shapes.json").write_text(json.dumps(content))
+    pair = f"{tmp_path / 'images'},{tmp_path / 'shapes.json'}"
+    settings = {"epochs": 60, "batch_size": 4, "lr": 1e-3, "horizontal_flip": 0.0, "clip_grad": 10.0}
+    config = replace(CONFIG, validation=pair, img_size=(96, 160), **settings)
+    result = train_detector(config, pair, tmp_path / "run")
+    assert result.evaluation.boxes.ap50 is not None
+    assert result.evaluation.boxes.ap50 >= 0.9
+    assert result.evaluation.masks is not None
+    assert (result.evaluation.masks.ap50 or 0) >= 0.5
+
+
+# -- settings and mistakes -------------------------------------------------------------------------------------------
+
+
+def test_recipe_is_table_7() -> None:
+    config = apply_recipe(DetectionConfig, "coco_1x", {"model": "partialnet_s"})
+    assert (config.epochs, config.decay_epochs, config.decay_rate, config.img_size) == (12, (8, 11), 0.1, (800, 1333))
+    assert (config.lr, config.lr_batch, config.weight_decay, config.optimizer) == (2e-4, 16, 1e-4, "adamw")
+    for model in ("partialnet_m", "partialnet_l"):
+        assert apply_recipe(DetectionConfig, "coco_1x", {"model": model}).lr == 1e-4
+    half = apply_recipe(DetectionConfig, "coco_1x", {"epochs": 6})
+    assert half.decay_epochs == (4, 5.5)
+    assert set(recipe_names(DetectionConfig)) == {"coco_1x", "small"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--img-size", "200"], "img_size is 200"),
+        (["--img-size", "300,200"], "shorter and the longer"),
+        (["--model", "vit_tiny_patch16_224"], "feature pyramid"),
+        (["--recipe", "coco1x"], "Did you mean coco_1x"),
+        (["--mixup", "0.1"], "--mixup"),
+        (["--weights", "nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    arguments: list[str], message: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["detect", "train", data, "--device", "cpu", "-o", str(tmp_path / "run"), *arguments])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_broken_photo_is_replaced_and_listed(tmp_path: Path) -> None:
+    data = write_set(tmp_path / "shapes", count=10)
+    (tmp_path / "shapes" / "images" / "002.jpg").write_bytes(b"no image")
+    config = replace(CONFIG, epochs=1, warmup_epochs=0.0, max_broken_share=0.5)
+    train_detector(config, data, tmp_path / "run")
+    assert (tmp_path / "run" / "broken_images.txt").read_text() == "002.jpg\n"
+
+
+def test_an_exported_file_is_evaluated_too(data: str, tmp_path: Path) -> None:
+    from partialnet.detection.export import export_detector
+    from partialnet.detection.sources import open_detector
+
+    torch.manual_seed(0)
+    categories = {entry["id"]: entry["name"] for entry in CATEGORIES}
+    detector = create_detector(
+        "partialnet_t0", categories, model_args=CONFIG.model_args, img_size=(64, 96), num_proposals=40
+    )
+    images = open_held_out(data, tuple(categories.values()))
+    export_detector(detector, tmp_path / "detector.onnx", "onnx", (64, 96))
+    exported = open_detector(tmp_path / "detector.onnx")
+    ours, _ = evaluate_detector(exported, images, workers=0)
+    assert ours.num_images == len(images)

@@ -1,0 +1,302 @@
+"""`partialnet search` from its data to its plan, the plan's use, and what happens when it is killed or misused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from partialnet.checkpoint import load
+from partialnet.cli import main
+from partialnet.errors import UserError
+from partialnet.search import load_plan
+from partialnet.search.config import SearchConfig
+from partialnet.search.run import SearchRun, search
+from partialnet.search.sweep import sweep
+from partialnet.search.task import RATIO_PREFIX, SearchTask
+from partialnet.training.settings import as_yaml, create_settings, settings_of
+
+CONFIG = SearchConfig(
+    model_args={"embed_dim": 16, "depths": [1, 1, 1, 1], "head_hidden_size": 24},
+    img_size=32,
+    epochs=3,
+    batch_size=8,
+    warmup_epochs=1,
+    lr=2e-3,
+    lr_scaling="none",
+    gate_travel=60.0,
+    alpha=-1.0,
+    device="cpu",
+    precision="fp32",
+    threads=1,
+    workers=0,
+)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    data = tmp_path_factory.mktemp("data") / "photos"
+    generator = np.random.default_rng(0)
+    for channel, name in enumerate(("blue", "green", "red")):
+        (data / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = generator.integers(0, 120, (36, 40, 3))
+            pixels[..., 2 - channel] += 100
+            Image.fromarray(pixels.astype(np.uint8)).save(data / name / f"{number:02d}.png")
+    return data
+
+
+@pytest.fixture(scope="module")
+def searched(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("searched") / "run"
+    search(CONFIG, str(photos), folder)
+    return folder
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_metrics_hold_objective_and_every_ratio(searched: Path) -> None:
+    found = rows(searched)
+    assert len(found) == CONFIG.epochs
+    ratios = [name for name in found[0] if name.startswith(RATIO_PREFIX)]
+    assert ratios == [f"{RATIO_PREFIX}stages.{stage}.blocks.0.mixer" for stage in range(4)]
+    # the gates wait for the end of the warm-up, then the complexity, four times too high, presses them down
+    assert {float(found[0][name]) for name in ratios} == {0.25}
+    assert float(found[-1]["zeta"]) < float(found[0]["zeta"])
+    for row in found:
+        factor = max(1.0, float(row["zeta"]) / float(row["kappa"]))
+        assert float(row["objective"]) >= 0.5 * float(row["train_loss"])
+        assert float(row["objective"]) <= factor * float(row["train_loss"]) + 10
+
+
+def test_pressure_grows_while_the_complexity_is_too_high(photos: Path) -> None:
+    config = replace(CONFIG, alpha=-0.01, alpha_growth=2.0)
+    task, _ = SearchRun().create_task(config, SearchRun().open_data(str(photos), config), 1, False)
+    expected = []
+    # in the first epoch, the warm-up, the gates can do nothing about it
+    for epoch, zeta in enumerate((4.0, 4.0, 0.5, 3.0, 1.0), 1):
+        task.progress.rows.append({"epoch": epoch, "zeta": zeta, "kappa": 1.0})
+        expected.append(task.objective.alpha)
+    assert expected == pytest.approx([-0.01, -0.02, -0.02, -0.04, -0.04])
+
+
+def test_plan_says_what_the_checkpoint_is(searched: Path) -> None:
+    plan = load_plan(searched)
+    checkpoint = load(searched)
+    ratios = {
+        name: module.split_ratio
+        for name, module in checkpoint.model.named_modules()
+        if name.endswith("mixer") and hasattr(module, "split_ratio")
+    }
+    assert plan.split_ratios == ratios
+    assert plan.model_args["split_ratio"] == list(ratios.values())
+    assert plan.theta == 4
+    assert plan.search["config"]["seed"] == 0
+    row = rows(searched)[int(plan.search["epoch"]) - 1]
+    assert float(row["zeta"]) == pytest.approx(plan.zeta, rel=1e-5)
+    channels = [16, 32, 64, 128]
+    zeta = sum(c * c * ratio for c, ratio in zip(channels, ratios.values(), strict=True))
+    assert plan.zeta == zeta
+    assert plan.kappa == sum(c * c for c in channels) / 16
+    for name in ("plan.png", "ratios.png", "curves.png", "config.yaml"):
+        assert (searched / name).stat().st_size > 0
+
+
+def test_plan_trains_from_scratch_and_from_the_searched_weights(
+    searched: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--plan", str(searched / "plan.json"), "--img-size", "32", "--epochs", "1", "--warmup-epochs", "0"]
+    options += ["--workers", "0", "--device", "cpu", "--threads", "1", "--batch-size", "8"]
+    main(["train", str(photos), *options, "-o", str(tmp_path / "scratch")])
+    assert "Weights: new." in capsys.readouterr().err
+    main(["train", str(photos), *options, "--init-from", str(searched), "-o", str(tmp_path / "warm")])
+    tensors = len(load(searched).model.state_dict())
+    assert f"Weights: {tensors} of {tensors} tensors" in capsys.readouterr().err
+    ratios = load_plan(searched).model_args["split_ratio"]
+    for run in ("scratch", "warm"):
+        assert load(tmp_path / run).model_args["split_ratio"] == ratios
+
+
+def test_info_shows_a_plan(searched: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["info", "--plan", str(searched)])
+    output = capsys.readouterr().out
+    assert "θ = 4" in output
+    assert f"split_ratio = {load_plan(searched).model_args['split_ratio']}" in output
+    with pytest.raises(SystemExit) as stop:
+        main(["info"])
+    assert stop.value.code == 2
+
+
+def test_scope_and_no_attention(photos: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, scope="stage3", attention=False, epochs=2, gate_travel=200.0)
+    result = search(config, str(photos), tmp_path / "run")
+    assert list(result.plan.split_ratios) == ["stages.2.blocks.0.mixer"]
+    ratios = result.plan.model_args["split_ratio"]
+    assert [ratios[0], ratios[1], ratios[3]] == [0.25] * 3
+    # the planned network attends, as the one that was searched
+    assert any("attn" in name for name in load(tmp_path / "run").model.state_dict() if name.startswith("stages.2"))
+
+
+def test_gates_have_a_learning_rate_of_their_own(photos: Path) -> None:
+    run = SearchRun()
+    config = replace(CONFIG, layer_decay=0.5)
+    task, _ = run.create_task(config, run.open_data(str(photos), config), 1, False)
+    assert isinstance(task, SearchTask)
+    optimizer = task.create_optimizer(config.lr)
+    gates = {id(layer.gates) for layer in task.layers.values()}
+    holding = [group for group in optimizer.param_groups if any(id(p) in gates for p in group["params"])]
+    assert len(holding) == 1
+    assert {id(p) for p in holding[0]["params"]} == gates
+    assert holding[0]["weight_decay"] == 0
+    every = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert len(every) == len(set(every)) == len(list(task.network.parameters()))
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import yaml
+from partialnet.search.config import SearchConfig
+from partialnet.search.run import search
+from partialnet.training.settings import create_settings
+config = create_settings(SearchConfig, yaml.safe_load(Path(sys.argv[1]).read_text()))
+search(config, sys.argv[2], Path(sys.argv[3]), resume=True)
+"""
+
+
+def test_killed_search_ends_with_the_same_bits(photos: Path, searched: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, save_minutes=0.0)
+    (tmp_path / "config.yaml").write_text(as_yaml(config))
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "config.yaml"), str(photos), str(tmp_path / "run")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "run" / "state").glob("*epoch-1-batch-2*")) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    if process.stderr is not None:
+        process.stderr.close()
+    assert not (tmp_path / "run" / "plan.json").exists()
+    search(config, str(photos), tmp_path / "run", resume=True)
+    ours, theirs = load(tmp_path / "run").model.state_dict(), load(searched).model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert load_plan(tmp_path / "run").split_ratios == load_plan(searched).split_ratios
+
+
+# -- sweeps ----------------------------------------------------------------------------------------------------------
+
+
+def test_sweep_keeps_finished_points(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = replace(CONFIG, epochs=2)
+    (tmp_path / "config.yaml").write_text(as_yaml(config))
+    folder = tmp_path / "sweep"
+    arguments = ["search", str(photos), "--config", str(tmp_path / "config.yaml"), "-o", str(folder)]
+    main([*arguments, "--theta", "8,2"])
+    first = (folder / "theta-2" / "plan.json").stat().st_mtime_ns
+    with pytest.raises(SystemExit):
+        main([*arguments, "--theta", "2,4,8"])
+    assert "--resume" in capsys.readouterr().err
+    main([*arguments, "--theta", "2,4,8", "--resume"])
+    assert (folder / "theta-2" / "plan.json").stat().st_mtime_ns == first
+    with (folder / "sweep.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [float(row["theta"]) for row in table] == [2, 4, 8]
+    for row in table:
+        plan = load_plan(folder / f"theta-{float(row['theta']):g}")
+        assert float(row["mean_split_ratio"]) == pytest.approx(plan.mean_ratio, abs=1e-6)
+        assert plan.theta == float(row["theta"])
+    assert (folder / "sweep.png").stat().st_size > 0
+    with pytest.raises(UserError, match="epochs was 2 and is 3"):
+        sweep(replace(config, epochs=3), [2.0], str(photos), folder, resume=True)
+
+
+@pytest.mark.slow
+def test_sweep_on_a_ray_cluster(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray")
+    from partialnet.search.ray_cluster import RayCluster
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.chdir(photos.parent)
+    config = replace(CONFIG, epochs=2)
+    sweep(config, [2.0, 4.0], "photos", tmp_path / "here", search_points=None)
+    result = sweep(config, [2.0, 4.0], "photos", tmp_path / "there", search_points=RayCluster("local"))
+    assert not ray.is_initialized()
+    for theta, plan in result.plans.items():
+        here = tmp_path / "here" / f"theta-{theta:g}"
+        assert plan.split_ratios == load_plan(here).split_ratios
+        there = tmp_path / "there" / f"theta-{theta:g}"
+        ours, theirs = load(there).model.state_dict(), load(here).model.state_dict()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        assert (there / "ratios.png").exists()
+        assert not (there / "state").exists()
+
+
+def test_ray_mistakes(photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    from partialnet.search.ray_cluster import RayCluster
+
+    with pytest.raises(UserError, match="cannot be reached"):
+        RayCluster("127.0.0.1:1")([(CONFIG, tmp_path)], str(photos))
+
+
+# -- mistakes --------------------------------------------------------------------------------------------------------
+
+
+def test_configuration_survives_yaml() -> None:
+    text = as_yaml(replace(CONFIG, scope="stage3"), "title")
+    import yaml
+
+    assert create_settings(SearchConfig, yaml.safe_load(text)) == replace(CONFIG, scope="stage3")
+    assert set(yaml.safe_load(text)) == set(settings_of(SearchConfig))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--theta", "0.5"], "theta is 0.5 but must be at least 1"),
+        (["--theta", "2,many"], "theta is 'many'"),
+        (["--scope", "stage9"], "no partial convolution"),
+        (["--scope", "("], "no regular expression"),
+        (["--ema", "0.9"], "average of gates"),
+        (["--model", "resnet18"], "search a PartialNet"),
+        (["--complexity", "grouep"], "did you mean grouped"),
+        (["--ray", "local"], "--ray searches several"),
+        (["--alpha", "0.1"], "alpha"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    arguments: Sequence[str], message: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(SystemExit) as stop:
+        main(["search", str(photos), "--device", "cpu", "-o", str(folder), *arguments])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not folder.exists()
+
+
+def test_plan_of_another_model(searched: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "photos", "--plan", str(searched), "--model", "partialnet_s"])
+    assert stop.value.code == 2
+    assert "leave --model out" in capsys.readouterr().err
+    content = json.loads((searched / "plan.json").read_text())
+    assert content["model"] == "partialnet_t0"
