@@ -35,9 +35,9 @@ def interleave(
     min_rounds: int = 7,
     warmup: int = 2,
     synchronize: Callable[[], None] = lambda: None,
-    clock: Callable[[], float] | None = None,
     description: str = "measuring",
     progress: bool = True,
+    clock: Callable[[], float] | None = None,
 ) -> dict[str, Timing]:
     """Run all contestants A B C A B C … and compare their times.
 
@@ -48,10 +48,10 @@ def interleave(
         min_rounds: Rounds at least, however long they take.
         warmup: Rounds that are not counted.
         synchronize: Called before each reading of the clock, for devices that work asynchronously.
-        clock: Gives the seconds that are reported, those that pass if None. ``time.process_time`` leaves out what
-            others did on the same core, and equals the time that passes where one thread has a core of its own.
         description: Label of the progress bar.
         progress: Show a progress bar.
+        clock: Gives the seconds that are reported, those that pass if None. ``time.process_time`` leaves out what
+            others did on the same core, and equals the time that passes where one thread has a core of its own.
 
     Returns:
         The timing of each contestant.
