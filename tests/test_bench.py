@@ -42,6 +42,12 @@ def test_ratio_is_of_the_same_round(monkeypatch: pytest.MonkeyPatch):
     assert timings["slow"].q1_ms == pytest.approx(4)
 
 
+def test_another_clock_is_reported():
+    now = iter(range(100))
+    timings = interleave({"one": lambda: None}, "one", seconds=0, min_rounds=3, clock=lambda: float(next(now)))
+    assert timings["one"].median_ms == 1000
+
+
 def test_environment_names_no_place():
     text = json.dumps(environment())
     assert "/" not in json.loads(text)["command"].split()[0]

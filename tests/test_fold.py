@@ -36,7 +36,18 @@ from partialnet.layers.affine import (
     fold_input_affine,
     fold_output_affine,
 )
-from partialnet.layers.inference import RUNTIMES, MapSelfAttention, Runtime, SplitSpatialGate
+from partialnet.layers.gaussian_se import image_statistics
+from partialnet.layers.inference import (
+    RUNTIMES,
+    InPlacePATConv,
+    MapSelfAttention,
+    PatchConv,
+    PositionwiseLinear,
+    Runtime,
+    SplitSpatialGate,
+    is_patchwise,
+    positions_of,
+)
 from partialnet.models.blocks import EagerPartialNetBlock
 
 VARIANTS = ("partialnet_t0", "partialnet_t1", "partialnet_t2", "partialnet_s", "partialnet_m", "partialnet_l")
@@ -393,6 +404,69 @@ def test_eager_form_leaves_its_input_and_trains(randomize: Randomize) -> None:
     gradient = torch.autograd.grad(folded(images.requires_grad_()).square().sum(), images)[0]
     right = torch.autograd.grad(model(images).square().sum(), images)[0]
     torch.testing.assert_close(gradient, right, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_statistics_by_batch_norms_kernel(batch: int, layout: torch.memory_format) -> None:
+    """Of each image on its own; a mean far from 0 costs no digits, and a constant has no deviation."""
+    x = 0.1 * torch.randn(batch, 24, 9, 14) + 1000 * torch.randn(1, 24, 1, 1)
+    x[:, 0] = 0.0
+    expected = torch.var_mean(x.double(), dim=(2, 3), correction=0)[::-1]
+    for ours, right in zip(image_statistics(x.contiguous(memory_format=layout)), expected, strict=True):
+        torch.testing.assert_close(ours.double(), right, rtol=1e-4, atol=0)
+    assert (image_statistics(torch.randn(batch, 5, 1, 1))[1] == 0).all()
+
+
+@pytest.mark.parametrize("size", [(8, 8), (40, 36)])
+@pytest.mark.parametrize("conv_first", [True, False])
+def test_eager_form_projects_without_its_output(conv_first: bool, size: tuple[int, int], randomize: Randomize) -> None:
+    """With the gate in the weight, on large maps, and on the map, on small ones."""
+    layer = trained(PATConv(16, conv_first=conv_first), randomize)
+    folded = fold(layer).get_submodule("0").for_runtime("torch")  # type: ignore[operator]
+    assert isinstance(folded, InPlacePATConv)
+    linear = PositionwiseLinear(torch.randn(100, 16, dtype=torch.float64), torch.randn(100, dtype=torch.float64))
+    for batch in (1, 2):
+        x = torch.randn(batch, 16, *size, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+        before = x.clone()
+        with torch.inference_mode():
+            torch.testing.assert_close(
+                folded.project(x, linear), linear(positions_of(folded(x))), rtol=1e-10, atol=1e-10
+            )
+        assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("kernel", [1, 2, (4, 3)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_convolution_without_overlap_is_a_matrix_product(kernel: int | tuple[int, int], bias: bool) -> None:
+    conv = nn.Conv2d(9, 8, kernel, kernel, bias=bias).double().eval()
+    assert is_patchwise(conv)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(2, 9, 11, 13, dtype=torch.float64).contiguous(memory_format=layout)
+        torch.testing.assert_close(PatchConv(conv)(x), conv(x), rtol=1e-12, atol=1e-12)
+    for other in (nn.Conv2d(8, 8, 2, 1), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 8, 1, padding=1), nn.Linear(8, 8)):
+        assert not is_patchwise(other)
+
+
+def test_other_networks_get_matrix_products(randomize: Randomize) -> None:
+    model = trained(timm.create_model("fasternet_t0", num_classes=10), randomize)
+    folded = fold(model, runtime="torch")
+    assert not any(is_patchwise(module) for module in folded.modules())
+    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        laid_out = folded.to(memory_format=layout)
+        assert relative_error(model, laid_out, images.contiguous(memory_format=layout)) < 1e-9
+
+
+def test_scale_of_zero_behind_a_gate(randomize: Randomize) -> None:
+    """onnxruntime's form divides by the scale where it can."""
+    model = trained(small(depths=(1, 1, 1, 1)), randomize)
+    with torch.no_grad():
+        model.get_submodule("stages.0.blocks.0.mlp_attention.attn.norm").weight[3] = 0.0  # type: ignore[index]
+    folded = fold(model, 64, "onnxruntime")
+    gates = [module for module in folded.modules() if isinstance(module, SplitSpatialGate)]
+    assert [gate.scale is not None for gate in gates] == [True, False, False, False]
+    assert relative_error(model, folded, torch.randn(2, 3, 64, 64, dtype=torch.float64)) < 1e-9
 
 
 def test_unknown_runtime_is_refused() -> None:

@@ -59,7 +59,7 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
         return model
     affines = {norm: batch_norm_affine(norm, torch.empty(0)) for norm in norms}
     flow = module_flow(model, lambda module: is_linear_layer(module) or isinstance(module, (*_KINDS, ChannelAffine)))
-    fixed = flow.read | set(_held_elsewhere(model)) | {module for module in model.modules() if _has_hooks(module)}
+    fixed = flow.read | set(_held_elsewhere(model)) | {module for module in model.modules() if has_hooks(module)}
     classifier = set(_classifier(model))
     new: dict[nn.Module, nn.Module] = {}
     # a ChannelAffine that one of our own layers ends in can be absorbed, too
@@ -94,7 +94,7 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
 
 
 def _passes(module: nn.Module) -> bool:
-    return isinstance(module, _PASSES) and not _has_hooks(module)
+    return isinstance(module, _PASSES) and not has_hooks(module)
 
 
 def _partner(flow: ModuleFlow, norm: nn.Module, side: str) -> nn.Module | None:
@@ -160,7 +160,8 @@ def _with_activation(norm: nn.Module, affine: nn.Module) -> nn.Module:
     return whole.eval()
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody watches the module's calls."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 

@@ -12,9 +12,11 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from .batch_norms import fold_batch_norms
-from .layers.inference import RUNTIMES, Runtime
+from .batch_norms import fold_batch_norms, has_hooks
+from .layers.affine import is_linear_layer
+from .layers.inference import RUNTIMES, PatchConv, Runtime, is_patchwise
 from .layers.self_attention import FixedPositionBias, RelativePositionBias
+from .module_flow import module_flow
 
 _logger = logging.getLogger(__name__)
 
@@ -31,8 +33,9 @@ def fold(model: nn.Module, img_size: int | tuple[int, int] | None = None, runtim
         model: Any network in evaluation mode: a classifier, a ``features_only`` backbone, a detector, your own.
         img_size: Height and width, in pixels, of all images to come, or one number for both: the relative position
             bias then becomes a constant. None keeps the network open to any size.
-        runtime: Write the layers as "torch" (eager, in the channels_last layout), "onnxruntime" or "openvino" runs
-            them fastest; parameters are then named and shaped for it. None keeps one plain form for all.
+        runtime: Write the layers as "torch" (eager on the CPU, in the channels_last layout), "onnxruntime" or
+            "openvino" runs them fastest; parameters are then named and shaped for it. "torch" also makes matrix
+            products of other networks' convolutions that are. None keeps one plain form for all.
 
     Raises:
         ValueError: ``model`` is in training mode, or the runtime is unknown.
@@ -50,7 +53,10 @@ def fold(model: nn.Module, img_size: int | tuple[int, int] | None = None, runtim
         folded = fold_batch_norms(_fold(copy.deepcopy(model), {}))
     if img_size is not None:
         _fix_size(folded, (img_size, img_size) if isinstance(img_size, int) else img_size)
-    return folded if runtime is None else _suit(folded, runtime)
+    if runtime is None:
+        return folded
+    folded = _suit(folded, runtime)
+    return _with_patch_convs(folded) if runtime == "torch" else folded
 
 
 def _fold(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
@@ -122,6 +128,27 @@ def _suit(module: nn.Module, runtime: Runtime) -> nn.Module:
     return module
 
 
+def _with_patch_convs(model: nn.Module) -> nn.Module:
+    """Replace the convolutions that are matrix products, in our networks and others', where only they use their weight.
+
+    Those that no trace reaches, and those with hooks, stay, and those of our layers that fold themselves, which would
+    look for their weights when the network is folded again.
+    """
+    flow = module_flow(model, is_linear_layer)
+    new: dict[nn.Module, nn.Module] = {
+        layer: PatchConv(layer)
+        for layer in flow.calls
+        if is_patchwise(layer) and is_linear_layer(layer) and layer not in flow.read and not has_hooks(layer)
+    }
+    for parent in list(model.modules()):
+        if type(parent).__module__.startswith(f"{__package__}.") and hasattr(parent, "fuse"):
+            continue
+        for name, child in parent.named_children():
+            if child in new:
+                setattr(parent, name, new[child])
+    return new.get(model, model)
+
+
 def _fix_size(model: nn.Module, img_size: tuple[int, int]) -> None:
     """Replace every relative position bias by the constant that it gives for images of ``img_size``."""
     sizes: dict[nn.Module, tuple[int, int]] = {}
@@ -129,7 +156,7 @@ def _fix_size(model: nn.Module, img_size: tuple[int, int]) -> None:
     hooks = [bias.register_forward_pre_hook(lambda bias, size: sizes.update({bias: size})) for bias in biases]
     if not hooks:
         return
-    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+    first = next(module for module in model.modules() if isinstance(module, (nn.Conv2d, PatchConv)))
     with torch.no_grad():
         model(torch.zeros(1, first.in_channels, *img_size, device=first.weight.device, dtype=first.weight.dtype))
     for hook in hooks:

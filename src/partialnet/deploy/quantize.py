@@ -38,9 +38,22 @@ def quantize_openvino(model: Any, batches: Sequence[np.ndarray]) -> Any:
 
 
 def _gates(model: Any) -> list[str]:
-    """Names of the convolutions to a single channel."""
+    """Names of the convolutions to a single channel, and of those before a hard sigmoid."""
     convolutions = [operator for operator in model.get_ops() if operator.get_type_name() == "Convolution"]
-    return [operator.get_friendly_name() for operator in convolutions if operator.input(1).get_partial_shape()[0] == 1]
+    return [
+        operator.get_friendly_name()
+        for operator in convolutions
+        if operator.input(1).get_partial_shape()[0] == 1 or _types_behind(operator, 3) == ["Add", "Add", "Clamp"]
+    ]
+
+
+def _types_behind(operator: Any, count: int) -> list[str]:
+    """Types of the operators that follow one after the other, as long as each is the only one that does."""
+    types: list[str] = []
+    while len(types) < count and len(consumers := operator.output(0).get_target_inputs()) == 1:
+        operator = next(iter(consumers)).get_node()
+        types.append(operator.get_type_name())
+    return types
 
 
 def quantize_onnx(source: Path, target: Path, batches: Sequence[np.ndarray]) -> None:

@@ -6,7 +6,7 @@ every call and every temporary tensor. ``partialnet.fold(..., runtime=...)`` put
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,52 @@ class PositionwiseLinear(nn.Module):
         return torch.addmm(self.bias, x, self.weight)
 
 
+class PatchConv(PositionwiseLinear):
+    """A convolution whose patches touch but do not overlap, as one matrix product, (B, C, H, W) → (B, O, H/k, W/k).
+
+    1×1 convolutions and mergings of patches. PyTorch's own convolution lays out the weight anew at every call.
+
+    Args:
+        conv: Convolution for which ``is_patchwise`` holds.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__(conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
+        self.in_channels, self.out_channels, self.kernel_size = conv.in_channels, conv.out_channels, conv.kernel_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = self.kernel_size
+        height, width = x.shape[2] // rows, x.shape[3] // columns
+        if rows == columns == 1:
+            patches = positions_of(x)
+        else:
+            x = x[:, :, : height * rows, : width * columns].permute(0, 2, 3, 1)  # (B, H, W, C)
+            x = x.reshape(-1, height, rows, width, columns, self.in_channels)
+            patches = x.transpose(2, 3).reshape(-1, self.weight.shape[0])
+        y = super().forward(patches)
+        return y.view(-1, height, width, self.out_channels).permute(0, 3, 1, 2)
+
+
+def is_patchwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether ``module`` is a convolution whose stride is its kernel, without padding, dilation and groups.
+
+    Stems are none: to gather patches of an image's three channels costs more than the matrix product saves.
+    """
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.in_channels >= 8
+        and module.stride == module.kernel_size
+        and module.padding in ((0, 0), "valid")
+        and module.dilation == (1, 1)
+        and module.groups == 1
+    )
+
+
+def positions_of(x: Tensor) -> Tensor:
+    """A map, (B, C, H, W), as a matrix, (B·H·W, C): a view in the channels_last layout, else a copy."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
 class InPlacePATConv(nn.Module):
     """PATConv of one size and channel gates that writes both parts into one tensor, (B, C, H, W) → (B, C, H, W).
 
@@ -52,7 +98,7 @@ class InPlacePATConv(nn.Module):
 
     Args:
         conv: Convolution of the convolved channels that keeps their number and resolution.
-        attn: Gate of the others, with a method ``gate`` that gives (B, channels, 1, 1).
+        attn: Gate of the others, a ``GaussianGate``.
         conv_channels: Number of convolved channels.
         conv_first: Whether they are the leading ones.
     """
@@ -65,7 +111,7 @@ class InPlacePATConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         to_convolve, to_attend = self._split(x)
-        gate = self.attn.gate(to_attend)  # type: ignore[operator]
+        gate = self._gate(x)
         if not may_write_in_place():
             parts = (self.conv(to_convolve), to_attend * gate)
             return torch.cat(parts if self.conv_first else parts[::-1], 1)
@@ -75,12 +121,36 @@ class InPlacePATConv(nn.Module):
         torch.mul(to_attend, gate, out=attended)
         return out
 
-    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def project(self, x: Tensor, linear: PositionwiseLinear) -> Tensor:
+        """``linear`` of the output's positions, (B·H·W, features), for which one image needs no output.
+
+        ``W [a; g ∘ b] = W_a a + (W_b diag(g)) b``: the gate goes into the weight where that is smaller than the map.
+        """
+        if x.shape[0] > 1 or not may_write_in_place():
+            return linear(positions_of(self(x)))
+        to_convolve, to_attend = self._split(x)
+        for_convolved, for_attended = self._split(linear.weight, 0)  # (channels, features) each
+        gate = self._gate(x).flatten()
+        attended = positions_of(to_attend)  # a view: matrix products take rows that are farther apart
+        if len(attended) > linear.weight.shape[1]:
+            for_attended = for_attended * gate[:, None]
+        else:
+            attended = attended * gate
+        y = torch.addmm(linear.bias, attended, for_attended)
+        return y.addmm_(positions_of(self.conv(to_convolve)), for_convolved)
+
+    def _gate(self, x: Tensor) -> Tensor:
+        """Weight of each attended channel, (B, channels, 1, 1)."""
+        if not may_write_in_place():
+            return self.attn.gate(self._split(x)[1])  # type: ignore[operator]
+        return self.attn.gate_within(x, self.conv_channels if self.conv_first else 0)  # type: ignore[operator]
+
+    def _split(self, x: Tensor, dim: int = 1) -> tuple[Tensor, Tensor]:
         """Convolved and attended channels."""
-        others = x.shape[1] - self.conv_channels
-        first = self.conv_channels if self.conv_first else others
-        leading, trailing = x[:, :first], x[:, first:]
-        return (leading, trailing) if self.conv_first else (trailing, leading)
+        others = x.shape[dim] - self.conv_channels
+        if self.conv_first:
+            return x.narrow(dim, 0, self.conv_channels), x.narrow(dim, self.conv_channels, others)
+        return x.narrow(dim, others, self.conv_channels), x.narrow(dim, 0, others)
 
 
 class TokenNorm(nn.Module):
@@ -131,10 +201,10 @@ class MapSelfAttention(nn.Module):
         self.norm = norm
         weights, biases = qkv.weight.detach().chunk(3), qkv.bias.detach().chunk(3)
         self.query, self.key, self.value = (
-            _pointwise(weight, bias) for weight, bias in zip(weights, biases, strict=True)
+            pointwise(weight, bias) for weight, bias in zip(weights, biases, strict=True)
         )
         self.position_bias = position_bias
-        self.proj = _pointwise(proj.weight.detach(), None if proj.bias is None else proj.bias.detach())
+        self.proj = pointwise(proj.weight.detach(), None if proj.bias is None else proj.bias.detach())
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -152,41 +222,66 @@ class MapSelfAttention(nn.Module):
         return x.flatten(2).unflatten(1, (self.num_heads, -1))
 
 
-def _pointwise(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
+def pointwise(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
     """A 1×1 convolution of a dense layer's weight, (out, in)."""
     like = nn.Conv2d(weight.shape[1], weight.shape[0], 1, device="meta")
     return with_weights(like, weight[:, :, None, None], bias)
 
 
-class SplitSpatialGate(nn.Module):
-    """PAT_sp's gate on the leading channels alone, (B, C, H, W) → (B, C, H, W).
+def clipped_sigmoid(x: Tensor) -> Tensor:
+    """The hard sigmoid in the form that OpenVINO knows and fuses into the convolution before it."""
+    return F.relu6(x + 3) / 6
 
-    For onnxruntime: split and concatenation cost it less than a gate for all channels, of which half are not gated.
+
+class SplitSpatialGate(nn.Module):
+    """The MLP's second convolution and PAT_sp's gate on its leading outputs, (B, hidden, H, W) → (B, C, H, W).
+
+    For onnxruntime, where a gate for all channels, of which half are not gated, costs more than a concatenation, and
+    two convolutions less than one and a split. The scale behind the gate goes into the convolution, unless it is
+    (nearly) 0 in a channel, whose part in the gate would be lost.
 
     Args:
+        fc: 1×1 convolution whose leading outputs are gated.
         conv: 1×1 convolution of the gated channels to one, without bias.
         scale: Scale behind the gate, (number of gated channels,).
         shift: Shift behind the gate, (number of gated channels,).
     """
 
-    def __init__(self, conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> None:
+    def __init__(self, fc: nn.Conv2d, conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> None:
         super().__init__()
+        sizes = [len(scale), fc.out_channels - len(scale)]
+        weight, bias = fc.weight.detach(), fc.bias
+        bias = weight.new_zeros(sum(sizes)) if bias is None else bias.detach()
+        attended, passed = zip(weight.split(sizes), bias.split(sizes), strict=True)
+        scale = scale.detach()
+        self.scale: nn.Parameter | None = None
+        if scale.abs().min() > 1e-3 * scale.abs().max():
+            attended = (attended[0] * scale[:, None, None, None], attended[1] * scale)
+            conv = with_weights(conv, conv.weight.detach() / scale[:, None, None], None)
+        else:
+            self.scale = nn.Parameter(scale[:, None, None].clone())
+        self.attended = with_weights(fc, *attended)
+        self.passed = with_weights(fc, *passed) if sizes[1] else None
         self.conv = conv
-        self.scale = nn.Parameter(scale.detach()[:, None, None].clone())
         self.shift = nn.Parameter(shift.detach()[:, None, None].clone())
         self.eval()
 
-    def forward(self, y: Tensor) -> Tensor:
-        gated = self.scale.shape[0]
-        attended, passed = torch.split(y, [gated, y.shape[1] - gated], 1)
-        gate = F.hardsigmoid(self.conv(attended)) * self.scale
-        return torch.cat((attended * gate + self.shift, passed), 1)
+    def forward(self, hidden: Tensor) -> Tensor:
+        attended = self.attended(hidden)
+        gate = F.hardsigmoid(self.conv(attended))
+        if self.scale is not None:
+            gate = gate * self.scale
+        gated = attended * gate + self.shift
+        return gated if self.passed is None else torch.cat((gated, self.passed(hidden)), 1)
 
 
 class PositionGate(nn.Module):
     """PAT_sp's gate on positions, (positions, C) → (positions, C); without autograd it overwrites its input.
 
-    Arguments as those of ``SplitSpatialGate``.
+    Args:
+        conv: 1×1 convolution of the gated channels, the leading ones, to one, without bias.
+        scale: Scale behind the gate, (number of gated channels,).
+        shift: Shift behind the gate, (number of gated channels,).
     """
 
     def __init__(self, conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> None:

@@ -16,7 +16,16 @@ from torch import Tensor, nn
 
 from partialnet.layers import DPConv, PATConv, SpatialGate, pat_ch, pat_sf, pat_sp
 from partialnet.layers.affine import ChannelAffine, batch_norm_affine, fold_batch_norm, fold_input_affine, with_weights
-from partialnet.layers.inference import PositionGate, PositionwiseLinear, Runtime, SplitSpatialGate, may_write_in_place
+from partialnet.layers.inference import (
+    InPlacePATConv,
+    PositionGate,
+    PositionwiseLinear,
+    Runtime,
+    SplitSpatialGate,
+    clipped_sigmoid,
+    may_write_in_place,
+    positions_of,
+)
 
 #: A mixer's name, or a mapping with its name under "name" and arguments for it, such as an attention or a scope.
 MixerSpec = str | Mapping[str, Any]
@@ -156,10 +165,11 @@ class FoldedPartialNetBlock(nn.Module):
         self.mixer = mixer
         self.fc1 = fc1
         self.act = block.mlp.act
-        self.fc2, attention = block.mlp.fc2, block.mlp_attention
+        attention = block.mlp_attention
+        self.fc2: nn.Module = block.mlp.fc2
         self.gate: nn.Module = attention
         if isinstance(attention, PATConv) and isinstance(attention.attn, SpatialGate):
-            self.fc2 = _merge_convolution(self.fc2, attention)
+            self.fc2 = _merge_convolution(block.mlp.fc2, attention)
             self.gate = _SpatialGate(attention)
         elif isinstance(attention, PATConv):
             self.gate = attention.fuse()
@@ -175,7 +185,12 @@ class FoldedPartialNetBlock(nn.Module):
     @torch.jit.ignore
     def for_runtime(self, runtime: Runtime) -> nn.Module:
         """The form that suits a runtime."""
-        return EagerPartialNetBlock(self) if runtime == "torch" else self
+        if runtime == "torch":
+            return EagerPartialNetBlock(self)
+        if runtime == "onnxruntime" and isinstance(self.gate, _SpatialGate) and isinstance(self.fc2, nn.Conv2d):
+            self.gate = self.gate.split_gate(self.fc2)
+            self.fc2 = nn.Identity()
+        return self
 
 
 class EagerPartialNetBlock(nn.Module):
@@ -189,25 +204,33 @@ class EagerPartialNetBlock(nn.Module):
         super().__init__()
         self.mixer_residual = block.mixer_residual
         self.mixer = block.mixer
-        self.fc1, self.fc2 = (PositionwiseLinear(conv.weight[:, :, 0, 0], conv.bias) for conv in (block.fc1, block.fc2))
+        self.fc1, self.fc2 = _positionwise(block.fc1), _positionwise(block.fc2)
         self.act = block.act
         self.gate = block.gate.position_gate() if isinstance(block.gate, _SpatialGate) else block.gate
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        mixed = self.mixer(x)
-        if self.mixer_residual:
-            x = _add(mixed, x)
-            mixed = x
+        if isinstance(self.mixer, InPlacePATConv) and not self.mixer_residual:
+            hidden = self.mixer.project(x, self.fc1)
+        else:
+            mixed = self.mixer(x)
+            if self.mixer_residual:
+                x = _add(mixed, x)
+                mixed = x
+            hidden = self.fc1(positions_of(mixed))
+        positions = self.fc2(self.act(hidden))
         batch, channels, height, width = x.shape
-        positions = mixed.permute(0, 2, 3, 1).reshape(-1, channels)
-        positions = self.fc2(self.act(self.fc1(positions)))
         if isinstance(self.gate, PositionGate):
             positions = self.gate(positions)
         y = positions.view(batch, height, width, channels).permute(0, 3, 1, 2)
         if not isinstance(self.gate, PositionGate):
             y = self.gate(y)
         return _add(y, x)
+
+
+def _positionwise(conv: nn.Module) -> PositionwiseLinear:
+    assert isinstance(conv, nn.Conv2d)
+    return PositionwiseLinear(conv.weight[:, :, 0, 0], conv.bias)
 
 
 def _add(own: Tensor, x: Tensor) -> Tensor:
@@ -230,14 +253,21 @@ class _SpatialGate(nn.Module):
         self.gated = nn.Parameter(F.pad(scale, padding)[:, None, None])
         self.register_buffer("passed", F.pad(torch.zeros_like(scale), padding, value=1.0)[:, None, None])
         self.shift = nn.Parameter(F.pad(shift, padding)[:, None, None])
+        self.hard_sigmoid: Callable[[Tensor], Tensor] = F.hardsigmoid
 
     def forward(self, y: Tensor) -> Tensor:
-        return y * (self.passed + self.gated * F.hardsigmoid(self.conv(y))) + self.shift
+        return y * (self.passed + self.gated * self.hard_sigmoid(self.conv(y))) + self.shift
 
     @torch.jit.ignore
     def for_runtime(self, runtime: Runtime) -> nn.Module:
         """The form that suits a runtime; OpenVINO fuses this one into a single pass."""
-        return SplitSpatialGate(*self._gated()) if runtime == "onnxruntime" else self
+        if runtime == "openvino":
+            self.hard_sigmoid = clipped_sigmoid
+        return self
+
+    def split_gate(self, fc2: nn.Conv2d) -> SplitSpatialGate:
+        """The same gate together with the convolution before it."""
+        return SplitSpatialGate(fc2, *self._gated())
 
     def position_gate(self) -> PositionGate:
         """The same gate on a matrix of positions."""
