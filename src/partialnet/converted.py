@@ -128,7 +128,7 @@ def _recipes(surgery: Any) -> list[dict[str, Any]]:
 
 
 def build_variant(
-    variant: str, pretrained: bool, base: str, operation: Callable[[nn.Module], nn.Module], **kwargs: Any
+    variant: str, pretrained: bool, base: str, operation: Callable[[nn.Module], nn.Module], /, **kwargs: Any
 ) -> nn.Module:
     """A network of timm's registry after an operation, with timm's configuration under its new name.
 
