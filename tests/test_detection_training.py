@@ -278,3 +278,17 @@ def test_an_exported_file_is_evaluated_too(data: str, tmp_path: Path) -> None:
     exported = open_detector(tmp_path / "detector.onnx")
     ours, _ = evaluate_detector(exported, images, workers=0)
     assert ours.num_images == len(images)
+
+
+def test_normalisation_of_other_weights_survives_a_resume(data: str, trained: Path, tmp_path: Path) -> None:
+    other = load_detector(trained)
+    other.model.transform.image_mean, other.model.transform.image_std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]  # type: ignore[union-attr]
+    other.save(tmp_path / "other")
+    config = replace(CONFIG, weights=str(tmp_path / "other"))
+    train_detector(config, data, tmp_path / "run")
+    for path in (tmp_path / "run").glob("state/*-epoch-2-*"):
+        path.unlink()  # as if it had been killed in its last epoch
+    train_detector(config, data, tmp_path / "run", resume=True)
+    for folder in (tmp_path / "run", tmp_path / "run" / "last"):
+        found = load_detector(folder)
+        assert (found.mean, found.std) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])

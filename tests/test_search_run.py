@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -253,6 +254,10 @@ def test_sweep_keeps_finished_points(photos: Path, tmp_path: Path, capsys: pytes
     assert (folder / "sweep.png").stat().st_size > 0
     with pytest.raises(UserError, match="epochs was 2 and is 3"):
         sweep(replace(config, epochs=3), [2.0], str(photos), folder, resume=True)
+    fewer = shutil.copytree(photos, tmp_path / "fewer")
+    next(fewer.rglob("*.png")).unlink()
+    with pytest.raises(UserError, match="images of the data differs"):
+        sweep(config, [2.0], str(fewer), folder, resume=True)
 
 
 @pytest.mark.slow
@@ -303,6 +308,7 @@ def test_configuration_survives_yaml() -> None:
         (["--scope", "stage9"], "no partial convolution"),
         (["--scope", "("], "no regular expression"),
         (["--ema", "0.9"], "average of gates"),
+        (["--epochs", "2", "--warmup-epochs", "2"], "gates would never learn"),
         (["--model", "resnet18"], "no partial convolution"),
         (["--complexity", "grouep"], "did you mean grouped"),
         (["--ray", "local"], "--ray searches several"),

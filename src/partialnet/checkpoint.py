@@ -123,7 +123,9 @@ def create_checkpoint(name: str, class_names: Sequence[str] = (), **model_args: 
     if ":" in name or not timm.is_model(name):
         near = get_close_matches(name, timm.list_models(), n=3)
         hint = f" Similar names: {', '.join(near)}." if near else ""
-        raise UserError(f"There is no model named {name!r}, and no such file or folder.{hint}")
+        # a caller that takes files, too, comes here only when there is none
+        missing = "" if Path(name).exists() else ", and no such file or folder"
+        raise UserError(f"There is no model named {name!r}{missing}.{hint}")
     forbidden = set(model_args) & set(inspect.signature(timm.create_model).parameters)
     if forbidden:
         raise UserError(f"Model arguments may not contain {', '.join(sorted(forbidden))}.")

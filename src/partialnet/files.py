@@ -31,6 +31,22 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
+def check_destinations(*paths: Path | None) -> None:
+    """Refuse files that could not be written, before the work whose results they are to hold.
+
+    Args:
+        paths: The files; None is left out.
+
+    Raises:
+        UserError: A file's folder is missing, or the file is a folder.
+    """
+    for path in paths:
+        if path is not None and not path.parent.is_dir():
+            raise UserError(f"There is no folder {str(path.parent)!r} to write {path.name} into.")
+        if path is not None and path.is_dir():
+            raise UserError(f"{str(path)!r} is a folder; name a file in it.")
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

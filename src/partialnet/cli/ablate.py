@@ -96,6 +96,7 @@ def ablate(
               partialnet ablate --table 4 --data cifar10/ --recipe cifar10 --model-args patch_size=2
     """
     from partialnet.ablation.tables import PAPER_MODEL, TABLES
+    from partialnet.files import check_destinations, write_atomically, write_csv
 
     given = given_settings(ctx, options)
     from_file = read_settings(config_file) if config_file else {}
@@ -106,14 +107,11 @@ def ablate(
     config, name = configure(TrainConfig, recipe, default_recipe(data), config_file, given)
     chosen = TABLES[int(table)]
     rows = chosen.select(names)
-    for path in (json_path, csv_path, markdown_path):
-        if path is not None and not path.parent.is_dir():
-            raise UserError(f"There is no folder {str(path.parent)!r} to write {path.name} into.")
+    check_destinations(json_path, csv_path, markdown_path)
 
     from partialnet.ablation import measure, report
     from partialnet.bench import environment
     from partialnet.bench.contestants import Setting
-    from partialnet.files import write_atomically, write_csv
 
     from .bench import parse_runtimes
 

@@ -113,16 +113,14 @@ def bench(
     from partialnet.bench.report import Row, as_table, write_json
     from partialnet.bench.timing import synchronizer
     from partialnet.complexity import measure
-    from partialnet.files import write_csv
+    from partialnet.files import check_destinations, write_csv
     from partialnet.plots import speed_bars
 
     batch_size, seconds = batch_size or 1, seconds or 10.0
     settings = [Setting(name, precision, threads, batch_size, img_size, device) for name in runtimes]
     for setting in settings:
         setting.check()
-    for path in (json_path, csv_path, plot_path):
-        if path is not None and not path.parent.is_dir():
-            raise UserError(f"There is no folder {str(path.parent)!r} to write {path.name} into.")
+    check_destinations(json_path, csv_path, plot_path)
     if plot_path is not None and plot_path.suffix != ".png":
         raise UserError(f"The plot is a PNG; {str(plot_path)!r} should end in .png.")
     reference = against or default_peer(models[0]) or models[0]

@@ -60,12 +60,11 @@ def evaluate(
     from partialnet.errors import UserError
     from partialnet.evaluation import evaluate as run_evaluation
     from partialnet.evaluation import evaluation_folder, labelled_folder, match_classes
+    from partialnet.files import check_destinations
     from partialnet.prediction import Classifier
     from partialnet.sources import is_exported, open_source
 
-    for path in (csv_path, confusion, Path(json_path) if json_path not in (None, "-") else None):
-        if path is not None and not path.parent.is_dir():
-            raise UserError(f"There is no folder {str(path.parent)!r} to write {path.name!r} into.")
+    check_destinations(csv_path, confusion, Path(json_path) if json_path not in (None, "-") else None)
     folder = evaluation_folder(data, split)
     images: LabelledImages = labelled_folder(data, split)
     if is_exported(source):

@@ -87,7 +87,14 @@ class _Network:
     help="Images whose gates and attention are drawn.",
 )
 @click.option("--json", "json_path", metavar="FILE", help="Write all figures as JSON; - prints them instead.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("explained"), show_default=True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("explained"),
+    show_default=True,
+    help="Folder for the pictures.",
+)
 @click.option("--device", help="cpu, cuda, cuda:1, …  [default: the GPU where there is one]")
 def explain(
     checkpoint: str,
@@ -126,10 +133,10 @@ def explain(
     from partialnet.explain import read_boxes
     from partialnet.explain.cam import CLASSLESS_METHODS, METHODS, library_class
     from partialnet.explain.drawing import small_image
+    from partialnet.files import check_destinations
     from partialnet.images import find_images, read_image
 
-    if json_path not in (None, "-") and not Path(json_path or "").parent.is_dir():
-        raise UserError(f"There is no folder {str(Path(json_path or '').parent)!r} to write {json_path!r} into.")
+    check_destinations(None if json_path in (None, "-") else Path(json_path))
     library_class(method or next(iter(METHODS)))  # a mistyped name or a missing library is told before anything is read
     point = _parse_position(position)
     box_set = read_boxes(boxes) if boxes else None
@@ -155,8 +162,8 @@ def explain(
     written: list[str] = []
     # with boxes the game goes over all images, and the maps of what is predicted over those that are drawn
     chosen = paths[:draw] if box_set else paths
-    # lines that scroll by on a terminal are progress enough
-    hide_bar = sys.stdout.isatty() and json_path != "-"
+    # lines that scroll by on a terminal are progress enough; None shows a bar on a terminal, but not in a file
+    hide_bar = True if sys.stdout.isatty() and json_path != "-" else None
     for path in tqdm(chosen, desc="explaining", unit="image", delay=2, disable=hide_bar):
         try:
             image = read_image(path)

@@ -140,7 +140,7 @@ def plan_table(plan: Plan) -> str:
     lines.append(f"{'mean':{width}}  {plan.mean_ratio:>11.4g}")
     lines.append("")
     lines.append(
-        f"{plan.model}: {plan.macs_g:.4f} G multiply–adds folded at {size}, {plan.params_m:.3f} M parameters in "
+        f"{plan.network}: {plan.macs_g:.4f} G multiply–adds folded at {size}, {plan.params_m:.3f} M parameters in "
         "training form."
     )
     return "\n".join(lines)

@@ -84,7 +84,7 @@ class DetectorRow:
         macs_g: Multiply–adds of each part in 10⁹ for one image, folded.
         timing: Times of one image; None if only counted.
         layout: Memory layout that it ran in, the faster of two.
-        paper: Its row in the paper.
+        paper: Its row in the paper, for images of the paper's size.
     """
 
     model: str
@@ -153,7 +153,7 @@ def count_detector(name: str, size: tuple[int, int] = SIZE) -> DetectorRow:
     counted("boxes", lambda: heads.box_predictor(heads.box_head(boxes)))
     masks = torch.empty(DETECTIONS, channels, 14, 14, device="meta")
     counted("masks", lambda: heads.mask_predictor(heads.mask_head(masks)))
-    return DetectorRow(name, params, macs, paper=PAPER.get(name))
+    return DetectorRow(name, params, macs, paper=PAPER.get(name) if tuple(size) == SIZE else None)
 
 
 class _Contestant:

@@ -63,5 +63,6 @@ class DetectionConfig(RunConfig):
             raise UserError(f"img_size is {sides} but must be the shorter and the longer side, such as 800,1333.")
         if self.random_sides and max(self.random_sides) > self.img_size[1]:
             raise UserError(
-                f"random_sides has {max(self.random_sides)}, which is more than the longer side {self.img_size[1]}."
+                f"random_sides has {max(self.random_sides)}, which is more than the longer side {self.img_size[1]} of "
+                "img_size; give smaller ones, or none."
             )

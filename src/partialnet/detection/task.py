@@ -112,6 +112,19 @@ class DetectorTask(Task):
             f"{row['val_box_ap50']:.1%}{masks}"
         )
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep how images are normalised, too: it may come from other weights, and no tensor holds it."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["normalisation"] = {"mean": list(self.start.mean), "std": list(self.start.std)}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back."""
+        super().on_load_checkpoint(checkpoint)
+        for network in (self.network, self.evaluated):
+            transform: Any = network.transform
+            transform.image_mean = list(checkpoint["normalisation"]["mean"])
+            transform.image_std = list(checkpoint["normalisation"]["std"])
+
     def checkpoint(self, training: dict[str, Any]) -> DetectorCheckpoint:
         """The detector that is evaluated, with its categories."""
         return replace(self.start, model=self.evaluated, training=training)

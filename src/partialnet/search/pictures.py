@@ -65,7 +65,8 @@ def draw_ratios(path: Path, rows: Sequence[Mapping[str, float]], epoch: int, pla
     for axes in (middle, right):
         axes.grid(alpha=0.3)
     figure.suptitle(
-        f"{plan.model}, θ = {plan.theta:g}: ζ/κ = {plan.zeta / plan.kappa:.2f}, mean split ratio {plan.mean_ratio:.3f}",
+        f"{plan.network}, θ = {plan.theta:g}: ζ/κ = {plan.zeta / plan.kappa:.2f}, "
+        f"mean split ratio {plan.mean_ratio:.3f}",
         fontsize=14,
         parse_math=False,
     )
@@ -92,8 +93,8 @@ def draw_plan(path: Path, plan: Plan) -> None:
     axes.set(xlabel="stage.block", ylabel="share of channels convolved", ylim=(1, 1.5 / lowest))
     axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
-        f"{plan.model}, θ = {plan.theta:g}: {plan.macs_g:.3f} G multiply–adds, {plan.params_m:.2f} M parameters "
-        "(dashed: the fixed 1/4)",
+        f"{plan.network}, θ = {plan.theta:g} (dashed: the fixed 1/4)\n"
+        f"{plan.macs_g:.3g} G multiply–adds, {plan.params_m:.2f} M parameters",
         fontsize=13,
         parse_math=False,
     )
@@ -124,7 +125,7 @@ def draw_sweep(path: Path, plans: Mapping[float, Plan]) -> None:
         right.text(means[place], place, f" {means[place]:.3f}{met}", va="center", fontsize=11)
     right.set(xlabel="mean split ratio", title="Mean", xlim=(0, 1.5 * max(means)))
     right.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(f"{plans[thetas[0]].model}: learned split ratios for each θ", fontsize=14, parse_math=False)
+    figure.suptitle(f"{plans[thetas[0]].network}: learned split ratios for each θ", fontsize=14, parse_math=False)
     save(figure, path)
 
 

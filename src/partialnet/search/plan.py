@@ -51,6 +51,11 @@ class Plan:
     search: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def network(self) -> str:
+        """Name of the network whose ratios were searched; ``model`` may be the entry that builds it with others."""
+        return str(self.model_args["network"]) if self.model == ARCHITECTURE else self.model
+
+    @property
     def satisfied(self) -> bool:
         """Whether the constraint ζ ≤ κ is met."""
         return self.zeta <= self.kappa

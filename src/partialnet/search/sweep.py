@@ -13,7 +13,7 @@ from ..training.engine import FREE_SETTINGS
 from . import pictures
 from .config import SearchConfig
 from .plan import PLAN_NAME, Plan, load_plan
-from .run import search
+from .run import SearchRun, search
 
 TABLE_NAME = "sweep.csv"
 PICTURE_NAME = "sweep.png"
@@ -65,10 +65,13 @@ def sweep(
     if not resume and any(path.exists() for path in (*points.values(), folder / TABLE_NAME)):
         raise UserError(f"{str(folder)!r} holds a sweep already; continue it with --resume or choose another folder.")
     configs = {theta: replace(config, theta=theta) for theta in points}
-    for theta, path in points.items():
-        if (path / PLAN_NAME).exists():
-            _check_agreement(load_plan(path), configs[theta], path)
-    left = [(configs[theta], path) for theta, path in points.items() if not (path / PLAN_NAME).exists()]
+    finished = {theta for theta, path in points.items() if (path / PLAN_NAME).exists()}
+    if finished:
+        kind = SearchRun()
+        images = kind.describe_data(kind.open_data(data, config))
+        for theta in finished:
+            _check_agreement(load_plan(points[theta]), configs[theta], images, points[theta])
+    left = [(configs[theta], path) for theta, path in points.items() if theta not in finished]
     folder.mkdir(parents=True, exist_ok=True)
     (search_points or _one_after_the_other)(left, data)
     plans = {theta: load_plan(path) for theta, path in points.items()}
@@ -104,14 +107,16 @@ def _one_after_the_other(points: Sequence[tuple[SearchConfig, Path]], data: str)
             ) from error
 
 
-def _check_agreement(plan: Plan, config: SearchConfig, folder: Path) -> None:
-    """Refuse to keep a point that was searched otherwise."""
+def _check_agreement(plan: Plan, config: SearchConfig, data: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to keep a point that was searched otherwise, or on other images."""
     before: Mapping[str, Any] = plan.search["config"]
     differing = [
         f"{name} was {before[name]!r} and is {value!r}"
         for name, value in asdict(config).items()
         if name not in FREE_SETTINGS and name in before and before[name] != _plain(value)
     ]
+    images = plan.search["data"]
+    differing += [f"{name.replace('_', ' ')} of the data differs" for name in data if data[name] != images.get(name)]
     if differing:
         raise UserError(f"The search in {str(folder)!r} is of other settings: {'; '.join(differing)}.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -120,6 +121,15 @@ class SearchTask(ClassifierTask):
         return (
             f"{super().summary(row)}  ζ/κ {row['zeta'] / row['kappa']:.2f}  ψ {row['psi']:.2g}  "
             f"mean ratio {sum(ratios) / len(ratios):.3f}"
+        )
+
+    def nothing_kept(self, folder: Path) -> str:
+        """Why there is no plan, in a sentence."""
+        if any(row["psi"] == 0 for row in self.progress.rows):
+            return super().nothing_kept(folder)
+        return (
+            "There is no plan: every epoch ended with gates out of order (ψ > 0). Search longer (--epochs), weigh "
+            "their order more (--beta), or let the gates move more slowly (--gate-travel)."
         )
 
     def checkpoint(self, training: dict[str, Any]) -> Checkpoint | None:

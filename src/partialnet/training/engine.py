@@ -40,7 +40,10 @@ STATES_NAME = "state"
 
 #: Settings that change how, how fast or how often, but not what comes out; all others must agree when a run continues.
 FREE_SETTINGS = frozenset(
-    {"workers", "max_broken_share", "device", "threads", "save_minutes", "loggers", "devices", "num_nodes"}
+    {
+        *("workers", "max_broken_share", "device", "threads", "save_minutes", "loggers", "devices", "num_nodes"),
+        "eval_batch_size",
+    }
 )
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
@@ -123,7 +126,7 @@ def run(
         if not trainer.is_global_zero:
             sys.exit(0)
         if not task.progress.best_epoch:
-            raise UserError(f"No checkpoint could be written to {str(folder)!r}.")
+            raise UserError(task.nothing_kept(folder))
         with threads(config, trainer.num_devices):
             return kind.finish(task, folder)
 
@@ -142,8 +145,7 @@ def is_trained(kind: RunKind[ConfigT, DataT, TaskT, ResultT], config: ConfigT, d
     """
     try:
         about = json.loads((folder / LAST_NAME / CHECKPOINT_CONFIG_NAME).read_text())["training"]
-        now = {"config": _plain(asdict(config)), "data": kind.describe_data(data), "processes": about["processes"]}
-        _check_agreement(about, now, folder)
+        _check_agreement(about, _about(kind, config, data, about["processes"]), folder)
         return bool(about["epoch"] >= config.epochs)
     except UserError:
         raise
@@ -171,7 +173,7 @@ def _prepare(
         _check_folder(folder, resume, content is not None)
     data = kind.open_data(source, config)
     world_size = trainer.num_devices * trainer.num_nodes
-    about = {"config": _plain(asdict(config)), "data": kind.describe_data(data), "processes": world_size}
+    about = _about(kind, config, data, world_size)
     if content is not None:
         _check_agreement(content["run"], about, folder)
     torch.manual_seed(config.seed % 2**64)
@@ -232,8 +234,25 @@ def _check_folder(folder: Path, resume: bool, has_state: bool) -> None:
         raise UserError(f"{str(folder)!r} holds a run already; continue it with --resume or choose another folder.")
 
 
+def _about(
+    kind: RunKind[ConfigT, DataT, TaskT, ResultT], config: ConfigT, data: DataT, processes: int
+) -> dict[str, Any]:
+    """What a run is, for its states and checkpoints."""
+    return {
+        "command": " ".join(kind.command),
+        "config": _plain(asdict(config)),
+        "data": kind.describe_data(data),
+        "processes": processes,
+    }
+
+
 def _check_agreement(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
     """Refuse to continue a run with what would make it another one."""
+    if before.get("command", now["command"]) != now["command"]:
+        raise UserError(
+            f"{str(folder)!r} holds a run of `partialnet {before['command']}`, which `partialnet {now['command']}` "
+            "cannot continue; choose another folder."
+        )
     old, new = before["config"], now["config"]
     differing = [
         f"{name} was {old.get(name)!r} and is {new.get(name)!r}"

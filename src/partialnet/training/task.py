@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -91,6 +92,10 @@ class Task(L.LightningModule):
         Args:
             training: How it was trained, for the checkpoint.
         """
+
+    def nothing_kept(self, folder: Path) -> str:
+        """Why there is no checkpoint at the end, in a sentence."""
+        return f"No checkpoint could be written to {str(folder)!r}."
 
     # -- the same for all -------------------------------------------------------------------------------------------
 

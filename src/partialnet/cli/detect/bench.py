@@ -63,7 +63,9 @@ def bench(
         write_detector_json,
     )
     from partialnet.devices import find_device
+    from partialnet.files import check_destinations
 
+    check_destinations(json_path, csv_path)
     names = list(dict.fromkeys(models)) or list(MODELS)
     find_device(device)
     reference = against or ("resnet50" if "resnet50" in names else names[0])

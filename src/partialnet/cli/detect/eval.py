@@ -18,7 +18,10 @@ import click
 @click.option("--device", help="cpu, cuda, cuda:1, …  [default: the GPU where there is one]")
 @click.option("--fold/--no-fold", default=True, show_default=True, help="Fold the network first; same detections.")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Folder to write to.  [default: SOURCE/evaluation]"
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder to write to.  [default: SOURCE/evaluation, or evaluation where SOURCE is a file]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def evaluate(
@@ -56,9 +59,9 @@ def evaluate(
     if fold and not detector.folded:
         detector = detector.fold()
     found = find_device(device)
-    evaluation, detections = evaluate_detector(detector, images, found, batch_size, workers, sys.stderr.isatty())
     folder = output or (Path(source) / "evaluation" if Path(source).is_dir() else Path("evaluation"))
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)  # what speaks against it is to be told before the work
+    evaluation, detections = evaluate_detector(detector, images, found, batch_size, workers, sys.stderr.isatty())
     figures = json.dumps(evaluation.as_json(), indent=2)
     write_atomically(folder / "evaluation.json", (figures + "\n").encode())
     write_detections(folder / "detections.json", detections)
