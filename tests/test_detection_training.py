@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from coco_sets import CATEGORIES, make_content, write_images, write_set
 from PIL import Image
 
@@ -292,3 +293,9 @@ def test_normalisation_of_other_weights_survives_a_resume(data: str, trained: Pa
     for folder in (tmp_path / "run", tmp_path / "run" / "last"):
         found = load_detector(folder)
         assert (found.mean, found.std) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+
+
+def test_another_run_is_a_model(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["detect", "train", "--model", str(trained), "--print-config"])
+    config = create_settings(DetectionConfig, yaml.safe_load(capsys.readouterr().out))
+    assert (config.model, config.model_args, config.weights) == (CONFIG.model, CONFIG.model_args, str(trained))

@@ -312,6 +312,7 @@ def test_configuration_survives_yaml() -> None:
         (["--model", "resnet18"], "no partial convolution"),
         (["--complexity", "grouep"], "did you mean grouped"),
         (["--ray", "local"], "--ray searches several"),
+        (["--theta", "2,4", "--devices", "2"], "each θ by one process"),
         (["--alpha", "0.1"], "alpha"),
     ],
 )

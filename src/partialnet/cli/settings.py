@@ -158,7 +158,7 @@ def configure(
     if "model_args" in given and isinstance(from_file.get("model_args"), dict):
         values["model_args"] = {**from_file["model_args"], **given["model_args"]}
     if "model" in values and Path(str(values["model"])).is_dir():
-        values = _as_in_run(values)
+        values = _as_in_run(kind, values)
     return apply_recipe(kind, name, values), name
 
 
@@ -174,17 +174,28 @@ def run_folder(output: Path | None, data: str, name: str) -> Path:
     return output or Path("runs") / f"{short}-{name}"
 
 
-def _as_in_run(values: dict[str, Any]) -> dict[str, Any]:
+def _as_in_run(kind: type[RunConfig], values: dict[str, Any]) -> dict[str, Any]:
     """The settings with the network of a run folder, which ``model`` names, and its weights unless others are given."""
     from partialnet.checkpoint import load
+    from partialnet.stored_network import is_stored_as
 
-    source = load(values["model"])
-    # classes and image size follow from the images and the recipe
-    arguments = {name: value for name, value in source.model_args.items() if name not in ("num_classes", "img_size")}
+    run = values["model"]
+    if "out_norm" in settings_of(kind) and is_stored_as(run, "detection"):
+        from partialnet.detection.checkpoint import load_detector
+
+        detector = load_detector(run)
+        architecture, arguments = detector.backbone, dict(detector.settings.get("model_args") or {})
+        values = {"out_norm": detector.settings.get("out_norm", True), **values}
+    else:
+        source = load(run)
+        # classes and image size follow from the images and the recipe
+        left = ("num_classes", "img_size")
+        architecture = source.architecture
+        arguments = {name: value for name, value in source.model_args.items() if name not in left}
     return {
-        "weights": values["model"],
+        "weights": run,
         **values,
-        "model": source.architecture,
+        "model": architecture,
         "model_args": {**arguments, **values.get("model_args", {})},
     }
 

@@ -328,7 +328,13 @@ def read_annotations(path: Path, folders: Sequence[Path], class_names: Sequence[
     seen: set[Any] = set()
     has_outlines = False
     progress = tqdm(
-        content["annotations"], f"reading {path.name}", unit=" objects", delay=2, leave=False, dynamic_ncols=True
+        content["annotations"],
+        f"reading {path.name}",
+        unit=" objects",
+        delay=2,
+        leave=False,
+        dynamic_ncols=True,
+        disable=None,  # shows a bar on a terminal, but not in a file
     )
     for entry in progress:
         if not isinstance(entry, dict):

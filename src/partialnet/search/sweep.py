@@ -59,6 +59,12 @@ def sweep(
         UserError: Something does not fit.
         RunInterrupted: A signal asked to stop; what is finished is kept.
     """
+    if config.devices != 1 or config.num_nodes != 1:
+        # further processes are started with the same command, and would begin the sweep anew
+        raise UserError(
+            "A sweep searches each θ by one process; search them on several devices in parallel by --ray, or one θ "
+            "with several processes."
+        )
     points = {theta: folder / f"theta-{theta:g}" for theta in sorted(set(thetas))}
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{str(folder)!r} is a file; choose a folder for the sweep.")
