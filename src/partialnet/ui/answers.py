@@ -36,6 +36,7 @@ MAX_WAITING = 16
 #: Classes that are told.
 TOP = 5
 _BINS = 20
+_OVERFLOW = "The network's answer is not a number (NaN): it overflows."
 
 _Answer = TypeVar("_Answer")
 
@@ -188,18 +189,19 @@ class Viewer:
         described = self._in_turn(lambda: [network.describe() for network in self.networks])
         return {"networks": described, "heat": tile_picture(np.linspace(0, 1, 64)[None], 0, 1, "turbo")}
 
-    def add_photo(self, content: bytes, name: str) -> dict[str, Any]:
-        """Look at a photograph: classes, maps of the last stage and gates of every network, and a name for it.
+    def add_photo(self, content: bytes, name: str, stage: int | None = None) -> dict[str, Any]:
+        """Look at a photograph: classes, maps and gates of every network, and a key for further questions.
 
         Args:
             content: The image file.
             name: What messages call it.
+            stage: Stage of the maps; the last if None.
 
         Raises:
             UserError: It is no image, damaged or too large.
             Busy: Too many questions wait.
         """
-        return self._in_turn(lambda: self._add_photo(content, name))
+        return self._in_turn(lambda: self._add_photo(content, name, stage))
 
     def maps(self, photo: str, stage: int | None = None, target: str | None = None) -> list[dict[str, Any]]:
         """Every network's map of a class at a stage; the last stage and the predicted class by default."""
@@ -226,7 +228,7 @@ class Viewer:
         finally:
             self._places.release()
 
-    def _add_photo(self, content: bytes, name: str) -> dict[str, Any]:
+    def _add_photo(self, content: bytes, name: str, stage: int | None) -> dict[str, Any]:
         image = decode_image(content, name, max_pixels=MAX_PIXELS)
         answers = []
         gates: list[Gates | None] = []
@@ -244,7 +246,7 @@ class Viewer:
         self._photos[key] = Photo(name, content, small, image.size, tuple(gates), target)
         while len(self._photos) > MAX_PHOTOS:
             self._photos.popitem(last=False)
-        maps = [_class_map(network, image, small, None, target) for network in self.networks]
+        maps = [_class_map(network, image, small, stage, target) for network in self.networks]
         for answer, shown in zip(answers, maps, strict=True):
             answer["map"] = shown
         picture = data_url(np.asarray(small, dtype=np.float32) / 255)
@@ -279,7 +281,7 @@ def _classify(network: Network, image: Image.Image) -> dict[str, Any]:
     except UserError as error:
         return {"classes": [], "error": str(error)}
     if not np.isfinite(probabilities).all():
-        return {"classes": [], "error": "The network's answer is not a number (NaN): it overflows."}
+        return {"classes": [], "error": _OVERFLOW}
     best = (-probabilities).argsort(kind="stable")[:TOP]
     return {
         "classes": [
@@ -300,6 +302,8 @@ def _class_map(
         found = explainer.class_map(image, names.index(target) if target in names else None, stage=stage)
     except UserError as error:
         return {"error": str(error)}
+    if found.probability is not None and not np.isfinite(found.probability):
+        return {"error": _OVERFLOW}
     return {
         "picture": class_map_picture(small, found),
         "target": None if found.target is None else names[found.target],
@@ -315,9 +319,11 @@ def _read_gates(network: Network, image: Image.Image) -> Gates | None:
     if network.exported or network.checkpoint.folded:
         return None
     try:
-        return read_gates(network.explainer, image)
+        gates = read_gates(network.explainer, image)
     except UserError:  # of a network whose stages cannot be told; its classes are still worth showing
         return None
+    finite = all(np.isfinite(gate.values).all() for gate in (*gates.spatial, *gates.channel, *gates.attention))
+    return gates if finite else None
 
 
 def _show_gates(gates: Gates | None) -> dict[str, Any]:

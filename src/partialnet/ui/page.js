@@ -27,9 +27,9 @@ function shape(tag, attributes) {
 }
 
 const percent = (share) => {
-  if (share > 0 && share < 0.001) return "< 0.1 %";
-  if (share < 1 && share > 0.999) return "> 99.9 %";
-  return `${(100 * share).toFixed(1)} %`;
+  if (share > 0 && share < 0.001) return "<\u00a00.1\u00a0%";
+  if (share < 1 && share > 0.999) return ">\u00a099.9\u00a0%";
+  return `${(100 * share).toFixed(1)}\u00a0%`;
 };
 
 function complain(sentence) {
@@ -196,6 +196,11 @@ function showAttention(index, answer) {
 
 // ---- questions
 
+function chosenStage() {
+  const choice = document.querySelector("#stages input:checked");
+  return choice ? { stage: choice.value } : {};
+}
+
 function send(file) {
   if (file.size > maxUpload) {
     complain(`'${file.name}' has ${Math.ceil(file.size / 2 ** 20)} MB, more than the ${maxUpload / 2 ** 20} MB that ` +
@@ -203,16 +208,14 @@ function send(file) {
     return;
   }
   complain(null);
-  const path = `api/photos?name=${encodeURIComponent(file.name.slice(0, 100))}`;
-  latest("photo", `Looking at ${file.name} …`, path, { method: "POST", body: file }, (answer) => {
+  const query = new URLSearchParams({ name: file.name.slice(0, 100), ...chosenStage() });
+  latest("photo", `Looking at ${file.name} …`, `api/photos?${query}`, { method: "POST", body: file }, (answer) => {
     photo = answer.photo;
     target = null;
     place = { x: 0.5, y: 0.5 };
     $("photo").src = answer.picture;
     $("photo").alt = `${file.name}, ${answer.width}×${answer.height} pixels`;
     $("chosen").hidden = false;
-    const last = document.querySelector("#stages input:last-of-type, #stages label:last-of-type input");
-    if (last) last.checked = true;
     answer.networks.forEach((own, index) => {
       showClasses(index, own);
       showMap(index, own.map);
@@ -226,9 +229,7 @@ function send(file) {
 
 function askMaps() {
   if (!photo) return;
-  const query = new URLSearchParams();
-  const stage = document.querySelector("#stages input:checked");
-  if (stage) query.set("stage", stage.value);
+  const query = new URLSearchParams(chosenStage());
   if (target !== null) query.set("target", target);
   latest("maps", "Looking …", `api/photos/${photo}/maps?${query}`, {}, (answer) => answer.maps.forEach(
     (map, index) => showMap(index, map)));

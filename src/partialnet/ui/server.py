@@ -21,7 +21,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from partialnet.errors import UserError
 
@@ -139,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _post(self, path: str, query: dict[str, str]) -> Any:
         content = self._read_body()
         if path == "/api/photos":
-            return self.server.viewer.add_photo(content, query.get("name", "the file")[:100])
+            return self.server.viewer.add_photo(content, query.get("name", "the file")[:100], _whole(query, "stage"))
         if path == "/api/speed":
             return self.server.viewer.speed()
         raise _Refused(HTTPStatus.NOT_FOUND, "There is nothing at this address.")
@@ -147,13 +147,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, question: Callable[[str, dict[str, str]], Any]) -> None:
         """Send what a question gives, or one sentence about what is wrong with it."""
         try:
-            address = urlsplit(self.path)
+            path, _, arguments = self.path.partition("?")
             self._check_sender()
-            if self.command == "GET" and address.path in _FILES:
-                self._send(HTTPStatus.OK, self.server.files[address.path], _FILES[address.path][1])
+            if self.command == "GET" and path in _FILES:
+                self._send(HTTPStatus.OK, self.server.files[path], _FILES[path][1])
                 return
-            query = {name: values[-1] for name, values in parse_qs(address.query).items()}
-            status, answer = HTTPStatus.OK, question(address.path, query)
+            query = {name: values[-1] for name, values in parse_qs(arguments).items()}
+            status, answer = HTTPStatus.OK, question(path, query)
         except _Refused as error:
             status, answer = error.status, {"error": str(error)}
         except Forgotten as error:
@@ -168,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
             _logger.exception("A question could not be answered.")
             reason = (str(error) or type(error).__name__).splitlines()[0]
             status, answer = HTTPStatus.INTERNAL_SERVER_ERROR, {"error": f"That did not work: {reason}"}
-        self._send(status, json.dumps(answer).encode(), "application/json")
+        self._send(status, json.dumps(answer, allow_nan=False).encode(), "application/json")
 
     def _check_sender(self) -> None:
         """Refuse requests under another name, and those that another site's page sends."""
