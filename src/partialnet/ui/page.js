@@ -135,7 +135,7 @@ function showMap(index, map) {
   const caption = `${method}${of}, stage ${map.stage}${empty}`;
   const alt = `Map over the photograph: ${networks[index].name}, ${caption}`;
   fill("map", index, title, make("figure", {}, make("img", { src: map.picture, alt }), make("figcaption", {}, caption)),
-    scale(heat, "0", "1", "importance; dark: cropped away before the network"));
+    scale(heat, "0", "1", "importance; dark: cropped away"));
 }
 
 function showGates(index, gates) {
@@ -187,11 +187,12 @@ function showAttention(index, answer) {
       { src: head.picture, alt: `head ${number + 1}, at most ${percent(head.max)}`, title: `head ${number + 1}` }));
     return make("figure", {},
       make("img", { src: block.picture, alt: `Attention over the photograph, ${label}, mean of the heads` }),
-      make("figcaption", {}, `${label}: at most ${percent(block.max)}, even would be ${percent(block.even)}`),
+      make("figcaption", {}, `${label}: max\u00a0${percent(block.max)}`),
       make("div", { class: "heads" }, make("div", { class: "tiles" }, ...heads)));
   });
-  fill("attention", index, title, make("div", { class: "blocks" }, ...blocks),
-    make("p", { class: "quiet" }, "Large: mean of the heads, each picture up to its own maximum. Small: each head."));
+  const even = [...new Set(answer.blocks.map((block) => percent(block.even)))].join(" or ");
+  fill("attention", index, title, make("div", { class: "blocks" }, ...blocks), make("p", { class: "quiet" },
+    `Large: mean of the heads, each picture up to its own maximum; even attention would be ${even}. Small: each head.`));
 }
 
 // ---- questions
