@@ -1,7 +1,7 @@
 """The page over HTTP, on this machine only.
 
 Python's own ``http.server`` serves it: three files and five questions need no framework, so the page costs no
-dependency, asks nothing of the network and reports to nobody. (Gradio was the alternative: some fifty packages,
+dependency, asks nothing of the network and reports to nobody. (Gradio was the alternative: a framework of its own,
 analytics to switch off, fonts from elsewhere.) What a public server would need, encryption and users, this one must
 not need: it listens on 127.0.0.1 alone, and answers neither requests under other host names, which is how a strange
 page would read answers by DNS rebinding, nor those that other sites' pages send.
