@@ -80,13 +80,15 @@ def image_sizes(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
     return size, size[::-1] if quarter_turn else size
 
 
-def decode_image(content: bytes, name: str, min_side: int | None = None) -> Image.Image:
+def decode_image(content: bytes, name: str, min_side: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The content of an image file as 8-bit RGB, like :func:`read_image`; ``name`` stands for it in errors."""
-    return _read(io.BytesIO(content), name, min_side)
+    return _read(io.BytesIO(content), name, min_side, max_pixels=max_pixels)
 
 
-def _read(file: str | Path | io.BytesIO, name: str, min_side: int | None, upright: bool = True) -> Image.Image:
-    with _opened(file, name) as image:
+def _read(
+    file: str | Path | io.BytesIO, name: str, min_side: int | None, upright: bool = True, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    with _opened(file, name, max_pixels) as image:
         if min_side is not None:
             image.draft(None, (min_side, min_side))  # does nothing to other formats than JPEG
         image.load()
@@ -94,13 +96,13 @@ def _read(file: str | Path | io.BytesIO, name: str, min_side: int | None, uprigh
 
 
 @contextmanager
-def _opened(file: str | Path | io.BytesIO, name: str) -> Iterator[Image.Image]:
+def _opened(file: str | Path | io.BytesIO, name: str, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """The image before its pixels are read; whatever is wrong with it then becomes one sentence."""
     try:
         # PIL warns of oddities in metadata and of large images; either the image is read or the error tells
         with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UserError(f"{name!r} has {image.width}×{image.height} pixels, more than {MAX_PIXELS:,}.")
+            if image.width * image.height > max_pixels:
+                raise UserError(f"{name!r} has {image.width}×{image.height} pixels, more than {max_pixels:,}.")
             yield image
     except FileNotFoundError:
         raise UserError(f"There is no file {name!r}.") from None

@@ -98,7 +98,7 @@ def prepare(checkpoint: Checkpoint, setting: Setting) -> Callable[[], object]:
     images = torch.randn(setting.batch_size, channels, *size, generator=torch.Generator().manual_seed(0))
     model = fold(checkpoint.model.eval(), size, _FORMS.get(setting.runtime) if setting.device == "cpu" else None)
     if setting.runtime == "eager":
-        return _fastest_layout(model, images, setting)
+        return fastest_layout(model, images, setting)
     if setting.runtime == "compile":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -111,7 +111,7 @@ def prepare(checkpoint: Checkpoint, setting: Setting) -> Callable[[], object]:
         return runner(path, images.numpy(), setting.precision, setting.threads)
 
 
-def _fastest_layout(model: nn.Module, images: Tensor, setting: Setting) -> Callable[[], object]:
+def fastest_layout(model: nn.Module, images: Tensor, setting: Setting) -> Callable[[], object]:
     """The faster of contiguous and channels_last, found by a few runs of each."""
     runs = [
         _torch_runner(copy.deepcopy(model), images, setting, layout)

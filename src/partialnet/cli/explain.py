@@ -124,7 +124,7 @@ def explain(
 
     \b
     Examples: partialnet explain runs/flowers rose.jpg
-              partialnet explain runs/flowers photos/ --against runs/resnet --scores --json figures.json
+              partialnet explain runs/flowers photos/ --against runs/resnet --scores --json f.json
               partialnet explain runs/flowers rose.jpg --target tulip --stage 3 --position 120,80
     """
     from tqdm import tqdm

@@ -23,6 +23,7 @@ from .info import info
 from .predict import predict
 from .search import search
 from .train import train
+from .ui import ui
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -46,6 +47,7 @@ cli.add_command(info)
 cli.add_command(predict)
 cli.add_command(search)
 cli.add_command(train)
+cli.add_command(ui)
 
 
 def main(args: list[str] | None = None) -> None:

@@ -41,7 +41,7 @@ def train(
     precision over recall, ground truth beside detections, the first batch as the network sees it.
 
     \b
-    Examples: partialnet detect train coco/ --recipe coco_1x --model partialnet_s --weights runs/imagenet
+    Examples: partialnet detect train coco/ --recipe coco_1x --model partialnet_s --weights runs/net
               partialnet detect train photos/,boxes.json -o runs/boxes
     """
     config, name = configure(DetectionConfig, recipe, "small", config_file, given_settings(ctx, options))

@@ -1,0 +1,395 @@
+"""What networks say about a photograph, as values that become JSON: classes, maps, gates, attention and speed."""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import BoundedSemaphore
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+from partialnet.checkpoint import Checkpoint
+from partialnet.errors import UserError
+from partialnet.explain import Explainer, Gates, read_gates
+from partialnet.explain.drawing import small_image
+from partialnet.images import decode_image
+from partialnet.layers import GaussianSE, SelfAttention2d, SpatialGate
+from partialnet.preprocessing import Region
+from partialnet.sources import is_exported, open_source
+
+from .pictures import attention_picture, class_map_picture, data_url, tile_picture
+from .speed import measure_folding
+
+#: Pixels of a photograph at most: a map of as many numbers is made of it for each network.
+MAX_PIXELS = 64_000_000
+#: Photographs that are remembered for further questions.
+MAX_PHOTOS = 4
+#: Questions that may wait for the networks.
+MAX_WAITING = 16
+#: Classes that are told.
+TOP = 5
+_BINS = 20
+_OVERFLOW = "The network's answer is not a number (NaN): it overflows."
+
+_Answer = TypeVar("_Answer")
+
+
+class Busy(Exception):
+    """Too many questions wait for the networks already."""
+
+
+class Forgotten(Exception):
+    """The photograph that was asked for is not remembered."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network on the page.
+
+    Attributes:
+        name: What it is called there.
+        explainer: The network, ready to answer.
+        untrained: Whether its weights are random, behind a model name.
+        exported: Whether it runs in another runtime than PyTorch, which gives classes only.
+    """
+
+    name: str
+    explainer: Explainer
+    untrained: bool = False
+    exported: bool = False
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The network with what is needed to use it."""
+        return self.explainer.checkpoint
+
+    def describe(self) -> dict[str, Any]:
+        """What the page says of it before any photograph."""
+        checkpoint = self.checkpoint
+        kinds = {"spatial": SpatialGate, "channel": GaussianSE, "attention": SelfAttention2d}
+        modules = [] if self.exported else list(self.explainer.model.modules())
+        return {
+            "name": self.name,
+            "architecture": checkpoint.architecture,
+            "untrained": self.untrained,
+            "input_size": list(self.explainer.input_size),
+            "num_classes": self.explainer.num_classes,
+            "params_m": None if self.exported else sum(p.numel() for p in self.explainer.model.parameters()) / 1e6,
+            "stages": self._stages(),
+            "has": [kind for kind, layer in kinds.items() if any(isinstance(module, layer) for module in modules)],
+            "notes": self._notes(),
+        }
+
+    def _stages(self) -> list[int]:
+        if self.exported:
+            return []
+        try:
+            return sorted(self.explainer.layers)
+        except UserError:  # no layer gives a map; the message takes the map's place
+            return []
+
+    def _notes(self) -> list[str]:
+        notes = []
+        if self.untrained:
+            notes.append(
+                "This is the name of an untrained network: its weights are random, and so is everything it answers."
+            )
+        if self.exported:
+            notes.append("An exported file gives classes only; open the run it came from to see maps and gates.")
+        elif self.checkpoint.folded:
+            notes.append("This network is folded, its gates are merged; open the run it came from to see them.")
+        if not self.explainer.num_classes:
+            notes.append("This network gives features, no classes; its map is of the strongest pattern (EigenCAM).")
+        return notes
+
+
+def open_networks(
+    sources: Sequence[str], device: str | torch.device = "cpu", img_size: int | None = None
+) -> list[Network]:
+    """Open what is to be compared, each with a name of its own.
+
+    Args:
+        sources: Run folders, checkpoints, exported files or model names.
+        device: Where they run.
+        img_size: Height and width of their input; their own if None.
+
+    Raises:
+        UserError: One of them cannot be used.
+    """
+    networks: list[Network] = []
+    for source in dict.fromkeys(sources):
+        exported = is_exported(source)
+        checkpoint = open_source(source)
+        if img_size is not None:
+            if exported or isinstance(checkpoint.folded, tuple):
+                raise UserError(f"The image size of {source!r} is fixed; leave --img-size out.")
+            checkpoint.input_config |= {"input_size": (checkpoint.input_config["input_size"][0], img_size, img_size)}
+        path = Path(source)
+        name = path.resolve().name if path.exists() else source
+        if name == "model.safetensors":
+            name = path.resolve().parent.name
+        taken = [network.name for network in networks]
+        if name in taken:
+            name = source if source not in taken else f"{name} ({len(networks) + 1})"
+        networks.append(Network(name, Explainer(checkpoint, device), not path.exists(), exported))
+    return networks
+
+
+@dataclass(frozen=True)
+class Photo:
+    """An uploaded photograph, and what was found in it.
+
+    Attributes:
+        name: The file's name where it came from, for messages.
+        content: The file.
+        small: The photograph as pictures show it.
+        size: Its width and height in pixels.
+        gates: Of each network; None where they cannot be read.
+        target: Name of the class that is shown by default where a network has it.
+    """
+
+    name: str
+    content: bytes
+    small: Image.Image
+    size: tuple[int, int]
+    gates: tuple[Gates | None, ...]
+    target: str | None
+
+
+class Viewer:
+    """Answers questions about photographs.
+
+    All methods may be called from any thread. One thread of its own decodes and runs the networks, one question after
+    the other: their hooks and gradients do not bear two at a time, and PyTorch keeps a pool of threads for every
+    thread that calls it.
+
+    Args:
+        networks: What is compared.
+    """
+
+    def __init__(self, networks: Sequence[Network]) -> None:
+        self.networks = tuple(networks)
+        self._photos: OrderedDict[str, Photo] = OrderedDict()
+        self._worker = ThreadPoolExecutor(1, "networks")
+        self._places = BoundedSemaphore(MAX_WAITING)
+
+    def close(self) -> None:
+        """Drop what waits, and end after the question in hand."""
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+    def describe(self) -> dict[str, Any]:
+        """The networks, before any photograph, and the colours of the maps from 0 to 1."""
+        described = self._in_turn(lambda: [network.describe() for network in self.networks])
+        return {"networks": described, "heat": tile_picture(np.linspace(0, 1, 64)[None], 0, 1, "turbo")}
+
+    def add_photo(self, content: bytes, name: str, stage: int | None = None) -> dict[str, Any]:
+        """Look at a photograph: classes, maps and gates of every network, and a key for further questions.
+
+        Args:
+            content: The image file.
+            name: What messages call it.
+            stage: Stage of the maps; the last if None.
+
+        Raises:
+            UserError: It is no image, damaged or too large.
+            Busy: Too many questions wait.
+        """
+        return self._in_turn(lambda: self._add_photo(content, name, stage))
+
+    def maps(self, photo: str, stage: int | None = None, target: str | None = None) -> list[dict[str, Any]]:
+        """Every network's map of a class at a stage; the last stage and the predicted class by default."""
+        return self._in_turn(lambda: self._maps(photo, stage, target))
+
+    def attention(self, photo: str, x: float, y: float) -> list[dict[str, Any]]:
+        """Every network's attention from a place, given as shares of the photograph's width and height."""
+        return self._in_turn(lambda: self._attention(photo, x, y))
+
+    def speed(self) -> dict[str, Any]:
+        """Time of every network, folded and unfolded, in turn."""
+        timed = {network.name: network.checkpoint for network in self.networks if not network.exported}
+        return self._in_turn(lambda: measure_folding(timed, self.networks[0].explainer.device))
+
+    def _in_turn(self, work: Callable[[], _Answer]) -> _Answer:
+        if not self._places.acquire(blocking=False):
+            raise Busy("The networks are busy with other questions; try again in a moment.")
+        try:
+            return self._worker.submit(work).result()
+        except (CancelledError, RuntimeError) as error:
+            if isinstance(error, CancelledError) or "after shutdown" in str(error):
+                raise Busy("The page is being closed.") from error
+            raise
+        finally:
+            self._places.release()
+
+    def _add_photo(self, content: bytes, name: str, stage: int | None) -> dict[str, Any]:
+        image = decode_image(content, name, max_pixels=MAX_PIXELS)
+        answers = []
+        gates: list[Gates | None] = []
+        target: str | None = None
+        for network in self.networks:
+            answer = _classify(network, image)
+            if target is None and network.explainer.names_known and answer["classes"]:
+                target = answer["classes"][0]["name"]
+            found = _read_gates(network, image)
+            gates.append(found)
+            answer["gates"] = _show_gates(found)
+            answers.append(answer)
+        small = small_image(image)
+        key = secrets.token_urlsafe(12)
+        self._photos[key] = Photo(name, content, small, image.size, tuple(gates), target)
+        while len(self._photos) > MAX_PHOTOS:
+            self._photos.popitem(last=False)
+        maps = [_class_map(network, image, small, stage, target) for network in self.networks]
+        for answer, shown in zip(answers, maps, strict=True):
+            answer["map"] = shown
+        picture = data_url(np.asarray(small, dtype=np.float32) / 255)
+        return {"photo": key, "width": image.width, "height": image.height, "picture": picture, "networks": answers}
+
+    def _find(self, key: str) -> Photo:
+        if key not in self._photos:
+            raise Forgotten("That photograph is no longer remembered; choose it again.")
+        self._photos.move_to_end(key)
+        return self._photos[key]
+
+    def _maps(self, key: str, stage: int | None, target: str | None) -> list[dict[str, Any]]:
+        photo = self._find(key)
+        image = decode_image(photo.content, photo.name, max_pixels=MAX_PIXELS)
+        return [_class_map(network, image, photo.small, stage, target or photo.target) for network in self.networks]
+
+    def _attention(self, key: str, x: float, y: float) -> list[dict[str, Any]]:
+        photo = self._find(key)
+        if not (0 <= x <= 1 and 0 <= y <= 1):
+            raise UserError("The place must lie in the photograph.")
+        # the last pixel's far edge still belongs to it
+        point = min(x, 1 - 1e-9) * photo.size[0], min(y, 1 - 1e-9) * photo.size[1]
+        return [_show_attention(gates, photo, point) for gates in photo.gates]
+
+
+def _classify(network: Network, image: Image.Image) -> dict[str, Any]:
+    explainer = network.explainer
+    if not explainer.num_classes:
+        return {"classes": []}
+    try:
+        probabilities = explainer.probabilities(image)
+    except UserError as error:
+        return {"classes": [], "error": str(error)}
+    if not np.isfinite(probabilities).all():
+        return {"classes": [], "error": _OVERFLOW}
+    best = (-probabilities).argsort(kind="stable")[:TOP]
+    return {
+        "classes": [
+            {"name": explainer.class_names[index], "probability": float(probabilities[index])} for index in best
+        ]
+    }
+
+
+def _class_map(
+    network: Network, image: Image.Image, small: Image.Image, stage: int | None, target: str | None
+) -> dict[str, Any]:
+    """The map as a picture, or why there is none."""
+    if network.exported:
+        return {"error": "An exported file lets no gradient pass, so it has no map."}
+    explainer = network.explainer
+    names = explainer.class_names
+    try:
+        found = explainer.class_map(image, names.index(target) if target in names else None, stage=stage)
+    except UserError as error:
+        return {"error": str(error)}
+    if found.probability is not None and not np.isfinite(found.probability):
+        return {"error": _OVERFLOW}
+    return {
+        "picture": class_map_picture(small, found),
+        "target": None if found.target is None else names[found.target],
+        "probability": found.probability,
+        "method": found.method,
+        "stage": found.stage,
+        "layer": found.layer,
+        "empty": found.empty,
+    }
+
+
+def _read_gates(network: Network, image: Image.Image) -> Gates | None:
+    if network.exported or network.checkpoint.folded:
+        return None
+    try:
+        gates = read_gates(network.explainer, image)
+    except UserError:  # of a network whose stages cannot be told; its classes are still worth showing
+        return None
+    finite = all(np.isfinite(gate.values).all() for gate in (*gates.spatial, *gates.channel, *gates.attention))
+    return gates if finite else None
+
+
+def _show_gates(gates: Gates | None) -> dict[str, Any]:
+    """Spatial gates as small pictures in one scale, channel gates as counts in equal bins from 0 to 1."""
+    if gates is None:
+        return {"spatial": [], "channel": [], "attention": 0}
+    low = min((float(gate.values.min()) for gate in gates.spatial), default=0.0)
+    high = max((float(gate.values.max()) for gate in gates.spatial), default=1.0)
+    return {
+        "spatial": [
+            {
+                "stage": gate.stage,
+                "block": gate.index,
+                "rows": gate.values.shape[0],
+                "columns": gate.values.shape[1],
+                "mean": float(gate.values.mean()),
+                "picture": tile_picture(gate.values, low, high, "viridis"),
+            }
+            for gate in gates.spatial
+        ],
+        "spatial_scale": {
+            "low": low,
+            "high": high,
+            "picture": tile_picture(np.linspace(low, high, 64)[None], low, high, "viridis"),
+        },
+        "channel": [
+            {
+                "stage": gate.stage,
+                "block": gate.index,
+                "channels": len(gate.values),
+                "mean": float(gate.values.mean()),
+                "counts": np.histogram(gate.values, _BINS, (0, 1))[0].tolist(),
+            }
+            for gate in gates.channel
+        ],
+        "attention": len(gates.attention),
+    }
+
+
+def _show_attention(gates: Gates | None, photo: Photo, point: tuple[float, float]) -> dict[str, Any]:
+    """Attention of every block from a point: the mean of the heads over the photograph, and each head as a tile."""
+    if gates is None or not gates.attention:
+        return {"blocks": []}
+    try:
+        found = gates.attention_from(point)
+    except UserError as error:
+        return {"blocks": [], "error": str(error)}
+    left, top, right, bottom = gates.region
+    across, down = photo.small.width / photo.size[0], photo.small.height / photo.size[1]
+    region: Region = left * across, top * down, right * across, bottom * down
+    blocks = []
+    for gate, weights in found:
+        mean = weights.mean(0)
+        blocks.append(
+            {
+                "stage": gate.stage,
+                "block": gate.index,
+                "rows": mean.shape[0],
+                "columns": mean.shape[1],
+                "max": float(mean.max()),
+                "even": 1 / mean.size,
+                "picture": attention_picture(photo.small, mean, region),
+                "heads": [
+                    {"max": float(head.max()), "picture": tile_picture(head, 0, max(float(head.max()), 2e-3), "turbo")}
+                    for head in weights
+                ],
+            }
+        )
+    return {"blocks": blocks}

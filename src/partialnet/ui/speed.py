@@ -1,0 +1,63 @@
+"""How fast networks are before and after folding, measured in turn."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from partialnet.bench.contestants import Setting, fastest_layout
+from partialnet.bench.timing import interleave, synchronizer
+from partialnet.checkpoint import Checkpoint
+from partialnet.errors import UserError
+from partialnet.fold import fold
+
+
+def measure_folding(
+    checkpoints: Mapping[str, Checkpoint], device: torch.device, seconds: float = 4.0
+) -> dict[str, Any]:
+    """Time of one image through every network unfolded and folded, A B A B …, in eager PyTorch and float32.
+
+    Each form runs in the memory layout that is faster for it. A network that is folded already has that form only.
+
+    Args:
+        checkpoints: Networks by name; they stay as they are.
+        device: Where to run.
+        seconds: Time to spend, all together.
+
+    Returns:
+        ``rows`` with the ``network``, its ``form`` and the fields of ``bench.timing.Timing``, whose ratios are to
+        the first row; the ``threads``, ``device`` and ``sizes`` (H, W) that they hold for.
+
+    Raises:
+        UserError: There is no network to time.
+    """
+    if not checkpoints:
+        raise UserError("Exported files are timed by `partialnet bench`, not on this page.")
+    threads = torch.get_num_threads()
+    contestants: dict[tuple[str, str], Callable[[], object]] = {}
+    sizes = {}
+    for name, checkpoint in checkpoints.items():
+        channels, height, width = checkpoint.input_config["input_size"]
+        setting = Setting(threads=threads, device=device.type)
+        image = torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(0))
+        sizes[name] = [height, width]
+        forms: dict[str, nn.Module] = {}
+        if not checkpoint.folded:
+            forms["unfolded"] = copy.deepcopy(checkpoint.model)
+        forms["folded"] = fold(checkpoint.model, (height, width), "torch" if device.type == "cpu" else None)
+        for form, model in forms.items():
+            contestants[name, form] = fastest_layout(model, image, setting)
+    keys = {f"{name}\n{form}": (name, form) for name, form in contestants}
+    timings = interleave(
+        {key: contestants[pair] for key, pair in keys.items()},
+        next(iter(keys)),
+        seconds,
+        synchronize=synchronizer(device),
+        progress=False,
+    )
+    rows = [{"network": keys[key][0], "form": keys[key][1], **vars(timing)} for key, timing in timings.items()]
+    return {"rows": rows, "threads": threads, "device": device.type, "sizes": sizes}
