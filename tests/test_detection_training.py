@@ -299,3 +299,15 @@ def test_another_run_is_a_model(trained: Path, capsys: pytest.CaptureFixture[str
     main(["detect", "train", "--model", str(trained), "--print-config"])
     config = create_settings(DetectionConfig, yaml.safe_load(capsys.readouterr().out))
     assert (config.model, config.model_args, config.weights) == (CONFIG.model, CONFIG.model_args, str(trained))
+
+
+def test_a_strip_is_refused_and_the_others_are_drawn(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (400, 3)).save(tmp_path / "1.png")
+    Image.new("RGB", (40, 30)).save(tmp_path / "2.png")
+    with pytest.raises(SystemExit) as stop:
+        main(["detect", "predict", str(trained), str(tmp_path), "--device", "cpu", "-o", str(tmp_path / "drawn")])
+    assert stop.value.code == 2
+    assert "too narrow" in capsys.readouterr().err
+    assert (tmp_path / "drawn" / "2.png").exists()

@@ -96,6 +96,11 @@ def detect(
         scale = min(1.0, limit / max(photo.size))
         size = [max(1, round(side * scale)) for side in photo.size]
         seen = photo.resize((size[0], size[1]), Image.Resampling.BOX) if scale < 1 else photo
+        short, long = detector.img_size
+        if int(min(seen.size) * min(short / min(seen.size), long / max(seen.size))) < 1:
+            # torchvision would make it an image without pixels
+            yield UserError(f"{str(path)!r} has {photo.width}×{photo.height} pixels, too narrow for this detector.")
+            continue
         with torch.no_grad():
             (output,) = network([to_tensor(seen).float().div(255).to(device)])
         kept = output["scores"] >= min_score

@@ -53,8 +53,12 @@ def export(
     from partialnet.deploy.export import SUFFIXES
     from partialnet.detection.checkpoint import load_detector
     from partialnet.detection.export import LEAST_MATCHED, export_detector
+    from partialnet.errors import UserError
     from partialnet.images import find_images
+    from partialnet.sources import is_exported
 
+    if is_exported(run):
+        raise UserError(f"{run!r} is an exported file already; give the run it came from.")
     checkpoint = load_detector(run)
     if output is None:
         name = Path(run).resolve().name if Path(run).is_dir() else Path(run).stem
