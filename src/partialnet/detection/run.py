@@ -23,6 +23,7 @@ from .coco import DetectionData, open_coco
 from .config import DetectionConfig
 from .evaluator import Detection, DetectionEvaluation, evaluate, in_order
 from .inference import find_objects
+from .outlines import mask_functions
 from .task import DetectorTask, train_batches
 from .weights import load_weights
 
@@ -75,6 +76,7 @@ class DetectorRun(RunKind[DetectionConfig, DetectionData, DetectorTask, Detectio
 
     def open_data(self, source: str, config: DetectionConfig) -> DetectionData:
         """Images with their objects."""
+        mask_functions()  # if the evaluator is missing, it is to be told now
         return open_coco(source, config.validation, config.val_share, config.seed, config.keep_empty)
 
     def describe_data(self, data: DetectionData) -> dict[str, Any]:
