@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ..checkpoint import Checkpoint, load
 from ..complexity import measure
 from ..data.labelled_images import ImageData
-from ..data.sources import open_data
 from ..errors import UserError
 from ..plots import learning_curves
 from ..training.batches import train_loader
 from ..training.classifier import trained_parameters
-from ..training.engine import RunKind, run, say
+from ..training.engine import run, say
 from ..training.network import create_network
 from ..training.pictures import CURVES_NAME
-from ..training.run import FILES, describe_images, describe_task, draw_first_batch
+from ..training.run import FILES, ImageRun, describe_task
 from ..training.states import describe
 from ..training.teacher import load_teacher
 from . import pictures
@@ -66,18 +64,10 @@ def search(config: SearchConfig, data: str, folder: Path, resume: bool = False) 
     return run(SearchRun(), config, data, folder, resume)
 
 
-class SearchRun(RunKind[SearchConfig, ImageData, SearchTask, SearchResult]):
+class SearchRun(ImageRun[SearchConfig, SearchTask, SearchResult]):
     """Search of split ratios."""
 
     command = ("search",)
-
-    def open_data(self, source: str, config: SearchConfig) -> ImageData:
-        """Labelled images."""
-        return open_data(source, config.val_share, config.seed)
-
-    def describe_data(self, data: ImageData) -> dict[str, Any]:
-        """Numbers of images, classes, and a fingerprint of the labels."""
-        return describe_images(data)
 
     def create_task(
         self, config: SearchConfig, data: ImageData, world_size: int, continues: bool
@@ -103,10 +93,6 @@ class SearchRun(RunKind[SearchConfig, ImageData, SearchTask, SearchResult]):
             f"{len(layers)} layers are searched; complexity to reach κ = {kappa:.4g} (θ = {task.config.theta:g}), "
             f"at the start ζ = {zeta:.4g}, ζ/κ = {zeta / kappa:.2f}.",
         ]
-
-    def draw_beginning(self, task: SearchTask, folder: Path) -> None:
-        """The first batch as the network sees it."""
-        draw_first_batch(task, folder)
 
     def finish(self, task: SearchTask, folder: Path) -> SearchResult:
         """Write the plan of the kept checkpoint, and draw how its ratios came about."""

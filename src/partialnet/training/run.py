@@ -6,7 +6,7 @@ import hashlib
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..checkpoint import WEIGHTS_NAME, load
 from ..data.labelled_images import ImageData
@@ -27,6 +27,11 @@ FILES = (
     *(WEIGHTS_NAME, "config.json", LAST_NAME, CONFIG_NAME, METRICS_NAME, "tensorboard", BROKEN_NAME),
     *(pictures.CURVES_NAME, pictures.CONFUSION_NAME, pictures.MISTAKES_NAME, pictures.FIRST_BATCH_NAME),
 )
+
+
+ConfigT = TypeVar("ConfigT", bound=TrainConfig)
+TaskT = TypeVar("TaskT", bound=ClassifierTask)
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -75,18 +80,27 @@ def is_finished(config: TrainConfig, images: ImageData, folder: Path) -> bool:
     return is_trained(ClassifierRun(), config, images, folder) and (folder / pictures.CURVES_NAME).exists()
 
 
-class ClassifierRun(RunKind[TrainConfig, ImageData, ClassifierTask, TrainResult]):
-    """Training of a classifier."""
+class ImageRun(RunKind[ConfigT, ImageData, TaskT, ResultT]):
+    """A run that learns from labelled images."""
 
-    command = ("train",)
-
-    def open_data(self, source: str, config: TrainConfig) -> ImageData:
+    def open_data(self, source: str, config: ConfigT) -> ImageData:
         """Labelled images."""
         return open_data(source, config.val_share, config.seed)
 
     def describe_data(self, data: ImageData) -> dict[str, Any]:
         """Numbers of images, classes, and a fingerprint of the labels."""
         return describe_images(data)
+
+    def draw_beginning(self, task: TaskT, folder: Path) -> None:
+        """The first training batch as the network sees it."""
+        batches = train_loader(task.data.train, replace(task.config, workers=0), task.input_config, epoch=0)
+        pictures.draw_first_batch(folder, next(iter(batches)), task.input_config, task.data.class_names)
+
+
+class ClassifierRun(ImageRun[TrainConfig, ClassifierTask, TrainResult]):
+    """Training of a classifier."""
+
+    command = ("train",)
 
     def create_task(
         self, config: TrainConfig, data: ImageData, world_size: int, continues: bool
@@ -102,10 +116,6 @@ class ClassifierRun(RunKind[TrainConfig, ImageData, ClassifierTask, TrainResult]
     def announce(self, task: ClassifierTask) -> list[str]:
         """Images, classes, network and size."""
         return [describe_task(task)]
-
-    def draw_beginning(self, task: ClassifierTask, folder: Path) -> None:
-        """The first batch as the network sees it."""
-        draw_first_batch(task, folder)
 
     def finish(self, task: ClassifierTask, folder: Path) -> TrainResult:
         """Evaluate the best checkpoint, and draw what it gets right and wrong."""
@@ -138,12 +148,6 @@ def describe_task(task: ClassifierTask) -> str:
         f"{len(data.train):,} training and {len(data.validation):,} validation images of {len(data.class_names)} "
         f"classes ({data.split}); {task.config.model} at {size}."
     )
-
-
-def draw_first_batch(task: ClassifierTask, folder: Path) -> None:
-    """The first training batch as the network sees it."""
-    batches = train_loader(task.data.train, replace(task.config, workers=0), task.input_config, epoch=0)
-    pictures.draw_first_batch(folder, next(iter(batches)), task.input_config, task.data.class_names)
 
 
 def evaluate_kept(task: ClassifierTask, folder: Path) -> Evaluation:
