@@ -78,4 +78,6 @@ def predict(
     if unreadable:
         raise UserError(f"{len(unreadable)} of {len(paths)} images could not be read.")
     if not as_json:
-        click.echo(f"\nWritten: {sum(taken.values())} pictures in {output}. More objects, less sure: --min-score 0.3")
+        count = sum(taken.values())
+        pictures = "1 picture" if count == 1 else f"{count} pictures"
+        click.echo(f"\nWritten: {pictures} in {output}. More objects, less sure: --min-score 0.3")
