@@ -55,7 +55,7 @@ def predict(
     taken: Counter[str] = Counter()
     results = detect(detector, paths, min_score, find_device(device))
     for path, result in tqdm(
-        zip(paths, results, strict=True), total=len(paths), desc="detecting", unit="image", delay=2
+        zip(paths, results, strict=True), total=len(paths), desc="detecting", unit="image", delay=2, disable=None
     ):
         if isinstance(result, UserError):
             unreadable.append(result)
