@@ -212,7 +212,7 @@ def test_trainings_are_kept_continued_and_extended(command: Command, photos: Pat
     result = tmp_path / "result.json"
     code, out, err = train_rows(command, photos, tmp_path / "runs", "--epochs", "1", "--json", str(result))
     assert code == 0, err
-    assert "photos0, 1 epoch, recipe small" in out
+    assert f"{photos.name}, 1 epoch, recipe small" in out
     assert "Next: partialnet predict" in out
     content = json.loads(result.read_text())
     none, ch = content["rows"]

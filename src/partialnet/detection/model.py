@@ -26,14 +26,14 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from partialnet.checkpoint import Checkpoint, create_checkpoint
 from partialnet.errors import UserError
 
+from .transforms import IMG_SIZE
+
 #: Stochastic depth when a detector is trained (paper, Table 7); other backbones keep the one they are registered with.
 DROP_PATH_RATES = {"partialnet_s": 0.15, "partialnet_m": 0.2, "partialnet_l": 0.3}
 #: Least and largest stride of a feature map that goes into the pyramid.
 STRIDES = (4, 32)
 #: Channels of every level of the pyramid.
 PYRAMID_CHANNELS = 256
-#: Shorter and at most longer side of an image, in pixels (paper, Table 7).
-IMG_SIZE = (800, 1333)
 #: Side of a square anchor, in strides of its level.
 _ANCHOR_SCALE = 8
 _ASPECT_RATIOS = (0.5, 1.0, 2.0)
