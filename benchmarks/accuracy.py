@@ -5,7 +5,8 @@
 
 DATA is a folder of class folders with train and test (or val) inside. Every network gets the same recipe, epochs,
 augmentation and seeds. Runs that are finished in RUNS are kept and interrupted ones continued, so the command may be
-repeated with more seeds. Writes benchmarks/results/accuracy_<experiment>.json and a picture of the learning curves.
+repeated with more seeds. ``--per-class N`` trains on the first N images of each class. Writes
+benchmarks/results/accuracy_<experiment>.json.
 
 On CIFAR-10 the strides of all stems are halved alike (4 to 2, MobileNetV2's 2 to 1), which leaves maps of 16 to 2
 positions a side. Accuracies are those of the last epoch, not of the best one, as the held-out images would otherwise
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from image_subset import count_images, first_of_each_class
 from timm.models import register_model
 from torch import nn
 from tqdm import tqdm
@@ -161,6 +163,7 @@ def main() -> None:
     parser.add_argument("data", help="folder with train and test (or val), each with class folders")
     parser.add_argument("--runs", type=Path, required=True, help="folder for the run folders")
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--per-class", type=int, default=0, help="training images of each class; 0 takes all")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     parser.add_argument("--networks", help="comma-separated labels; all by default")
@@ -170,6 +173,7 @@ def main() -> None:
     chosen = options.networks.split(",") if options.networks else [network.label for network in experiment.networks]
     networks = [network for network in experiment.networks if network.label in chosen]
     threads = max(1, (os.cpu_count() or 1) // options.jobs)
+    data = first_of_each_class(options.data, options.per_class, options.runs / f"data-{options.per_class}")
     output = options.output or RESULTS / f"accuracy_{options.experiment}.json"
 
     rows: list[dict[str, Any]] = []
@@ -178,7 +182,7 @@ def main() -> None:
         for seed in range(options.seeds):  # all networks with a seed before the next: equal numbers if interrupted
             for network in networks:
                 folder = options.runs / f"{network.label.replace(' ', '_')}-{options.epochs}-{seed}"
-                job = pool.submit(run_one, experiment, network, seed, options.data, folder, options.epochs, threads)
+                job = pool.submit(run_one, experiment, network, seed, data, folder, options.epochs, threads)
                 jobs[job] = (network.label, seed)
         for job in tqdm(as_completed(jobs), total=len(jobs), desc="trainings"):
             rows.append(job.result())
@@ -188,6 +192,7 @@ def main() -> None:
                 "environment": environment(),
                 "experiment": experiment.title,
                 "epochs": options.epochs,
+                "train_images": count_images(data),
                 "summary": summarize(rows),
                 "rows": rows,
             }

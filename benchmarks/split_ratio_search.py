@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from image_subset import count_images, first_of_each_class
 from tqdm import tqdm
 
 import partialnet  # noqa: F401 - registers the models
@@ -140,15 +141,18 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True, help="folder for the run folders")
     parser.add_argument("--theta", default="1.5,2,3,4,6,8.5", help="for compare, one of those that were swept")
     parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--per-class", type=int, default=0, help="training images of each class; 0 takes all")
     parser.add_argument("--alpha-growth", type=float, default=SearchConfig().alpha_growth)
     parser.add_argument("--seed", type=int, default=0, help="of the sweep")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds to compare with")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     options = parser.parse_args()
+    options.data = first_of_each_class(options.data, options.per_class, options.runs / f"data-{options.per_class}")
     options.threads = max(1, (os.cpu_count() or 1) // options.jobs)
-    content = run_sweep(options) if options.part == "sweep" else run_compare(options)
+    content = {"environment": environment(), "train_images": count_images(options.data)}
+    content |= run_sweep(options) if options.part == "sweep" else run_compare(options)
     path = RESULTS / f"split_ratio_{options.part}.json"
-    write_atomically(path, (json.dumps({"environment": environment(), **content}, indent=1) + "\n").encode())
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
     print(f"written: {path.name}")
 
 

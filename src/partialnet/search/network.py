@@ -42,7 +42,7 @@ def make_dynamic(model: nn.Module, scope: str | None = None, attention: bool = T
     if not dynamic_layers(model):
         raise ValueError(
             "This network has no partial convolution that can be searched"
-            + (f" where {scope} is found in the name." if scope else ".")
+            + (f" where {scope!r} is found in the name." if scope else ".")
         )
     return model
 
