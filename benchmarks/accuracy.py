@@ -1,7 +1,11 @@
-"""Is PartialNet more accurate than FasterNet under the same recipe? Trains both, several seeds each, on data at hand.
+"""Which network is more accurate under the same recipe? Trains each with several seeds, on data at hand.
+
+``cifar10`` and ``imagenette`` put PartialNet beside FasterNet, ``surgery`` the networks of the paper's Table 5, narrow,
+beside themselves after conversion.
 
     python benchmarks/accuracy.py cifar10 DATA --runs RUNS --epochs 10 --jobs 2
     python benchmarks/accuracy.py imagenette DATA --runs RUNS --epochs 10 --jobs 2
+    python benchmarks/accuracy.py surgery DATA --runs RUNS --epochs 10 --seeds 2 --jobs 2
 
 DATA is a folder of class folders with train and test (or val) inside. Every network gets the same recipe, epochs,
 augmentation and seeds. Runs that are finished in RUNS are kept and interrupted ones continued, so the command may be
@@ -35,7 +39,9 @@ from tqdm import tqdm
 import partialnet  # noqa: F401 - registers the models
 from partialnet.bench import environment
 from partialnet.complexity import measure
+from partialnet.converted import build_variant
 from partialnet.files import write_atomically
+from partialnet.inverted_bottleneck import mix_before_expansion
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -67,6 +73,15 @@ class Experiment:
     networks: tuple[Network, ...]
 
 
+@register_model
+def mobilenetv2_050_pat(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """What ``mobilenetv2_100_pat`` is to MobileNetV2, for the network of half its width."""
+    return build_variant("mobilenetv2_050_pat", pretrained, "mobilenetv2_050", mix_before_expansion, **kwargs)
+
+
+#: Half of ResNet-50's channels, and a third of ConvNeXt-T's.
+_NARROW_RESNET = {"stem_width": 32, "channels": (32, 64, 128, 256)}
+_NARROW_CONVNEXT = {"dims": (32, 64, 128, 256)}
 #: PAT_ch without its attention is FasterNet's partial convolution; without PAT_sf stage 4 has PAT_ch as the others.
 _NO_CH = {"name": "pat_ch", "attention": None}
 EXPERIMENTS = {
@@ -96,6 +111,19 @@ EXPERIMENTS = {
             Network("FasterNet-T0", "fasternet_t0"),
             Network("PartialNet-T1", "partialnet_t1"),
             Network("FasterNet-T1", "fasternet_t1"),
+        ),
+    ),
+    "surgery": Experiment(
+        "Imagenette, 128×128, narrow networks before and after surgery",
+        128,
+        "imagenette128",
+        (
+            Network("ResNet-50", "resnet50", _NARROW_RESNET),
+            Network("ResNet-50, converted", "resnet50_pat", _NARROW_RESNET),
+            Network("MobileNetV2", "mobilenetv2_050"),
+            Network("MobileNetV2, converted", "mobilenetv2_050_pat"),
+            Network("ConvNeXt-T", "convnext_tiny", _NARROW_CONVNEXT),
+            Network("ConvNeXt-T, converted", "convnext_tiny_pat", _NARROW_CONVNEXT),
         ),
     ),
 }
