@@ -27,7 +27,7 @@ from partialnet.bench import environment, interleave
 from partialnet.bench.contestants import Setting, open_and_prepare
 from partialnet.complexity import measure as measure_complexity
 from partialnet.deploy.export import write_onnx
-from partialnet.deploy.runtimes import require
+from partialnet.extras import require
 
 SIZES = ("t0", "t1", "t2", "s", "m", "l")
 SETTINGS = tuple(

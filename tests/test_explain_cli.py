@@ -215,7 +215,7 @@ def test_without_the_library_it_is_named(run: Run, run_folder: Path, photos: Pat
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
     code, _, err = run(run_folder, photos)
     assert code == 2
-    assert "pip install 'partialnet[explain]'" in err
+    assert 'pip install ".[explain]"' in err
 
 
 def test_a_folded_checkpoint_has_maps_and_no_gates(run: Run, photos: Path, tmp_path: Path) -> None:

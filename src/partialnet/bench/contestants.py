@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from partialnet.checkpoint import Checkpoint, load
 from partialnet.deploy.export import quiet, write_onnx
-from partialnet.deploy.runtimes import require
 from partialnet.errors import UserError
+from partialnet.extras import require
 from partialnet.fold import fold
 from partialnet.layers.inference import Runtime
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from partialnet.deploy.quantize import quantize_onnx, quantize_openvino
-from partialnet.deploy.runtimes import openvino_core, require
+from partialnet.deploy.runtimes import openvino_core
 from partialnet.errors import UserError
+from partialnet.extras import require
 
 TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _OPENVINO_HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16", "fp16": "f16"}

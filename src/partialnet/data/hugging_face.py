@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
+from ..extras import require
 from ..images import decode_image, read_image
 from .labelled_images import ImageData, LabelledImages
 from .splits import HELD_OUT, split_by_class
@@ -65,10 +66,7 @@ def open_hugging_face(name: str, val_share: float, seed: int) -> ImageData:
     Raises:
         UserError: ``datasets`` is not installed, the data set cannot be had or holds no labelled images.
     """
-    try:
-        import datasets
-    except ImportError:
-        raise UserError("hfds/ needs the package datasets: pip install 'partialnet[hf]'.") from None
+    datasets = require("datasets", "hf")
     try:
         loaded = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
     except Exception as error:  # of the network, the hub, the data set's own code

@@ -23,13 +23,14 @@ from partialnet.checkpoint import Checkpoint, load
 from partialnet.data import LabelledImages
 from partialnet.errors import UserError
 from partialnet.evaluation import Evaluation, evaluate
+from partialnet.extras import require
 from partialnet.files import write_atomically
 from partialnet.layers.inference import Runtime
 from partialnet.prediction import Classifier
 
 from .photos import Photos, collect_photos
 from .quantize import quantize_onnx, quantize_openvino
-from .runtimes import CONFIG_KEY, load_exported, require
+from .runtimes import CONFIG_KEY, load_exported
 from .verify import Accuracy, Agreement, compare, compare_accuracy, image_batches, random_batches
 
 Format = Literal["onnx", "openvino", "torch"]

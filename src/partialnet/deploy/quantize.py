@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .runtimes import require
+from partialnet.extras import require
 
 #: What stays in float: statistics, gates, softmax and the sums and products around them. In int8 they cost agreement
 #: with the float network, and the conversions between them cost time.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from partialnet.checkpoint import Checkpoint
 from partialnet.errors import UserError
+from partialnet.extras import require
 from partialnet.stored_network import TASKS
 
 #: Key of the configuration in an exported file's metadata.
@@ -184,17 +185,3 @@ def _parse_config(text: Any, path: Path) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise UserError(_STRANGER.format(str(path))) from error
     return config
-
-
-def require(package: str, extra: str) -> Any:
-    """Import an optional package.
-
-    Raises:
-        UserError: It is not installed; names the extra that brings it.
-    """
-    import importlib
-
-    try:
-        return importlib.import_module(package)
-    except ImportError:
-        raise UserError(f'This needs {package}; in the checkout run: pip install ".[{extra}]"') from None

@@ -21,9 +21,10 @@ from torchvision.transforms.functional import to_tensor
 from tqdm import tqdm
 
 from partialnet.deploy.export import SUFFIXES, quiet
-from partialnet.deploy.runtimes import CONFIG_KEY, require
+from partialnet.deploy.runtimes import CONFIG_KEY
 from partialnet.deploy.verify import sample_photos
 from partialnet.errors import UserError
+from partialnet.extras import require
 from partialnet.files import write_atomically
 from partialnet.images import read_image
 from partialnet.layers.inference import Runtime

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import UserError
+from ..extras import require
 
 #: Polygons, or run lengths with their image's size.
 Outline = list[list[float]] | dict[str, Any]
@@ -32,12 +32,7 @@ def mask_functions() -> ModuleType:
     Raises:
         UserError: The package is not installed.
     """
-    try:
-        from faster_coco_eval.core import mask
-    except ImportError as error:
-        raise UserError(
-            "Detection needs a COCO evaluator; install it by: pip install 'partialnet[detection]'."
-        ) from error
+    mask: ModuleType = require("faster_coco_eval.core.mask", "detection")
     return mask
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from partialnet.checkpoint import Checkpoint
 from partialnet.errors import UserError
+from partialnet.extras import require
 from partialnet.preprocessing import Preprocessing, Region
 
 from .layers import TargetLayer, target_layers
@@ -315,14 +316,9 @@ def library_class(method: str) -> tuple[Any, Any]:
         near = get_close_matches(method, METHODS, n=1)
         hint = f" Did you mean {near[0]}?" if near else f" Choose one of {', '.join(METHODS)}."
         raise UserError(f"There is no method {method!r}.{hint}")
-    try:
-        import pytorch_grad_cam
-        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-    except ImportError:
-        raise UserError(
-            "The library for class activation maps is not installed: pip install 'partialnet[explain]'"
-        ) from None
-    return getattr(pytorch_grad_cam, METHODS[method]), ClassifierOutputTarget
+    library = require("pytorch_grad_cam", "explain")
+    targets = require("pytorch_grad_cam.utils.model_targets", "explain")
+    return getattr(library, METHODS[method]), targets.ClassifierOutputTarget
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..errors import UserError
+from ..extras import require
 from ..files import write_atomically
 from ..training.engine import STATES_NAME
 from .config import SearchConfig
@@ -33,11 +34,7 @@ class RayCluster:
     """
 
     def __init__(self, address: str) -> None:
-        try:
-            import ray
-        except ModuleNotFoundError as error:
-            raise UserError("Ray is not installed; `pip install 'partialnet[ray]'` does that.") from error
-        self._ray = ray
+        self._ray = require("ray", "ray")
         self.address = address
 
     def __call__(self, points: Sequence[tuple[SearchConfig, Path]], data: str) -> None:

@@ -1,0 +1,21 @@
+"""Packages that only an extra of the installation brings."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from .errors import UserError
+
+
+def require(module: str, extra: str) -> Any:
+    """Import a module of an optional package.
+
+    Raises:
+        UserError: The package is not installed; names the extra that brings it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        package = module.partition(".")[0]
+        raise UserError(f'This needs {package}; in the checkout run: pip install ".[{extra}]"') from None
