@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import http.client
 import io
@@ -490,12 +491,17 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     driver.quit()
 
 
-def wait(browser: Any, condition: Any, seconds: float = 30) -> Any:
+def wait(browser: Any, condition: Any, seconds: float = 60) -> Any:
+    """What the condition gives once it holds; an element that the page replaces while it is asked does not yet."""
+    from selenium.common.exceptions import StaleElementReferenceException
+
     end = time.monotonic() + seconds
-    while not (value := condition()):
+    while True:
+        with contextlib.suppress(StaleElementReferenceException):
+            if value := condition():
+                return value
         assert time.monotonic() < end, browser.find_element("tag name", "body").text
         time.sleep(0.05)
-    return value
 
 
 def find(browser: Any, selector: str) -> list[Any]:
