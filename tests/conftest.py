@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
+
+# Threads gain nothing on tensors this small. While another process has the cores they wait for each other and the
+# tests take 20 times as long. The variable is for the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -10,11 +16,20 @@ from torch import nn
 
 import partialnet  # noqa: F401 - registers the variants with timm
 
-# Threads gain nothing on tensors this small. While another process has the cores they wait for each other and the
-# tests take 20 times as long.
 torch.set_num_threads(1)
 
+MAX_PROCESSES = 8  # each takes up to 2 GB
+
 Randomize = Callable[[nn.Module], nn.Module]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A process for each core; none beside this one where single files or tests are named, which begin at once so."""
+    if any(Path(argument.partition("::")[0]).is_file() for argument in config.args):
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MAX_PROCESSES)
 
 
 @pytest.fixture(autouse=True)
