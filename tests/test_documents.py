@@ -38,3 +38,19 @@ def test_models_of_the_readme() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in set(re.findall(r"\b(partialnet_[a-z0-9]+|mobilenetv\w+|resnet\d+)\b", text)):
         assert timm.is_model(name), name
+
+
+def test_places_that_contributing_names() -> None:
+    """All of them exist, and every module stands in a row, or in a folder that has one."""
+    table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("| place | subject |")[2]
+    folders, files = set(), set()
+    for cell in re.findall(r"^\| (`.*?`) \|", table, flags=re.MULTILINE):
+        first, *others = re.findall(r"`(.*?)`", cell)
+        places = [ROOT / first, *((ROOT / first).parent / other for other in others)]
+        assert all(place.exists() for place in places), cell
+        files.update(places)
+        folders.update(places[:1] if places[0].is_dir() else [])
+    package = ROOT / "src" / "partialnet"
+    modules = [path for path in package.rglob("*.py") if not path.name.startswith("__")]
+    unnamed = [path for path in modules if path not in files and not folders.intersection(path.parents)]
+    assert [path.relative_to(package).as_posix() for path in unnamed] == []
