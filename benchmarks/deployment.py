@@ -3,9 +3,10 @@
     taskset -c 0 python benchmarks/deployment.py
 
 writes benchmarks/results/deployment.json and prints a line for each pair: one 224×224 image, one thread; eager PyTorch,
-onnxruntime and OpenVINO in float32, OpenVINO in bfloat16. FasterNet's BatchNorms are folded too, and eager PyTorch runs
-both in the memory layout that is faster for each. Beside each network stand the GFLOP/s that it reaches, and those of
-one large convolution in OpenVINO, measured just before: what the core can do. Times are processor time.
+onnxruntime and OpenVINO in float32, OpenVINO in bfloat16 where the CPU has it, and, with ``--precisions int8``,
+onnxruntime and OpenVINO in int8. FasterNet's BatchNorms are folded too, and eager PyTorch runs both in the memory
+layout that is faster for each. Beside each network stand the GFLOP/s that it reaches, and those of one large
+convolution in OpenVINO, in float32 or bfloat16, measured just before: what the core can do. Times are processor time.
 """
 
 from __future__ import annotations
@@ -27,12 +28,16 @@ from partialnet.bench import environment, interleave
 from partialnet.bench.contestants import Setting, open_and_prepare
 from partialnet.complexity import measure as measure_complexity
 from partialnet.deploy.export import write_onnx
+from partialnet.errors import UserError
 from partialnet.extras import require
 
 SIZES = ("t0", "t1", "t2", "s", "m", "l")
 SETTINGS = tuple(
     Setting(runtime, precision)
-    for runtime, precision in (("openvino", "fp32"), ("onnxruntime", "fp32"), ("eager", "fp32"), ("openvino", "bf16"))
+    for runtime, precision in (
+        *(("openvino", "fp32"), ("onnxruntime", "fp32"), ("eager", "fp32")),
+        *(("openvino", "bf16"), ("openvino", "int8"), ("onnxruntime", "int8")),
+    )
 )
 #: the convolution that shows what a core can do: channels and side of its map
 CHANNELS, SIDE = 256, 56
@@ -58,10 +63,11 @@ def gflops(macs: float, milliseconds: float) -> float:
 
 
 def measure(size: str, setting: Setting, seconds: float) -> dict:
+    """One row of the result; raises UserError where this machine does not offer the setting."""
     names = (f"fasternet_{size}", f"partialnet_{size}")
-    convolution = interleave({"conv": large_convolution(setting.precision)}, "conv", seconds=0.5, clock=CLOCK)["conv"]
     what = f"{size} {setting.runtime} {setting.precision}"
     runs = open_and_prepare(list(names), setting)
+    convolution = interleave({"conv": large_convolution(setting.precision)}, "conv", seconds=0.5, clock=CLOCK)["conv"]
     timings = interleave(runs, names[0], seconds=seconds, clock=CLOCK, description=what)
     macs = {name: measure_complexity(timm.create_model(name, device="meta"), (3, 224, 224)) for name in names}
     reached = {name: gflops(1e9 * macs[name].folded.macs_g, timings[name].median_ms) for name in names}
@@ -87,21 +93,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=SIZES, choices=SIZES)
     parser.add_argument("--runtimes", nargs="+", default=("eager", "onnxruntime", "openvino"))
+    parser.add_argument("--precisions", nargs="+", default=("fp32", "bf16"), choices=("fp32", "bf16", "int8"))
     parser.add_argument("--seconds", type=float, default=10.0, help="time to measure each pair")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "deployment.json")
     options = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    rows = [
-        measure(size, setting, options.seconds)
-        for size in options.sizes
+    settings = [
+        setting
         for setting in SETTINGS
-        if setting.runtime in options.runtimes
+        if setting.runtime in options.runtimes and setting.precision in options.precisions
     ]
-    options.output.write_text(
-        json.dumps({"environment": environment(), "threads": 1, "clock": "processor time", "rows": rows}, indent=1)
-        + "\n"
-    )
+    rows: list[dict] = []
+    unavailable: dict[str, str] = {}
+    for size in options.sizes:
+        for setting in settings:
+            what = f"{setting.runtime} {setting.precision}"
+            if what in unavailable:
+                continue
+            try:
+                rows.append(measure(size, setting, options.seconds))
+            except UserError as error:
+                unavailable[what] = str(error)
+                print(f"not available: {what}: {error}", flush=True)
+    content = {"environment": environment(), "threads": 1, "clock": "processor time"}
+    if unavailable:
+        content["not_available"] = unavailable
+    options.output.write_text(json.dumps({**content, "rows": rows}, indent=1) + "\n")
     print(f"written: {options.output.name}")
 
 

@@ -11,13 +11,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
+from conftest import Randomize
 from torch import nn
 
 from partialnet.bench.contestants import Setting, open_contestant, prepare
 from partialnet.bench.runners import OnnxRuntimeRunner, OpenVINORunner, TorchRunner
 from partialnet.deploy.export import quiet, write_onnx
+from partialnet.deploy.quantize import _gates
+from partialnet.deploy.runtimes import openvino_core
 from partialnet.errors import UserError
+from partialnet.fold import fold
 
 CASES = [
     (OnnxRuntimeRunner, "fp32", 1e-5),
@@ -164,3 +169,13 @@ def test_signals_are_survived_after_networks_are_gone(onnx_file: Path) -> None:
     )
     assert process.returncode == 0, process.stderr
     assert process.stdout.strip() == "alive"
+
+
+@pytest.mark.parametrize("fresh", [True, False], ids=["without biases", "with biases"])
+def test_gates_are_found_that_int8_leaves_in_float(fresh: bool, randomize: Randomize, tmp_path: Path) -> None:
+    model = timm.create_model("partialnet_t0", depths=(1, 1), mixers=("pat_ch", "pat_ch"), embed_dim=8)
+    path = tmp_path / "network.onnx"
+    write_onnx(fold(model.eval() if fresh else randomize(model.eval()), 32, "openvino"), (1, 3, 32, 32), path)
+    network = openvino_core().read_model(path)
+    # a gate of channels and one of positions in each block
+    assert len(_gates(network)) == 4

@@ -43,15 +43,28 @@ def _gates(model: Any) -> list[str]:
     return [
         operator.get_friendly_name()
         for operator in convolutions
-        if operator.input(1).get_partial_shape()[0] == 1 or _types_behind(operator, 3) == ["Add", "Add", "Clamp"]
+        if operator.input(1).get_partial_shape()[0] == 1 or _precedes_hard_sigmoid(operator)
     ]
 
 
+def _precedes_hard_sigmoid(operator: Any) -> bool:
+    """Whether bias, 3, limits and a division follow; which operators limit depends on PyTorch's version."""
+    types = _types_behind(operator, 5)
+    while types[:1] == ["Add"]:
+        types.pop(0)
+    return types[:2] == ["Clamp", "Divide"] or types[:3] == ["Maximum", "Minimum", "Divide"]
+
+
 def _types_behind(operator: Any, count: int) -> list[str]:
-    """Types of the operators that follow one after the other, as long as each is the only one that does."""
+    """Types of the operators that follow one after the other, as long as each is the only one that uses the values."""
     types: list[str] = []
-    while len(types) < count and len(consumers := operator.output(0).get_target_inputs()) == 1:
-        operator = next(iter(consumers)).get_node()
+    while len(types) < count:
+        consumers = [consumer.get_node() for consumer in operator.output(0).get_target_inputs()]
+        # importing a bias asks for the shape of what it is added to
+        consumers = [consumer for consumer in consumers if consumer.get_type_name() != "ShapeOf"]
+        if len(consumers) != 1:
+            break
+        operator = consumers[0]
         types.append(operator.get_type_name())
     return types
 
