@@ -26,6 +26,7 @@ import safetensors.torch
 import timm
 import torch
 from conftest import Randomize
+from timm.utils import CheckpointSaver, ModelEmaV3
 from torch import Tensor, nn
 
 import partialnet
@@ -501,6 +502,72 @@ def test_malicious_pickle(form: str, suffix: str, tmp_path: Path, randomize: Ran
     assert marker.exists()
 
 
+# -- files of timm's training script ---------------------------------------------------------------------------------
+
+
+def timm_training_file(folder: Path, model: nn.Module, options: dict[str, Any]) -> Path:
+    """What timm's own saver writes, with an average of the weights that differs from them."""
+    averaged = ModelEmaV3(model)
+    with torch.no_grad():
+        for parameter in averaged.module.parameters():
+            parameter.mul_(1.1)
+    saver = CheckpointSaver(
+        model,
+        torch.optim.AdamW(model.parameters()),
+        args=argparse.Namespace(**options),
+        model_ema=averaged,
+        checkpoint_dir=str(folder),
+        recovery_dir=str(folder),
+    )
+    saver.save_checkpoint(epoch=3, metric=70.0)
+    model.load_state_dict(averaged.module.state_dict())
+    return folder / "model_best.pth.tar"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "options"),
+    [
+        ("partialnet_t0", {"num_classes": 3}, {"num_classes": None, "img_size": 96, "model_kwargs": {}}),
+        ("test_resnet.r160_in1k", {"num_classes": 3, "in_chans": 1, "global_pool": "max"}, {"gp": "max"}),
+        ("test_vit", {"num_classes": 4, "img_size": 96}, {"img_size": 96, "num_classes": 4, "gp": None}),
+    ],
+)
+def test_timm_training_file(
+    name: str, arguments: dict[str, Any], options: dict[str, Any], tmp_path: Path, randomize: Randomize
+) -> None:
+    model = randomize(timm.create_model(name, **arguments))
+    channels = arguments.get("in_chans", 3)
+    given = {"model": name, "mean": [0.4] * channels, "crop_pct": 0.8, **options}
+    path = timm_training_file(tmp_path, model, given)
+    loaded = load(path)
+    images = torch.rand(2, channels, 96, 96)
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded.model(images), model.eval()(images), rtol=0, atol=0)
+    size = [channels, *[options.get("img_size", 160)] * 2]
+    assert list(loaded.input_config["mean"]) == [0.4] * channels
+    assert (list(loaded.input_config["input_size"]), loaded.input_config["crop_pct"]) == (size, 0.8)
+    loaded.save(tmp_path / "run")
+    assert load(tmp_path / "run").architecture == name.partition(".")[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"arch": "hf_hub:someone/evil"}, "neither a PartialNet"),
+        ({"arch": "resnet18"}, "do not fit"),
+        ({"args": argparse.Namespace(model_kwargs={"checkpoint_path": "evil.pth"})}, "checkpoint_path"),
+        ({"args": argparse.Namespace(mean=["red"])}, "mean"),
+        ({"args": argparse.Namespace(input_size=7)}, "options"),
+    ],
+)
+def test_misleading_timm_training_file(changes: dict[str, Any], expected: str, tmp_path: Path) -> None:
+    model = timm.create_model("test_resnet")
+    torch.save({"arch": "test_resnet", "state_dict": model.state_dict(), **changes}, tmp_path / "last.pth.tar")
+    with pytest.raises(UserError) as error:
+        load(tmp_path / "last.pth.tar")
+    assert_one_sentence(error, expected)
+
+
 # -- the authors' files ----------------------------------------------------------------------------------------------
 
 
@@ -702,7 +769,7 @@ def test_alien_file(content: Callable[[], Any], tmp_path: Path) -> None:
     torch.save(content(), path)
     with pytest.raises(UserError) as error:
         load(path)
-    assert_one_sentence(error, str(path), "not a PartialNet")
+    assert_one_sentence(error, str(path), "neither a PartialNet")
 
 
 @pytest.mark.parametrize("seed", range(3))

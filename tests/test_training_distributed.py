@@ -14,9 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from PIL import Image
 
+from partialnet.errors import UserError
 from partialnet.training.config import TrainConfig
+from partialnet.training.launch import find_launch, is_first_process
 from partialnet.training.run import train
 from partialnet.training.settings import as_yaml, create_settings
 
@@ -63,12 +67,12 @@ def alone(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(photos: Path, folder: Path, launcher: list[str], *options: str) -> subprocess.Popen[str]:
-    """``partialnet train`` under a launcher."""
+def start(photos: Path, folder: Path, launcher: list[str], *options: str, **variables: str) -> subprocess.Popen[str]:
+    """``partialnet train`` under a launcher, or with the variables that one sets."""
     config = folder.with_suffix(".yaml")
     config.write_text(as_yaml(create_settings(TrainConfig, SETTINGS)))
     command = [*launcher, "-m", "partialnet", "train", str(photos), "--config", str(config), "-o", str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     return subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, env=environment)
 
 
@@ -91,7 +95,7 @@ def assert_same_run(folder: Path, alone: Path) -> None:
 
 def test_two_devices(photos: Path, alone: Path, tmp_path: Path) -> None:
     process = start(photos, tmp_path / "run", [sys.executable], "--devices", "2")
-    told = process.communicate(timeout=120)[1]
+    told = process.communicate(timeout=300)[1]
     assert process.returncode == 0, told
     assert "effective batch 8 (4 images × 2 processes)" in told
     assert told.count("run folder") == told.count("epoch 2/2  loss") == 1
@@ -103,9 +107,54 @@ def test_two_machines(photos: Path, alone: Path, tmp_path: Path) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-id=test"]
     launcher += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
     machines = [start(photos, tmp_path / "run", launcher) for _ in range(2)]
-    told = [machine.communicate(timeout=120)[1] for machine in machines]
+    told = [machine.communicate(timeout=300)[1] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], told
     assert_same_run(tmp_path / "run", alone)
+
+
+def slurm_task(rank: int, tasks: int, **more: str) -> dict[str, str]:
+    """What srun sets for one of several tasks, each on a machine of its own."""
+    return {
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NAME": "train",
+        "SLURM_NTASKS": str(tasks),
+        "SLURM_NNODES": str(tasks),
+        "SLURM_NTASKS_PER_NODE": "1",
+        "SLURM_NODELIST": "127.0.0.1",
+        "SLURM_PROCID": str(rank),
+        "SLURM_NODEID": str(rank),
+        "SLURM_LOCALID": "0",
+        **more,
+    }
+
+
+def test_two_tasks_of_slurm(photos: Path, alone: Path, tmp_path: Path) -> None:
+    port = str(free_port())  # SLURM's jobs have one that follows from the job's number
+    tasks = [
+        start(photos, tmp_path / "run", [sys.executable], **slurm_task(rank, 2, MASTER_PORT=port)) for rank in (0, 1)
+    ]
+    told = [task.communicate(timeout=300)[1] for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], told
+    assert [text.count("run folder") for text in told] == [1, 0]
+    assert_same_run(tmp_path / "run", alone)
+
+
+def test_processes_that_slurm_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in slurm_task(3, 8, SLURM_NTASKS_PER_NODE="4").items():
+        monkeypatch.setenv(name, value)
+    launch = find_launch(devices=1, num_nodes=1)
+    assert (launch.devices, launch.num_nodes) == (4, 2)
+    assert isinstance(launch.environment, SLURMEnvironment)
+    assert not launch.environment.auto_requeue
+    assert not is_first_process()
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE")
+    with pytest.raises(UserError, match="--ntasks-per-node"):
+        find_launch(devices=1, num_nodes=1)
+    # one task starts the others itself, so Lightning must not take it for all there are
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    launch = find_launch(devices=2, num_nodes=1)
+    assert (launch.devices, launch.num_nodes) == (2, 1)
+    assert isinstance(launch.environment, LightningEnvironment)
 
 
 def test_stopping_one_of_two(photos: Path, alone: Path, tmp_path: Path) -> None:
@@ -117,11 +166,11 @@ def test_stopping_one_of_two(photos: Path, alone: Path, tmp_path: Path) -> None:
     while "training:" not in told and (line := process.stderr.readline()):
         told += line
     process.send_signal(signal.SIGTERM)
-    told += process.communicate(timeout=120)[1]
+    told += process.communicate(timeout=300)[1]
     assert process.returncode == 75, told
     assert told.count("Stopped by SIGTERM") == 1
     assert not (folder / "curves.png").exists()
     process = start(photos, folder, [sys.executable], "--devices", "2", "--resume")
-    told = process.communicate(timeout=120)[1]
+    told = process.communicate(timeout=300)[1]
     assert process.returncode == 0, told
     assert_same_run(folder, alone)

@@ -33,6 +33,7 @@ from .models.released import ReleasedNetwork, convert_released, is_released
 from .stored_network import CONFIG_NAME as CONFIG_NAME
 from .stored_network import WEIGHTS_NAME as WEIGHTS_NAME
 from .stored_network import load_tensors, read_network, save_network, serialize_network
+from .timm_training import TimmTraining, read_timm_training
 
 _INPUT_KEYS = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random")
@@ -145,8 +146,9 @@ def load(source: str | Path) -> Checkpoint:
     """Read a checkpoint, in evaluation mode.
 
     Args:
-        source: A run folder, a ``.safetensors`` file, a released file of the authors (``.pth``, ``.ckpt``), or a model
-            name of timm's registry, which gives an untrained network.
+        source: A run folder, a ``.safetensors`` file, a released file of the authors (``.pth``, ``.ckpt``), a
+            checkpoint of timm's training script (``.pth.tar``), or a model name of timm's registry, which gives an
+            untrained network.
 
     Raises:
         UserError: Nothing usable is there; the message says why. No code from a file is ever run.
@@ -159,7 +161,7 @@ def load(source: str | Path) -> Checkpoint:
             raise UserError(
                 f"{str(source)!r} is an exported file, which predict and eval take; give the run it came from."
             )
-        return _load_safetensors(path) if path.suffix == ".safetensors" else _load_released(path)
+        return _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickled(path)
     if path.suffix in (".safetensors", ".pth", ".pt", ".ckpt", ".bin") or len(path.parts) > 1:
         raise UserError(f"There is no file or folder {str(source)!r}.")
     return create_checkpoint(str(source))
@@ -182,7 +184,8 @@ def load_released(path: str | Path, act_layer: str | None = None) -> nn.Module:
     Raises:
         UserError: The file is missing, truncated, holds anything but tensors, or is of another network.
     """
-    return _load_released(Path(path), act_layer).model
+    path = Path(path)
+    return _build_released(path, read_released(path, act_layer)).model
 
 
 def _load_safetensors(path: Path) -> Checkpoint:
@@ -234,8 +237,36 @@ def _check_configuration(checkpoint: Checkpoint) -> None:
         raise ValueError(f"interpolation={config['interpolation']!r} must be one of {', '.join(_INTERPOLATIONS)}")
 
 
-def _load_released(path: Path, act_layer: str | None = None) -> Checkpoint:
-    released = read_released(path, act_layer)
+def _load_pickled(path: Path) -> Checkpoint:
+    """The network of a file that ``torch.save`` wrote: the authors', or timm's training script."""
+    content = _read_pickled(path)
+    tensors = _unwrap(content)
+    if is_released(tensors):
+        return _build_released(path, convert_released(tensors))
+    training = read_timm_training(content, tensors)
+    if training is None:
+        raise UserError(
+            f"{str(path)!r} is neither a PartialNet of the authors' release, as it has none of its layers, nor a "
+            "checkpoint of timm's training script, as it has no `arch` that names a model of timm."
+        )
+    return _build_timm(path, training)
+
+
+def _build_timm(path: Path, training: TimmTraining) -> Checkpoint:
+    checkpoint = create_checkpoint(training.architecture, **training.model_args)
+    channels = checkpoint.input_config["input_size"][0]
+    try:
+        data_config = resolve_data_config({**training.data_args, "in_chans": channels}, model=checkpoint.model)
+        checkpoint.input_config |= _plain(data_config)
+        checkpoint.input_config["input_size"] = (channels, *data_config["input_size"][1:])
+        _check_configuration(checkpoint)
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        raise UserError(f"The training script's options in {str(path)!r} cannot be used: {error}") from error
+    load_tensors(checkpoint.model, training.tensors, path)
+    return checkpoint
+
+
+def _build_released(path: Path, released: ReleasedNetwork) -> Checkpoint:
     _logger.info("%s: %s", path.name, released.report)
     try:
         model: nn.Module = PartialNet(**released.arguments)
@@ -257,11 +288,18 @@ def _load_released(path: Path, act_layer: str | None = None) -> Checkpoint:
 
 def read_released(path: str | Path, act_layer: str | None = None) -> ReleasedNetwork:
     """Read an authors' checkpoint without building its network; see ``load_released``."""
-    path = Path(path)
+    tensors = _unwrap(_read_pickled(Path(path)))
+    if not is_released(tensors):
+        raise UserError(f"{str(path)!r} is not a PartialNet of the authors' release: it has none of its layers.")
+    return convert_released(tensors, act_layer)
+
+
+def _read_pickled(path: Path) -> Any:
+    """The content of a file that ``torch.save`` wrote, if that is tensors and plain values only."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # notes on pickle protocols, for whoever wrote the file
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"There is no file {str(path)!r}.") from None
     except IsADirectoryError:
@@ -274,10 +312,6 @@ def read_released(path: str | Path, act_layer: str | None = None) -> ReleasedNet
     except Exception as error:  # torch's reader raises whatever a damaged file leads it to
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{str(path)!r} is damaged or no checkpoint: {reason}") from error
-    state_dict = _unwrap(content)
-    if not is_released(state_dict):
-        raise UserError(f"{str(path)!r} is not a PartialNet of the authors' release: it has none of its layers.")
-    return convert_released(state_dict, act_layer)
 
 
 def _unwrap(content: Any) -> dict[str, Tensor]:

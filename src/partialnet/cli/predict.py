@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 def predict(checkpoint: str, images: tuple[str, ...], topk: int, batch_size: int, as_json: bool) -> None:
     """Classify IMAGES with CHECKPOINT.
 
-    CHECKPOINT is a run folder, its model.safetensors, an exported .onnx or .xml file, or a released checkpoint of
-    the authors. IMAGES are files, folders (searched recursively) and quoted glob patterns. Images that cannot be read
-    are told at the end and the exit code is then 2; all others are classified.
+    CHECKPOINT is a run folder, its model.safetensors, an exported .onnx or .xml file, a checkpoint of timm's
+    training script, or a released one of the authors. IMAGES are files, folders (searched recursively) and quoted
+    glob patterns. Images that cannot be read are told at the end and the exit code is then 2; all others are
+    classified.
 
     Example: partialnet predict runs/demo photos/ "more/*.png" --topk 3
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +87,10 @@ def search(
     if data is None:
         raise click.UsageError("Missing argument 'DATA': a folder of class folders, digits, torchvision:NAME, …", ctx)
     folder = run_folder(output, data, f"{config.model}-search")
-    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":  # only one of several processes speaks
+
+    from partialnet.training.launch import is_first_process
+
+    if is_first_process():
         click.echo(f"Recipe {name}, {config.model}; run folder {folder}.", err=True)
     if theta is not None and len(theta) > 1:
         _sweep(config, theta, data, folder, resume, ray)

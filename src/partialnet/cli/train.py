@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -67,9 +66,10 @@ def train(
         raise click.UsageError("Missing argument 'DATA': a folder of class folders, digits, torchvision:NAME, …", ctx)
     folder = run_folder(output, data, config.model)
 
+    from partialnet.training.launch import is_first_process
     from partialnet.training.run import train as run  # type: ignore[import-not-found,unused-ignore]
 
-    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":  # only one of several processes speaks
+    if is_first_process():
         click.echo(f"Recipe {name}, {config.model}; run folder {folder}.", err=True)
     result = run(config, data, folder, resume)
     click.echo(f"\nAccuracy {result.accuracy:.1%} on {result.num_val} held-out images. Written:")

@@ -15,6 +15,9 @@ from ..images import decode_image, read_image
 from .labelled_images import ImageData, LabelledImages
 from .splits import HELD_OUT, split_by_class
 
+#: What ``save_to_disk`` leaves in a folder: one for a data set, the other for its parts together.
+_SAVED = ("state.json", "dataset_dict.json")
+
 
 class HuggingFaceImages(LabelledImages):
     """One part of a data set of the hub.
@@ -58,7 +61,9 @@ class HuggingFaceImages(LabelledImages):
 
 
 def open_hugging_face(name: str, val_share: float, seed: int) -> ImageData:
-    """Training and held-out part of the hub's data set ``name``, or of one saved in folder ``name``.
+    """Training and held-out part of the hub's data set ``name``, or of one in folder ``name``.
+
+    A folder is one that ``save_to_disk`` wrote, or holds files as they lie on the hub, such as Parquet.
 
     The image column is the first of type Image, the class column the first of type ClassLabel, else one that is named
     "label", "labels", "fine_label" or "class" and holds texts or numbers.
@@ -68,7 +73,8 @@ def open_hugging_face(name: str, val_share: float, seed: int) -> ImageData:
     """
     datasets = require("datasets", "hf")
     try:
-        loaded = datasets.load_from_disk(name) if Path(name).is_dir() else datasets.load_dataset(name)
+        saved = any((Path(name) / file).is_file() for file in _SAVED)
+        loaded = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
     except Exception as error:  # of the network, the hub, the data set's own code
         reason = str(error).partition("\n")[0].rstrip(".")
         raise UserError(f"Data set {name!r} of the Hugging Face hub cannot be had: {reason}.") from error

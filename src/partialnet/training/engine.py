@@ -27,7 +27,8 @@ from ..files import write_atomically
 from .config import RunConfig
 from .items import TrainingData
 from .keeper import LAST_NAME, METRICS_NAME, RunKeeper
-from .machine import create_loggers, create_trainer, quiet_lightning, threads
+from .loggers import create_loggers
+from .machine import create_trainer, quiet_lightning, threads
 from .optimization import check_optimization, scaled_lr
 from .progress_bar import ProgressBar
 from .settings import as_yaml

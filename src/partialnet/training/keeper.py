@@ -172,7 +172,11 @@ class RunKeeper(L.Callback):
         values = {name: value for name, value in row.items() if name != "epoch"}
         epoch = int(row["epoch"])
         for logger in trainer.loggers:
-            self._try(type(logger).__name__, lambda logger=logger: logger.log_metrics(values, step=epoch))  # type: ignore[misc]
+            try:
+                logger.log_metrics(values, step=epoch)
+            except Exception as error:  # of the disk, the service, its library or the network
+                reason = " ".join(describe(error).split())
+                self.say(f"{type(logger).__name__} cannot log epoch {epoch} ({reason}); training goes on.")
 
     def _write_checkpoints(self, task: Task, row: dict[str, float], metrics: dict[str, float]) -> None:
         progress = task.progress

@@ -1,37 +1,41 @@
-"""Where a run computes: devices, processes, precision, threads and loggers, as Lightning wants them."""
+"""Where a run computes: devices, processes, precision and threads, as Lightning wants them."""
 
 from __future__ import annotations
 
 import logging
-import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from ..errors import UserError
 from .config import RunConfig
+from .launch import Launch, find_launch
 
 
-def create_trainer(config: RunConfig, **options: Any) -> L.Trainer:
-    """A trainer for the devices of ``config``, or for those that torchrun has started processes for.
+def create_trainer(config: RunConfig, plugins: Sequence[Any] = (), **options: Any) -> L.Trainer:
+    """A trainer for the devices of ``config``, or for those that torchrun or SLURM has started processes for.
+
+    Args:
+        config: Where to compute, and how long.
+        plugins: Lightning's plugins besides the one for the launcher.
+        options: Further arguments of Lightning's trainer.
 
     Raises:
         UserError: This machine lacks the device, or the device the precision.
     """
     accelerator = _accelerator(config)
-    devices, num_nodes = _processes(config, accelerator)
-    distributed = devices * num_nodes > 1
+    launch = _launch(config, accelerator)
+    distributed = launch.devices * launch.num_nodes > 1
     return L.Trainer(
         accelerator=accelerator,
-        devices=devices,
-        num_nodes=num_nodes,
+        devices=launch.devices,
+        num_nodes=launch.num_nodes,
+        plugins=[*plugins, *([launch.environment] if launch.environment else [])],
         strategy=DDPStrategy() if distributed else "auto",
         precision=_precision(config, accelerator),  # type: ignore[arg-type]
         max_epochs=config.epochs,
@@ -45,27 +49,6 @@ def create_trainer(config: RunConfig, **options: Any) -> L.Trainer:
         enable_model_summary=False,
         **options,
     )
-
-
-def create_loggers(config: RunConfig, folder: Path, first_epoch: int) -> list[Logger]:
-    """TensorBoard and what else is asked for; epochs from ``first_epoch`` on replace those logged before.
-
-    Raises:
-        UserError: The library of a logger is not installed.
-    """
-    # an empty version puts the events right into RUN/tensorboard
-    found: list[Logger] = [
-        TensorBoardLogger(folder, name="tensorboard", version="", purge_step=first_epoch if first_epoch > 1 else None)
-    ]
-    for name in config.loggers:
-        try:
-            if name == "wandb":
-                found.append(WandbLogger(name=folder.name, save_dir=folder, resume="allow", id=_run_id(folder)))
-            else:
-                found.append(MLFlowLogger("partialnet", run_name=folder.name, tracking_uri=f"file:{folder / 'mlflow'}"))
-        except ModuleNotFoundError as error:
-            raise UserError(f"The logger {name} is not installed; `pip install {name}` does that.") from error
-    return found
 
 
 @contextmanager
@@ -101,16 +84,14 @@ def _accelerator(config: RunConfig) -> str:
     return "gpu" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _processes(config: RunConfig, accelerator: str) -> tuple[int, int]:
-    """Processes on each machine, and machines."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        local = int(os.environ["LOCAL_WORLD_SIZE"])
-        return local, int(os.environ["WORLD_SIZE"]) // local
+def _launch(config: RunConfig, accelerator: str) -> Launch:
     available = torch.cuda.device_count() if accelerator == "gpu" else None
-    devices = config.devices or available or 1
-    if available is not None and devices > available:
-        raise UserError(f"devices={devices}, but there are {available} GPUs here.")
-    return devices, config.num_nodes
+    launch = find_launch(config.devices or available or 1, config.num_nodes)
+    if available is not None and launch.devices > available:
+        raise UserError(
+            f"There are to be {launch.devices} processes on each machine, but this one sees {available} GPUs."
+        )
+    return launch
 
 
 def _precision(config: RunConfig, accelerator: str) -> str:
@@ -119,8 +100,3 @@ def _precision(config: RunConfig, accelerator: str) -> str:
     if config.precision == "auto":
         return "bf16-mixed" if accelerator == "gpu" and torch.cuda.is_bf16_supported() else "32-true"
     return {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[config.precision]
-
-
-def _run_id(folder: Path) -> str:
-    """The same for a run and its continuation."""
-    return "".join(character if character.isalnum() else "-" for character in str(folder.absolute()))[-60:].strip("-")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -55,8 +54,9 @@ def train(
 
     from partialnet.detection.evaluator import table
     from partialnet.detection.run import train_detector
+    from partialnet.training.launch import is_first_process
 
-    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":  # only one of several processes speaks
+    if is_first_process():
         click.echo(f"Recipe {name}, {config.model}; run folder {folder}.", err=True)
     result = train_detector(config, data, folder, resume)
     click.echo(f"\n{table(result.evaluation)}\n\nWritten:")

@@ -1,0 +1,71 @@
+"""Where a run's metrics go besides ``metrics.csv``: TensorBoard, and by option W&B and MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+
+from ..errors import UserError
+from ..files import write_atomically
+from .config import RunConfig
+
+#: Names under which the run is known to W&B and MLflow, so that its continuation is the same run there.
+TRACKED_NAME = "tracked_runs.json"
+PROJECT = "partialnet"
+
+
+def create_loggers(config: RunConfig, folder: Path, first_epoch: int) -> list[Logger]:
+    """TensorBoard and what else is asked for; epochs from ``first_epoch`` on replace those logged before.
+
+    Raises:
+        UserError: A logger's library is not installed, or it cannot begin to log.
+    """
+    # an empty version puts the events right into RUN/tensorboard
+    found: list[Logger] = [
+        TensorBoardLogger(folder, name="tensorboard", version="", purge_step=first_epoch if first_epoch > 1 else None)
+    ]
+    if not config.loggers:
+        return found
+    folder.mkdir(parents=True, exist_ok=True)
+    tracked = _tracked(folder) if first_epoch > 1 else {}
+    create = {"wandb": _wandb, "mlflow": _mlflow}
+    for name in config.loggers:
+        try:
+            logger, run = create[name](folder, tracked.get(name))
+            if name not in tracked:
+                logger.log_hyperparams(asdict(config))
+        except ModuleNotFoundError as error:
+            raise UserError(f"The logger {name} is not installed; `pip install {name}` does that.") from error
+        except Exception as error:  # of the service, its library or the network
+            raise UserError(f"The logger {name} cannot begin: {' '.join(str(error).split())}") from error
+        tracked[name] = run
+        found.append(logger)
+    write_atomically(folder / TRACKED_NAME, (json.dumps(tracked, indent=1) + "\n").encode())
+    return found
+
+
+def _wandb(folder: Path, run: str | None) -> tuple[Logger, str]:
+    run = run or uuid.uuid4().hex[:16]
+    logger = WandbLogger(name=folder.name, project=PROJECT, save_dir=folder, resume="allow", id=run)
+    logger.experiment  # noqa: B018 - begins the run, which would otherwise fail after the first epoch
+    return logger, run
+
+
+def _mlflow(folder: Path, run: str | None) -> tuple[Logger, str]:
+    # a database, as MLflow no longer keeps runs in plain files
+    address = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute() / 'mlflow.db'}"
+    logger = MLFlowLogger(PROJECT, run_name=folder.name, run_id=run, tracking_uri=address)
+    return logger, str(logger.run_id)
+
+
+def _tracked(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / TRACKED_NAME).read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
