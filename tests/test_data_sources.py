@@ -248,6 +248,13 @@ def test_shards_whose_classes_have_leading_zeros(tmp_path: Path) -> None:
     assert np.bincount(data.validation.labels).tolist() == [1, 1]
 
 
+def test_shards_whose_classes_have_gaps(tmp_path: Path) -> None:
+    write_shard(tmp_path / "0.tar", (sample(i, (7, 1_000_000, 30)[i % 3]) for i in range(12)))
+    data = open_data(f"wds/{tmp_path}")
+    assert data.class_names == ("7", "30", "1000000")
+    assert np.bincount(data.train.labels).tolist() == [3, 3, 3]
+
+
 @pytest.mark.parametrize("pattern", ["shards/set-{train,val}-{0..1}.tar", "shards/*.tar", "shards"])
 def test_shards_with_a_validation_part(tmp_path: Path, pattern: str) -> None:
     for shard in range(2):
@@ -374,6 +381,28 @@ def test_hugging_face_leaves_unknown_classes_out(hub: dict[str, dict[str, Rows]]
     data = open_data("hfds/me/pets")
     assert data.train.labels.tolist() == [0, 1, 1, 0, 1]
     assert data.train.read(2).getpixel((0, 0)) == picture(3).getpixel((0, 0))
+
+
+@pytest.mark.parametrize("form", ["saved", "saved in parts", "parquet"])
+def test_hugging_face_in_a_folder(form: str, tmp_path: Path) -> None:
+    """The package itself, without the hub."""
+    datasets = pytest.importorskip("datasets")
+    photos = {
+        "photo": [{"bytes": png(seed), "path": None} for seed in range(20)],
+        "label": [3 + i % 2 for i in range(20)],
+    }
+    features = datasets.Features({"photo": datasets.Image(), "label": datasets.Value("int64")})
+    rows = datasets.Dataset.from_dict(photos, features=features)
+    if form == "parquet":
+        rows.to_parquet(tmp_path / "train-00000.parquet")
+    elif form == "saved":
+        rows.save_to_disk(tmp_path)
+    else:
+        datasets.DatasetDict(rows.train_test_split(0.2, seed=0)).save_to_disk(tmp_path)
+    data = open_data(f"hfds/{tmp_path}", val_share=0.2)
+    check(data)
+    assert data.class_names == ("3", "4")
+    assert (len(data.train), len(data.validation)) == (16, 4)
 
 
 def test_mistakes_with_hugging_face(hub: dict[str, dict[str, Rows]], monkeypatch: pytest.MonkeyPatch) -> None:

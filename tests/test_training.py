@@ -380,6 +380,8 @@ def test_a_run_does_not_become_another(finished: TrainResult, photos: Path, tmp_
     config = replace(CONFIG, epochs=4, warmup_epochs=1, ema=0.5, drop_path_rate=0.1)
     with pytest.raises(UserError, match=r"ema was 0\.5 and is 0\.6; lr was 0\.003 and is 0\.1"):
         train(replace(config, ema=0.6, lr=0.1, workers=1), str(photos), finished.folder, resume=True)
+    with pytest.raises(UserError, match=r"like this: epochs was 4 and is 8\."):  # and not the warm-up that followed
+        train(replace(config, epochs=8, warmup_epochs=2), str(photos), finished.folder, resume=True)
     other = write_images(tmp_path / "other", 13)
     with pytest.raises(UserError, match="number of training images"):
         train(config, str(other), finished.folder, resume=True)
@@ -399,13 +401,18 @@ def test_a_finished_run_stays_as_it_is(finished: TrainResult, photos: Path) -> N
 
 def test_broken_images_are_listed(run: Train, tmp_path: Path) -> None:
     data = write_images(tmp_path / "data", 12)
-    for name in ("red/03.png", "blue/07.png"):
-        (data / name).write_bytes((data / name).read_bytes()[:300])
+    sound = {name: (data / name).read_bytes() for name in ("red/03.png", "blue/07.png")}
+    for name, content in sound.items():
+        (data / name).write_bytes(content[:300])
     result = run(data=data, max_broken_share=0.1, batch_size=4, seed=1)
     assert (result.folder / "broken_images.txt").read_text() == "blue/07.png\nred/03.png\n"
     with pytest.raises(UserError, match=r"2 of 36 images cannot be read.*max_broken_share=0\.05.*broken_images\.txt"):
         run("strict", data=data, max_broken_share=0.05, batch_size=4, seed=1)
     assert (tmp_path / "strict" / "broken_images.txt").read_text() == "blue/07.png\nred/03.png\n"
+    for name, content in sound.items():
+        (data / name).write_bytes(content)
+    run("strict", data=data, max_broken_share=0.05, batch_size=4, seed=1)
+    assert not (tmp_path / "strict" / "broken_images.txt").exists()
 
 
 def test_infinite_loss_stops(run: Train, photos: Path, tmp_path: Path) -> None:

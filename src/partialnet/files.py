@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
 import tempfile
@@ -12,12 +13,22 @@ from typing import Any
 
 from .errors import UserError
 
+#: What the system says when there is no room for a file.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that at any moment either the old or the whole new content is there."""
+    """Write a file so that at any moment either the old or the whole new content is there.
+
+    Raises:
+        UserError: There cannot be a file of this name.
+        OSError: It cannot be written whole; one of ``NO_ROOM`` says that the disk is full.
+    """
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
+        if error.errno in NO_ROOM:
+            raise
         raise UserError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
     try:
         with os.fdopen(handle, "wb") as file:

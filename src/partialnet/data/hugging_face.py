@@ -89,9 +89,7 @@ def open_hugging_face(name: str, val_share: float, seed: int) -> ImageData:
     names = _class_names(loaded["train"].features[label_column], np.concatenate(list(values.values())))
     images = []
     for part in parts:
-        labels = values[part]
-        if labels.dtype.kind not in "iu":
-            labels = np.searchsorted(names, labels.astype(str))
+        labels = _numbers(loaded["train"].features[label_column], names, values[part])
         rows = loaded[part].cast_column(image_column, datasets.Image(decode=False))
         known = np.flatnonzero((labels >= 0) & (labels < len(names)))
         if not len(known):
@@ -116,8 +114,18 @@ def _columns(datasets: Any, name: str, features: Mapping[str, Any]) -> tuple[str
 
 
 def _class_names(feature: Any, values: np.ndarray) -> tuple[str, ...]:
+    """The names that the data set gives; else the numbers or texts that occur, in their order."""
     if names := getattr(feature, "names", None):
         return tuple(map(str, names))
     if values.dtype.kind in "iu":
-        return tuple(map(str, range(int(values.max()) + 1)))
+        return tuple(map(str, np.unique(values[values >= 0]).tolist()))
     return tuple(np.unique(values.astype(str)).tolist())
+
+
+def _numbers(feature: Any, names: tuple[str, ...], values: np.ndarray) -> np.ndarray:
+    """Place of each value's class among the names; -1 where it is unknown."""
+    if getattr(feature, "names", None):
+        return values
+    if values.dtype.kind in "iu":
+        return np.where(values < 0, -1, np.searchsorted(np.array(names, dtype=np.int64), values))
+    return np.searchsorted(names, values.astype(str))

@@ -209,13 +209,13 @@ def _given_names(shard: Path) -> tuple[str, ...]:
 
 
 def _class_names(classes: np.ndarray) -> tuple[str, ...]:
-    """Classes that the shards name: numbers in their order, from 0 on without gaps, or names by the alphabet.
+    """Classes that occur in the shards: numbers in their order, or names by the alphabet.
 
     Numbers with leading zeros, such as "007", are names.
     """
     found: list[str] = np.unique(classes).tolist()
     if all(name.isdecimal() and name == str(int(name)) for name in found):
-        return tuple(map(str, range(max(map(int, found)) + 1)))
+        found.sort(key=int)
     return tuple(found)
 
 

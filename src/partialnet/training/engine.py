@@ -26,7 +26,7 @@ from ..errors import RunInterrupted, UserError
 from ..files import write_atomically
 from .config import RunConfig
 from .items import TrainingData
-from .keeper import LAST_NAME, METRICS_NAME, RunKeeper
+from .keeper import BROKEN_NAME, LAST_NAME, METRICS_NAME, RunKeeper
 from .loggers import create_loggers
 from .machine import create_trainer, quiet_lightning, threads
 from .optimization import check_optimization, scaled_lr
@@ -46,6 +46,9 @@ FREE_SETTINGS = frozenset(
         "eval_batch_size",
     }
 )
+
+#: Settings that follow from the number of epochs where a recipe gives them.
+FOLLOWING_EPOCHS = frozenset({"warmup_epochs", "decay_epochs"})
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 DataT = TypeVar("DataT", bound=TrainingData)
@@ -195,6 +198,7 @@ def _prepare(
         states.remove_leftovers()
         write_atomically(folder / CONFIG_NAME, as_yaml(config, f"Trained on {source}").encode())
         if content is None:
+            (folder / BROKEN_NAME).unlink(missing_ok=True)  # of a run that stopped for it at its beginning
             kind.draw_beginning(task, folder)
     return trainer, task, keeper, states.last_good if content is not None else None
 
@@ -255,11 +259,10 @@ def _check_agreement(before: Mapping[str, Any], now: Mapping[str, Any], folder: 
             "cannot continue; choose another folder."
         )
     old, new = before["config"], now["config"]
-    differing = [
-        f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
-        for name in sorted(old.keys() | new.keys())
-        if name not in FREE_SETTINGS and old.get(name) != new.get(name)
-    ]
+    changed = {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)} - FREE_SETTINGS
+    if "epochs" in changed:
+        changed -= FOLLOWING_EPOCHS  # whoever asks for other epochs did not ask for these
+    differing = [f"{name} was {old.get(name)!r} and is {new.get(name)!r}" for name in sorted(changed)]
     if before["processes"] != now["processes"]:
         differing.append(f"there were {before['processes']} processes and are {now['processes']}")
     differing += [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
@@ -15,7 +14,7 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from ..errors import UserError
-from ..files import write_atomically
+from ..files import NO_ROOM, write_atomically
 
 _NAME = re.compile(r"(\d+)-.*-([0-9a-f]{16})\.pt")
 
@@ -101,7 +100,7 @@ class StateFiles(CheckpointIO):
         try:
             write()
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or len(self.files()) < 2:
+            if error.errno not in NO_ROOM or len(self.files()) < 2:
                 raise
             self._remove_all_but(self.last_good)
             write()
