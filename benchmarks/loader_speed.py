@@ -117,9 +117,9 @@ def cpu_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def quartiles(values: np.ndarray) -> dict[str, float]:
-    q1, median, q3 = np.percentile(values, [25, 50, 75])
-    return {"median": round(median, 1), "q1": round(q1, 1), "q3": round(q3, 1)}
+def quartiles(values: np.ndarray, digits: int = 1) -> dict[str, float]:
+    q1, median, q3 = (round(float(value), digits) for value in np.percentile(values, [25, 50, 75]))
+    return {"median": median, "q1": q1, "q3": q3}
 
 
 if __name__ == "__main__":

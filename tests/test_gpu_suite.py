@@ -21,6 +21,7 @@ from gpu.plan import PEER_GROUPS, SIZES, Job, full_plan, pair, possible
 from gpu.runs import CompileTimeout, time_limit
 from gpu.suite import Suite
 from gpu.timing import Stopwatch, interleave
+from PIL import Image
 from timm.layers import BatchNormAct2d
 from timm.models import register_model
 from torch import nn
@@ -272,11 +273,17 @@ def test_command_on_a_gpu(tmp_path: Path):
 
 def test_training_speed_of_both_networks(tmp_path: Path):
     output = tmp_path / "result.json"
-    training_speed.main(
-        ["--threads", "1", "--batch-size", "2", "--img-size", "32", "--seconds", "0", "--output", str(output)]
-    )
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(12):
+            Image.new("RGB", (40, 40), (number, 0, 0)).save(tmp_path / "photos" / name / f"{number}.png")
+    sizes = ["--batch-size", "2", "--img-size", "32", "--seconds", "0", "--batches", "1", "--rounds", "1"]
+    training_speed.main([str(tmp_path / "photos"), "--cores", "1", *sizes, "--output", str(output)])
     result = json.loads(output.read_text())
-    rows = {row["model"]: row for row in result["rows"]}
+    *steps, _, together = result["rows"]
+    assert (together["threads"], together["workers"], result["images"]) == (1, 1, 22)
+    assert all(together[f"{what}_images_per_second"]["median"] > 0 for what in ("loader", "step", "both"))
+    rows = {row["model"]: row for row in steps}
     assert set(rows) == {"fasternet_t0", "partialnet_t0"}
     assert rows["fasternet_t0"]["ratio"] == 1
     for row in rows.values():

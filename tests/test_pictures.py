@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,18 @@ def test_curves(epochs: int, figures: list[Figure], tmp_path: Path) -> None:
     assert drawn["Accuracy", "training, with augmentation"] == [row["train_accuracy"] for row in rows]
     assert [row["lr"] for row in rows] in drawn.values()
     assert Image.open(tmp_path / "c.png").width > 1000
+
+
+def test_curves_of_a_run_that_overflows_and_gets_worse(figures: list[Figure], tmp_path: Path) -> None:
+    names = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr")
+    rows = [
+        dict(zip(names, values, strict=True))
+        for values in ((1, 2.0, 0.2, 2.3, 0.6, 0.1), (2, 1.9, 0.3, math.inf, 0.5, 0))
+    ]
+    plots.learning_curves(tmp_path / "c.png", rows, "title")
+    loss, accuracy, _ = figures[0].axes
+    assert loss.get_ylim() == pytest.approx((0, 1.05 * 2.3))
+    assert [(text.get_text(), text.xy) for text in accuracy.texts] == [("best 60.0%", (1, 0.6))]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("size", [2, 25, 26, 60, 61, 1000])

@@ -43,9 +43,8 @@ def test_wandb_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert all(b"val_accuracy" in file.read_bytes() for file in files)
 
 
-@pytest.mark.parametrize(("name", "wrong"), [("mlflow", "MLFLOW_TRACKING_URI"), ("wandb", "WANDB_MODE")])
-def test_a_service_that_cannot_begin(name: str, wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_that_cannot_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether its library is installed or not, the user is told in a sentence before the training."""
-    monkeypatch.setenv(wrong, "nonsense://nowhere")
-    with pytest.raises(UserError, match=rf"^The logger {name} (is not installed|cannot begin)[^\n]*$"):
-        create_loggers(TrainConfig(loggers=(name,)), tmp_path / "run", first_epoch=1)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://nowhere")
+    with pytest.raises(UserError, match=r"^The logger mlflow (is not installed|cannot begin)[^\n]*$"):
+        create_loggers(TrainConfig(loggers=("mlflow",)), tmp_path / "run", first_epoch=1)

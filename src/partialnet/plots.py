@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
@@ -31,24 +33,26 @@ def learning_curves(path: Path, rows: Sequence[Mapping[str, float]], title: str)
     epochs = [row["epoch"] for row in rows]
     _curve(loss, epochs, [row["train_loss"] for row in rows], BLUE, "training, with augmentation")
     _curve(loss, epochs, [row["val_loss"] for row in rows], ORANGE, "held out")
-    loss.set(xlabel="epoch", ylabel="nats", title="Loss", ylim=(0, None))
+    loss.set(xlabel="epoch", ylabel="nats", title="Loss")
     _curve(accuracy, epochs, [row["train_accuracy"] for row in rows], BLUE, "training, with augmentation")
     _curve(accuracy, epochs, [row["val_accuracy"] for row in rows], ORANGE, "held out")
-    last = rows[-1]["val_accuracy"]
+    best = max(rows, key=lambda row: row["val_accuracy"])  # the first of equals, which is the one that is kept
+    place = (best["epoch"] - epochs[0]) / max(epochs[-1] - epochs[0], 1)
     accuracy.annotate(
-        f"{last:.1%}",
-        (epochs[-1], last),
+        f"best {best['val_accuracy']:.1%}",
+        (best["epoch"], best["val_accuracy"]),
         textcoords="offset points",
-        xytext=(0, -22 if last > 0.5 else 10) if len(rows) > 1 else (10, -5),
-        ha="right" if len(rows) > 1 else "left",
+        xytext=(0, -24 if best["val_accuracy"] > 0.5 else 10),
+        ha="left" if place < 0.25 and len(rows) > 1 else "right" if place > 0.75 else "center",
         fontsize=13,
         color="#805800",
         weight="bold",
+        path_effects=[withStroke(linewidth=4, foreground="white")],  # it may lie on a curve
     )
     accuracy.set(xlabel="epoch", ylabel="share right", title="Accuracy", ylim=(0, 1.03))
     accuracy.yaxis.set_major_formatter(PercentFormatter(1))
     _curve(rate, epochs, [row["lr"] for row in rows], GREEN, "")
-    rate.set(xlabel="epoch", title="Learning rate", ylim=(0, None))
+    rate.set(xlabel="epoch", title="Learning rate")
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=True)
     for axes in (loss, accuracy, rate):
         axes.grid(alpha=0.3)
@@ -56,6 +60,9 @@ def learning_curves(path: Path, rows: Sequence[Mapping[str, float]], title: str)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(rows) == 1:
             axes.set(xlim=(0.5, 1.5), xticks=epochs)
+    for axes, names in ((loss, ("train_loss", "val_loss")), (rate, ("lr",))):
+        finite = [row[name] for row in rows for name in names if math.isfinite(row[name])]
+        axes.set_ylim(0, 1.05 * max(finite, default=0) or 1)  # matplotlib's own margin may cut the highest dot
     for axes in (loss, accuracy):
         axes.legend(frameon=False, fontsize=12)
     figure.suptitle(title, fontsize=15, parse_math=False)
