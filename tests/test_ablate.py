@@ -192,15 +192,16 @@ def test_sizes_and_speeds_in_all_files(command: Command, tmp_path: Path) -> None
     files = [tmp_path / name for name in ("t.json", "t.csv", "t.md")]
     code, out, _ = command(
         *("--table", "12", "--row", "srm", "--row", "gaussian-se", "--model", "partialnet_t0", "--img-size", "64"),
-        *("--runtime", "eager", "--seconds", "0.05", "--bench-batch-size", "2"),
+        *("--runtime", "eager", "--seconds", "0.05", "--bench-batch-size", "2", "--processor-time"),
         *("--json", str(files[0]), "--csv", str(files[1]), "--markdown", str(files[2])),
     )
     assert code == 0
-    assert "eager PyTorch, fp32, 1 thread" in out
+    assert "eager PyTorch, fp32, 1 thread, processor time" in out
     assert "Next: partialnet ablate --table 12 --data DATA" in out
     content = json.loads(files[0].read_text())
     assert [row["name"] for row in content["rows"]] == ["SRM", "Gaussian-SE"]
     assert content["environment"]["versions"]["torch"]
+    assert content["clock"] == "processor time"
     for row in content["rows"]:
         assert row["speed"]["eager"]["latency"]["rounds"] >= 7
     with files[1].open() as file:
@@ -288,6 +289,7 @@ def test_an_interrupted_run_goes_on(photos: Path, tmp_path: Path, monkeypatch: p
         (("--table", "4", "--seeds", "2"), "--seeds is for training"),
         (("--table", "4", "--data", "no/such/folder"), "There is no data 'no/such/folder'"),
         (("--table", "4", "--data", "digits", "--devices", "2"), "one process"),
+        (("--table", "4", "--processor-time", "--bench-threads", "2"), "one CPU thread only"),
         (("--table", "4", "--runtime", "tensorrt"), "There is no runtime 'tensorrt'"),
         (("--table", "4", "--json", "no/such/t.json"), "There is no folder 'no/such'"),
     ],

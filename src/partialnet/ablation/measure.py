@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +111,7 @@ def time_rows(
     batch_size: int = 16,
     device: str = "cpu",
     seconds: float = 10.0,
+    clock: Callable[[], float] | None = None,
 ) -> dict[str, Speed]:
     """Time all rows in turn in one runtime, folded: one image, then a batch.
 
@@ -122,6 +123,7 @@ def time_rows(
         batch_size: Images in a batch for the throughput.
         device: "cpu" or "cuda".
         seconds: Time for the latencies of all rows, and as much again for the throughputs.
+        clock: See ``partialnet.bench.timing.interleave``.
 
     Returns:
         The speed of each row, by name.
@@ -137,6 +139,6 @@ def time_rows(
         with quiet():
             contestants = {name: prepare(checkpoint, setting) for name, checkpoint in networks.items()}
         label = f"{runtime}, {what}"
-        found.append(interleave(contestants, reference, seconds, 7, 2, wait, description=label))
+        found.append(interleave(contestants, reference, seconds, 7, 2, wait, description=label, clock=clock))
     latencies, throughputs = found
     return {name: Speed(runtime, latencies[name], throughputs[name], batch_size) for name in networks}

@@ -36,6 +36,7 @@ class Ablation:
         speeds: For each runtime the speed of each row, by name.
         training: Data and configuration of the trainings; empty without.
         trained: Accuracies of each row, by name; empty without data.
+        processor_time: Whether the times are what the processor spent, instead of what passed.
     """
 
     table: AblationTable
@@ -48,6 +49,7 @@ class Ablation:
     speeds: Mapping[str, Mapping[str, Speed]] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     trained: Mapping[str, TrainedRow] = field(default_factory=dict)
+    processor_time: bool = False
 
     @property
     def as_printed(self) -> bool:
@@ -71,6 +73,7 @@ class Ablation:
             "against": self.against,
             "threads": self.threads,
             "device": self.device,
+            "clock": "processor time" if self.processor_time else "wall time",
             "rows": [self._record(row) for row in self.rows],
         }
         return {**records, "training": dict(self.training)} if self.training else records
@@ -238,6 +241,8 @@ def _speeds(content: Mapping[str, Any], runtime: str) -> Section:
                 f"{100 * (inverse / row['paper_throughput_ratio'] - 1):+.0f} %",
             )
         )
+    if content["clock"] != "wall time":
+        where += f", {content['clock']}"
     return Section(f"{RUNTIME_NAMES[runtime]}, fp32, {where}", (*header, "dev."), tuple(lines))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,11 @@ _NETWORK_SETTINGS = ("model", "model_args", "img_size", "device")
     "--bench-threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads of the timing."
 )
 @click.option(
+    "--processor-time",
+    is_flag=True,
+    help="Count the time of the processor, which leaves out what else a busy machine does; one CPU thread only.",
+)
+@click.option(
     "--bench-batch-size",
     type=click.IntRange(min=1),
     default=16,
@@ -71,6 +77,7 @@ def ablate(
     runtime: str,
     seconds: float,
     bench_threads: int,
+    processor_time: bool,
     bench_batch_size: int,
     json_path: Path | None,
     csv_path: Path | None,
@@ -116,6 +123,8 @@ def ablate(
     from .bench import parse_runtimes
 
     device = "cuda" if config.device == "cuda" else "cpu"
+    if processor_time and (device != "cpu" or bench_threads != 1):
+        raise UserError("--processor-time adds up all threads, so it tells the speed of one CPU thread only.")
     runtimes = parse_runtimes(runtime) if seconds else []
     for each in runtimes:
         Setting(each, threads=bench_threads, device=device).check()
@@ -136,13 +145,16 @@ def ablate(
         training = {"data": Path(data).name or data, "recipe": name, "config": settings}
     costs = {row: measure.count(network) for row, network in networks.items()}
     against = chosen.reference if chosen.reference in networks else rows[0].name
-    speeds = {}
+    speeds, clock = {}, time.process_time if processor_time else None
     for each in runtimes:
         click.echo(f"Preparing {len(networks)} networks for {each} …", err=True)
-        speeds[each] = measure.time_rows(networks, against, each, bench_threads, bench_batch_size, device, seconds)
+        speeds[each] = measure.time_rows(
+            networks, against, each, bench_threads, bench_batch_size, device, seconds, clock
+        )
 
     ablation = report.Ablation(
-        chosen, rows, config.model, costs, against, bench_threads, device, speeds, training, trained
+        *(chosen, rows, config.model, costs, against, bench_threads, device, speeds, training, trained),
+        processor_time=processor_time,
     )
     content = ablation.as_dict()
     click.echo(report.as_text(content))
