@@ -3,22 +3,26 @@
     taskset -c 1 python benchmarks/surgery.py
 
 writes benchmarks/results/surgery.json and prints a line for each network, runtime and batch size: 224×224, float32, one
-thread; OpenVINO, onnxruntime and eager PyTorch; one image, and 16 at a time. All contestants of a line take turns:
+thread; OpenVINO, onnxruntime and eager PyTorch; one image, and 16 at a time. Times are processor time, which leaves out
+what others run on the machine. --networks, --runtimes and --batch-sizes measure some of the lines; the others of the
+file are kept, each with its date and commit. All contestants of a line take turns:
 
 - the original of timm, BatchNorms folded;
 - its conversion in timm's registry (`resnet50_pat`, `mobilenetv2_100_pat`, `convnext_tiny_pat`), folded;
 - for MobileNetV2 also the conversion in place, with PATConv on the expanded channels where the depthwise convolutions
   were;
-- the original without its spatial convolutions, whose output is their input (averaged where they had a stride). It
-  computes nothing useful: no conversion of these layers can be much faster.
+- the original without its spatial convolutions and their BatchNorms, whose output is their input (every other position
+  where they had a stride). It computes nothing useful: no conversion of these layers can be much faster.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import timm
@@ -36,6 +40,8 @@ from partialnet.surgery import convert
 
 RUNTIMES = ("openvino", "onnxruntime", "eager")
 BATCH_SIZES = (1, 16)
+#: processor time, which equals the time that passes where one thread has a core of its own
+CLOCK = time.process_time
 IN_PLACE, LIMIT = "in place", "without the convolutions"
 
 
@@ -61,14 +67,15 @@ NETWORKS = {
 
 
 def without_layers(model: nn.Module, ending: str) -> nn.Module:
-    """The network whose layers of that name pass their input on, averaged where they have a stride."""
+    """The network whose layers of that name pass every stride-th position on, without the BatchNorm behind them."""
     for parent in list(model.modules()):
-        for name, layer in list(parent.named_children()):
+        children = list(parent.named_children())
+        for (name, layer), (next_name, following) in pairwise(children):
             if name == ending and isinstance(layer, nn.Conv2d):
                 stride = layer.stride[0]
-                parent.register_module(
-                    name, nn.AvgPool2d(stride, stride, ceil_mode=True) if stride > 1 else nn.Identity()
-                )
+                parent.register_module(name, nn.MaxPool2d(1, stride) if stride > 1 else nn.Identity())
+                if isinstance(following, nn.BatchNorm2d):  # left alone it could not be folded into anything
+                    parent.register_module(next_name, getattr(following, "act", nn.Identity()))
     return model
 
 
@@ -94,10 +101,13 @@ def measure(network: Network, runtime: str, batch_size: int, seconds: float) -> 
             for name, build in contestants(network).items()
         }
     what = f"{network.base} {runtime} batch {batch_size}"
-    timings = interleave(runs, network.base, seconds, min_rounds=5, warmup=1, description=what)
+    timings = interleave(runs, network.base, seconds, min_rounds=5, warmup=1, description=what, clock=CLOCK)
     shown = [f"{name} {1 / timing.ratio:.2f}×" for name, timing in timings.items() if name != network.base]
     print(f"{what:36} {timings[network.base].median_ms:8.2f} ms   {', '.join(shown)}", flush=True)
+    made = environment()
     return {
+        "date": made["date"],
+        "commit": made["commit"],
         "network": network.base,
         "runtime": runtime,
         "batch_size": batch_size,
@@ -119,19 +129,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=tuple(NETWORKS), choices=tuple(NETWORKS))
     parser.add_argument("--runtimes", nargs="+", default=RUNTIMES, choices=RUNTIMES)
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=BATCH_SIZES)
     parser.add_argument("--seconds", type=float, default=10.0, help="time to measure each setting")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "surgery.json")
     options = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
     chosen = [NETWORKS[name] for name in options.networks]
-    content = {"environment": environment(), "threads": 1, "img_size": 224}
-    content["sizes"] = {network.base: sizes(network) for network in chosen}
-    content["rows"] = []
-    for batch_size in BATCH_SIZES:
+    content = json.loads(options.output.read_text()) if options.output.exists() else {"sizes": {}, "rows": []}
+    content |= {"environment": environment(), "threads": 1, "img_size": 224, "clock": "processor time"}
+    content["sizes"] |= {network.base: sizes(network) for network in chosen}
+    rows = {(row["batch_size"], row["network"], row["runtime"]): row for row in content["rows"]}
+    for batch_size in options.batch_sizes:
         for network in chosen:
             for runtime in options.runtimes:
-                content["rows"].append(measure(network, runtime, batch_size, options.seconds))
+                rows[batch_size, network.base, runtime] = measure(network, runtime, batch_size, options.seconds)
+                content["rows"] = [rows[key] for key in sorted(rows)]
                 write_atomically(options.output, (json.dumps(content, indent=1) + "\n").encode())
     print(f"written: {options.output.name}")
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 import partialnet
 from partialnet.bench import environment, interleave
-from partialnet.bench.contestants import Setting, default_peer, open_contestant
+from partialnet.bench.contestants import Setting, default_peer
+from partialnet.checkpoint import load
 from partialnet.cli import main
 from partialnet.errors import UserError
 
@@ -98,9 +99,9 @@ def test_impossible_settings(setting, message):
 
 
 def test_torchvision_names():
-    assert open_contestant("torchvision:mobilenet_v2").input_config["input_size"] == (3, 224, 224)
+    assert load("torchvision:mobilenet_v2").input_config["input_size"] == [3, 224, 224]
     with pytest.raises(UserError, match="no classifier"):
-        open_contestant("torchvision:mobilenet_v99")
+        load("torchvision:mobilenet_v99")
 
 
 def test_command_with_every_runtime(tmp_path, capsys):

@@ -21,6 +21,7 @@ from partialnet.bench.peak import Peak, measure_peak
 from partialnet.bench.preset_report import write_report
 from partialnet.bench.presets import MODERN, PAPER, PRESETS, PaperFigures, PresetRow
 from partialnet.bench.timing import Timing
+from partialnet.checkpoint import load
 from partialnet.cli import main
 from partialnet.complexity import PAPER as TABLE_9
 from partialnet.errors import UserError
@@ -64,7 +65,7 @@ def test_the_paper_has_42_rows_and_all_exist_here() -> None:
 @pytest.mark.parametrize("name", ["EfficientNet-B3", "MobileViTv2-0.5", "EfficientViT-B1-192", "MobileNetV2 x1.4"])
 def test_image_sizes_give_the_papers_multiply_adds(name: str) -> None:
     (row,) = select(PAPER, [name])
-    params_m, macs_g = comparison_module._count(comparison_module.open_contestant(row.model), row.img_size)
+    params_m, macs_g = comparison_module._count(load(row.model), row.img_size)
     assert row.paper is not None
     assert params_m == pytest.approx(row.paper.params_m, rel=0.03)
     assert macs_g == pytest.approx(row.paper.macs_g, rel=0.05)

@@ -16,8 +16,9 @@ import torch
 from conftest import Randomize
 from torch import nn
 
-from partialnet.bench.contestants import Setting, open_contestant, prepare
+from partialnet.bench.contestants import Setting, prepare
 from partialnet.bench.runners import OnnxRuntimeRunner, OpenVINORunner, TorchRunner
+from partialnet.checkpoint import load
 from partialnet.deploy.export import quiet, write_onnx
 from partialnet.deploy.quantize import _gates
 from partialnet.deploy.runtimes import openvino_core
@@ -96,7 +97,7 @@ def test_runs_after_its_file_and_images_are_gone(
 
 @pytest.mark.parametrize("runtime", ["eager", "onnxruntime", "openvino"])
 def test_contestants_outlive_everything_that_made_them(runtime: str) -> None:
-    checkpoint = open_contestant("test_resnet")
+    checkpoint = load("test_resnet")
     setting = Setting(runtime, img_size=64, batch_size=2)
     with quiet():
         run = prepare(checkpoint, setting)

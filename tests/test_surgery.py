@@ -19,13 +19,16 @@ from torch import nn
 
 from partialnet.checkpoint import create_checkpoint, load
 from partialnet.cli import main
+from partialnet.cli.own_networks import import_own
 from partialnet.converted import convert_checkpoint
 from partialnet.errors import UserError
 from partialnet.fold import fold
 from partialnet.layers import PATConv
 from partialnet.surgery import replace_convs
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "surgery.md"
+ROOT = Path(__file__).parents[1]
+DOCUMENT, EXAMPLES = ROOT / "docs" / "surgery.md", ROOT / "examples"
+PHOTO = ROOT / "docs" / "images" / "explain_maps.png"
 
 
 class Small(nn.Module):
@@ -264,6 +267,10 @@ def test_command_writes_a_run_folder_that_train_takes(tmp_path: Path, monkeypatc
     main(["convert", "resnet10t", "--select", "layer3", "--dry-run"])
     out = capsys.readouterr().out
     assert "Nothing was written" in out
+    main(["convert", "resnet10t", "--select", "nowhere", "--dry-run"])
+    out = capsys.readouterr().out
+    assert "Nothing would be replaced" in out
+    assert "Next:" not in out
     assert not list(tmp_path.iterdir())
     main(["convert", "resnet10t", "--select", "layer3", "--split-ratio", "0.5", "--json"])
     report = json.loads(capsys.readouterr().out)
@@ -291,15 +298,74 @@ def test_wrong_recipe_is_one_sentence(surgery) -> None:
         create_checkpoint("converted", base="resnet10t", surgery=surgery)
 
 
-def test_examples_of_the_document(tmp_path: Path, monkeypatch) -> None:
+def test_a_network_of_torchvision_converts_trains_and_loads(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
-    module = types.ModuleType("surgery_examples")
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    for block in blocks:
-        exec(compile(block, DOCUMENT.name, "exec"), module.__dict__)
-    assert len(blocks) == 2
-    assert (tmp_path / "smallnet.onnx").exists()
-    x = torch.rand(2, 3, 32, 32)
-    with torch.no_grad():
-        torch.testing.assert_close(module.folded(x), module.model(x), rtol=1e-4, atol=1e-5)
+    main(["convert", "torchvision:regnet_y_400mf", "--select", "grouped", "--attention", "srm", "-o", "converted"])
+    assert "16 of 85 replaced" in capsys.readouterr().out
+    checkpoint = load("converted")
+    assert sum(isinstance(module, PATConv) for module in checkpoint.model.modules()) == 16
+    assert checkpoint.input_config["crop_pct"] == pytest.approx(224 / 256)
+    x = torch.rand(1, 3, 64, 64)
+    timms = timm.create_model("local-dir:converted", pretrained=True).eval()
+    torch.testing.assert_close(timms(x), checkpoint.model(x), rtol=0, atol=0)
+    main(["train", "digits", "--model", "torchvision:resnet18", "--print-config"])
+    assert yaml.safe_load(capsys.readouterr().out)["model"] == "torchvision:resnet18"
+    for name, near in (("torchvision:resnet1", "resnet18"), ("torchvision:fasterrcnn_resnet50_fpn", "no classifier")):
+        with pytest.raises(UserError, match=near):
+            load(name)
+    with pytest.raises(UserError, match="3 channels"):
+        create_checkpoint("torchvision:resnet18", in_chans=1)
+
+
+def run_example(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """Import one of the examples as ``partialnet --import`` does, and run it."""
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    import_own(str(EXAMPLES / f"{name}.py"))
+    module = sys.modules[name]
+    module.main(folder)
+    return module
+
+
+def test_example_of_an_own_network(tmp_path: Path, monkeypatch, capsys) -> None:
+    run_example("own_network", tmp_path / "runs", monkeypatch)
+    assert (tmp_path / "runs" / "smallnet.onnx").exists()
+    assert json.loads((tmp_path / "runs" / "smallnet" / "config.json").read_text())["model_args"]["base"] == "smallnet"
+    monkeypatch.chdir(tmp_path)
+    own = ["--import", str(EXAMPLES / "own_network.py")]
+    main([*own, "convert", "smallnet", "--select", "regular"])
+    assert "32×32; nothing folded" in capsys.readouterr().out
+    main([*own, "info", "runs/smallnet-pat"])
+    main([*own, "explain", "smallnet", str(PHOTO), "-o", "explained"])
+    assert (tmp_path / "explained" / "maps.png").exists()
+
+
+def test_example_of_a_neck(tmp_path: Path, monkeypatch, capsys) -> None:
+    run_example("detector_neck", tmp_path, monkeypatch)
+    assert "10 of 26 replaced" in capsys.readouterr().out
+    assert (tmp_path / "detector.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.py", None, "no such file"),
+        ("json.py", "", "another module 'json'"),
+        ("broken_network.py", "1 / 0", "ZeroDivisionError"),
+        ("no_such_module", None, "No module named 'no_such_module'"),
+    ],
+)
+def test_own_code_that_cannot_be_imported(name, content, message, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path(name).write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        main(["--import", name, "info", "partialnet_t0"])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_python_of_the_document() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    names: dict[str, object] = {}
+    exec(block, names)
+    assert names["surgery"].replaced

@@ -5,6 +5,7 @@
 """
 
 from . import converted as _converted  # noqa: F401 - registers converted networks with timm
+from . import torchvision_networks as _torchvision_networks  # noqa: F401 - registers torchvision's classifiers
 from .checkpoint import load_released
 from .fold import fold
 from .models import PartialNet

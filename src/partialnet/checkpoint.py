@@ -34,6 +34,7 @@ from .stored_network import CONFIG_NAME as CONFIG_NAME
 from .stored_network import WEIGHTS_NAME as WEIGHTS_NAME
 from .stored_network import load_tensors, read_network, save_network, serialize_network
 from .timm_training import TimmTraining, read_timm_training
+from .torchvision_networks import ARCHITECTURE, PREFIX
 
 _INPUT_KEYS = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random")
@@ -116,11 +117,18 @@ class Checkpoint:
 
 
 def create_checkpoint(name: str, class_names: Sequence[str] = (), **model_args: Any) -> Checkpoint:
-    """A fresh network of timm's registry, with the input configuration that timm gives for it.
+    """A fresh network, with the input configuration that timm or torchvision gives for it.
+
+    Args:
+        name: A model of timm's registry, or ``torchvision:NAME`` for a classifier of torchvision.
+        class_names: Name of each class.
+        model_args: Further arguments of ``timm.create_model``.
 
     Raises:
-        UserError: timm has no model of this name, or it refuses the arguments.
+        UserError: There is no model of this name, or it refuses the arguments.
     """
+    if name.startswith(PREFIX):
+        return create_checkpoint(ARCHITECTURE, class_names, network=name.removeprefix(PREFIX), **model_args)
     if ":" in name or not timm.is_model(name):
         near = get_close_matches(name, timm.list_models(), n=3)
         hint = f" Similar names: {', '.join(near)}." if near else ""
@@ -147,7 +155,7 @@ def load(source: str | Path) -> Checkpoint:
 
     Args:
         source: A run folder, a ``.safetensors`` file, a released file of the authors (``.pth``, ``.ckpt``), a
-            checkpoint of timm's training script (``.pth.tar``), or a model name of timm's registry, which gives an
+            checkpoint of timm's training script (``.pth.tar``), or a name as in ``create_checkpoint``, which gives an
             untrained network.
 
     Raises:

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from timm.utils import reparameterize_model
 
-from partialnet.checkpoint import Checkpoint
+from partialnet.checkpoint import Checkpoint, load
 from partialnet.complexity import measure
 from partialnet.deploy.export import quiet
 from partialnet.errors import UserError
 from partialnet.files import write_atomically
 from partialnet.models import PartialNet
 
-from .contestants import Setting, open_contestant, prepare
+from .contestants import Setting, prepare
 from .environment import environment
 from .peak import Peak, measure_peak
 from .presets import PresetRow
@@ -202,7 +202,7 @@ def compare(
     ]
     if not todo:
         return
-    reference = open_contestant(plan.against)
+    reference = load(plan.against)
     peak, run_peak = measure_peak(plan.threads, plan.precision, plan.device)
     comparison.peaks.append(peak)
     comparison.sessions.append(environment())
@@ -256,7 +256,7 @@ def _measure(
     peak_gflop: float,
     run_peak: Callable[[], object],
 ) -> Measurement:
-    checkpoint = open_contestant(row.model)
+    checkpoint = load(row.model)
     params_m, macs_g = _count(checkpoint, row.img_size)
     wait = synchronizer(torch.device(plan.device))
 

@@ -25,7 +25,6 @@ from partialnet.layers.inference import Runtime
 from .runners import OnnxRuntimeRunner, OpenVINORunner, TorchRunner
 from .timing import synchronizer
 
-TORCHVISION_PREFIX = "torchvision:"
 RUNTIMES = ("eager", "compile", "onnxruntime", "openvino")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 #: Which form of our layers suits a runtime on the CPU; compilers and GPUs get the plain one.
@@ -70,25 +69,6 @@ class Setting:
             require("openvino", "openvino")
             if self.precision == "int8":
                 require("nncf", "quantize")
-
-
-def open_contestant(name: str) -> Checkpoint:
-    """A network by model name of timm, run folder or checkpoint; ``torchvision:NAME`` for one of torchvision.
-
-    Raises:
-        UserError: There is no such network.
-    """
-    if not name.startswith(TORCHVISION_PREFIX):
-        return load(name)
-    import torchvision
-
-    try:
-        if name.removeprefix(TORCHVISION_PREFIX) not in torchvision.models.list_models(torchvision.models):
-            raise ValueError
-        model = torchvision.models.get_model(name.removeprefix(TORCHVISION_PREFIX))
-    except ValueError:
-        raise UserError(f"torchvision has no classifier {name.removeprefix('torchvision:')!r}.") from None
-    return Checkpoint(model.eval(), name, {}, (), {"input_size": (3, 224, 224)})
 
 
 def prepare(checkpoint: Checkpoint, setting: Setting) -> Callable[[], object]:
@@ -156,7 +136,7 @@ def open_and_prepare(names: list[str], setting: Setting) -> dict[str, Callable[[
     """All contestants of one setting, by name."""
     contestants = {}
     for name in names:
-        checkpoint = open_contestant(name)
+        checkpoint = load(name)
         with quiet():
             contestants[name] = prepare(checkpoint, setting)
     return contestants

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import timm
 
-from .contestants import TORCHVISION_PREFIX
+from partialnet.torchvision_networks import PREFIX
 
 PAPER_SOURCE = "paper, Table 10"
 _TIMM_RESULTS = "timm results-imagenet.csv (August 2024)"
@@ -30,7 +30,7 @@ class PresetRow:
     Attributes:
         name: What tables and pictures call it.
         family: Networks that differ in size only.
-        model: A name that ``open_contestant`` takes.
+        model: A name that ``partialnet.checkpoint.load`` takes.
         img_size: Height and width in pixels that the accuracy belongs to.
         top1_quoted: Published top-1 accuracy on ImageNet-1k in percent; None where none was found.
         top1_source: Where it was published, with the name of the weights.
@@ -57,11 +57,11 @@ class PresetRow:
 
     def exists(self) -> bool:
         """Whether the installed timm or torchvision has it."""
-        if not self.model.startswith(TORCHVISION_PREFIX):
+        if not self.model.startswith(PREFIX):
             return bool(timm.is_model(self.model))
         import torchvision
 
-        return self.model.removeprefix(TORCHVISION_PREFIX) in torchvision.models.list_models(torchvision.models)
+        return self.model.removeprefix(PREFIX) in torchvision.models.list_models(torchvision.models)
 
 
 def _paper(

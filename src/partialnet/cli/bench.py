@@ -109,9 +109,10 @@ def bench(
     import torch
 
     from partialnet.bench import environment, interleave
-    from partialnet.bench.contestants import Setting, default_peer, open_and_prepare, open_contestant
+    from partialnet.bench.contestants import Setting, default_peer, open_and_prepare
     from partialnet.bench.report import Row, as_table, write_json
     from partialnet.bench.timing import synchronizer
+    from partialnet.checkpoint import load
     from partialnet.complexity import measure
     from partialnet.files import check_destinations, write_csv
     from partialnet.plots import speed_bars
@@ -127,7 +128,7 @@ def bench(
     names = list(dict.fromkeys([*models, reference]))
     sizes, inputs = {}, {}
     for name in names:
-        checkpoint = open_contestant(name)
+        checkpoint = load(name)
         channels, height, width = checkpoint.input_config["input_size"]
         inputs[name] = (channels, img_size or height, img_size or width)
         sizes[name] = measure(checkpoint.model, inputs[name]).folded

@@ -57,12 +57,14 @@ def convert(
 ) -> None:
     """Put PATConv in the place of MODEL's convolutions.
 
-    MODEL is a model name of timm's, a run folder or a checkpoint. Prints, layer by layer, what was replaced, what not
+    MODEL is a model name of timm's, torchvision:NAME, a run folder or a checkpoint; for a network of your own see
+    partialnet --import and examples/own_network.py. Prints, layer by layer, what was replaced, what not
     and why, and writes a run folder that train, predict, eval, export and bench take. Leading blocks of regular kernels
     are carried over; the network must be trained again.
 
     \b
     Examples: partialnet convert resnet50 --select regular --dry-run
+              partialnet convert torchvision:regnet_y_400mf --select grouped
               partialnet convert runs/photos --select 'layer[34]' -o runs/photos-pat
     """
     from partialnet.checkpoint import load
@@ -90,7 +92,9 @@ def convert(
         click.echo(json.dumps({**surgery.as_dict(), "recipe": surgery.recipe, "written": written}, indent=1))
         return
     click.echo(surgery.table())
-    if dry_run:
+    if not surgery.replaced:
+        click.echo("\nNothing would be replaced; choose other layers with --select or another --split-ratio.")
+    elif dry_run:
         options = [f"--select={pattern}" for pattern in select]
         options += [f"--split-ratio={split_ratio:g}"] if split_ratio != 1 / 4 else []
         options += [f"--attention={attention}"] if attention != "gaussian_se" else []

@@ -20,6 +20,7 @@ from .explain import explain
 from .export import export
 from .group import Group
 from .info import info
+from .own_networks import import_own
 from .predict import predict
 from .search import search
 from .train import train
@@ -28,11 +29,20 @@ from .ui import ui
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(partialnet.__version__, "--version", "-V", prog_name="partialnet")
-def cli() -> None:
+@click.option(
+    "--import",
+    "own_modules",
+    multiple=True,
+    metavar="MODULE",
+    help="Python module or file that registers networks of your own with timm; repeatable. Its code is run.",
+)
+def cli(own_modules: tuple[str, ...]) -> None:
     """PartialNet: partial-channel vision networks.
 
     Start with `partialnet demo`, which trains a network on your CPU in about a minute.
     """
+    for name in own_modules:
+        import_own(name)
 
 
 cli.add_command(ablate)

@@ -11,6 +11,7 @@ import timm
 from timm.data import create_transform
 
 from ..errors import UserError
+from ..torchvision_networks import PREFIX
 from .settings import Settings, setting
 
 _network = partial(setting, group="Network")
@@ -94,12 +95,12 @@ class RunConfig(Settings):
     loggers: tuple[str, ...] = _keeping((), "further loggers, besides CSV and TensorBoard", choices=("wandb", "mlflow"))
 
     def check(self) -> None:
-        """Refuse a network that timm does not have.
+        """Refuse a network that timm does not have; torchvision's are checked when they are built.
 
         Raises:
             UserError: It does not; the message has the nearest names.
         """
-        if not timm.is_model(self.model.split(".")[0]):
+        if not self.model.startswith(PREFIX) and not timm.is_model(self.model.split(".")[0]):
             near = get_close_matches(self.model, timm.list_models(), n=3)
             hint = f" Did you mean {' or '.join(near)}?" if near else " `timm.list_models()` names them all."
             raise UserError(f"timm has no model {self.model!r}.{hint}")
