@@ -140,6 +140,8 @@ def create_checkpoint(name: str, class_names: Sequence[str] = (), **model_args: 
         raise UserError(f"Model arguments may not contain {', '.join(sorted(forbidden))}.")
     try:
         model = timm.create_model(name, **model_args)
+    except UserError:
+        raise
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UserError(f"{name} cannot be built with {model_args}: {error}") from error
     model.eval()
