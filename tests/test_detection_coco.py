@@ -16,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from partialnet.detection.annotations import FAULTS, DetectionImages, faults_as_json, read_annotations
+from partialnet.detection.annotation_file import read_annotations
+from partialnet.detection.annotations import DetectionImages
 from partialnet.detection.coco import open_coco, open_held_out
+from partialnet.detection.faults import FAULTS, faults_as_json
 from partialnet.detection.outlines import draw_masks, encoded, mask_functions, usable_run_lengths
 from partialnet.detection.outlines import run_lengths as decode_run_lengths
 from partialnet.errors import UserError
@@ -302,6 +304,19 @@ def test_images_without_objects_are_not_trained_on_unless_asked(root: Path) -> N
     assert data.num_empty == 5
     assert data.notes()[-1] == "training: 5 images have no object to learn and are left out."
     assert len(open_coco(str(root), str(root), keep_empty=True).train) == 12
+
+
+@pytest.mark.parametrize(
+    "change", [{"category_id": 3}, {"bbox": [1, 2, 9, 9]}, {"iscrowd": 1}, {"image_id": 109}, {"area": 7}]
+)
+def test_other_objects_have_another_fingerprint(root: Path, change: dict[str, Any]) -> None:
+    content = json.loads((root / "annotations.json").read_text())
+    before = open_held_out(str(root)).fingerprint()
+    assert open_held_out(str(root)).fingerprint() == before
+    first = next(one for one in content["annotations"] if one["category_id"] == 7 and not one["iscrowd"])
+    first.update(change)
+    (root / "annotations.json").write_text(json.dumps(content))
+    assert open_held_out(str(root)).fingerprint() != before
 
 
 def test_a_superior_category_of_the_same_name(root: Path) -> None:

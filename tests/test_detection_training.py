@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from coco_sets import CATEGORIES, make_content, write_images, write_set
+from conftest import Randomize
 from PIL import Image
 
 from partialnet.checkpoint import load
@@ -24,7 +25,7 @@ from partialnet.cli import main
 from partialnet.detection.checkpoint import create_detector, load_detector
 from partialnet.detection.coco import open_held_out
 from partialnet.detection.config import DetectionConfig
-from partialnet.detection.run import evaluate_detector, train_detector
+from partialnet.detection.run import DetectorRun, evaluate_detector, train_detector
 from partialnet.errors import UserError
 from partialnet.training.recipes import apply_recipe, recipe_names
 from partialnet.training.settings import as_yaml, create_settings
@@ -112,6 +113,45 @@ def test_evaluation_is_that_of_the_run(
         assert (output / "precision_recall.png").exists()
 
 
+def test_a_folded_detector_is_as_precise(data: str, tmp_path: Path, randomize: Randomize) -> None:
+    """Untrained detectors find nothing that is there, so what one finds is taken for the truth."""
+    detector = create_detector(
+        "partialnet_t0",
+        {entry["id"]: entry["name"] for entry in CATEGORIES},
+        **{"model_args": CONFIG.model_args, "img_size": (48, 80), "num_proposals": 40},
+        **{"score_thresh": 0.0, "detections_per_img": 5},
+    )
+    randomize(detector.model)
+    content = json.loads((Path(data) / "annotations.json").read_text())
+    content["annotations"] = evaluate_detector(detector, open_held_out(data), workers=0).detections
+    (tmp_path / "found.json").write_text(json.dumps(content))
+    images = open_held_out(f"{data}/images,{tmp_path / 'found.json'}")
+    before, after = (evaluate_detector(one, images, workers=0).evaluation for one in (detector, detector.fold()))
+    assert before.boxes.ap == pytest.approx(1)
+    assert after.boxes.ap == pytest.approx(before.boxes.ap, abs=1e-4)
+    assert before.masks is not None
+    assert after.masks is not None
+    assert (before.masks.ap or 0) > 0.5  # masks may be empty, and then have no overlap with themselves
+    assert after.masks.ap == pytest.approx(before.masks.ap, abs=1e-4)
+
+
+def test_broken_images_are_told_and_do_not_count(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_set(tmp_path / "shapes", count=3)
+    (tmp_path / "shapes" / "images" / "001.jpg").write_bytes(b"no image")
+    main(["detect", "eval", str(trained), data, "--no-fold", "-w", "0", "--device", "cpu", "-o", str(tmp_path / "out")])
+    assert "1 of 3 images cannot be read" in capsys.readouterr().err
+    told = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert (told["num_images"], told["broken_images"]) == (2, ["001.jpg"])
+    assert "crowd" in told["faults"]
+    for path in (tmp_path / "shapes" / "images").iterdir():
+        path.write_bytes(b"no image")
+    with pytest.raises(SystemExit):
+        main(["detect", "eval", str(trained), data, "-w", "0", "--device", "cpu", "-o", str(tmp_path / "out")])
+    assert "None of the 3 images can be read" in capsys.readouterr().err
+
+
 def test_prediction_draws_and_tells(
     trained: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,6 +178,14 @@ def test_prediction_draws_and_tells(
             assert -0.01 <= top <= bottom <= height + 0.01
             assert found["mask"]["size"] == [height, width]
             assert found["category"] in {"square", "kite", "blob"}
+
+
+def test_pictures_come_with_every_epoch(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("partialnet.training.keeper.SECONDS_BETWEEN_PICTURES", -1.0)
+    monkeypatch.setattr(DetectorRun, "finish", lambda *arguments: None)
+    train_detector(replace(CONFIG, epochs=1), data, tmp_path)
+    for name in ("curves.png", "precision_recall.png", "truth_and_detections.png"):
+        assert (tmp_path / name).stat().st_size > 0
 
 
 PROGRAM = """
@@ -277,8 +325,8 @@ def test_an_exported_file_is_evaluated_too(data: str, tmp_path: Path) -> None:
     images = open_held_out(data, tuple(categories.values()))
     export_detector(detector, tmp_path / "detector.onnx", "onnx", (64, 96))
     exported = open_detector(tmp_path / "detector.onnx")
-    ours, _ = evaluate_detector(exported, images, workers=0)
-    assert ours.num_images == len(images)
+    ours = evaluate_detector(exported, images, workers=0)
+    assert ours.evaluation.num_images == len(images)
 
 
 def test_normalisation_of_other_weights_survives_a_resume(data: str, trained: Path, tmp_path: Path) -> None:

@@ -183,7 +183,14 @@ def _list_mistakes(axes: Axes, counts: np.ndarray, class_names: Sequence[str], l
     axes.text(0, 0.98, "\n".join(lines), transform=axes.transAxes, **style)
 
 
-def image_grid(path: Path, images: Sequence[np.ndarray], captions: Sequence[str], title: str, columns: int = 8) -> None:
+def image_grid(
+    path: Path,
+    images: Sequence[np.ndarray],
+    captions: Sequence[str],
+    title: str,
+    columns: int = 8,
+    side: float = 1.8,
+) -> None:
     """Images with a caption of one or two lines above each.
 
     Args:
@@ -192,12 +199,13 @@ def image_grid(path: Path, images: Sequence[np.ndarray], captions: Sequence[str]
         captions: As many.
         title: Heading.
         columns: Images in a row at most.
+        side: Room for an image, in inches each way.
     """
     columns = max(1, min(columns, len(images)))
     rows = max(1, -(-len(images) // columns))
     lines = max((caption.count("\n") + 1 for caption in captions), default=1)
-    height = rows * (1.75 + 0.22 * lines) + 0.6 if images else 1.2
-    figure = Figure(figsize=(max(6.0, 1.8 * columns), height), layout="constrained")
+    height = rows * (side - 0.05 + 0.22 * lines) + 0.6 if images else 1.2
+    figure = Figure(figsize=(max(6.0, side * columns), height), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()

@@ -58,7 +58,7 @@ class GroupedCommand(click.Command):
         sections: dict[str, list[tuple[str, str]]] = {"Options": []}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
+            if record is not None and not isinstance(parameter, click.Argument):  # the description tells of those
                 group = parameter.group if isinstance(parameter, SettingOption) else "Options"
                 sections.setdefault(group, []).append(record)
         for heading, records in sections.items():
@@ -158,7 +158,10 @@ def configure(
     if "model_args" in given and isinstance(from_file.get("model_args"), dict):
         values["model_args"] = {**from_file["model_args"], **given["model_args"]}
     if "model" in values and Path(str(values["model"])).is_dir():
-        values = _as_in_run(kind, values)
+        run = str(values.pop("model"))
+        found = kind.network_of_run(run)
+        arguments = {**found["model_args"], **values.get("model_args", {})}
+        values = {"weights": run, **found, **values, "model_args": arguments}
     return apply_recipe(kind, name, values), name
 
 
@@ -172,32 +175,6 @@ def run_folder(output: Path | None, data: str, name: str) -> Path:
     last = re.split(r"[/:\\]", data.rstrip("/\\"))[-1]
     short = re.sub(r"[^\w.-]+", "-", last).strip("-.") or "images"
     return output or Path("runs") / f"{short}-{name}"
-
-
-def _as_in_run(kind: type[RunConfig], values: dict[str, Any]) -> dict[str, Any]:
-    """The settings with the network of a run folder, which ``model`` names, and its weights unless others are given."""
-    from partialnet.checkpoint import load
-    from partialnet.stored_network import is_stored_as
-
-    run = values["model"]
-    if "out_norm" in settings_of(kind) and is_stored_as(run, "detection"):
-        from partialnet.detection.checkpoint import load_detector
-
-        detector = load_detector(run)
-        architecture, arguments = detector.backbone, dict(detector.settings.get("model_args") or {})
-        values = {"out_norm": detector.settings.get("out_norm", True), **values}
-    else:
-        source = load(run)
-        # classes and image size follow from the images and the recipe
-        left = ("num_classes", "img_size")
-        architecture = source.architecture
-        arguments = {name: value for name, value in source.model_args.items() if name not in left}
-    return {
-        "weights": run,
-        **values,
-        "model": architecture,
-        "model_args": {**arguments, **values.get("model_args", {})},
-    }
 
 
 def _model_args(pairs: tuple[str, ...]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import copy
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -243,35 +243,33 @@ def bench_detectors(
         timings = interleave(contestants, against, seconds, min_rounds, 1, wait, "measuring", progress)
     finally:
         torch.set_num_threads(before)
-    return [
-        DetectorRow(
-            name,
-            counts[name].params_m,
-            counts[name].macs_g,
-            timings[name],
-            "channels_last" if contestants[name].layout is torch.channels_last else "contiguous",
-            PAPER.get(name),
-        )
-        for name in models
-    ]
+    layouts = {
+        name: "channels_last" if contestant.layout is torch.channels_last else "contiguous"
+        for name, contestant in contestants.items()
+    }
+    return [replace(counts[name], timing=timings[name], layout=layouts[name]) for name in models]
 
 
 def as_table(rows: Sequence[DetectorRow]) -> str:
     """For a terminal; the paper's figures in brackets."""
     width = max(len("backbone"), *(len(row.model) for row in rows)) + 2
-    lines = [
-        f"{'backbone':{width}}{'params M':>9}{'(paper)':>9}{'MACs G':>9}{'(paper)':>9}{'ms':>9}{'quartiles':>15}"
-        f"{'images/s':>10}{'(paper, GPU)':>14}{'ratio':>7}"
-    ]
+    lines = [f"{'backbone':{width}}{'params M':>9}{'(paper)':>9}{'MACs G':>9}{'(paper)':>9}"]
+    timed = any(row.timing is not None for row in rows)
+    if timed:
+        lines[0] += f"{'ms':>9}{'quartiles':>15}{'ratio':>7}{'images/s':>10}{'(paper, GPU)':>14}"
+    if any(row.paper is not None for row in rows):
+        lines[0] += f"{'(AP boxes, masks)':>19}"
     for row in rows:
         paper = row.paper
         line = f"{row.model:{width}}{row.total_params_m:>9.2f}{f'({paper.params_m})' if paper else '':>9}"
         line += f"{row.total_macs_g:>9.1f}{f'({paper.macs_g:.0f})' if paper else '':>9}"
         if row.timing is not None:
             quartiles = f"{row.timing.q1_ms:.0f}–{row.timing.q3_ms:.0f}"
-            line += f"{row.timing.median_ms:>9.0f}{quartiles:>15}{1e3 / row.timing.median_ms:>10.3f}"
-            line += f"{f'({paper.images_per_second:.0f})' if paper else '':>14}{row.timing.ratio:>7.2f}"
-        lines.append(line)
+            line += f"{row.timing.median_ms:>9.0f}{quartiles:>15}{row.timing.ratio:>7.2f}"
+            line += f"{1e3 / row.timing.median_ms:>10.3f}"
+            line += f"{f'({paper.images_per_second:.0f})' if paper else '':>14}"
+        line += f"{f'({paper.box_ap}, {paper.mask_ap})' if paper else '':>19}"
+        lines.append(line.rstrip())
     return "\n".join(lines)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from ..data.splits import HELD_OUT, choose_by_name
 from ..errors import UserError
-from .annotations import DetectionImages, DetectionSubset, read_annotations
+from .annotation_file import read_annotations
+from .annotations import DetectionImages, DetectionSubset
 
 #: Other annotations of COCO, which lie beside those of objects and say nothing about them.
 _OTHER_KINDS = ("captions", "image_info", "panoptic", "person_keypoints", "stuff")

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from ..errors import UserError
+from ..stored_network import is_stored_as
 from ..training.config import RunConfig
 from ..training.settings import setting
 
@@ -19,6 +20,20 @@ class DetectionConfig(RunConfig):
     """Training of Mask R-CNN for object detection and instance segmentation."""
 
     recipes: ClassVar[str] = "partialnet.detection.recipes"
+
+    # the same settings as of every run, with other words for what they mean here
+    weights: str | None = _network(
+        None,
+        "a classifier's or a detector's checkpoint or run folder to start from; what does not fit is new",
+        aliases=("init-from",),
+    )
+    drop_path_rate: float | None = _network(
+        None,
+        "stochastic depth of the last block; none takes the paper's for S, M and L, and other models' own",
+        least=0,
+        most=0.99,
+    )
+    val_share: float = _data(0.1, "share of the images held out where the data has no such part", least=0, most=0.9)
 
     out_norm: bool = _network(True, "a BatchNorm for each feature map before the pyramid, as the authors have it")
     frozen_bn: bool = _network(False, "keep the backbone's BatchNorms as they are, for small batches")
@@ -49,6 +64,21 @@ class DetectionConfig(RunConfig):
             "img_size": self.sides,
             "num_proposals": self.num_proposals,
             "num_sampled": self.num_sampled,
+        }
+
+    @classmethod
+    def network_of_run(cls, run: str) -> dict[str, Any]:
+        """A detector's backbone and output norms; a classifier's network as the backbone."""
+        from .checkpoint import load_detector
+
+        if not is_stored_as(run, "detection"):
+            return super().network_of_run(run)
+        detector = load_detector(run)
+        settings = detector.settings
+        return {
+            "model": detector.backbone,
+            "model_args": dict(settings.get("model_args") or {}),
+            "out_norm": settings.get("out_norm", True),
         }
 
     def check(self) -> None:

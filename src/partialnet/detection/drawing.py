@@ -25,6 +25,8 @@ MAX_OBJECTS = 40
 #: Pictures are enlarged to the first length of the longer side, so that names can be read, or reduced to the second.
 MIN_SIDE, MAX_SIDE = 800, 1600
 _MASK_OPACITY = 0.45
+#: How much larger than usual captions are in pictures that a grid shows at about half their size.
+REDUCED_TEXT = 1.6
 #: Names are left out of boxes smaller than this many lines of text each way, where more than a few objects are drawn.
 _SMALL_BOX, _FEW = 1.2, 6
 
@@ -74,12 +76,17 @@ def found_on(images: DetectionImages, index: int, detections: Iterable[Detection
     return DrawnObjects(boxes, labels, captions, [one["segmentation"] for one in found] if with_masks else ())
 
 
-def draw_objects(image: Image.Image, objects: DrawnObjects) -> Image.Image:
+def draw_objects(image: Image.Image, objects: DrawnObjects, text_size: float = 1.0) -> Image.Image:
     """A copy of an RGB image with boxes, translucent masks and captions; small images are enlarged, large ones reduced.
 
     Each class has a colour of its own. Large objects are drawn first, so that small ones on them are seen. Captions
     stand on plates of the class's colour where they do not cover each other; in crowded pictures those of tiny objects
     are left out.
+
+    Args:
+        image: RGB.
+        objects: What is on it.
+        text_size: Size of the captions, as a factor of the usual one.
     """
     width, height = image.size
     scale = min(max(1.0, MIN_SIDE / max(image.size)), MAX_SIDE / max(image.size))
@@ -102,7 +109,7 @@ def draw_objects(image: Image.Image, objects: DrawnObjects) -> Image.Image:
         # a dark line around the coloured one is seen on a background of the same colour
         draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="black", width=line + 1)
         draw.rectangle((left, top, right, bottom), outline=color, width=line)
-    _write_captions(draw, picture.size, boxes, objects, line)
+    _write_captions(draw, picture.size, boxes, objects, line, text_size)
     return picture
 
 
@@ -130,9 +137,14 @@ def _tint(pixels: np.ndarray, mask: np.ndarray, color: tuple[int, int, int], lin
 
 
 def _write_captions(
-    draw: ImageDraw.ImageDraw, size: tuple[int, int], boxes: np.ndarray, objects: DrawnObjects, line: int
+    draw: ImageDraw.ImageDraw,
+    size: tuple[int, int],
+    boxes: np.ndarray,
+    objects: DrawnObjects,
+    line: int,
+    text_size: float,
 ) -> None:
-    font = _font(max(15, round(max(size) / 48)))
+    font = _font(round(text_size * max(15, max(size) / 48)))
     taken: list[tuple[float, float, float, float]] = []
     for number, caption in enumerate(objects.captions):
         left, top, right, bottom = boxes[number].tolist()
@@ -209,12 +221,14 @@ def comparison_grid(
         row, column = divmod(place, columns)
         image = images.read(index)
         for side, (objects, name) in enumerate(
-            ((truth_of(images, index), "ground truth"), (found_on(images, index, detections), "prediction"))
+            (
+                (truth_of(images, index), "ground truth"),
+                (found_on(images, index, detections), f"detections above {MIN_SCORE:.0%}"),
+            )
         ):
             axes = grid[row, 2 * column + side]
-            axes.imshow(np.asarray(draw_objects(image, objects)), interpolation="antialiased")
-            count = f"{len(objects)} object{'' if len(objects) == 1 else 's'}"
-            axes.set_title(f"{name}: {count}", fontsize=15, parse_math=False)
+            axes.imshow(np.asarray(draw_objects(image, objects, REDUCED_TEXT)), interpolation="antialiased")
+            axes.set_title(f"{name}: {len(objects) or 'none'}", fontsize=15, parse_math=False)
     figure.suptitle(title, fontsize=18, parse_math=False)
     save(figure, path)
 

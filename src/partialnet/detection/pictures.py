@@ -15,7 +15,7 @@ from ..data.labelled_images import spread
 from ..errors import UserError
 from .annotations import DetectionImages
 from .batches import DetectionBatch
-from .drawing import DrawnObjects, comparison_grid, draw_objects, precision_recall_plot
+from .drawing import REDUCED_TEXT, DrawnObjects, comparison_grid, draw_objects, precision_recall_plot
 from .evaluator import Detection, DetectionEvaluation, encode_masks
 
 CURVES_NAME = "curves.png"
@@ -43,15 +43,16 @@ def draw_first_batch(folder: Path, batch: DetectionBatch, class_names: Sequence[
         labels = target["labels"].tolist()
         captions = [class_names[label - 1] for label in labels]
         objects = DrawnObjects(target["boxes"].double().numpy(), labels, captions, encode_masks(target["masks"].bool()))
-        shown.append(np.asarray(draw_objects(Image.fromarray(image.permute(1, 2, 0).numpy()), objects)))
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        shown.append(np.asarray(draw_objects(picture, objects, REDUCED_TEXT)))
     captions = ["×".join(map(str, image.shape[1:])) for image in batch.images[:number]]
     heading = f"First training batch: {number} of {len(batch)} images, height×width"
-    plots.image_grid(folder / FIRST_BATCH_NAME, shown, captions, heading, columns=4)
+    plots.image_grid(folder / FIRST_BATCH_NAME, shown, captions, heading, columns=4, side=3.6)
 
 
 def draw_curves(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     """Losses and average precision over the epochs, and the learning rate."""
-    figure = Figure(figsize=(14, 4.6), layout="constrained")
+    figure = Figure(figsize=(17, 4.6), layout="constrained")
     losses, precision, rate = figure.subplots(1, 3, width_ratios=(3, 3, 2))
     epochs = [row["epoch"] for row in rows]
     marker = {"marker": "o", "markersize": 4 if len(rows) <= 60 else 0, "linewidth": 2}
@@ -78,20 +79,39 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (losses, precision):
-        axes.legend(frameon=False, fontsize=11)
+        axes.legend(frameon=False, fontsize=11, loc="upper left", bbox_to_anchor=(1, 1))
     plots.save(figure, path)
 
 
 def draw_results(
-    folder: Path, images: DetectionImages, evaluation: DetectionEvaluation, detections: Sequence[Detection]
+    folder: Path,
+    images: DetectionImages,
+    evaluation: DetectionEvaluation,
+    detections: Sequence[Detection],
+    heading: str = "",
 ) -> None:
-    """Precision over recall, and ground truth beside detections for images spread over the data set."""
+    """Precision over recall, and ground truth beside detections for images spread over the data set.
+
+    Args:
+        folder: Where the pictures go.
+        images: The ground truth.
+        evaluation: Of the detections.
+        detections: Those on the images of ``compared_images`` are enough.
+        heading: What the detector is, for the pictures' headings.
+    """
     number = f"{evaluation.num_images:,} images with {evaluation.num_objects:,} objects"
+    if heading:
+        number += f" ({heading})"
     precision_recall_plot(folder / PRECISION_RECALL_NAME, evaluation, number)
-    candidates = spread(np.flatnonzero(images.num_instances > 0), NUM_COMPARED).tolist()
-    chosen = [index for index in candidates if _can_be_read(images, index)]
+    chosen = [index for index in compared_images(images) if _can_be_read(images, index)]
     title = f"Ground truth and detections: {len(chosen)} of {number}"
     comparison_grid(folder / COMPARISON_NAME, images, chosen, detections, title)
+
+
+def compared_images(images: DetectionImages) -> list[int]:
+    """Places of the images in the picture of ground truth beside detections."""
+    places: list[int] = spread(np.flatnonzero(images.num_instances > 0), NUM_COMPARED).tolist()
+    return places
 
 
 def _can_be_read(images: DetectionImages, index: int) -> bool:

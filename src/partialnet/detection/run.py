@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from ..checkpoint import WEIGHTS_NAME
+from ..errors import UserError
 from ..training.engine import CONFIG_NAME, RunKind, run, say
 from ..training.keeper import BROKEN_NAME, LAST_NAME, METRICS_NAME
 from ..training.states import describe
@@ -80,15 +80,12 @@ class DetectorRun(RunKind[DetectionConfig, DetectionData, DetectorTask, Detectio
         return open_coco(source, config.validation, config.val_share, config.seed, config.keep_empty)
 
     def describe_data(self, data: DetectionData) -> dict[str, Any]:
-        """Numbers of images, categories, and a fingerprint of the objects."""
-        digest = hashlib.sha256()
-        for images in (data.train, data.validation):
-            digest.update(images.image_ids.tobytes() + images.num_instances.tobytes() + images.sizes.tobytes())
+        """Numbers of images, categories, and fingerprints of the objects."""
         return {
             "number_of_training_images": len(data.train),
             "number_of_validation_images": len(data.validation),
             "categories": list(data.class_names),
-            "objects": digest.hexdigest()[:16],
+            "objects": [images.fingerprint() for images in (data.train, data.validation)],
         }
 
     def create_task(
@@ -128,16 +125,30 @@ class DetectorRun(RunKind[DetectionConfig, DetectionData, DetectorTask, Detectio
         config, images = task.config, task.data.validation
         device = task.trainer.strategy.root_device
         detector = load_detector(folder)
-        evaluation, detections = evaluate_detector(
-            detector, images, device, config.eval_batch_size, config.workers, sys.stderr.isatty()
-        )
+        found = evaluate_detector(detector, images, device, config.eval_batch_size, config.workers, sys.stderr.isatty())
         try:
             pictures.draw_curves(folder / pictures.CURVES_NAME, task.progress.rows)
-            pictures.draw_results(folder, images, evaluation, detections)
+            heading = f"epoch {task.progress.best_epoch}, the best"
+            pictures.draw_results(folder, images, found.evaluation, found.detections, heading)
         except OSError as error:
             say(f"The pictures cannot be written ({describe(error)}).")
         files = tuple(folder / name for name in FILES if (folder / name).exists())
-        return DetectionResult(folder, folder / WEIGHTS_NAME, evaluation, files, task.progress.epoch)
+        return DetectionResult(folder, folder / WEIGHTS_NAME, found.evaluation, files, task.progress.epoch)
+
+
+@dataclass(frozen=True)
+class EvaluatedDetector:
+    """What a detector found on a data set, and how good it is.
+
+    Attributes:
+        evaluation: The COCO numbers.
+        detections: In the COCO format, image by image.
+        broken: Names of the images that could not be read, or have another size than the file says; they do not count.
+    """
+
+    evaluation: DetectionEvaluation
+    detections: list[Detection]
+    broken: tuple[str, ...]
 
 
 def evaluate_detector(
@@ -147,7 +158,7 @@ def evaluate_detector(
     batch_size: int = 1,
     workers: int = 2,
     progress: bool = False,
-) -> tuple[DetectionEvaluation, list[Detection]]:
+) -> EvaluatedDetector:
     """The COCO numbers of a detector, and its detections.
 
     Args:
@@ -174,7 +185,13 @@ def evaluate_detector(
     network = detector.model.to(device).eval()
     bar = tqdm(batches, desc="detecting", unit="batch", leave=False, disable=not progress)
     found = find_objects(network, images, bar, device)
-    return evaluate(images, found.detections, found.indices), in_order(found.detections)
+    if not found.indices:
+        raise UserError(f"None of the {len(images)} images can be read, such as {images.name(found.broken[0])!r}.")
+    return EvaluatedDetector(
+        evaluate(images, found.detections, found.indices),
+        in_order(found.detections),
+        tuple(images.name(index) for index in sorted(found.broken)),
+    )
 
 
 def _parameters(checkpoint: DetectorCheckpoint) -> str:

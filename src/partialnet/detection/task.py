@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +14,12 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from ..training.task import Task
+from . import pictures
 from .batches import DetectionBatch, detection_eval_loader, detection_train_loader
 from .checkpoint import DetectorCheckpoint
 from .coco import DetectionData
 from .config import DetectionConfig
-from .evaluator import evaluate, gather
+from .evaluator import Detection, DetectionEvaluation, evaluate, gather
 from .inference import find_objects
 
 #: torchvision's losses, in the order of the columns of metrics.csv.
@@ -44,6 +46,8 @@ class DetectorTask(Task):
         self.start = checkpoint
         # batches come resized
         checkpoint.model.transform._skip_resize = True  # type: ignore[union-attr]
+        #: The last validation, and its detections on the images that are drawn; of the first process.
+        self._validated: tuple[DetectionEvaluation, list[Detection]] | None = None
 
     def batches(self, epoch: int, first_batch: int, rank: int, world_size: int) -> Iterable[DetectionBatch]:
         """The training batches of one epoch for one process, from number ``first_batch`` on."""
@@ -86,6 +90,8 @@ class DetectorTask(Task):
         metrics: list[dict[str, float] | None] = [None]
         if trainer.is_global_zero:
             evaluation = evaluate(images, detections, indices)
+            drawn = set(images.image_ids[pictures.compared_images(images)].tolist())
+            self._validated = evaluation, [one for one in detections if one["image_id"] in drawn]
             metrics = [{"val_box_ap": evaluation.boxes.ap or 0.0, "val_box_ap50": evaluation.boxes.ap50 or 0.0}]
             if evaluation.masks is not None:
                 masks = {"val_mask_ap": evaluation.masks.ap or 0.0, "val_mask_ap50": evaluation.masks.ap50 or 0.0}
@@ -111,6 +117,12 @@ class DetectorTask(Task):
             f"loss {row['train_loss']:.4f}  validation boxes AP {row['val_box_ap']:.1%}, AP50 "
             f"{row['val_box_ap50']:.1%}{masks}"
         )
+
+    def draw(self, folder: Path) -> None:
+        """Curves so far, and what the last validation found."""
+        pictures.draw_curves(folder / pictures.CURVES_NAME, self.progress.rows)
+        if self._validated is not None:
+            pictures.draw_results(folder, self.data.validation, *self._validated, f"epoch {self.progress.epoch}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep how images are normalised, too: it may come from other weights, and no tensor holds it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,12 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from .. import plots
 from ..checkpoint import Checkpoint
 from ..data.labelled_images import ImageData
 from ..errors import UserError
 from .batches import Batch, eval_loader, train_loader
 from .config import TrainConfig
 from .network import classifier_parameters
+from .pictures import CURVES_NAME
 from .task import Task
 from .teacher import Teacher, distillation_loss
 from .validation import validate
@@ -117,6 +120,10 @@ class ClassifierTask(Task):
         return (
             f"loss {row['train_loss']:.4f}  validation loss {row['val_loss']:.4f}, accuracy {row['val_accuracy']:.2%}"
         )
+
+    def draw(self, folder: Path) -> None:
+        """Curves so far."""
+        plots.learning_curves(folder / CURVES_NAME, self.progress.rows, self.summary(self.progress.rows[-1]))
 
     def checkpoint(self, training: dict[str, Any]) -> Checkpoint | None:
         """The network that is evaluated, with classes and preprocessing."""

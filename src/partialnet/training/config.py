@@ -105,6 +105,21 @@ class RunConfig(Settings):
             hint = f" Did you mean {' or '.join(near)}?" if near else " `timm.list_models()` names them all."
             raise UserError(f"timm has no model {self.model!r}.{hint}")
 
+    @classmethod
+    def network_of_run(cls, run: str) -> dict[str, Any]:
+        """The settings that make a network like that of a run folder: ``model``, ``model_args`` and what belongs to it.
+
+        Raises:
+            UserError: Nothing usable is there.
+        """
+        from ..checkpoint import load
+
+        source = load(run)
+        # classes and image size follow from the images and the recipe
+        left = ("num_classes", "img_size")
+        arguments = {name: value for name, value in source.model_args.items() if name not in left}
+        return {"model": source.architecture, "model_args": arguments}
+
 
 @dataclass(frozen=True)
 class TrainConfig(RunConfig):

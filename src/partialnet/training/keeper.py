@@ -22,6 +22,8 @@ from .task import Task
 METRICS_NAME = "metrics.csv"
 BROKEN_NAME = "broken_images.txt"
 LAST_NAME = "last"
+#: Least time between two epochs' pictures, so that drawing takes a small part of short epochs.
+SECONDS_BETWEEN_PICTURES = 60.0
 
 
 class RunKeeper(L.Callback):
@@ -52,7 +54,7 @@ class RunKeeper(L.Callback):
         self.say = say
         self.signals = signals
         self._epoch_start = 0.0
-        self._last_save = time.monotonic()
+        self._last_save = self._last_pictures = time.monotonic()
         self._known_broken = 0
 
     # -- hooks, in the order in which they come ------------------------------------------------------------------------
@@ -143,6 +145,9 @@ class RunKeeper(L.Callback):
             self._write_metrics(task)
             self._log(trainer, row)
             self._write_checkpoints(task, row, metrics)
+            if time.monotonic() - self._last_pictures > SECONDS_BETWEEN_PICTURES:
+                self._try("pictures", lambda: task.draw(self.folder))
+                self._last_pictures = time.monotonic()
         if save:
             self._save(trainer, task)
 

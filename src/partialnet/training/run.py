@@ -72,12 +72,12 @@ def train(config: TrainConfig, data: str, folder: Path, resume: bool = False) ->
 
 
 def is_finished(config: TrainConfig, images: ImageData, folder: Path) -> bool:
-    """Whether a run folder holds this run, trained to its last epoch and drawn.
+    """Whether a run folder holds this run, trained to its last epoch and drawn to its last picture.
 
     Raises:
         UserError: It holds a run of other settings or images.
     """
-    return is_trained(ClassifierRun(), config, images, folder) and (folder / pictures.CURVES_NAME).exists()
+    return is_trained(ClassifierRun(), config, images, folder) and (folder / pictures.MISTAKES_NAME).exists()
 
 
 class ImageRun(RunKind[ConfigT, ImageData, TaskT, ResultT]):

@@ -93,6 +93,9 @@ class Task(L.LightningModule):
             training: How it was trained, for the checkpoint.
         """
 
+    def draw(self, folder: Path) -> None:
+        """Pictures of how the run stands after an epoch, for the run folder; a kind of run may have none."""
+
     def nothing_kept(self, folder: Path) -> str:
         """Why there is no checkpoint at the end, in a sentence."""
         return f"No checkpoint could be written to {str(folder)!r}."

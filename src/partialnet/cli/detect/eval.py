@@ -9,6 +9,9 @@ from pathlib import Path
 
 import click
 
+#: Names told of images that cannot be read; the JSON file has all.
+_BROKEN_SHOWN = 3
+
 
 @click.command("eval")
 @click.argument("source")
@@ -40,12 +43,14 @@ def evaluate(
     COCO format, of which the validation part is taken, or IMAGES,JSON; its categories are found by their names.
 
     The folder gets the figures and the detections as JSON (the latter as COCO's own evaluators read them), precision
-    over recall, and ground truth beside detections.
+    over recall, and ground truth beside detections. Images that cannot be read are told and do not count.
 
     Example: partialnet detect eval runs/boxes coco/
     """
+    from partialnet.bench.environment import environment
     from partialnet.detection.coco import open_held_out
     from partialnet.detection.evaluator import table, write_detections
+    from partialnet.detection.faults import faults_as_json
     from partialnet.detection.pictures import COMPARISON_NAME, PRECISION_RECALL_NAME, draw_results
     from partialnet.detection.run import evaluate_detector
     from partialnet.detection.sources import open_detector
@@ -55,21 +60,33 @@ def evaluate(
     detector = open_detector(source)
     images = open_held_out(data, tuple(detector.categories.values()))
     for fault in images.faults:
-        click.echo(f"partialnet: {fault}", err=True)
+        click.echo(str(fault), err=True)
     if fold and not detector.folded:
         detector = detector.fold()
     found = find_device(device)
     folder = output or (Path(source) / "evaluation" if Path(source).is_dir() else Path("evaluation"))
     folder.mkdir(parents=True, exist_ok=True)  # what speaks against it is to be told before the work
-    evaluation, detections = evaluate_detector(detector, images, found, batch_size, workers, sys.stderr.isatty())
-    figures = json.dumps(evaluation.as_json(), indent=2)
-    write_atomically(folder / "evaluation.json", (figures + "\n").encode())
-    write_detections(folder / "detections.json", detections)
-    draw_results(folder, images, evaluation, detections)
+    result = evaluate_detector(detector, images, found, batch_size, workers, sys.stderr.isatty())
+    if result.broken:
+        names = ", ".join(result.broken[:_BROKEN_SHOWN]) + (", …" if len(result.broken) > _BROKEN_SHOWN else "")
+        count = f"{len(result.broken)} of {len(images)} images"
+        click.echo(f"{count} cannot be read, or have another size than the file says: left out ({names}).", err=True)
+    content = {
+        "detector": source,
+        "data": data,
+        **result.evaluation.as_json(),
+        "faults": faults_as_json(images.faults),
+        "broken_images": list(result.broken),
+        "environment": environment(),
+    }
+    text = json.dumps(content, indent=1)
+    write_atomically(folder / "evaluation.json", f"{text}\n".encode())
+    write_detections(folder / "detections.json", result.detections)
+    draw_results(folder, images, result.evaluation, result.detections)
     if as_json:
-        click.echo(figures)
+        click.echo(text)
         return
-    click.echo(table(evaluation))
+    click.echo(table(result.evaluation))
     click.echo("\nWritten:")
     for name in ("evaluation.json", "detections.json", PRECISION_RECALL_NAME, COMPARISON_NAME):
         click.echo(f"  {folder / name}")
