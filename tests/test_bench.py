@@ -49,10 +49,23 @@ def test_another_clock_is_reported():
     assert timings["one"].median_ms == 1000
 
 
-def test_environment_names_no_place():
-    text = json.dumps(environment())
-    assert "/" not in json.loads(text)["command"].split()[0]
-    assert {"cpu", "versions", "commit", "command", "date"} <= set(environment())
+def test_environment_has_the_command_without_private_folders(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    typed = [
+        "/opt/bin/partialnet",
+        "bench",
+        "runs/a",
+        "/home/me/photos",
+        f"--json={tmp_path}/out/a b.json",
+        "-r",
+        "eager",
+    ]
+    monkeypatch.setattr("sys.argv", typed)
+    found = json.loads(json.dumps(environment()))
+    assert found["command"] == "partialnet bench runs/a photos '--json=out/a b.json' -r eager"
+    monkeypatch.setattr("sys.argv", ["benchmarks/eager.py", "--threads", "2"])
+    assert environment()["command"] == "benchmarks/eager.py --threads 2"
+    assert {"cpu", "versions", "commit", "date"} <= set(found)
 
 
 def test_peers_are_folded_like_ours():

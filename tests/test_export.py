@@ -19,8 +19,8 @@ from partialnet.cli.main import cli
 from partialnet.data import FolderImages, Subset
 from partialnet.deploy.export import Export, export
 from partialnet.deploy.photos import collect_photos
-from partialnet.deploy.runtimes import load_exported
-from partialnet.deploy.verify import compare
+from partialnet.deploy.runtimes import load_exported, openvino_core
+from partialnet.deploy.verify import compare_logits
 from partialnet.errors import UserError
 from partialnet.evaluation import evaluate
 from partialnet.prediction import Classifier
@@ -118,6 +118,39 @@ def test_int8_is_calibrated_and_small(format, checkpoint, photos, tmp_path):
         assert load_exported(result.kept).class_names == CLASSES
     bits = 8 * result.size_mb / result.params_m
     assert bits < 32
+    # processors without VNNI add pairs of products in 16 bits
+    weights = _int8_weights(output)
+    assert len(weights) > 10
+    assert max(np.abs(weight.astype(int)).max() for weight in weights) <= 64
+
+
+def _int8_weights(path: Path) -> list[np.ndarray]:
+    if path.suffix == ".onnx":
+        tensors = onnx.load(path).graph.initializer
+        weights = [
+            onnx.numpy_helper.to_array(tensor) for tensor in tensors if tensor.data_type == onnx.TensorProto.INT8
+        ]
+    else:
+        operators = openvino_core().read_model(path).get_ops()
+        constants = [operator for operator in operators if operator.get_type_name() == "Constant"]
+        weights = [constant.data for constant in constants if constant.get_element_type().get_type_name() == "i8"]
+    return [weight for weight in weights if weight.ndim > 1]
+
+
+def test_an_export_that_disagrees_brings_a_float_one_and_a_warning(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("partialnet.deploy.export.LEAST_AGREEMENT", 1.01)  # no export agrees so often
+    run = checkpoint.save(tmp_path / "run").parent
+    command = ["export", str(run), "-f", "torch", "-o"]
+    half = tmp_path / "half.safetensors"
+    result = CliRunner().invoke(cli, [*command, str(half), "-p", "fp16"], catch_exceptions=False)
+    kept = tmp_path / "half_fp32.safetensors"
+    assert "Warning: fp16 names PyTorch's class on 100.0% of the images" in result.stderr
+    assert str(kept) in result.stderr
+    assert json.loads(Path(f"{kept}.json").read_text())["precision"] == "fp32"
+    assert json.loads(Path(f"{half}.json").read_text())["kept"] == kept.name
+    full = CliRunner().invoke(cli, [*command, str(tmp_path / "full.safetensors")], catch_exceptions=False)
+    assert "do not rely on it" in full.stderr
+    assert not list(tmp_path.glob("full_*"))
 
 
 def test_int8_needs_images(checkpoint, tmp_path):
@@ -130,6 +163,9 @@ def test_impossible_combinations_are_refused(checkpoint, tmp_path):
         export(checkpoint, tmp_path / "net.onnx", precision="bf16")
     with pytest.raises(UserError, match=r"should end in \.xml"):
         export(checkpoint, tmp_path / "net.onnx", format="openvino")
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(UserError, match="is a folder"):
+        export(checkpoint, tmp_path / "folder.onnx")
 
 
 def test_attention_over_as_many_positions_as_heads(tmp_path):
@@ -150,10 +186,10 @@ def test_overflow_of_the_exported_network_is_told():
         return SimpleNamespace(run=lambda batch: torch.full((len(batch), 3), value))
 
     batches = [torch.zeros(2, 3, 8, 8)]
-    assert compare(answering(1.0), answering(1.5), batches).max_error == 0.5
+    assert compare_logits(answering(1.0), answering(1.5), batches).max_error == 0.5
     for overflow in (float("nan"), float("inf")):
         with pytest.raises(UserError, match="NaN or infinity"):
-            compare(answering(1.0), answering(overflow), batches)
+            compare_logits(answering(1.0), answering(overflow), batches)
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])
@@ -240,8 +276,11 @@ def test_torch_format_of_one_size(checkpoint, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(opened.model(images), checkpoint.model(images), rtol=1e-4, atol=1e-4)
     assert open_source(export(opened, tmp_path / "again.safetensors", "torch").path).folded == (96, 96)
-    with pytest.raises(UserError, match="folded for images of 96×96"):
-        export(opened, tmp_path / "other.onnx", img_size=64)
+    for refused in (["export", "-o", str(tmp_path / "other.onnx")], ["info"], ["bench"]):
+        with pytest.raises(UserError, match="folded for images of 96×96"):
+            CliRunner().invoke(cli, [*refused, str(path), "--img-size", "64"], catch_exceptions=False)
+    with pytest.raises(UserError, match="vit_tiny_patch16_224 takes no images of 64×64"):
+        CliRunner().invoke(cli, ["info", "vit_tiny_patch16_224", "--img-size", "64"], catch_exceptions=False)
 
 
 def test_a_run_is_not_overwritten_by_its_export(checkpoint, tmp_path):

@@ -16,7 +16,7 @@ from PIL import Image
 
 from partialnet.bench import comparison as comparison_module
 from partialnet.bench import peak as peak_module
-from partialnet.bench.comparison import Comparison, Measurement, Plan, select
+from partialnet.bench.comparison import Comparison, Conditions, Measurement, select
 from partialnet.bench.peak import Peak, measure_peak
 from partialnet.bench.preset_report import write_report
 from partialnet.bench.presets import MODERN, PAPER, PRESETS, PaperFigures, PresetRow
@@ -114,7 +114,7 @@ def test_command_writes_everything_and_marks_what_is_quoted(
     ]
     assert list(content["failures"]) == ["LeViT-128S · eager"]
     assert content["missing"] == ["EdgeViT"]
-    assert content["plan"]["threads"] == 1
+    assert content["conditions"]["threads"] == 1
     assert {"cpu", "versions", "commit"} <= set(content["machine"])
     assert {"command", "date", "cpu", "versions", "commit"} <= set(content["sessions"][0])
     row = content["measurements"][0]
@@ -212,12 +212,12 @@ def test_output_folder_is_for_presets(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_damaged_result_file_is_not_overwritten(
     tmp_path: Path, small: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "comparison.json").write_text('{"plan": 3}')
+    (tmp_path / "comparison.json").write_text('{"conditions": 3}')
     with pytest.raises(SystemExit) as error:
         run(tmp_path)
     assert error.value.code == 2
     assert "damaged" in capsys.readouterr().err
-    assert (tmp_path / "comparison.json").read_text() == '{"plan": 3}'
+    assert (tmp_path / "comparison.json").read_text() == '{"conditions": 3}'
 
 
 # -- figures -------------------------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def test_a_damaged_result_file_is_not_overwritten(
 def finished(rows: tuple[PresetRow, ...], preset: str) -> Comparison:
     """A comparison with made-up times for every row."""
     comparison = Comparison(
-        Plan(preset, "resnet50"), {"cpu": "A CPU", "gpu": None, "versions": {"openvino": "1.0"}, "commit": None}
+        Conditions(preset, "resnet50"), {"cpu": "A CPU", "gpu": None, "versions": {"openvino": "1.0"}, "commit": None}
     )
     comparison.peaks = [Peak(200.0, 1.0, "fp32", "openvino", "3×3", 1)]
     for number, row in enumerate(rows):

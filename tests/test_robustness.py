@@ -350,6 +350,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"embed_dim": 3}, r"split_ratio=0\.25 of 3 channels"),
     ({"mlp_attention": {"attention_scope": "most"}}, "attention_scope='most'.*partial.*full"),
     ({"act_layer": "sine"}, "'sine'.*gelu, relu"),
+    ({"global_pool": ""}, "num_classes=0"),
     ({"global_pool": "catavgmax"}, "'catavgmax'.*avg, max"),
     ({"global_pool": "median"}, "'median'.*avg, max"),
 ]

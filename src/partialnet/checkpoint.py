@@ -83,6 +83,29 @@ class Checkpoint:
         model = fold(self.model, img_size, runtime)
         return replace(self, model=model, folded=img_size or self.folded or True, runtime=runtime or self.runtime)
 
+    def resized(self, img_size: int | None) -> Checkpoint:
+        """The same network for square images of ``img_size`` pixels; None keeps its own size.
+
+        Raises:
+            UserError: It takes no images of that size.
+        """
+        channels, height, width = self.input_config["input_size"]
+        if img_size is None or (height, width) == (img_size, img_size):
+            return self
+        if isinstance(self.folded, tuple):
+            raise UserError(
+                f"The network was folded for images of {self.folded[0]}×{self.folded[1]} pixels; give the run it came "
+                "from."
+            )
+        like = next(self.model.parameters())
+        try:
+            with torch.no_grad():
+                self.model(torch.zeros(1, channels, img_size, img_size, dtype=like.dtype, device=like.device))
+        except (ValueError, AssertionError, RuntimeError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(f"{self.architecture} takes no images of {img_size}×{img_size} pixels: {reason}") from error
+        return replace(self, input_config={**self.input_config, "input_size": [channels, img_size, img_size]})
+
     def config(self) -> dict[str, Any]:
         """The configuration as timm's hub files hold it."""
         config = {
@@ -320,8 +343,9 @@ def _read_pickled(path: Path) -> Any:
             "it was run."
         ) from error
     except Exception as error:  # torch's reader raises whatever a damaged file leads it to
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{str(path)!r} is damaged or no checkpoint: {reason}") from error
+        first = next(iter(str(error).splitlines()), "")
+        reason = f": {first}" if " " in first else "."  # a byte or a key alone says nothing
+        raise UserError(f"{str(path)!r} is damaged or no checkpoint{reason}") from error
 
 
 def _unwrap(content: Any) -> dict[str, Tensor]:

@@ -202,7 +202,7 @@ def evaluate(
         _Preprocessed(images, classifier.preprocess), batch_size, num_workers=workers, collate_fn=_collate
     )
     start = time.perf_counter()
-    with tqdm(total=len(images), desc="evaluating", unit="image", delay=2, disable=not progress) as bar:
+    with tqdm(total=len(images), desc="evaluating", unit="image", delay=2, disable=None if progress else True) as bar:
         for indices, batch, errors in loader:
             broken += [(index, images.name(index), reason) for index, reason in errors]
             if batch is not None:

@@ -30,7 +30,7 @@ RESULT_NAME = "comparison.json"
 
 
 @dataclass(frozen=True)
-class Plan:
+class Conditions:
     """What the rows of one result file have in common.
 
     Attributes:
@@ -90,7 +90,7 @@ class Comparison:
     """What was measured so far, as it lies in the result file.
 
     Attributes:
-        plan: What the rows have in common.
+        conditions: What the rows have in common.
         machine: CPU, versions and commit that all rows were measured with.
         sessions: The environment of every run that added rows.
         peaks: The machine's fastest convolution, for every run.
@@ -99,7 +99,7 @@ class Comparison:
         missing: Rows that neither timm nor torchvision has here.
     """
 
-    plan: Plan
+    conditions: Conditions
     machine: dict[str, Any]
     sessions: list[dict[str, Any]] = field(default_factory=list)
     peaks: list[Peak] = field(default_factory=list)
@@ -129,21 +129,21 @@ class Comparison:
         write_atomically(folder / RESULT_NAME, (json.dumps(asdict(self), indent=1) + "\n").encode())
 
 
-def open_comparison(folder: Path, plan: Plan) -> Comparison:
-    """A new comparison, or the one that ``folder`` already holds, if it is of the same plan and machine.
+def open_comparison(folder: Path, conditions: Conditions) -> Comparison:
+    """A new comparison, or the one that ``folder`` already holds, if its rows are of the same conditions and machine.
 
     Raises:
-        UserError: The folder holds rows of another plan, machine or version, or its file is damaged.
+        UserError: The folder holds rows of other conditions, another machine or version, or its file is damaged.
     """
     found = environment()
     machine = {key: found[key] for key in ("cpu", "cpu_capability", "gpu", "versions", "commit")}
     path = folder / RESULT_NAME
     if not path.exists():
-        return Comparison(plan, machine)
+        return Comparison(conditions, machine)
     try:
         content = json.loads(path.read_text())
         comparison = Comparison(
-            Plan(**content["plan"]),
+            Conditions(**content["conditions"]),
             content["machine"],
             content["sessions"],
             [Peak(**peak) for peak in content["peaks"]],
@@ -152,8 +152,8 @@ def open_comparison(folder: Path, plan: Plan) -> Comparison:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{str(path)!r} is damaged or of another kind; give another folder with -o.") from error
     old, new = (
-        {**asdict(side.plan), **side.machine, **side.machine["versions"], "versions": None}
-        for side in (comparison, Comparison(plan, machine))
+        {**asdict(side.conditions), **side.machine, **side.machine["versions"], "versions": None}
+        for side in (comparison, Comparison(conditions, machine))
     )
     changed = [f"{key} was {old.get(key)}, is {value}" for key, value in new.items() if old.get(key) != value]
     if changed:
@@ -168,7 +168,7 @@ def _measurement(row: dict[str, Any]) -> Measurement:
     return Measurement(**{**row, "latency": Timing(**row["latency"]), "throughput": Timing(**row["throughput"])})
 
 
-def compare(
+def measure_rows(
     rows: Sequence[PresetRow],
     runtimes: Sequence[str],
     comparison: Comparison,
@@ -188,11 +188,11 @@ def compare(
         on_row: Called with one line of text for each row.
 
     Raises:
-        UserError: No runtime offers the plan, or the reference cannot be run.
+        UserError: A runtime does not offer the precision or device, or the reference cannot be run.
     """
-    plan = comparison.plan
+    conditions = comparison.conditions
     for runtime in runtimes:
-        plan.setting(runtime, 1, None).check()
+        conditions.setting(runtime, 1, None).check()
     comparison.missing = [row.name for row in rows if not row.exists()]
     todo = [
         (runtime, row)
@@ -202,15 +202,15 @@ def compare(
     ]
     if not todo:
         return
-    reference = load(plan.against)
-    peak, run_peak = measure_peak(plan.threads, plan.precision, plan.device)
+    reference = load(conditions.against)
+    peak, run_peak = measure_peak(conditions.threads, conditions.precision, conditions.device)
     comparison.peaks.append(peak)
     comparison.sessions.append(environment())
     on_row(f"Fastest convolution here: {peak.gflops:.0f} GFLOP/s in {peak.precision} ({peak.runtime}).")
-    for number, (runtime, row, prepared) in enumerate(_with_reference(todo, reference, plan), 1):
+    for number, (runtime, row, prepared) in enumerate(_with_reference(todo, reference, conditions), 1):
         label = f"[{number}/{len(todo)}] {row.name} · {runtime}"
         try:
-            found = _measure(row, runtime, prepared, plan, peak.gflop, run_peak)
+            found = _measure(row, runtime, prepared, conditions, peak.gflop, run_peak)
         except Exception as error:  # networks fail in as many ways as there are runtimes; the others go on
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             comparison.failures[f"{row.name} · {runtime}"] = reason
@@ -226,7 +226,7 @@ def compare(
 
 
 def _with_reference(
-    todo: Sequence[tuple[str, PresetRow]], reference: Checkpoint, plan: Plan
+    todo: Sequence[tuple[str, PresetRow]], reference: Checkpoint, conditions: Conditions
 ) -> Iterator[tuple[str, PresetRow, dict[int, Callable[[], object]]]]:
     """Each row with the reference, prepared once for each runtime, by batch size."""
     prepared: dict[int, Callable[[], object]] = {}
@@ -236,37 +236,44 @@ def _with_reference(
             current = runtime
             try:
                 with quiet():
-                    prepared = {size: prepare(reference, plan.setting(runtime, size, None)) for size in _batches(plan)}
+                    prepared = {
+                        size: prepare(reference, conditions.setting(runtime, size, None))
+                        for size in _batches(conditions)
+                    }
             except UserError:
                 raise
             except Exception as error:  # whatever a runtime makes of a network that it cannot run
-                raise UserError(f"The reference {plan.against} cannot be run in {runtime}: {error}") from error
+                raise UserError(f"The reference {conditions.against} cannot be run in {runtime}: {error}") from error
         yield runtime, row, prepared
 
 
-def _batches(plan: Plan) -> tuple[int, ...]:
-    return (1, plan.batch_size)
+def _batches(conditions: Conditions) -> tuple[int, ...]:
+    return (1, conditions.batch_size)
 
 
 def _measure(
     row: PresetRow,
     runtime: str,
     reference: dict[int, Callable[[], object]],
-    plan: Plan,
+    conditions: Conditions,
     peak_gflop: float,
     run_peak: Callable[[], object],
 ) -> Measurement:
     checkpoint = load(row.model)
     params_m, macs_g = _count(checkpoint, row.img_size)
-    wait = synchronizer(torch.device(plan.device))
+    wait = synchronizer(torch.device(conditions.device))
 
     def contestants(batch_size: int) -> dict[str, Callable[[], object]]:
         with quiet():
-            run = prepare(checkpoint, plan.setting(runtime, batch_size, row.img_size))
+            run = prepare(checkpoint, conditions.setting(runtime, batch_size, row.img_size))
         return {"reference": reference[batch_size], "row": run}
 
-    latencies = interleave({**contestants(1), "peak": run_peak}, "reference", plan.seconds, 9, 3, wait, progress=False)
-    throughput = interleave(contestants(plan.batch_size), "reference", plan.seconds, 3, 1, wait, progress=False)["row"]
+    latencies = interleave(
+        {**contestants(1), "peak": run_peak}, "reference", conditions.seconds, 9, 3, wait, progress=False
+    )
+    throughput = interleave(
+        contestants(conditions.batch_size), "reference", conditions.seconds, 3, 1, wait, progress=False
+    )["row"]
     gflops = 2e3 * macs_g / latencies["row"].median_ms
     return Measurement(
         row.name,
@@ -276,7 +283,7 @@ def _measure(
         latencies["row"],
         throughput,
         latencies["reference"].median_ms,
-        1e3 * plan.batch_size / throughput.median_ms,
+        1e3 * conditions.batch_size / throughput.median_ms,
         gflops,
         gflops / (1e3 * peak_gflop / latencies["peak"].median_ms),
     )

@@ -6,8 +6,10 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,24 @@ def environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "versions": {name: version for name in _PACKAGES if (version := _version(name))},
         "commit": _commit(),
-        "command": " ".join(Path(argument).name or argument for argument in sys.argv),
+        "command": _command(sys.argv),
     }
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """The command as it was typed; of folders outside the current one only the last part, for they are private."""
+    program = Path(arguments[0])
+    name = "partialnet" if program.name == "__main__.py" else _without_place(str(program))
+    return shlex.join([name, *map(_without_place, arguments[1:])])
+
+
+def _without_place(argument: str) -> str:
+    option, equals, value = argument.rpartition("=") if argument.startswith("-") else ("", "", argument)
+    path = Path(value)
+    if not path.is_absolute():
+        return argument
+    here = Path.cwd()
+    return f"{option}{equals}{path.relative_to(here) if path.is_relative_to(here) else path.name or value}"
 
 
 def _cpu_model() -> str:

@@ -65,7 +65,7 @@ def _finished(comparison: Comparison, rows: Sequence[PresetRow]) -> list[tuple[P
 
 def _record(row: PresetRow, found: Measurement, comparison: Comparison) -> dict[str, Any]:
     """A row of the CSV file. What was quoted says so in the name of its column."""
-    plan = comparison.plan
+    conditions = comparison.conditions
     paper = asdict(row.paper) if row.paper else {}
     return {
         "name": row.name,
@@ -73,20 +73,20 @@ def _record(row: PresetRow, found: Measurement, comparison: Comparison) -> dict[
         "model": row.model,
         "img_size": row.img_size,
         "runtime": found.runtime,
-        "precision": plan.precision,
-        "threads": plan.threads,
-        "device": plan.device,
+        "precision": conditions.precision,
+        "threads": conditions.threads,
+        "device": conditions.device,
         "params_m": round(found.params_m, 4),
         "macs_g": round(found.macs_g, 5),
         "latency_ms": round(found.latency.median_ms, 4),
         "latency_q1_ms": round(found.latency.q1_ms, 4),
         "latency_q3_ms": round(found.latency.q3_ms, 4),
         "latency_steady_ms": round(comparison.steady_latency_ms(found), 4),
-        "against": plan.against,
+        "against": conditions.against,
         "latency_ratio": round(found.latency.ratio, 4),
         "latency_ratio_q1": round(found.latency.ratio_q1, 4),
         "latency_ratio_q3": round(found.latency.ratio_q3, 4),
-        "batch_size": plan.batch_size,
+        "batch_size": conditions.batch_size,
         "images_per_second": round(found.images_per_second, 2),
         "gflops_per_second": round(found.gflops, 2),
         "share_of_peak": round(found.share_of_peak, 4),
@@ -102,11 +102,11 @@ def _record(row: PresetRow, found: Measurement, comparison: Comparison) -> dict[
 
 def _conditions(comparison: Comparison, runtime: str) -> str:
     """Runtime, precision, threads and processor in one line."""
-    plan, machine = comparison.plan, comparison.machine
+    conditions, machine = comparison.conditions, comparison.machine
     version = machine["versions"].get(_PACKAGES[runtime], "")
-    threads = "1 thread" if plan.threads == 1 else f"{plan.threads} threads"
-    where = f"{machine['gpu']}" if plan.device == "cuda" else f"{machine['cpu']}, {threads}"
-    return f"{_RUNTIME_NAMES[runtime]} {version}, {plan.precision}, batch 1 · {where}"
+    threads = "1 thread" if conditions.threads == 1 else f"{conditions.threads} threads"
+    where = f"{machine['gpu']}" if conditions.device == "cuda" else f"{machine['cpu']}, {threads}"
+    return f"{_RUNTIME_NAMES[runtime]} {version}, {conditions.precision}, batch 1 · {where}"
 
 
 def _figure_note(points: Sequence[Point], rows: Sequence[PresetRow], comparison: Comparison) -> str:
@@ -117,15 +117,15 @@ def _figure_note(points: Sequence[Point], rows: Sequence[PresetRow], comparison:
     note = f"Accuracies are quoted from {', '.join(sources)}, not measured."
     if any(point.distilled for point in points):
         note += " Hollow: distilled."
-    return f"{note}\nLatency: ratio to {comparison.plan.against} in the same rounds × its median."
+    return f"{note}\nLatency: ratio to {comparison.conditions.against} in the same rounds × its median."
 
 
 def notes(comparison: Comparison) -> list[str]:
     """What a reader of the figures has to know, one sentence each."""
-    plan = comparison.plan
+    conditions = comparison.conditions
     lines = [
         "Top-1 accuracies are quoted, not measured.",
-        f"Ratios: time ÷ that of {plan.against} in the same round; medians and quartiles of the rounds.",
+        f"Ratios: time ÷ that of {conditions.against} in the same round; medians and quartiles of the rounds.",
         "latency_steady_ms and the picture: that ratio × the reference's median over all rows, which other programs' "
         "load disturbs less than a median latency.",
         "Networks have random weights and random images; all are re-parameterised and folded where they can be, and "
@@ -133,9 +133,9 @@ def notes(comparison: Comparison) -> list[str]:
         "Parameters are those of the training form; multiply–adds those of the form that is run. Speed counts two "
         "operations for each multiply–add.",
     ]
-    if plan.precision == "int8":
+    if conditions.precision == "int8":
         lines.append("int8 was calibrated on random images: that shows the speed and says nothing of accuracy.")
-    if plan.precision in ("int8", "fp16"):
+    if conditions.precision in ("int8", "fp16"):
         lines.append("The peak is that of fp32.")
     if comparison.peaks:
         fastest = max(comparison.peaks, key=lambda peak: peak.gflops)
@@ -151,16 +151,16 @@ def notes(comparison: Comparison) -> list[str]:
 
 
 def _markdown(comparison: Comparison, rows: Sequence[PresetRow]) -> str:
-    plan, machine = comparison.plan, comparison.machine
+    conditions, machine = comparison.conditions, comparison.machine
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     lines = [
-        f"# Preset {plan.preset}, {plan.precision}, "
-        f"{'GPU' if plan.device == 'cuda' else f'{plan.threads} CPU thread(s)'}",
+        f"# Preset {conditions.preset}, {conditions.precision}, "
+        f"{'GPU' if conditions.device == 'cuda' else f'{conditions.threads} CPU thread(s)'}",
         "",
-        f"{machine['gpu'] if plan.device == 'cuda' else machine['cpu']}; {versions}; commit {machine['commit']}. "
+        f"{machine['gpu'] if conditions.device == 'cuda' else machine['cpu']}; {versions}; commit {machine['commit']}. "
         f"{comparison.sessions[-1]['date'] if comparison.sessions else ''}",
     ]
-    paper = any(row.paper for row in rows) and plan.preset == "paper"
+    paper = any(row.paper for row in rows) and conditions.preset == "paper"
     for runtime in comparison.runtimes():
         header = [
             "network",
@@ -170,8 +170,8 @@ def _markdown(comparison: Comparison, rows: Sequence[PresetRow]) -> str:
             "MACs G",
             *(["paper"] if paper else []),
         ]
-        header += ["latency ms", *(["paper, EPYC 73F3"] if paper else []), f"÷ {plan.against}"]
-        header += [f"images/s, batch {plan.batch_size}", *(["paper, V100", "paper, MI250"] if paper else [])]
+        header += ["latency ms", *(["paper, EPYC 73F3"] if paper else []), f"÷ {conditions.against}"]
+        header += [f"images/s, batch {conditions.batch_size}", *(["paper, V100", "paper, MI250"] if paper else [])]
         header += ["of peak", "top-1 % (quoted, not measured)", *([] if paper else ["quoted from"])]
         lines += ["", f"## {_RUNTIME_NAMES[runtime]}", "", _line(header), _line(["---"] * len(header))]
         for row, found in _finished(comparison, rows):
@@ -215,7 +215,11 @@ def as_text(comparison: Comparison, rows: Sequence[PresetRow]) -> str:
     head = f"{'network':{width}}{'params M':>9}{'MACs G':>9}{'ms':>10}{'ratio':>8}{'images/s':>11}{'of peak':>9}"
     lines = []
     for runtime in comparison.runtimes():
-        lines += ["", f"{_RUNTIME_NAMES[runtime]}, {comparison.plan.precision}", f"{head}{'top-1 % (quoted)':>18}"]
+        lines += [
+            "",
+            f"{_RUNTIME_NAMES[runtime]}, {comparison.conditions.precision}",
+            f"{head}{'top-1 % (quoted)':>18}",
+        ]
         lines += [
             f"{row.name:{width}}{found.params_m:>9.2f}{found.macs_g:>9.3f}{found.latency.median_ms:>10.2f}"
             f"{found.latency.ratio:>8.2f}{found.images_per_second:>11.1f}{found.share_of_peak:>9.0%}"

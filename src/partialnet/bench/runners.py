@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from partialnet.deploy.quantize import quantize_onnx, quantize_openvino
+from partialnet.deploy.precision import convert_onnx, convert_openvino
 from partialnet.deploy.runtimes import openvino_core
 from partialnet.errors import UserError
 from partialnet.extras import require
@@ -49,7 +49,7 @@ class OnnxRuntimeRunner:
     """A session of onnxruntime, made from the file's content, with its batch.
 
     Args:
-        path: Float ONNX file of a network for batches of this size; not needed afterwards. int8 writes beside it.
+        path: Float ONNX file of a network for batches of this size; not needed afterwards.
         images: (B, C, H, W), float32.
         precision: "fp32", "fp16" or "int8", which is calibrated on noise.
         threads: CPU threads.
@@ -58,17 +58,7 @@ class OnnxRuntimeRunner:
     def __init__(self, path: Path, images: np.ndarray, precision: str, threads: int) -> None:
         import onnxruntime
 
-        if precision == "int8":
-            quantized = path.with_name("int8.onnx")
-            quantize_onnx(path, quantized, _noise(images))
-            content = quantized.read_bytes()
-        elif precision == "fp16":
-            import onnx
-            from onnxruntime.transformers.float16 import convert_float_to_float16
-
-            content = convert_float_to_float16(onnx.load(path), keep_io_types=True).SerializeToString()
-        else:
-            content = path.read_bytes()
+        content = convert_onnx(path, precision, _noise(images)).SerializeToString()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -84,9 +74,6 @@ class OnnxRuntimeRunner:
 class OpenVINORunner:
     """A compiled model of OpenVINO with its batch, which lies in an array that the runner keeps.
 
-    The file is read into memory first: OpenVINO maps files into memory, and would read from one that was deleted or
-    overwritten.
-
     Args:
         path: Float ONNX file of a network for batches of this size; not needed afterwards.
         images: (B, C, H, W), float32.
@@ -99,17 +86,14 @@ class OpenVINORunner:
 
     def __init__(self, path: Path, images: np.ndarray, precision: str, threads: int) -> None:
         openvino = require("openvino", "openvino")
-        core = openvino_core()
-        model = core.read_model(path.read_bytes())
-        if precision == "int8":
-            model = quantize_openvino(model, _noise(images))
+        model = convert_openvino(path, precision, _noise(images))
         hint = _OPENVINO_HINTS[precision]
         properties: dict[str, Any] = {
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             "INFERENCE_PRECISION_HINT": hint,
         }
-        self.compiled = core.compile_model(model, "CPU", properties)
+        self.compiled = openvino_core().compile_model(model, "CPU", properties)
         used = self.compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if used != hint:
             raise UserError(f"OpenVINO computes in {used} on this CPU when {precision} is asked; measure fp32 instead.")

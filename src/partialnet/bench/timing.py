@@ -63,7 +63,12 @@ def interleave(
             run()
     synchronize()
     with tqdm(
-        total=seconds, desc=description, unit="s", bar_format="{l_bar}{bar}| {elapsed}", delay=2, disable=not progress
+        total=seconds,
+        desc=description,
+        unit="s",
+        bar_format="{l_bar}{bar}| {elapsed}",
+        delay=2,
+        disable=None if progress else True,
     ) as bar:
         spent = 0.0
         while spent < seconds or min(map(len, samples.values())) < min_rounds:

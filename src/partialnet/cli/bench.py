@@ -10,7 +10,7 @@ import click
 from partialnet.errors import UserError
 
 if TYPE_CHECKING:
-    from partialnet.bench.comparison import Plan
+    from partialnet.bench.comparison import Conditions
 
 
 @click.command()
@@ -97,10 +97,12 @@ def bench(
     if preset is not None:
         if json_path or csv_path or plot_path or img_size:
             raise UserError("A preset chooses its image sizes and writes all its files into a folder: give -o only.")
-        from partialnet.bench.comparison import Plan
+        from partialnet.bench.comparison import Conditions
 
-        plan = Plan(preset, against or "resnet50", precision, threads, device, batch_size or 16, seconds or 4.0)
-        _bench_preset(plan, models, runtimes, output)
+        conditions = Conditions(
+            preset, against or "resnet50", precision, threads, device, batch_size or 16, seconds or 4.0
+        )
+        _bench_preset(conditions, models, runtimes, output)
         return
     if output is not None:
         raise UserError("-o is for presets; use --json, --csv and --plot for single models.")
@@ -128,9 +130,9 @@ def bench(
     names = list(dict.fromkeys([*models, reference]))
     sizes, inputs = {}, {}
     for name in names:
-        checkpoint = load(name)
+        checkpoint = load(name).resized(img_size)
         channels, height, width = checkpoint.input_config["input_size"]
-        inputs[name] = (channels, img_size or height, img_size or width)
+        inputs[name] = (channels, height, width)
         sizes[name] = measure(checkpoint.model, inputs[name]).folded
     if len(set(inputs.values())) > 1:
         each = ", ".join(f"{name} {height}×{width}" for name, (_, height, width) in inputs.items())
@@ -178,21 +180,21 @@ def parse_runtimes(text: str) -> list[str]:
     return runtimes
 
 
-def _bench_preset(plan: Plan, names: tuple[str, ...], runtimes: list[str], output: Path | None) -> None:
-    from partialnet.bench.comparison import compare, open_comparison, select
+def _bench_preset(conditions: Conditions, names: tuple[str, ...], runtimes: list[str], output: Path | None) -> None:
+    from partialnet.bench.comparison import measure_rows, open_comparison, select
     from partialnet.bench.preset_report import as_text, notes, write_report
     from partialnet.bench.presets import PRESETS
 
-    rows = PRESETS[plan.preset]
+    rows = PRESETS[conditions.preset]
     chosen = select(rows, names)
-    where = "cuda" if plan.device == "cuda" else f"{plan.threads}t"
-    folder = output or Path(f"bench_{plan.preset}_{plan.precision}_{where}")
-    comparison = open_comparison(folder, plan)
+    where = "cuda" if conditions.device == "cuda" else f"{conditions.threads}t"
+    folder = output or Path(f"bench_{conditions.preset}_{conditions.precision}_{where}")
+    comparison = open_comparison(folder, conditions)
     if comparison.measurements:
         click.echo(f"Going on in {folder}: {len(comparison.measurements)} rows are finished.", err=True)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        compare(chosen, runtimes, comparison, folder, lambda text: click.echo(text, err=True))
+        measure_rows(chosen, runtimes, comparison, folder, lambda text: click.echo(text, err=True))
     except KeyboardInterrupt:
         click.echo(f"\nStopped. The same command goes on with the rows that {folder} lacks.", err=True)
         raise

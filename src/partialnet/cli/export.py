@@ -67,18 +67,19 @@ def export(
     Example: partialnet export runs/demo --format openvino -o digits.xml
     """
     from partialnet.checkpoint import WEIGHTS_NAME, load
-    from partialnet.deploy.export import LEAST_AGREEMENT, SUFFIXES
+    from partialnet.deploy.export import LEAST_AGREEMENT, SUFFIXES, check_export
     from partialnet.deploy.export import export as run_export
     from partialnet.errors import UserError
     from partialnet.images import find_images
 
-    checkpoint = load(model)
     if output is None:
         name = Path(model).resolve().name if Path(model).is_dir() else Path(model).stem
         output = Path(f"{name}_{precision}{SUFFIXES[format]}")
+    images = find_images([calibration]) if calibration else []
+    checkpoint = load(model)
+    check_export(output, format, precision, bool(images))
     if output.resolve() in (Path(model).resolve(), Path(model).resolve() / WEIGHTS_NAME):
         raise UserError(f"{str(output)!r} is the checkpoint itself; choose another file with --output.")
-    images = find_images([calibration]) if calibration else []
     labelled = _labelled(calibration, checkpoint) if calibration and Path(model).exists() else None
     click.echo(f"Exporting {checkpoint.architecture} to {format} in {precision} …", err=True)
     result = run_export(checkpoint, output, format, precision, img_size, dynamic_batch, images, labelled, progress=True)
@@ -102,10 +103,11 @@ def export(
             f"{accuracy.difference * 100:+.2f} points against PyTorch's {accuracy.original:.2%}; same class "
             f"{accuracy.agreement:.1%}"
         )
-    if result.kept is not None:
+    if result.same_class < LEAST_AGREEMENT:
+        instead = "do not rely on it" if result.kept is None else f"{result.kept} was written too"
         click.echo(
-            f"Warning: int8 names the same class on less than {LEAST_AGREEMENT:.0%} of the images; {result.kept} was "
-            "written too.",
+            f"Warning: {precision} names PyTorch's class on {result.same_class:.1%} of the images, less than "
+            f"{LEAST_AGREEMENT:.0%}; {instead}.",
             err=True,
         )
     click.echo(f"Written: {result.path} ({result.size_mb:.1f} MB), {result.path}.json")

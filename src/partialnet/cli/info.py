@@ -37,9 +37,9 @@ def info(model: str | None, plan_source: str | None, img_size: int | None, as_js
 
     if (model is None) == (plan_source is None):
         raise click.UsageError("Give either a MODEL or a --plan.")
-    checkpoint = _open(model, plan_source)
+    checkpoint = _open(model, plan_source).resized(img_size)
     channels, height, width = checkpoint.input_config["input_size"]
-    size = (channels, img_size or height, img_size or width)
+    size = (channels, height, width)
     complexity = measure(checkpoint.model, size)
     paper = _paper(checkpoint, size)
     if as_json:
@@ -105,6 +105,11 @@ def _as_text(checkpoint: Checkpoint, complexity: Complexity, paper: tuple[float,
     lines = [f"{checkpoint.architecture}, {_classes(checkpoint)}, for {height}×{width} images of {channels} channels"]
     if checkpoint.report:
         lines.append(f"  {checkpoint.report}")
+    if checkpoint.folded:
+        sizes = "any size"
+        if isinstance(checkpoint.folded, tuple):
+            sizes = f"{checkpoint.folded[0]}×{checkpoint.folded[1]} pixels only"
+        lines.append(f"  folded for inference, for images of {sizes}")
     lines += [f"  {key} = {value}" for key, value in checkpoint.model_args.items() if key != "num_classes"]
     header = f"{'':10}{'output':>12}{'blocks':>8}  {'kind':<26}{'params M':>10}{'folded':>9}{'MACs G':>10}{'folded':>9}"
     lines += ["", header]

@@ -41,7 +41,7 @@ def predict(checkpoint: str, images: tuple[str, ...], topk: int, batch_size: int
     classifier = Classifier(open_source(checkpoint, trained=True))
     unreadable: list[UserError] = []
     # results that scroll by on a terminal are progress enough; a bar is for output that goes elsewhere
-    hide_bar = sys.stdout.isatty()
+    hide_bar = True if sys.stdout.isatty() else None
     results = classifier.predict(paths, topk, batch_size)
     for path, result in tqdm(results, total=len(paths), desc="predicting", unit="image", delay=2, disable=hide_bar):
         if isinstance(result, UserError):

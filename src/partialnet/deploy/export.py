@@ -29,9 +29,9 @@ from partialnet.layers.inference import Runtime
 from partialnet.prediction import Classifier
 
 from .photos import Photos, collect_photos
-from .quantize import quantize_onnx, quantize_openvino
+from .precision import convert_onnx, convert_openvino
 from .runtimes import CONFIG_KEY, load_exported
-from .verify import Accuracy, Agreement, compare, compare_accuracy, image_batches, random_batches
+from .verify import Accuracy, Agreement, compare_accuracy, compare_logits, image_batches, random_batches
 
 Format = Literal["onnx", "openvino", "torch"]
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
@@ -42,7 +42,7 @@ PRECISIONS: dict[str, tuple[str, ...]] = {
 }
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".safetensors"}
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-#: Share of images on which an int8 network must name the float network's class, or the float file is kept too.
+#: Share of images on which an export must name PyTorch's class, or one in fp32 is written too.
 LEAST_AGREEMENT = 0.98
 #: The first opset with an operator for GELU, which onnxruntime runs twice as fast as its five parts.
 _OPSET = 20
@@ -65,7 +65,7 @@ class Export:
         held_out: Whether no photograph of the comparison was used for calibration.
         accuracy: Comparison on labelled images; None where there are none.
         operators: Number of operators of each kind in the float ONNX graph.
-        kept: A float export that was kept because int8 agrees too rarely.
+        kept: An export in fp32 that was written too, because this one agrees too rarely.
     """
 
     path: Path
@@ -118,32 +118,55 @@ def export(
         progress: Show a bar while the accuracy is measured.
 
     Raises:
-        UserError: The combination is not offered, a package is missing, or the network is no classifier.
+        UserError: The combination is not offered, a package is missing, the network is no classifier, or the exported
+            one answers NaN.
     """
-    if precision not in PRECISIONS[format]:
-        raise UserError(f"{format} is exported in {', '.join(PRECISIONS[format])}, not in {precision}.")
-    if output.suffix != SUFFIXES[format]:
-        raise UserError(f"{str(output)!r} should end in {SUFFIXES[format]} for {format}.")
-    if precision == "int8" and not calibration and labelled is None:
-        raise UserError("int8 needs images like those to come: give a folder of at least 100 with --calibration.")
-    if format == "openvino":
-        require("openvino", "openvino")
+    check_export(output, format, precision, calibrated=bool(calibration) or labelled is not None)
     fixed_size = img_size is not None or format != "torch"
-    checkpoint = _resized(checkpoint, img_size)
+    checkpoint = checkpoint.resized(img_size)
     classifier = Classifier(checkpoint)
     photos = collect_photos(calibration, labelled, calibrated=precision == "int8")
-    output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as workspace:
         height, width = checkpoint.input_config["input_size"][1:]
         folded = checkpoint.fold((height, width) if fixed_size else None, _FORMS.get(format))
         draft = _Draft(Path(workspace), checkpoint, classifier, folded, photos, dynamic_batch, progress)
         result = draft.write(output, format, precision)
-        if precision == "int8" and result.same_class < LEAST_AGREEMENT:
-            kept = output.with_stem(f"{output.stem}_fp32")
-            draft.write(kept, format, "fp32")
-            result = replace(result, kept=kept)
-    write_atomically(_report_path(output), (json.dumps(result.as_dict(), indent=1) + "\n").encode())
+        if precision != "fp32" and result.same_class < LEAST_AGREEMENT:
+            kept = draft.write(output.with_stem(f"{output.stem}_fp32"), format, "fp32")
+            _write_report(kept)
+            result = replace(result, kept=kept.path)
+    _write_report(result)
     return result
+
+
+def check_export(output: Path, format: str, precision: str, calibrated: bool) -> None:
+    """Refuse what cannot become an export, before any work; make the folder of ``output``.
+
+    Args:
+        output: File to write.
+        format: See ``export``.
+        precision: See ``export``.
+        calibrated: Whether there are images for int8.
+
+    Raises:
+        UserError: The combination is not offered, a package is missing, or the file cannot be written.
+    """
+    if precision not in PRECISIONS[format]:
+        raise UserError(f"{format} is exported in {', '.join(PRECISIONS[format])}, not in {precision}.")
+    if output.suffix != SUFFIXES[format]:
+        raise UserError(f"{str(output)!r} should end in {SUFFIXES[format]} for {format}.")
+    if precision == "int8" and not calibrated:
+        raise UserError("int8 needs images like those to come: give a folder of at least 100 with --calibration.")
+    if format == "openvino":
+        require("openvino", "openvino")
+    if format == "openvino" and precision == "int8":
+        require("nncf", "quantize")
+    if output.is_dir():
+        raise UserError(f"{str(output)!r} is a folder; name a file to write.")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{str(output)!r} cannot be written, its folder cannot be made: {error.strerror}.") from error
 
 
 @dataclass
@@ -171,8 +194,10 @@ class _Draft:
         size_mb = sum(file.stat().st_size for file in files) / 1e6
         comparison = self.photos.images(self.photos.comparison)
         agreement = {
-            "noise": compare(self.classifier, exported, random_batches(self.checkpoint.input_config["input_size"])),
-            "photographs": compare(self.classifier, exported, image_batches(self.classifier, comparison)),
+            "noise": compare_logits(
+                self.classifier, exported, random_batches(self.checkpoint.input_config["input_size"])
+            ),
+            "photographs": compare_logits(self.classifier, exported, image_batches(self.classifier, comparison)),
         }
         accuracy = None
         if self.photos.test is not None and self.original_evaluation is not None:
@@ -221,44 +246,25 @@ class _Draft:
     def _finish_onnx(self, path: Path, precision: str) -> None:
         import onnx
 
-        if precision == "int8":
-            batches = self._calibration_batches()
-            with quiet():
-                quantize_onnx(self.graph, path, batches)
-            model = onnx.load(path)
-        elif precision == "fp16":
-            from onnxruntime.transformers.float16 import convert_float_to_float16
-
-            model = convert_float_to_float16(onnx.load(self.graph), keep_io_types=True)
-        else:
-            model = onnx.load(self.graph)
+        batches = self._calibration_batches() if precision == "int8" else ()
+        with quiet():
+            model = convert_onnx(self.graph, precision, batches)
         onnx.helper.set_model_props(model, {CONFIG_KEY: json.dumps(self.checkpoint.config())})
         onnx.save(model, path)
 
     def _finish_openvino(self, path: Path, precision: str) -> None:
         openvino = require("openvino", "openvino")
-        model = openvino.convert_model(self.graph)
-        if precision == "int8":
-            batches = self._calibration_batches()
-            with quiet():
-                model = quantize_openvino(model, batches)
+        batches = self._calibration_batches() if precision == "int8" else ()
+        with quiet():
+            model = convert_openvino(self.graph, precision, batches)
         config = self.checkpoint.config() | {"inference_precision": "bf16" if precision == "bf16" else "f32"}
         model.set_rt_info(json.dumps(config), [CONFIG_KEY])
         openvino.save_model(model, path, compress_to_fp16=precision in ("fp16", "bf16"))
 
 
-def _resized(checkpoint: Checkpoint, img_size: int | None) -> Checkpoint:
-    if img_size is None:
-        return checkpoint
-    if isinstance(checkpoint.folded, tuple) and checkpoint.folded != (img_size, img_size):
-        height, width = checkpoint.folded
-        raise UserError(f"The network was folded for images of {height}×{width} pixels; give the run it came from.")
-    channels = checkpoint.input_config["input_size"][0]
-    return replace(checkpoint, input_config={**checkpoint.input_config, "input_size": [channels, img_size, img_size]})
-
-
-def _report_path(output: Path) -> Path:
-    return output.with_name(f"{output.name}.json")
+def _write_report(result: Export) -> None:
+    path = result.path.with_name(f"{result.path.name}.json")
+    write_atomically(path, (json.dumps(result.as_dict(), indent=1) + "\n").encode())
 
 
 def write_onnx(model: nn.Module, shape: Sequence[int], path: Path, dynamic_batch: bool = False) -> None:

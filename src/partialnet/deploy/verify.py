@@ -33,7 +33,7 @@ class Agreement:
     top1: float
 
 
-def compare(original: Classifier, exported: Classifier, batches: Iterable[Tensor]) -> Agreement:
+def compare_logits(original: Classifier, exported: Classifier, batches: Iterable[Tensor]) -> Agreement:
     """Compare two classifiers on batches of preprocessed images, (B, C, H, W).
 
     Raises:

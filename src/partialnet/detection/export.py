@@ -214,7 +214,7 @@ def _verify(
     transform: Any = checkpoint.model.transform
     on_canvas = Canvas(CanvasGraph(checkpoint.model, canvas), canvas, transform)
     answers: tuple[list[dict[str, Tensor]], ...] = ([], [], [])
-    for photo in tqdm(photos, desc="comparing", unit="image", delay=2, disable=not progress):
+    for photo in tqdm(photos, desc="comparing", unit="image", delay=2, disable=None if progress else True):
         with torch.inference_mode():
             for given, model in zip(answers, (exported, on_canvas, checkpoint.model.eval()), strict=True):
                 given += model([photo])

@@ -62,7 +62,7 @@ class PartialNet(nn.Module):
     Args:
         in_chans: Number of image channels.
         num_classes: Number of classes; 0 leaves the classifier out.
-        global_pool: timm's pooling name; "" keeps the feature map.
+        global_pool: timm's pooling name; "" keeps the feature map, for networks without classifier.
         embed_dim: Channels of the first stage; doubled by every merging.
         depths: Number of blocks in each stage.
         split_ratio: Share of channels that PAT_ch and PAT_sf convolve: one number, or one for each block. A block of
@@ -153,7 +153,7 @@ class PartialNet(nn.Module):
 
         self.num_features = embed_dim * 2 ** (len(depths) - 1)
         self.head_hidden_size = head_hidden_size
-        self.global_pool = _pooling(global_pool)
+        self.global_pool = _pooling(global_pool, num_classes)
         self.conv_head: nn.Module = nn.Conv2d(self.num_features, head_hidden_size, 1, bias=False, **dd)
         self.act: nn.Module = act()
         self.flatten: nn.Module = nn.Flatten(1) if global_pool else nn.Identity()
@@ -204,9 +204,9 @@ class PartialNet(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a fresh one of ``num_classes`` (0: none) and, if given, the pooling."""
         reference = next(self.parameters())
-        if global_pool is not None:
-            self.global_pool = _pooling(global_pool)
-            self.flatten = nn.Flatten(1) if global_pool else nn.Identity()
+        global_pool = self.global_pool.pool_type if global_pool is None else global_pool
+        self.global_pool = _pooling(global_pool, num_classes)
+        self.flatten = nn.Flatten(1) if global_pool else nn.Identity()
         self.num_classes = num_classes
         self.classifier = _classifier(
             self.head_hidden_size, num_classes, device=reference.device, dtype=reference.dtype
@@ -301,9 +301,11 @@ def _activation(act_layer: str | Callable[..., nn.Module]) -> Callable[..., nn.M
     return activations[act_layer]
 
 
-def _pooling(global_pool: str) -> nn.Module:
+def _pooling(global_pool: str, num_classes: int) -> SelectAdaptivePool2d:
     if global_pool not in ("avg", "max", "avgmax", ""):
         raise ValueError(f"global_pool={global_pool!r} is not possible. Choose avg, max, avgmax or ''.")
+    if num_classes and not global_pool:
+        raise ValueError("global_pool='' leaves a feature map, which no classifier takes; give num_classes=0 as well.")
     return SelectAdaptivePool2d(pool_type=global_pool)
 
 
