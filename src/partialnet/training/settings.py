@@ -6,6 +6,7 @@ A configuration is a frozen dataclass that derives from ``Settings`` and declare
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -126,10 +127,16 @@ def parse_setting(kind: type[Settings], name: str, text: str) -> Any:
 
 def setting_type(kind: type[Settings], name: str) -> tuple[bool, Any]:
     """Whether a setting may be none, and its type otherwise."""
-    hint = typing.get_type_hints(kind)[name]
+    hint = _type_hints(kind)[name]
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return True, next(part for part in typing.get_args(hint) if part is not type(None))
     return False, hint
+
+
+@functools.cache
+def _type_hints(kind: type[Settings]) -> dict[str, Any]:
+    """Types of all settings; each call of typing's reads every annotation of the class anew."""
+    return typing.get_type_hints(kind)
 
 
 def as_yaml(config: Settings, title: str = "") -> str:
