@@ -63,7 +63,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-SMALL = ("--model", "partialnet_t0", "--img-size", "32", "--model-args", "patch_size=2", "--model-args", "embed_dim=16")
+SMALL_ARGS = {"patch_size": 2, "embed_dim": 16, "depths": [1, 1, 1, 1]}
+SMALL = ("--model", "partialnet_t0", "--img-size", "32")
+SMALL += tuple(word for name, value in SMALL_ARGS.items() for word in ("--model-args", f"{name}={value}"))
 TRAINING = ("--batch-size", "16", "--workers", "0", "--threads", "1", "--no-channels-last", "--horizontal-flip", "0")
 
 
@@ -191,7 +193,7 @@ def test_other_networks_are_not_compared_with_the_printed_sizes(
 def test_sizes_and_speeds_in_all_files(command: Command, tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("t.json", "t.csv", "t.md")]
     code, out, _ = command(
-        *("--table", "12", "--row", "srm", "--row", "gaussian-se", "--model", "partialnet_t0", "--img-size", "64"),
+        *("--table", "12", "--row", "srm", "--row", "gaussian-se", *SMALL),
         *("--runtime", "eager", "--seconds", "0.05", "--bench-batch-size", "2", "--processor-time"),
         *("--json", str(files[0]), "--csv", str(files[1]), "--markdown", str(files[2])),
     )
@@ -250,7 +252,7 @@ def test_an_interrupted_run_goes_on(photos: Path, tmp_path: Path, monkeypatch: p
     config = load_recipe(
         "small",
         model="partialnet_t0",
-        model_args={"patch_size": 2, "embed_dim": 16},
+        model_args=SMALL_ARGS,
         img_size=32,
         epochs=2,
         batch_size=16,
