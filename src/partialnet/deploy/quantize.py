@@ -19,7 +19,7 @@ from partialnet.extras import require
 #: What stays in float: statistics, gates, softmax and the sums and products around them. In int8 they cost agreement
 #: with the float network, and the conversions between them cost time.
 _FLOAT_OPERATORS = (
-    *("MVN", "ReduceMean", "ReduceL2", "HSigmoid", "HardSigmoid", "Softmax", "SoftMax", "Gelu"),
+    *("MVN", "ReduceMean", "Sqrt", "HSigmoid", "HardSigmoid", "Softmax", "SoftMax", "Gelu"),
     *("Add", "Subtract", "Multiply", "Divide", "MatMul", "Concat", "Split", "VariadicSplit"),
 )
 
