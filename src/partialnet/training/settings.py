@@ -127,7 +127,7 @@ def parse_setting(kind: type[Settings], name: str, text: str) -> Any:
 
 def setting_type(kind: type[Settings], name: str) -> tuple[bool, Any]:
     """Whether a setting may be none, and its type otherwise."""
-    hint = _type_hints(kind)[name]
+    hint = _type_hints(kind)[name]  # type: ignore[arg-type] # a class is hashable, whatever its instances are
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return True, next(part for part in typing.get_args(hint) if part is not type(None))
     return False, hint
