@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import partialnet
 from partialnet.layers import DPConv, PATConv, SelfAttention2d
+from partialnet.layers.channel_subset import attend
 
 CHANNELS = (24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512)
 ATTENTIONS: dict[str, object] = {
@@ -114,6 +115,45 @@ def test_training_gives_the_static_layers_gradients(attention: str, randomize: R
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-8, atol=1e-9)
     torch.testing.assert_close(conv.conv.weight.grad[:4, :4], static.conv.weight.grad, rtol=1e-9, atol=1e-9)
     assert not conv.conv.weight.grad[4:].any()
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("gates", [[0, 0], [0, 1], [1, 1], [1, 0]])
+def test_gradients_are_those_of_the_masked_dense_convolution(
+    attention: str, gates: list[int], randomize: Randomize
+) -> None:
+    """Only the block is convolved; what the others would add has its gradient all the same."""
+    conv = randomize(DPConv(16, attention=ATTENTIONS[attention], min_channels=4)).double().train()
+    with_gates(conv, gates)
+    x = torch.randn(3, 16, 5, 4, dtype=torch.float64)
+
+    def by_definition(x: Tensor) -> Tensor:
+        mask = conv.mask()
+        rest = x if attention == "none" else attend(conv.attn, x, 1 - mask)
+        masked = conv.conv.weight * torch.outer(mask, mask)[:, :, None, None]
+        return torch.conv2d(x, masked, padding=1) + (1 - mask)[:, None, None] * rest
+
+    found = []
+    for function in (conv, by_definition):
+        conv.zero_grad()
+        own = x.clone().requires_grad_()
+        y = function(own)
+        (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)).sum().backward()
+        gradients = {name: parameter.grad for name, parameter in conv.named_parameters()}
+        found.append({"y": y.detach(), "x": own.grad, **gradients})
+    assert found[0]["gates"].any()
+    torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("attention", ["none", "gaussian_se"])
+def test_half_precision_by_autocast(attention: str) -> None:
+    conv = DPConv(16, attention=attention if attention != "none" else None).train()
+    x = torch.randn(3, 16, 5, 4, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = conv(x)
+    torch.testing.assert_close(y.float(), conv(x), rtol=0.02, atol=0.02)
+    y.float().square().sum().backward()
+    assert all(parameter.grad.dtype == torch.float32 for parameter in (x, *conv.parameters()))
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)

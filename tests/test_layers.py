@@ -315,6 +315,17 @@ def test_gaussian_se_gradient_check(randomize: Randomize) -> None:
     assert torch.autograd.gradcheck(layer, (leaf(3, 3, 2, 3),))
 
 
+@pytest.mark.parametrize("size", [4, 40])  # small and large images have different kernels
+def test_gradient_of_the_statistics(size: int) -> None:
+    layer = GaussianSE(8).double().train()
+    x = torch.randn(3, 8, size, size, dtype=torch.float64, requires_grad=True)
+    direction = torch.randn_like(x)
+    (gradient,) = torch.autograd.grad(layer(x).pow(3).sum(), x)
+    with torch.no_grad():
+        above, below = (layer(x + step * direction).pow(3).sum() for step in (1e-5, -1e-5))
+    torch.testing.assert_close((gradient * direction).sum(), (above - below) / 2e-5, rtol=1e-4, atol=1e-4)
+
+
 def test_gaussian_se_sees_deviation_not_only_mean(randomize: Randomize) -> None:
     layer = randomize(GaussianSE(2)).eval()
     layer.norm = nn.Identity()

