@@ -2,12 +2,15 @@
 
     python benchmarks/tables.py
 
-prints the README's table and those of docs/measurements.md, docs/surgery.md and docs/ablations.md.
+prints the README's table and those of docs/measurements.md, docs/surgery.md, docs/search.md and docs/ablations.md.
 """
 
 from __future__ import annotations
 
+import csv
 import json
+import statistics
+from fractions import Fraction
 from pathlib import Path
 
 import timm
@@ -15,6 +18,7 @@ import timm
 import partialnet  # noqa: F401 - registers the models
 from partialnet.ablation.report import as_markdown
 from partialnet.complexity import PAPER, measure
+from partialnet.search.pictures import as_fraction, short_layer_name
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = ("t0", "t1", "t2", "s", "m", "l")
@@ -95,6 +99,55 @@ def surgery(content: dict) -> None:
                 print(f"| {label} | {' | '.join(cells)} |")
 
 
+def search_steps(content: dict) -> None:
+    """A training step while searching against one with dense convolutions, medians and quartiles."""
+    sizes = list(dict.fromkeys(row["size"] for row in content["rows"]))
+    found = {(row["size"], row["layer"]): row for row in content["rows"]}
+    print(f"\n| | {' | '.join(size.upper() for size in sizes)} |\n{'|---' * (len(sizes) + 1)}|")
+    for layer in dict.fromkeys(row["layer"] for row in content["rows"]):
+        print(f"| {layer} | {' | '.join(ratio(found[size, layer]) for size in sizes)} |")
+
+
+#: Channels of PartialNet-T0's layers, in the order of the paper's Figure 7.
+T0_CHANNELS = (32, *[64] * 2, *[128] * 6, *[256] * 4)
+
+
+def split_ratios(content: dict) -> None:
+    """The learned split ratios for each θ, and below each row the paper's Figure 7; then what ours cost."""
+    with (Path(__file__).parent / "paper_figure7.csv").open() as file:
+        paper = {
+            float(row.pop("theta")): [float(Fraction(ratio)) for ratio in row.values()] for row in csv.DictReader(file)
+        }
+    ours = {row["theta"]: row for row in content["rows"]}
+    names = [name for name in content["rows"][0] if name.startswith("stages.")]
+    places = [short_layer_name(name) for name in names]
+    print(f"\n| θ | | {' | '.join(places)} | mean | ends | between | ζ/κ |\n{'|---' * (len(names) + 6)}|")
+    for theta in sorted({*paper, *ours}):
+        found = {"ours": [ours[theta][name] for name in names]} if theta in ours else {}
+        found |= {"paper": paper[theta]} if theta in paper else {}
+        for whose, ratios in found.items():
+            cells = [as_fraction(share) for share in ratios]
+            ends, between = [ratios[0], ratios[-1]], ratios[1:-1]
+            cells += [f"{statistics.mean(values):.3f}" for values in (ratios, ends, between)]
+            share = sum(c * c * r for c, r in zip(T0_CHANNELS, ratios, strict=True)) / sum(c * c for c in T0_CHANNELS)
+            print(f"| {theta:g} | {whose} | {' | '.join(cells)} | {share * theta**2:.2f} |")
+    print("\n| θ | multiply–adds M | parameters M | accuracy while searching % |\n|---|---|---|---|")
+    for theta, row in sorted(ours.items()):
+        print(f"| {theta:g} | {1e3 * row['macs_g']:.2f} | {row['params_m']:.3f} | {100 * row['val_accuracy']:.1f} |")
+    print(f"\n{content['epochs']} epochs, {content['train_images']:,} training images")
+
+
+def retrained(content: dict) -> None:
+    """The planned network and fixed ratios, retrained from scratch."""
+    print("\n| split ratio | multiply–adds M | accuracy % | each seed |\n|---|---|---|---|")
+    for row in content["rows"]:
+        spread = "" if row["stdev"] is None else f" ± {100 * row['stdev']:.2f}"
+        label = f"planned, θ = {content['theta']:g}" if row["network"] == "planned" else row["network"]
+        seeds = ", ".join(f"{100 * accuracy:.2f}" for accuracy in row["accuracies"])
+        print(f"| {label} | {1e3 * row['macs_g']:.2f} | {100 * row['mean']:.2f}{spread} | {seeds} |")
+    print(f"\n{content['epochs']} epochs, {content['train_images']:,} training images")
+
+
 def speed_ratio(timing: dict) -> str:
     """How many times as fast as the reference: median and quartiles."""
     return f"{1 / timing['ratio']:.2f} ({1 / timing['ratio_q3']:.2f}–{1 / timing['ratio_q1']:.2f})"
@@ -112,6 +165,12 @@ def main() -> None:
     content = json.loads((RESULTS / "surgery.json").read_text())
     surgery(content)
     print(content["environment"])
+    searches = {"search_step": search_steps, "split_ratio_sweep": split_ratios, "split_ratio_compare": retrained}
+    for name, table in searches.items():
+        if (RESULTS / f"{name}.json").exists():  # searches take hours
+            content = json.loads((RESULTS / f"{name}.json").read_text())
+            table(content)
+            print(content["environment"])
     for path in sorted(RESULTS.glob("ablation_table*.json"), key=lambda path: int(path.stem.split("table")[1])):
         content = json.loads(path.read_text())
         print(f"\n{as_markdown(content, level=2)}")

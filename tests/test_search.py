@@ -179,9 +179,25 @@ def test_wrong_plans(text: str | None, message: str, tmp_path: Path) -> None:
         load_plan(path)
 
 
-def test_plan_with_an_impossible_ratio(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("split_ratios", {"stages.0.blocks.0.mixer": 1.5}, "1.5, outside"),
+        ("split_ratios", {"stages.0.blocks.0.mixer": "half"}, "'half', outside"),
+        ("split_ratios", {}, "no split ratios"),
+        ("model", 5, "its model is 5"),
+        ("model_args", [0.25], "its model_args is"),
+        ("search", None, "its search is None"),
+        ("kappa", 0, "its kappa is 0"),
+        ("macs_g", "few", "its macs_g is 'few'"),
+        ("input_size", [32, 32], "not channels, height and width"),
+        ("input_size", 32, "not whole"),
+        ("surprise", 1, "surprise"),
+    ],
+)
+def test_plans_that_no_search_writes(name: str, value: object, message: str, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     example_plan().save(path)
-    path.write_text(path.read_text().replace('"stages.0.blocks.0.mixer": 0.25', '"stages.0.blocks.0.mixer": 1.5'))
-    with pytest.raises(UserError, match="outside"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    with pytest.raises(UserError, match=message):
         load_plan(path)

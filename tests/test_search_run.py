@@ -137,7 +137,11 @@ def test_info_shows_a_plan(searched: Path, capsys: pytest.CaptureFixture[str]) -
     main(["info", "--plan", str(searched)])
     output = capsys.readouterr().out
     assert "θ = 4" in output
-    assert f"split_ratio = {load_plan(searched).model_args['split_ratio']}" in output
+    plan = load_plan(searched)
+    assert f"split_ratio = {plan.model_args['split_ratio']}" in output
+    assert "3 classes (blue, green, red)" in output
+    total = next(line for line in output.splitlines() if line.startswith("total"))
+    assert float(total.split()[1]) == pytest.approx(plan.params_m, abs=6e-4)  # as the search said
     with pytest.raises(SystemExit) as stop:
         main(["info"])
     assert stop.value.code == 2

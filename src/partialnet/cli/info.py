@@ -63,7 +63,8 @@ def _open(model: str | None, plan_source: str | None) -> Checkpoint:
         return load(model)
     assert plan_source is not None
     plan = load_plan(plan_source)
-    checkpoint = create_checkpoint(plan.model, **plan.model_args)
+    classes = {"num_classes": len(plan.class_names)} if plan.class_names else {}
+    checkpoint = create_checkpoint(plan.model, plan.class_names, **{**classes, **plan.model_args})
     checkpoint.input_config["input_size"] = plan.input_size
     checkpoint.report = (
         f"Planned by a search with θ = {plan.theta:g}: ζ/κ = {plan.zeta / plan.kappa:.3f}, mean split ratio "

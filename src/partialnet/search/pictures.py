@@ -85,11 +85,11 @@ def draw_plan(path: Path, plan: Plan) -> None:
     axes.bar(range(len(names)), [ratio / lowest - 1 for ratio in ratios], bottom=1, color=colours)
     axes.set_yscale("log", base=2)
     ticks = [tick for tick in _TICKS if tick > lowest]
-    axes.set_yticks([tick / lowest for tick in ticks], [_fraction(tick) for tick in ticks])
+    axes.set_yticks([tick / lowest for tick in ticks], [as_fraction(tick) for tick in ticks])
     axes.set_xticks(range(len(names)), [short_layer_name(name) for name in names], fontsize=11)
     axes.axhline(1 / 4 / lowest, color="grey", linestyle="--", linewidth=1.5, zorder=0)
     for place, ratio in enumerate(ratios):
-        axes.text(place, ratio / lowest, _fraction(ratio), ha="center", va="bottom", fontsize=11)
+        axes.text(place, ratio / lowest, as_fraction(ratio), ha="center", va="bottom", fontsize=11)
     axes.set(xlabel="stage.block", ylabel="share of channels convolved", ylim=(1, 1.5 / lowest))
     axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(
@@ -112,7 +112,7 @@ def draw_sweep(path: Path, plans: Mapping[float, Plan]) -> None:
     shown = left.imshow(ratios, cmap="viridis", norm=_norm(ratios), aspect="auto")
     for (row, column), ratio in np.ndenumerate(ratios):
         dark = ratio < np.sqrt(ratios.min() * ratios.max())
-        left.text(column, row, _fraction(ratio), ha="center", va="center", color="white" if dark else "black")
+        left.text(column, row, as_fraction(ratio), ha="center", va="center", color="white" if dark else "black")
     left.set_yticks(range(len(thetas)), [f"{theta:g}" for theta in thetas])
     left.set_xticks(range(len(names)), [short_layer_name(name) for name in names])
     left.set(xlabel="stage.block", ylabel="θ", title="Split ratio of each layer")
@@ -136,11 +136,11 @@ def _norm(ratios: np.ndarray) -> LogNorm:
 def _colour_bar(figure: Figure, axes: Axes, shown: ScalarMappable) -> None:
     bar = figure.colorbar(shown, ax=axes)
     ticks = [tick for tick in _TICKS if tick >= min(bar.mappable.get_clim())]
-    bar.set_ticks(ticks, labels=[_fraction(tick) for tick in ticks])
+    bar.set_ticks(ticks, labels=[as_fraction(tick) for tick in ticks])
     bar.ax.minorticks_off()
 
 
-def _fraction(ratio: float) -> str:
+def as_fraction(ratio: float) -> str:
     """A power of two as a fraction, anything else in three digits."""
     inverse = 1 / ratio
     if ratio == 1:

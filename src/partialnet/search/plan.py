@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -54,6 +55,12 @@ class Plan:
     def network(self) -> str:
         """Name of the network whose ratios were searched; ``model`` may be the entry that builds it with others."""
         return str(self.model_args["network"]) if self.model == ARCHITECTURE else self.model
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes that were searched for; empty where the plan does not say."""
+        data = self.search.get("data")
+        return tuple(data.get("classes", ())) if isinstance(data, Mapping) else ()
 
     @property
     def satisfied(self) -> bool:
@@ -112,10 +119,30 @@ def load_plan(path: str | Path) -> Plan:
     fields = {name: value for name, value in content.items() if name not in ("format", "constraint_met")}
     try:
         plan = Plan(**{**fields, "input_size": tuple(fields["input_size"])})
-        ratios = [float(ratio) for ratio in plan.split_ratios.values()]
-        float(plan.theta), float(plan.zeta), float(plan.kappa)
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        _check(plan)
+    except (TypeError, KeyError, ValueError) as error:
         raise UserError(f"Plan {str(path)!r} is not whole: {error}.") from None
-    if not all(0 < ratio <= 1 for ratio in ratios):
-        raise UserError(f"Plan {str(path)!r} has a split ratio outside (0, 1].")
     return plan
+
+
+def _check(plan: Plan) -> None:
+    """Refuse values that no search writes.
+
+    Raises:
+        ValueError: There is one.
+    """
+    kinds = {"model": str, "model_args": Mapping, "split_ratios": Mapping, "search": Mapping}
+    for name, kind in kinds.items():
+        if not isinstance(getattr(plan, name), kind):
+            raise ValueError(f"its {name} is {getattr(plan, name)!r}")
+    if not plan.split_ratios:
+        raise ValueError("it has no split ratios")
+    numbers = {name: getattr(plan, name) for name in ("theta", "zeta", "kappa", "params_m", "macs_g")}
+    for name, number in numbers.items():
+        if not isinstance(number, (int, float)) or not 0 < number < math.inf:
+            raise ValueError(f"its {name} is {number!r}, no positive number")
+    if len(plan.input_size) != 3 or not all(isinstance(side, int) and side > 0 for side in plan.input_size):
+        raise ValueError(f"its input_size is {list(plan.input_size)}, not channels, height and width")
+    for name, ratio in plan.split_ratios.items():
+        if not isinstance(ratio, (int, float)) or not 0 < ratio <= 1:
+            raise ValueError(f"its split ratio of {name} is {ratio!r}, outside (0, 1]")
