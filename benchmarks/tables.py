@@ -60,19 +60,29 @@ def measurements(threads: int, rows: list[dict]) -> None:
 
 
 def deployment(rows: list[dict]) -> None:
-    """Ratios, then milliseconds and share of what the core can do, of folded networks."""
-    columns = (("openvino", "fp32"), ("onnxruntime", "fp32"), ("eager", "fp32"), ("openvino", "bf16"))
+    """Ratios, then share of what the core can do, of folded networks; what a processor cannot run has no column."""
+    labels = {
+        ("openvino", "fp32"): "OpenVINO",
+        ("onnxruntime", "fp32"): "onnxruntime",
+        ("eager", "fp32"): "eager PyTorch",
+        ("openvino", "bf16"): "OpenVINO bf16",
+        ("openvino", "int8"): "OpenVINO int8",
+        ("onnxruntime", "int8"): "onnxruntime int8",
+    }
     found = {(row["size"], row["runtime"], row["precision"]): row for row in rows}
-    print("\n| | OpenVINO | onnxruntime | eager PyTorch | OpenVINO bf16 |\n|---|---|---|---|---|")
+    columns = [column for column in labels if all((size, *column) in found for size in SIZES)]
+    print(f"\n| | {' | '.join(labels[column] for column in columns)} |\n|{'---|' * (1 + len(columns))}")
     for size in SIZES:
         cells = [ratio(found[size, *column]["timings"][f"partialnet_{size}"]) for column in columns]
         print(f"| {size.upper()} | {' | '.join(cells)} |")
-    print("\n| GFLOP/s | OpenVINO | onnxruntime | eager PyTorch | one large convolution |\n|---|---|---|---|---|")
+    columns = [column for column in columns if column[1] == "fp32"]
+    print(f"\n| GFLOP/s | {' | '.join(labels[column] for column in columns)} | one large convolution |")
+    print(f"|{'---|' * (2 + len(columns))}")
     for size in SIZES:
-        pairs = [found[size, *column]["gflops"] for column in columns[:3]]
+        pairs = [found[size, *column]["gflops"] for column in columns]
         cells = [f"{pair[f'fasternet_{size}']:.0f}, {pair[f'partialnet_{size}']:.0f}" for pair in pairs]
         peak = "–".join(
-            f"{limit(found[size, *column]['large_convolution_gflops'] for column in columns[:3]):.0f}"
+            f"{limit(found[size, *column]['large_convolution_gflops'] for column in columns):.0f}"
             for limit in (min, max)
         )
         print(f"| {size.upper()} | {' | '.join(cells)} | {peak} |")
@@ -159,9 +169,10 @@ def main() -> None:
     for threads, content in files.items():
         measurements(threads, content["rows"])
         print(content["environment"])
-    content = json.loads((RESULTS / "deployment.json").read_text())
-    deployment(content["rows"])
-    print(content["environment"])
+    for path in sorted(RESULTS.glob("deployment*.json")):  # one for each processor
+        content = json.loads(path.read_text())
+        deployment(content["rows"])
+        print(content["environment"])
     content = json.loads((RESULTS / "surgery.json").read_text())
     surgery(content)
     print(content["environment"])
