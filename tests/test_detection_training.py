@@ -121,7 +121,10 @@ def test_a_folded_detector_is_as_precise(data: str, tmp_path: Path, randomize: R
         **{"model_args": CONFIG.model_args, "img_size": (48, 80), "num_proposals": 40},
         **{"score_thresh": 0.0, "detections_per_img": 5},
     )
-    randomize(detector.model)
+    # in double precision, as rounding alone may swap detections of nearly the same score
+    randomize(detector.model).double().register_forward_pre_hook(
+        lambda _, args: ([image.double() for image in args[0]], *args[1:])
+    )
     content = json.loads((Path(data) / "annotations.json").read_text())
     content["annotations"] = evaluate_detector(detector, open_held_out(data), workers=0).detections
     (tmp_path / "found.json").write_text(json.dumps(content))
