@@ -42,7 +42,7 @@ def run_demo(folder: Path, config: TrainConfig | None = None) -> DemoResult:
 
     Args:
         folder: Folder to fill; it is made if needed.
-        config: How to train; the default takes about a minute on one core.
+        config: How to train; the default takes one to three minutes on one core.
 
     Raises:
         RunInterrupted: A signal asked to stop.

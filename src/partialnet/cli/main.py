@@ -39,7 +39,7 @@ from .ui import ui
 def cli(own_modules: tuple[str, ...]) -> None:
     """PartialNet: partial-channel vision networks.
 
-    Start with `partialnet demo`, which trains a network on your CPU in about a minute.
+    Start with `partialnet demo`, which trains a network on your CPU in a few minutes.
     """
     for name in own_modules:
         import_own(name)

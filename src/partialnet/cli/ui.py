@@ -43,7 +43,7 @@ def ui(checkpoints: tuple[str, ...], port: int, open_browser: bool, img_size: in
     if not checkpoints:
         if not _DEMO.is_dir():
             raise UserError(
-                f"Name a CHECKPOINT to show; there is no {_DEMO} here, which `partialnet demo` makes in a minute."
+                f"Name a CHECKPOINT to show; there is no {_DEMO} here, which `partialnet demo` makes in a few minutes."
             )
         checkpoints = (str(_DEMO),)
     from partialnet.devices import find_device
