@@ -20,7 +20,6 @@ choose.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import multiprocessing
 import os
@@ -133,6 +132,7 @@ def run_one(
     experiment: Experiment, network: Network, seed: int, data: str, folder: Path, epochs: int, threads: int
 ) -> dict[str, Any]:
     """Train one network with one seed, or take up its run; returns its row of the result file."""
+    from partialnet.training.keeper import read_metrics
     from partialnet.training.recipes import load_recipe
     from partialnet.training.run import train
 
@@ -147,18 +147,17 @@ def run_one(
         workers=0 if threads == 1 else 2,
     )
     train(config, data, folder, resume=True)
-    with (folder / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = read_metrics(folder)
     model = timm.create_model(network.model, num_classes=10, **network.args)
     complexity = measure(model, (3, experiment.img_size, experiment.img_size))
     counts = complexity.folded or complexity.training
     return {
         "network": network.label,
         "seed": seed,
-        "accuracy": float(rows[-1]["val_accuracy"]),
-        "curve": [float(row["val_accuracy"]) for row in rows],
-        "train_loss": [float(row["train_loss"]) for row in rows],
-        "seconds": sum(float(row["seconds"]) for row in rows),
+        "accuracy": rows[-1]["val_accuracy"],
+        "curve": [row["val_accuracy"] for row in rows],
+        "train_loss": [row["train_loss"] for row in rows],
+        "seconds": sum(row["seconds"] for row in rows),
         "params_m": round(complexity.training.params_m, 3),
         "macs_m": round(1e3 * counts.macs_g, 2),
     }

@@ -16,7 +16,6 @@ The stem's stride is 2 instead of 4, which leaves maps of 16 to 2 positions a si
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import multiprocessing
 import os
@@ -118,6 +117,7 @@ def run_compare(options: argparse.Namespace) -> dict[str, Any]:
 
 def train_one(arguments: dict[str, Any], seed: int, label: str, options: argparse.Namespace) -> float:
     """Accuracy of the last epoch of one training from scratch."""
+    from partialnet.training.keeper import read_metrics
     from partialnet.training.run import train
 
     config = load_recipe(
@@ -125,8 +125,7 @@ def train_one(arguments: dict[str, Any], seed: int, label: str, options: argpars
     )
     folder = options.runs / "compare" / f"{label.replace(' ', '_').replace('/', '-')}-{options.epochs}-{seed}"
     train(replace(config, workers=0), options.data, folder, resume=True)
-    with (folder / "metrics.csv").open() as file:
-        return float(list(csv.DictReader(file))[-1]["val_accuracy"])
+    return read_metrics(folder)[-1]["val_accuracy"]
 
 
 def folded_macs(arguments: dict[str, Any]) -> float:

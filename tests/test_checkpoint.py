@@ -750,6 +750,13 @@ def test_damaged_released_file(legacy: bool, tmp_path: Path) -> None:
         assert_one_sentence(error)
 
 
+def test_text_is_told_without_the_readers_own_words(tmp_path: Path) -> None:
+    path = tmp_path / "note.txt"
+    path.write_text("text\n")
+    with pytest.raises(UserError, match=r"note\.txt' is damaged or no checkpoint\.$"):
+        load(path)
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -343,8 +343,9 @@ def _read_pickled(path: Path) -> Any:
             "it was run."
         ) from error
     except Exception as error:  # torch's reader raises whatever a damaged file leads it to
-        first = next(iter(str(error).splitlines()), "")
-        reason = f": {first}" if " " in first else "."  # a byte or a key alone says nothing
+        # of a file without structure it stumbles over its own lists and keys, which says nothing to a reader
+        spoken = isinstance(error, (RuntimeError, EOFError, OSError)) and str(error)
+        reason = f": {str(error).splitlines()[0]}" if spoken else "."
         raise UserError(f"{str(path)!r} is damaged or no checkpoint{reason}") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from statistics import mean, stdev
 from partialnet.data.sources import open_data
 from partialnet.errors import RunInterrupted, UserError
 from partialnet.training.config import TrainConfig
-from partialnet.training.keeper import METRICS_NAME
+from partialnet.training.keeper import read_metrics
 from partialnet.training.run import is_finished, train
 
 from .tables import AblationTable, Row
@@ -121,5 +120,4 @@ def _collect(name: str, folders: Mapping[tuple[int, str], Path]) -> TrainedRow:
 
 def _last_accuracy(folder: Path) -> float:
     """Validation accuracy of the last epoch: the best epoch's would be chosen by the held-out images."""
-    with (folder / METRICS_NAME).open(newline="") as file:
-        return float(list(csv.DictReader(file))[-1]["val_accuracy"])
+    return read_metrics(folder)[-1]["val_accuracy"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import time
 from collections.abc import Callable
@@ -24,6 +25,12 @@ BROKEN_NAME = "broken_images.txt"
 LAST_NAME = "last"
 #: Least time between two epochs' pictures, so that drawing takes a small part of short epochs.
 SECONDS_BETWEEN_PICTURES = 60.0
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The rows of a run folder's ``metrics.csv``, one for each epoch."""
+    with (folder / METRICS_NAME).open(newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 class RunKeeper(L.Callback):
