@@ -12,13 +12,14 @@ from functools import partial
 from typing import Any
 
 import timm
-from timm.models import load_pretrained, register_model
+from timm.models import register_model
 from torch import nn
 
 from .checkpoint import Checkpoint, create_checkpoint
 from .errors import UserError
 from .inverted_bottleneck import mix_before_expansion
 from .surgery import Surgery, check_options, convert, replace_convs
+from .timm_configuration import finish_network, take_configuration
 
 __all__ = ["convert_checkpoint"]
 
@@ -139,19 +140,11 @@ def build_variant(
         operation: Changes it.
         kwargs: Arguments for ``base``, and what timm hands to entry points.
     """
-    given: Any = kwargs.pop("pretrained_cfg", None)
-    overlay: Any = kwargs.pop("pretrained_cfg_overlay", None)
+    told = take_configuration(kwargs)
     model: nn.Module = timm.create_model(base, **kwargs)
     config = dict(getattr(model, "pretrained_cfg", None) or {})
     for name in ("url", "hf_hub_id", "file"):  # the weights are of another network
         config.pop(name, None)
-    if given is not None and not isinstance(given, str):
-        given = given if isinstance(given, Mapping) else given.to_dict()
-        config |= {name: value for name, value in given.items() if value is not None}
-    config |= {"architecture": variant, **(overlay or {})}
-    model = operation(model)
-    model.pretrained_cfg = model.default_cfg = config  # type: ignore[assignment]
-    if pretrained:
-        num_classes: Any = kwargs.get("num_classes", config.get("num_classes", 1000))
-        load_pretrained(model, config, num_classes=num_classes, in_chans=kwargs.get("in_chans", 3))
-    return model
+    config |= {**told, "architecture": variant}
+    num_classes: Any = kwargs.get("num_classes", config.get("num_classes", 1000))
+    return finish_network(operation(model), config, pretrained, num_classes, kwargs.get("in_chans", 3))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
 import torchvision
-from timm.models import load_pretrained, register_model
+from timm.models import register_model
 from torch import nn
 
 from .errors import UserError
+from .timm_configuration import finish_network, take_configuration
 
 __all__ = ["ARCHITECTURE", "PREFIX"]
 
@@ -45,22 +45,15 @@ def torchvision_classifier(
         raise UserError(f"torchvision has no classifier {network!r}.{hint}")
     if in_chans != 3:
         raise ValueError(f"torchvision builds its networks for 3 channels, not {in_chans}")
-    given: Any = kwargs.pop("pretrained_cfg", None) or {}
-    overlay: Any = kwargs.pop("pretrained_cfg_overlay", None) or {}
+    told = take_configuration(kwargs)
     for timms in ("cache_dir", "pretrained_model_args"):  # for timm's own builder
         kwargs.pop(timms, None)
     if network in _WITH_FURTHER_OUTPUTS:
         kwargs = {"aux_logits": False, "init_weights": True, **kwargs}
     model: nn.Module = torchvision.models.get_model(network, num_classes=num_classes, **kwargs)
-    if not isinstance(given, (Mapping, str)):
-        given = given.to_dict()
-    kept = {key: value for key, value in given.items() if value is not None} if isinstance(given, Mapping) else {}
-    config = {**_configuration(model, network, num_classes), **kept, **overlay}
     model.num_classes = num_classes  # type: ignore[assignment]
-    model.pretrained_cfg = model.default_cfg = config  # type: ignore[assignment]
-    if pretrained:
-        load_pretrained(model, config, num_classes=num_classes)
-    return model
+    config = {**_configuration(model, network, num_classes), **told, "architecture": ARCHITECTURE}
+    return finish_network(model, config, pretrained, num_classes)
 
 
 def _configuration(model: nn.Module, name: str, num_classes: int) -> dict[str, Any]:
@@ -71,7 +64,6 @@ def _configuration(model: nn.Module, name: str, num_classes: int) -> dict[str, A
     side = preset.crop_size[0]
     outputs = [path for path, layer in model.named_modules() if _outputs(layer) == num_classes]
     return {
-        "architecture": ARCHITECTURE,
         "num_classes": num_classes,
         "input_size": (3, side, side),
         "crop_pct": side / preset.resize_size[0],
