@@ -28,7 +28,7 @@ import timm
 import torch
 from conftest import randomize_parameters
 from PIL import Image
-from test_checkpoint import released_layout
+from stored_networks import released_layout
 
 import partialnet.demo
 from partialnet.checkpoint import create_checkpoint, load

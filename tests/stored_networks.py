@@ -1,0 +1,109 @@
+"""A small checkpoint, and what tests of stored networks look at."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from conftest import Randomize
+from torch import Tensor, nn
+
+from partialnet.checkpoint import Checkpoint, create_checkpoint
+from partialnet.errors import UserError
+
+#: A PartialNet of a tenth of a million parameters
+TINY: dict[str, Any] = {"embed_dim": 16, "depths": [1, 1, 2, 1], "head_hidden_size": 24, "num_classes": 3}
+NAMES = ("Straße", "猫 🐈", 'a "quoted" name')
+
+
+def tiny(randomize: Randomize, **model_args: Any) -> Checkpoint:
+    checkpoint = create_checkpoint("partialnet_t0", NAMES, **{**TINY, **model_args})
+    randomize(checkpoint.model)
+    checkpoint.input_config |= {"input_size": [3, 64, 64], "mean": [0.1, 0.2, 0.3], "std": [0.9, 0.8, 0.7]}
+    checkpoint.input_config |= {"crop_pct": 0.95, "interpolation": "bilinear"}
+    return checkpoint
+
+
+@torch.no_grad()
+def logits(model: nn.Module) -> Tensor:
+    return model(torch.arange(2 * 3 * 64 * 64).reshape(2, 3, 64, 64).mul(0.37).sin())
+
+
+def assert_bitwise_equal(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert list(state) == list(expected)
+    for name, tensor in expected.items():
+        assert state[name].dtype == tensor.dtype
+        assert torch.equal(state[name], tensor), name
+
+
+def edit_header(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Rewrite the configuration in a file's header."""
+    with safetensors.safe_open(path, "pt") as file:
+        config = json.loads(file.metadata()["partialnet"])
+    changed = change(config)
+    text = json.dumps(config if changed is None else changed)
+    path.write_bytes(safetensors.torch.save(safetensors.torch.load_file(path), {"format": "pt", "partialnet": text}))
+
+
+def assert_one_sentence(error: pytest.ExceptionInfo[UserError], *parts: str) -> None:
+    message = str(error.value)
+    assert "\n" not in message
+    assert len(message) < 500
+    for part in parts:
+        assert part in message
+
+
+def forbid_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("a connection was attempted")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def released_layout(model: nn.Module, prefix: str = "") -> dict[str, Tensor]:
+    """Our weights under the authors' names, written down from their code: the inverse of what we load."""
+    names = {
+        "mixer.conv": "spatial_mixing.partial_conv3",
+        "mixer.attn.gate_norm": "spatial_mixing.attn.bn",
+        "mixer.attn.qkv": "spatial_mixing.attn.qkv",
+        "mixer.attn.proj": "spatial_mixing.attn.proj",
+        "mixer.attn.norm": "spatial_mixing.norm",
+        "mlp.fc1": "mlp.0",
+        "mlp.norm": "mlp.1",
+        "mlp.fc2": "mlp.3",
+        "mlp_attention.conv": "mlp.4.conv",
+        "mlp_attention.conv_norm": "mlp.4.norm2",
+        "mlp_attention.attn.conv": "mlp.4.conv_attn",
+        "mlp_attention.attn.norm": "mlp.4.norm",
+    }
+    renamed = {}
+    for name, tensor in model.state_dict().items():
+        parts = name.split(".")
+        layer, leaf = ".".join(parts[4:-1]), parts[-1]
+        if parts[0] == "out_norms":
+            name = f"norm{2 * int(parts[1])}.{leaf}"
+        elif parts[0] == "conv_head":
+            name = f"avgpool_pre_head.1.{leaf}"
+        elif parts[0] == "classifier":
+            name = f"head.{leaf}"
+        elif parts[0] == "stages" and parts[2] == "downsample":
+            name = f"stages.{2 * int(parts[1]) - 1}.{parts[3]}.{leaf}"
+        elif parts[0] == "stages":
+            block = f"stages.{2 * int(parts[1])}.blocks.{parts[3]}"
+            if layer == "mixer.attn" and leaf == "weight":
+                channels = tensor.shape[0]  # a convolution over the pair (mean, std)
+                tensor = torch.stack((tensor[:, :channels], tensor[:, channels:]), 2)[:, :, None]
+                name = f"{block}.spatial_mixing.attn.cfc1.weight"
+            elif layer == "mixer.attn.position_bias":
+                name = f"{block}.spatial_mixing.attn.rpe_k.lookup_table_bias"
+            else:
+                name = f"{block}.{names[layer]}.{leaf}"
+        renamed[prefix + name] = tensor.clone()
+    return renamed

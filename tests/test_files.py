@@ -1,0 +1,155 @@
+"""Files are written whole or not at all, whatever fails or kills the process."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Randomize
+from stored_networks import tiny
+
+from partialnet.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load
+from partialnet.files import write_atomically
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path, randomize: Randomize) -> Path:
+    tiny(randomize).save(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_write_atomically(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for content in (b"first", b"second, longer", b""):
+        write_atomically(path, content)
+        assert path.read_bytes() == content
+        assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_written_file_has_usual_permissions(mask: int, tmp_path: Path) -> None:
+    """Those of a file made by open(), so that others can read a run folder; a temporary file's are stricter."""
+    previous = os.umask(mask)
+    try:
+        write_atomically(tmp_path / "ours", b"")
+        (tmp_path / "usual").write_bytes(b"")
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(previous)
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("ours", "usual")}
+    assert modes == {0o666 & ~mask}
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_failing_write_leaves_the_old_file(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+    monkeypatch.setattr(os, call, fail)
+    if call == "replace":
+        monkeypatch.setattr(Path, call, fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_failing_save_leaves_the_old_checkpoint(
+    run_folder: Path, randomize: Randomize, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = {file.name: file.read_bytes() for file in run_folder.iterdir()}
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        tiny(randomize).save(run_folder)
+    assert {file.name: file.read_bytes() for file in run_folder.iterdir()} == before
+
+
+def test_interrupt_while_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "file", b"new")
+    assert list(tmp_path.iterdir()) == []
+
+
+#: For each line it reads, a child process that saves over and over until it is killed. Every save has one number in
+#: all its tensors and in its class names.
+WRITER = """
+import itertools, os, sys
+import torch
+torch.set_num_threads(1)
+from partialnet.checkpoint import Checkpoint, create_checkpoint
+
+network = create_checkpoint("partialnet_t0", num_classes=2)
+
+def save(value):
+    for tensor in network.model.state_dict().values():
+        tensor.fill_(value)
+    names = (str(value),) * 2
+    Checkpoint(network.model, "partialnet_t0", network.model_args, names, network.input_config).save(sys.argv[1])
+
+save(0)
+print("ready", flush=True)
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        for value in itertools.count(int(line)):
+            save(value % 1000)
+    print(child, flush=True)
+    os.waitpid(child, 0)
+    print("ended", flush=True)
+"""
+
+
+def test_killed_while_saving(tmp_path: Path) -> None:
+    """SIGKILL at random moments: the file is always a whole one, of a single save."""
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    )
+    assert writer.stdin is not None
+    assert writer.stdout is not None
+    draw, seen, cut_short = random.Random(0), set(), 0
+    try:
+        assert writer.stdout.readline() == "ready\n"
+        for kill in range(80):
+            if kill >= 10 and cut_short:
+                break  # a kill that falls into the writing of a file is a matter of luck
+            writer.stdin.write(f"{100 * kill + 1}\n")
+            child = int(writer.stdout.readline())
+            time.sleep(draw.uniform(0.05, 0.3))
+            os.kill(child, signal.SIGKILL)
+            assert writer.stdout.readline() == "ended\n"
+            checkpoint = load(tmp_path)
+            values = {float(tensor.double().min()) for tensor in checkpoint.model.state_dict().values()}
+            values |= {float(tensor.double().max()) for tensor in checkpoint.model.state_dict().values()}
+            values |= {float(name) for name in checkpoint.class_names}
+            assert len(values) == 1
+            seen |= values
+            unfinished = [file for file in tmp_path.iterdir() if file.name not in (WEIGHTS_NAME, CONFIG_NAME)]
+            cut_short += bool(unfinished)
+            for file in unfinished:
+                file.unlink()
+    finally:
+        writer.kill()
+        writer.communicate()
+    assert len(seen) > 3  # it did save
+    assert cut_short  # and was killed in the middle of it
