@@ -1,0 +1,141 @@
+"""What networks give for images, in figures: class maps, predictions, gates, scores and the pointing game."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..errors import UserError
+from ..preprocessing import Region
+from .boxes import PointingGame
+from .cam import ClassMap, Explainer
+from .gates import Gates, read_gates
+from .scores import Scores, deletion_and_insertion
+
+_PREDICTED = 3  # classes named in the JSON
+
+
+@dataclass
+class Finding:
+    """What one network gives for one image: figures, and a small map where it is drawn."""
+
+    map: ClassMap | None
+    statistics: dict[str, Any]
+    predicted: list[tuple[str, float]]
+    target: str | None
+    gates: Gates | None
+    gate_figures: dict[str, Any] | None
+    scores: Scores | None
+    region: Region
+    method: str
+    stage: int
+    layer: str
+    probability: float | None
+
+
+@dataclass
+class ExplainedNetwork:
+    """A network and what was found with it."""
+
+    name: str
+    source: str
+    explainer: Explainer
+    untrained: bool
+    found: list[Finding] = field(default_factory=list)
+    game: PointingGame | None = None
+
+
+def explain_image(
+    image: Image.Image,
+    networks: Sequence[ExplainedNetwork],
+    classes: Sequence[int | None],
+    method: str | None,
+    stage: int | None,
+    scores: bool,
+) -> None:
+    """Maps, predictions, figures of the gates and scores of one image for every network."""
+    shared: str | None = None
+    for network, target in zip(networks, classes, strict=True):
+        explainer = network.explainer
+        predicted = _predict(explainer, image)
+        if target is None and explainer.names_known and predicted:
+            # all networks show the class that the first predicts, where they have it
+            shared = shared or predicted[0][0]
+            target = explainer.class_names.index(shared) if shared in explainer.class_names else None
+        found = explainer.class_map(image, target, method, stage)
+        if scores and found.target is None:
+            raise UserError(f"--scores need a class, which {found.method} does not look at.")
+        gates = None if explainer.checkpoint.folded else read_gates(explainer, image)
+        network.found.append(
+            Finding(
+                map=found,
+                statistics=found.statistics(),
+                predicted=predicted,
+                target=None if found.target is None else explainer.class_names[found.target],
+                gates=gates,
+                gate_figures=gates.statistics() if gates else None,
+                scores=deletion_and_insertion(explainer, image, found) if scores else None,
+                region=found.region,
+                method=found.method,
+                stage=found.stage,
+                layer=found.layer,
+                probability=found.probability,
+            )
+        )
+
+
+def _predict(explainer: Explainer, image: Image.Image) -> list[tuple[str, float]]:
+    """The most probable classes with their probability, best first."""
+    if not explainer.num_classes:
+        return []
+    probabilities = explainer.probabilities(image)
+    best = (-probabilities).argsort(kind="stable")[:_PREDICTED]
+    return [(explainer.class_names[index], float(probabilities[index])) for index in best]
+
+
+def scores_of(network: ExplainedNetwork) -> list[Scores]:
+    """The scores of all images that have some."""
+    return [found.scores for found in network.found if found.scores is not None]
+
+
+def mean_areas(network: ExplainedNetwork) -> dict[str, float]:
+    """Areas under the curves of deletion and insertion, means over the images; empty without scores."""
+    areas = [score.areas() for score in scores_of(network)]
+    return {name: sum(area[name] for area in areas) / len(areas) for name in areas[0]} if areas else {}
+
+
+def figures_of(network: ExplainedNetwork, read: Sequence[tuple[Path, tuple[int, int]]]) -> dict[str, Any]:
+    """All figures of a network as plain values, with path and (width, height) of each image that was read."""
+    images = []
+    for found, (path, size) in zip(network.found, read, strict=True):
+        entry: dict[str, Any] = {
+            "image": str(path),
+            "width": size[0],
+            "height": size[1],
+            "predicted": [{"class": name, "probability": value} for name, value in found.predicted],
+            "target": found.target,
+            "target_probability": found.probability,
+            "seen": list(found.region),
+            "map": found.statistics,
+            "gates": found.gate_figures,
+        }
+        if found.scores is not None:
+            entry["areas"] = found.scores.areas()
+        images.append(entry)
+    figures: dict[str, Any] = {
+        "network": network.source,
+        "architecture": network.explainer.checkpoint.architecture,
+        "random_weights": network.untrained,
+    }
+    if network.found:
+        first = network.found[0]
+        figures |= {"method": first.method, "stage": first.stage, "layer": first.layer}
+    if areas := mean_areas(network):
+        figures["mean_areas"] = areas
+    if network.game is not None:
+        figures["pointing_game"] = network.game.as_dict()
+    return {**figures, "images": images}
