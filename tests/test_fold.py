@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from conftest import Randomize
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stored_networks import assert_bitwise_equal
 from timm.layers import freeze_batch_norm_2d
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
@@ -152,13 +153,6 @@ def assert_no_batch_norm(model: nn.Module) -> None:
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def assert_bitwise_equal(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    assert list(state) == list(expected)
-    for name, tensor in expected.items():
-        assert state[name].dtype == tensor.dtype
-        assert torch.equal(state[name], tensor), name
 
 
 def small(**kwargs: Any) -> nn.Module:
