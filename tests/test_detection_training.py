@@ -264,7 +264,7 @@ def test_it_learns(tmp_path: Path) -> None:
     write_images(tmp_path / "images", content)
     (tmp_path / "shapes.json").write_text(json.dumps(content))
     pair = f"{tmp_path / 'images'},{tmp_path / 'shapes.json'}"
-    settings = {"epochs": 60, "batch_size": 4, "lr": 1e-3, "horizontal_flip": 0.0, "clip_grad": 10.0}
+    settings = {"epochs": 32, "batch_size": 4, "lr": 1e-3, "horizontal_flip": 0.0, "clip_grad": 10.0}
     config = replace(CONFIG, validation=pair, img_size=(96, 160), **settings)
     result = train_detector(config, pair, tmp_path / "run")
     assert result.evaluation.boxes.ap50 is not None
