@@ -34,6 +34,7 @@ import partialnet.demo
 from partialnet.checkpoint import create_checkpoint, load
 from partialnet.cli import main
 from partialnet.cli.main import cli
+from partialnet.cli.settings import run_folder as default_run_folder
 from partialnet.complexity import PAPER
 from partialnet.data import LabelledImages
 from partialnet.data.sources import open_data
@@ -168,7 +169,7 @@ def broken(tmp_path: Path, photos: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["partialnet_t0", "partialnet_s"])  # all six: test_complexity.py
 def test_info_of_a_variant(name: str, command: Command) -> None:
-    result = command("info", name, "--json")
+    result = command("info", name, "--json", "-")
     assert (result.code, result.err) == (0, "")
     data = json.loads(result.out)
     assert data["architecture"] == name
@@ -192,7 +193,7 @@ def test_info_as_text(command: Command) -> None:
 
 
 def test_info_for_another_size(command: Command) -> None:
-    data = json.loads(command("info", "partialnet_t0", "--img-size", 64, "--json").out)
+    data = json.loads(command("info", "partialnet_t0", "--img-size", 64, "--json", "-").out)
     assert data["complexity"]["input_size"] == [3, 64, 64]
     assert data["paper"] is None  # the paper's figures are for 224
     assert "Table 9" not in command("info", "partialnet_t0", "--img-size", 64).out
@@ -201,7 +202,7 @@ def test_info_for_another_size(command: Command) -> None:
 @pytest.mark.parametrize("source", ["folder", "file"])
 def test_info_of_a_checkpoint(source: str, run_folder: Path, command: Command) -> None:
     path = run_folder if source == "folder" else run_folder / "model.safetensors"
-    data = json.loads(command("info", path, "--json").out)
+    data = json.loads(command("info", path, "--json", "-").out)
     assert data["class_names"] == list(CLASSES)
     assert data["model_args"]["embed_dim"] == 16
     assert data["complexity"]["input_size"] == [3, 64, 64]
@@ -222,7 +223,7 @@ def test_info_of_another_network(command: Command) -> None:
 
 
 def test_predict_every_kind_of_image(run_folder: Path, photos: Path, command: Command) -> None:
-    result = command("predict", run_folder, photos, "--json")
+    result = command("predict", run_folder, photos, "--json", "-")
     assert (result.code, result.err) == (0, "")
     rows = [json.loads(line) for line in result.out.splitlines()]
     images = [str(path) for path in sorted(photos.rglob("*")) if path.is_file() and path.suffix != ".txt"]
@@ -245,7 +246,7 @@ def test_predict_gives_what_the_network_gives(run_folder: Path, photos: Path, co
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     with torch.no_grad():
         expected = load(run_folder).model(((pixels - mean[:, None, None]) / std[:, None, None])[None]).softmax(1)[0]
-    row = json.loads(command("predict", run_folder, path, "--json").out)
+    row = json.loads(command("predict", run_folder, path, "--json", "-").out)
     got = {entry["class"]: entry["probability"] for entry in row["classes"]}
     assert [got[name] for name in CLASSES] == pytest.approx(expected.tolist(), abs=1e-5)
 
@@ -255,8 +256,8 @@ def test_batch_size_changes_nothing(batch_size: int, run_folder: Path, photos: P
     def probabilities(result: Result) -> list[list[float]]:
         return [[e["probability"] for e in json.loads(line)["classes"]] for line in result.out.splitlines()]
 
-    expected = probabilities(command("predict", run_folder, photos, "--json"))
-    got = probabilities(command("predict", run_folder, photos, "--json", "--batch-size", batch_size))
+    expected = probabilities(command("predict", run_folder, photos, "--json", "-"))
+    got = probabilities(command("predict", run_folder, photos, "--json", "-", "--batch-size", batch_size))
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
@@ -271,13 +272,13 @@ def test_predict_as_text(run_folder: Path, photos: Path, command: Command) -> No
 
 @pytest.mark.parametrize(("topk", "shown"), [(1, 1), (2, 2), (3, 3), (50, 3)])
 def test_topk(topk: int, shown: int, run_folder: Path, photos: Path, command: Command) -> None:
-    result = command("predict", run_folder, photos / "grey.png", "--topk", topk, "--json")
+    result = command("predict", run_folder, photos / "grey.png", "--topk", topk, "--json", "-")
     assert len(json.loads(result.out)["classes"]) == shown
     assert command("predict", run_folder, photos / "grey.png", "-k", topk).out.count("%") == shown
 
 
 def test_predict_by_pattern(run_folder: Path, photos: Path, command: Command) -> None:
-    result = command("predict", run_folder, f"{photos}/*.tif", f"{photos}/**/*.PNG", "--json", "-k", 1)
+    result = command("predict", run_folder, f"{photos}/*.tif", f"{photos}/**/*.PNG", "--json", "-", "-k", 1)
     assert [Path(json.loads(line)["image"]).name for line in result.out.splitlines()] == [
         "deep.tif",
         "float.tif",
@@ -286,7 +287,7 @@ def test_predict_by_pattern(run_folder: Path, photos: Path, command: Command) ->
 
 
 def test_broken_images_among_good_ones(run_folder: Path, broken: Path, command: Command) -> None:
-    result = command("predict", run_folder, broken, "--json")
+    result = command("predict", run_folder, broken, "--json", "-")
     assert result.code == 2
     assert [Path(json.loads(line)["image"]).name for line in result.out.splitlines()] == ["a_good.jpg", "h_good.png"]
     lines = result.err.splitlines()
@@ -305,11 +306,11 @@ def test_all_images_broken(run_folder: Path, broken: Path, command: Command) -> 
 def test_predict_with_a_released_checkpoint(tmp_path: Path, photos: Path, command: Command) -> None:
     model = timm.create_model("partialnet_t0", num_classes=4, depths=(1, 1, 1, 1), head_hidden_size=16)
     torch.save({"state_dict": released_layout(model)}, tmp_path / "released.pth")
-    result = command("predict", tmp_path / "released.pth", photos / "grey.png", "--json")
+    result = command("predict", tmp_path / "released.pth", photos / "grey.png", "--json", "-")
     assert result.code == 0
     classes = {entry["class"] for entry in json.loads(result.out)["classes"]}
     assert classes == {f"class {index}" for index in range(4)}
-    data = json.loads(command("info", tmp_path / "released.pth", "--json").out)
+    data = json.loads(command("info", tmp_path / "released.pth", "--json", "-").out)
     assert "tensors loaded" in data["report"]
 
 
@@ -376,7 +377,7 @@ def test_demo_samples_are_predicted(short_demo: DemoResult, digits: LabelledImag
     for index, path in enumerate(samples):
         with Image.open(path) as stored:
             assert (np.asarray(stored) == np.asarray(digits.read(index))).all()
-    result = command("predict", short_demo.folder, short_demo.folder / "samples", "--json", "--topk", 1)
+    result = command("predict", short_demo.folder, short_demo.folder / "samples", "--json", "-", "--topk", 1)
     assert result.code == 0
     shown = [json.loads(line)["classes"][0]["class"] for line in result.out.splitlines()]
     predicted = Classifier(load(short_demo.folder)).logits([digits.read(index) for index in range(20)]).argmax(1)
@@ -440,7 +441,7 @@ def test_demo_for_real(tmp_path: Path) -> None:
     assert accuracy is not None
     assert float(accuracy[1]) >= 97
     assert seconds < 180
-    predicted = process("predict", "run", "run/samples", "--json", "-k", 1, cwd=tmp_path)
+    predicted = process("predict", "run", "run/samples", "--json", "-", "-k", 1, cwd=tmp_path)
     rows = [json.loads(line) for line in predicted.out.splitlines()]
     right = [Path(row["image"]).stem.endswith(f"_is_{row['classes'][0]['class']}") for row in rows]
     assert len(right) == 20
@@ -452,14 +453,14 @@ def test_demo_for_real(tmp_path: Path) -> None:
 
 def test_process_predicts_quietly(run_folder: Path, photos: Path) -> None:
     """Nothing but the results on stdout, nothing at all on stderr."""
-    result = process("predict", run_folder, photos, "--json", "-k", 1)
+    result = process("predict", run_folder, photos, "--json", "-", "-k", 1)
     assert (result.code, result.err) == (0, "")
     assert len([json.loads(line) for line in result.out.splitlines()]) == NUM_PHOTOS
 
 
 def test_process_with_broken_images(run_folder: Path, broken: Path) -> None:
     """Warnings of libraries about a broken file must not stand between our sentences."""
-    result = process("predict", run_folder, broken, "--json")
+    result = process("predict", run_folder, broken, "--json", "-")
     assert result.code == 2
     assert len([json.loads(line) for line in result.out.splitlines()]) == 2
     assert "Traceback" not in result.err
@@ -708,3 +709,49 @@ def test_demo_takes_an_empty_folder_again(command: Command, tmp_path: Path, monk
     monkeypatch.setattr(partialnet.demo, "run_demo", interrupted)
     assert command("demo").code != 0
     assert not (tmp_path / "runs" / "demo").exists()
+
+
+def test_json_goes_to_a_file_beside_the_text(run_folder: Path, photos: Path, tmp_path: Path, command: Command) -> None:
+    printed = command("predict", run_folder, photos, "--json", "-")
+    written = command("predict", run_folder, photos, "--json", tmp_path / "answers.jsonl")
+    assert (tmp_path / "answers.jsonl").read_text() == printed.out
+    assert f"Written: {tmp_path}/answers.jsonl" in written.out
+    assert str(photos / "grey.png") in written.out
+
+
+def test_json_of_a_network_in_a_file(tmp_path: Path, command: Command) -> None:
+    result = command("info", "partialnet_t0", "--json", tmp_path / "t0.json")
+    assert json.loads((tmp_path / "t0.json").read_text())["architecture"] == "partialnet_t0"
+    assert "deviation" in result.out
+
+
+def test_json_into_no_folder(run_folder: Path, photos: Path, command: Command) -> None:
+    result = command("predict", run_folder, photos, "--json", "nowhere/answers.jsonl")
+    assert (result.code, result.out) == (2, "")
+    assert "no folder 'nowhere'" in result.err
+
+
+def test_predict_takes_a_device(run_folder: Path, photos: Path, command: Command) -> None:
+    assert command("predict", run_folder, photos, "--device", "cpu").code == 0
+    result = command("predict", run_folder, photos, "--device", "gpu7")
+    assert (result.code, "'gpu7'" in result.err) == (2, True)
+
+
+def test_the_next_command_imports_too(tmp_path: Path, command: Command) -> None:
+    own = tmp_path / "own_nets_of_a_user.py"
+    own.write_text("import partialnet\n")
+    result = command("--import", own, "convert", "resnet10t", "--select", "layer3", "-o", tmp_path / "converted")
+    assert f"Next: partialnet --import {own} train DATA --model {tmp_path}/converted" in result.out
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "expected"),
+    [
+        ("photos/", "partialnet_t0", "photos-partialnet_t0"),
+        ("torchvision:CIFAR10", "torchvision:resnet18", "CIFAR10-resnet18"),
+        ("a/b c/", "runs/other", "b-c-other"),
+        ("/", "resnet18", "images-resnet18"),
+    ],
+)
+def test_default_run_folder(data: str, name: str, expected: str) -> None:
+    assert default_run_folder(None, data, name) == Path("runs") / expected

@@ -102,7 +102,7 @@ def test_evaluation_is_that_of_the_run(
     best = max((float(row["val_box_ap"]) + float(row["val_mask_ap"])) / 2 for row in rows(trained))
     for options in (["--no-fold"], ["--fold"], ["--batch-size", "4"]):
         output = tmp_path / "-".join(["evaluation", *options])
-        common = ["--workers", "0", "--device", "cpu", "-o", str(output), "--json"]
+        common = ["--workers", "0", "--device", "cpu", "-o", str(output), "--json", "-"]
         main(["detect", "eval", str(trained), pair, *options, *common])
         figures = json.loads(capsys.readouterr().out)
         found = (figures["boxes"]["ap"] + figures["masks"]["ap"]) / 2
@@ -165,7 +165,7 @@ def test_prediction_draws_and_tells(
     (photos / "broken.jpg").write_bytes(b"no image")
     arguments = ["detect", "predict", str(trained), str(photos), "-o", str(tmp_path / "drawn"), "--device", "cpu"]
     with pytest.raises(SystemExit) as stop:
-        main([*arguments, "--min-score", "0", "--json"])
+        main([*arguments, "--min-score", "0", "--json", "-"])
     assert stop.value.code == 2
     output = capsys.readouterr()
     assert "broken.jpg" in output.err

@@ -266,13 +266,13 @@ def test_command_writes_a_run_folder_that_train_takes(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     main(["convert", "resnet10t", "--select", "layer3", "--dry-run"])
     out = capsys.readouterr().out
-    assert "Nothing was written" in out
+    assert "Nothing was converted yet" in out
     main(["convert", "resnet10t", "--select", "nowhere", "--dry-run"])
     out = capsys.readouterr().out
     assert "Nothing would be replaced" in out
     assert "Next:" not in out
     assert not list(tmp_path.iterdir())
-    main(["convert", "resnet10t", "--select", "layer3", "--split-ratio", "0.5", "--json"])
+    main(["convert", "resnet10t", "--select", "layer3", "--split-ratio", "0.5", "--json", "-"])
     report = json.loads(capsys.readouterr().out)
     assert report["num_replaced"] == sum(layer["replaced"] for layer in report["layers"]) == 2
     assert report["after"]["macs_g"] < report["before"]["macs_g"]

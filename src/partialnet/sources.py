@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from .checkpoint import Checkpoint, load
 from .deploy.runtimes import EXPORTED_SUFFIXES, load_exported
+from .devices import find_device
 from .errors import UserError
 
 
@@ -33,3 +36,14 @@ def open_source(source: str | Path, trained: bool = False) -> Checkpoint:
 def is_exported(source: str | Path) -> bool:
     """Whether ``source`` names a file for another runtime than PyTorch."""
     return Path(source).suffix in EXPORTED_SUFFIXES
+
+
+def device_for(source: str | Path, name: str | None = None) -> torch.device:
+    """Where the network behind ``source`` is to run: exported files on the CPU, others as ``find_device`` says.
+
+    Raises:
+        UserError: There is no such device, or it cannot run the network.
+    """
+    if is_exported(source) and name not in (None, "cpu"):
+        raise UserError(f"Exported files run on the CPU; {str(source)!r} cannot run on {name!r}.")
+    return find_device("cpu" if is_exported(source) else name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -77,11 +76,6 @@ class Ablation:
             "rows": [self._record(row) for row in self.rows],
         }
         return {**records, "training": dict(self.training)} if self.training else records
-
-    def to_json(self, environment: Mapping[str, Any]) -> bytes:
-        """Content of a result file."""
-        content = {"environment": environment, **self.as_dict()}
-        return (json.dumps(content, indent=1) + "\n").encode()
 
     def _record(self, row: Row) -> dict[str, Any]:
         cost = self.costs[row.name]

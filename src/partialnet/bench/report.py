@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
-
-from partialnet.files import write_atomically
 
 from .contestants import Setting
 from .timing import Timing
@@ -38,12 +34,6 @@ class Row:
             "against": self.against,
             **{name: round(value, 5) for name, value in asdict(self.timing).items()},
         }
-
-
-def write_json(path: Path, rows: Sequence[Row], environment: dict[str, Any]) -> None:
-    """Rows with the environment they hold for."""
-    content = {"environment": environment, "rows": [row.as_dict() for row in rows]}
-    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def as_table(rows: Sequence[Row]) -> str:

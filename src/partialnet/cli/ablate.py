@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from partialnet.errors import UserError
 from partialnet.training.config import TrainConfig
 from partialnet.training.settings import read_settings
 
+from .json_output import JsonOutput, json_option
+from .next_command import next_command
 from .settings import GroupedCommand, configure, default_recipe, given_settings, run_folder, setting_options
 
 _TABLES = ("3", "4", "6", "12")
@@ -54,7 +55,7 @@ _NETWORK_SETTINGS = ("model", "model_args", "img_size", "device")
     show_default=True,
     help="Images at a time for the throughput; the latency is that of one image.",
 )
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write everything and the environment.")
+@json_option("everything and the environment")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write a line for each row and runtime.")
 @click.option("--markdown", "markdown_path", type=click.Path(path_type=Path), help="Write the tables as Markdown.")
 @click.option(
@@ -79,7 +80,7 @@ def ablate(
     bench_threads: int,
     processor_time: bool,
     bench_batch_size: int,
-    json_path: Path | None,
+    json_output: JsonOutput,
     csv_path: Path | None,
     markdown_path: Path | None,
     output: Path | None,
@@ -114,7 +115,7 @@ def ablate(
     config, name = configure(TrainConfig, recipe, default_recipe(data), config_file, given)
     chosen = TABLES[int(table)]
     rows = chosen.select(names)
-    check_destinations(json_path, csv_path, markdown_path)
+    check_destinations(csv_path, markdown_path)
 
     from partialnet.ablation import measure, report
     from partialnet.bench import environment
@@ -157,29 +158,32 @@ def ablate(
         processor_time=processor_time,
     )
     content = ablation.as_dict()
-    click.echo(report.as_text(content))
+    if not json_output.prints:
+        click.echo(report.as_text(content))
     written = []
-    if json_path:
-        write_atomically(json_path, ablation.to_json(environment()))
-        written.append(json_path)
+    if json_output.wanted:
+        written += json_output.write({"environment": environment(), **content})
     if csv_path:
         records = report.csv_records(ablation)
         write_csv(csv_path, records, list(records[0]))
-        written.append(csv_path)
+        written.append(str(csv_path))
     if markdown_path:
         write_atomically(markdown_path, report.as_markdown(content).encode())
-        written.append(markdown_path)
+        written.append(str(markdown_path))
+    if json_output.prints:
+        return
     click.echo()
     if written:
-        click.echo(f"Written: {', '.join(map(str, written))}")
+        click.echo(f"Written: {', '.join(written)}")
     if trained:
         first = next(iter(trained.values())).folders[0]
         click.echo(f"Run folders: {first.parent}/")
-        click.echo(f"Next: {shlex.join(['partialnet', 'predict', str(first)])} IMAGE…")
+        click.echo(f"Next: {next_command('predict', first)} IMAGE…")
     elif not written:
         click.echo("Next: add --json, --csv or --markdown FILE to keep the result, or --data DATA to train every row.")
     else:
-        click.echo(f"Next: partialnet ablate --table {table} --data DATA trains every row and adds its accuracy.")
+        with_data = next_command("ablate", "--table", table, "--data", "DATA")
+        click.echo(f"Next: {with_data} trains every row and adds its accuracy.")
 
 
 def _refuse_training_options(ctx: click.Context, names: list[str]) -> None:

@@ -9,6 +9,8 @@ import click
 
 from partialnet.errors import UserError
 
+from .json_output import JsonOutput, json_option
+
 if TYPE_CHECKING:
     from partialnet.bench.comparison import Conditions
 
@@ -55,7 +57,7 @@ if TYPE_CHECKING:
     type=click.FloatRange(min=0, min_open=True),
     help="Time to measure each runtime; for a preset each latency and each throughput.  [default: 10; 4 for a preset]",
 )
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the rows and the environment.")
+@json_option("the rows and the environment")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write the rows.")
 @click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Write a bar chart as PNG.")
 @click.option(
@@ -75,7 +77,7 @@ def bench(
     img_size: int | None,
     device: str,
     seconds: float | None,
-    json_path: Path | None,
+    json_output: JsonOutput,
     csv_path: Path | None,
     plot_path: Path | None,
     output: Path | None,
@@ -95,7 +97,7 @@ def bench(
     """
     runtimes = parse_runtimes(runtime)
     if preset is not None:
-        if json_path or csv_path or plot_path or img_size:
+        if json_output.wanted or csv_path or plot_path or img_size:
             raise UserError("A preset chooses its image sizes and writes all its files into a folder: give -o only.")
         from partialnet.bench.comparison import Conditions
 
@@ -112,7 +114,7 @@ def bench(
 
     from partialnet.bench import environment, interleave
     from partialnet.bench.contestants import Setting, default_peer, open_and_prepare
-    from partialnet.bench.report import Row, as_table, write_json
+    from partialnet.bench.report import Row, as_table
     from partialnet.bench.timing import synchronizer
     from partialnet.checkpoint import load
     from partialnet.complexity import measure
@@ -123,7 +125,7 @@ def bench(
     settings = [Setting(name, precision, threads, batch_size, img_size, device) for name in runtimes]
     for setting in settings:
         setting.check()
-    check_destinations(json_path, csv_path, plot_path)
+    check_destinations(csv_path, plot_path)
     if plot_path is not None and plot_path.suffix != ".png":
         raise UserError(f"The plot is a PNG; {str(plot_path)!r} should end in .png.")
     reference = against or default_peer(models[0]) or models[0]
@@ -148,21 +150,23 @@ def bench(
             Row(model, reference, setting, inputs[model], timing, sizes[model].params_m, sizes[model].macs_g)
             for model, timing in timings.items()
         ]
-    click.echo(as_table(rows))
-    click.echo(f"\nratio: time ÷ that of {reference} in the same round; {threads} CPU thread(s), {precision}.")
+    if not json_output.prints:
+        click.echo(as_table(rows))
+        click.echo(f"\nratio: time ÷ that of {reference} in the same round; {threads} CPU thread(s), {precision}.")
     written = []
-    if json_path:
-        write_json(json_path, rows, environment())
-        written.append(json_path)
+    if json_output.wanted:
+        written += json_output.write({"environment": environment(), "rows": [row.as_dict() for row in rows]})
     if csv_path:
         records = [row.as_dict() for row in rows]
         write_csv(csv_path, records, list(records[0]))
-        written.append(csv_path)
+        written.append(str(csv_path))
     if plot_path:
         speed_bars(plot_path, rows)
-        written.append(plot_path)
+        written.append(str(plot_path))
+    if json_output.prints:
+        return
     if written:
-        click.echo(f"Written: {', '.join(map(str, written))}")
+        click.echo(f"Written: {', '.join(written)}")
     else:
         click.echo("Next: add --json, --csv or --plot FILE to keep the result.")
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from pathlib import Path
 
 import click
+
+from .json_output import JsonOutput, json_option
+from .next_command import next_command
 
 
 @click.command()
@@ -44,7 +45,7 @@ import click
     type=click.Path(path_type=Path, file_okay=False),
     help="Run folder to write.  [default: runs/MODEL-pat]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@json_option("the report")
 def convert(
     model: str,
     select: tuple[str, ...],
@@ -53,7 +54,7 @@ def convert(
     attention_scope: str,
     dry_run: bool,
     output: Path | None,
-    as_json: bool,
+    json_output: JsonOutput,
 ) -> None:
     """Put PATConv in the place of MODEL's convolutions.
 
@@ -87,11 +88,15 @@ def convert(
     )
     if not dry_run:
         converted.save(output)
-    if as_json:
-        written = None if dry_run else str(output)
-        click.echo(json.dumps({**surgery.as_dict(), "recipe": surgery.recipe, "written": written}, indent=1))
+    written = [] if dry_run else [f"{output}/"]
+    if json_output.wanted:
+        converted_to = None if dry_run else str(output)
+        written += json_output.write({**surgery.as_dict(), "recipe": surgery.recipe, "written": converted_to})
+    if json_output.prints:
         return
     click.echo(surgery.table())
+    if written:
+        click.echo(f"\nWritten: {', '.join(written)}")
     if not surgery.replaced:
         click.echo("\nNothing would be replaced; choose other layers with --select or another --split-ratio.")
     elif dry_run:
@@ -99,8 +104,7 @@ def convert(
         options += [f"--split-ratio={split_ratio:g}"] if split_ratio != 1 / 4 else []
         options += [f"--attention={attention}"] if attention != "gaussian_se" else []
         options += [f"--attention-scope={attention_scope}"] if attention_scope != "partial" else []
-        command = ["partialnet", "convert", model, *options, "-o", str(output)]
-        click.echo(f"\nNothing was written. Next: {shlex.join(command)}")
+        command = next_command("convert", model, *options, "-o", output)
+        click.echo(f"\nNothing was converted yet. Next: {command}")
     else:
-        click.echo(f"\nWritten: {output}/")
-        click.echo(f"\nNext: partialnet train DATA --model {shlex.quote(str(output))}")
+        click.echo(f"\nNext: {next_command('train', 'DATA', '--model', output)}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 from pathlib import Path
 
 import click
 
 from partialnet.errors import UserError
+
+from .next_command import next_command
 
 
 @click.command()
@@ -51,9 +52,7 @@ def demo(output: Path | None, seed: int) -> None:
     click.echo(f"\nTest accuracy {result.accuracy:.1%} on {result.num_test} images it has never seen. Written:")
     for file in result.files:
         click.echo(f"  {file}{'/' if file.is_dir() else ''}")
-    click.echo(
-        f"\nNext: {shlex.join(['partialnet', 'predict', str(result.checkpoint), str(result.folder / 'samples')])}"
-    )
+    click.echo(f"\nNext: {next_command('predict', result.checkpoint, result.folder / 'samples')}")
 
 
 def _free_folder() -> Path:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from .json_output import JsonOutput, json_option
+from .next_command import next_command
 
 if TYPE_CHECKING:
     from partialnet.data import LabelledImages
@@ -30,7 +31,7 @@ _BROKEN_SHOWN = 20
 )
 @click.option("--device", help="cpu, cuda, cuda:1, …  [default: the GPU where there is one]")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Take N images only, evenly over the data.")
-@click.option("--json", "json_path", metavar="FILE", help="Write all figures as JSON; - prints them instead.")
+@json_option("all figures")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write one row for each image.")
 @click.option("--confusion", type=click.Path(path_type=Path), help="Draw the confusion matrix, as PNG.")
 def evaluate(
@@ -41,7 +42,7 @@ def evaluate(
     workers: int | None,
     device: str | None,
     limit: int | None,
-    json_path: str | None,
+    json_output: JsonOutput,
     csv_path: Path | None,
     confusion: Path | None,
 ) -> None:
@@ -57,22 +58,16 @@ def evaluate(
     import numpy as np
 
     from partialnet.data import Subset, spread
-    from partialnet.devices import find_device
-    from partialnet.errors import UserError
     from partialnet.evaluation import evaluate as run_evaluation
     from partialnet.evaluation import evaluation_folder, labelled_folder, match_classes
     from partialnet.files import check_destinations
     from partialnet.prediction import Classifier
-    from partialnet.sources import is_exported, open_source
+    from partialnet.sources import device_for, open_source
 
-    check_destinations(csv_path, confusion, Path(json_path) if json_path not in (None, "-") else None)
+    check_destinations(csv_path, confusion)
     folder = evaluation_folder(data, split)
     images: LabelledImages = labelled_folder(data, split)
-    if is_exported(source):
-        if device not in (None, "cpu"):
-            raise UserError(f"Exported files run on the CPU; {source!r} cannot run on {device!r}.")
-        device = "cpu"
-    classifier = Classifier(open_source(source, trained=True), find_device(device))
+    classifier = Classifier(open_source(source, trained=True), device_for(source, device))
     match_classes(images, classifier)
     notes = _notes(data, folder, images.class_names, classifier)
     if limit is not None and limit < len(images):
@@ -82,18 +77,16 @@ def evaluate(
         click.echo(note, err=True)
     workers = _default_workers(len(images)) if workers is None else workers
     result = run_evaluation(classifier, images, batch_size, workers, progress=True)
-    if json_path != "-":
+    if not json_output.prints:
         _print(result)
     _warn(result)
-    written = _write(result, images, source, str(folder), json_path, csv_path, confusion)
-    if json_path == "-":
+    written = _write(result, images, source, str(folder), json_output, csv_path, confusion)
+    if json_output.prints:
         return
     if written:
         click.echo(f"Written: {', '.join(written)}")
     else:
-        command = shlex.join(
-            ["partialnet", "eval", source, data, "--csv", "answers.csv", "--confusion", "confusion.png"]
-        )
+        command = next_command("eval", source, data, "--csv", "answers.csv", "--confusion", "confusion.png")
         click.echo(f"\nNext, to see every answer: {command}")
 
 
@@ -153,7 +146,7 @@ def _write(
     images: LabelledImages,
     source: str,
     data: str,
-    json_path: str | None,
+    json_output: JsonOutput,
     csv_path: Path | None,
     confusion: Path | None,
 ) -> list[str]:
@@ -161,17 +154,12 @@ def _write(
     import numpy as np
 
     from partialnet.bench.environment import environment
-    from partialnet.files import write_atomically, write_csv
+    from partialnet.files import write_csv
 
     written = []
-    if json_path is not None:
+    if json_output.wanted:
         content = {"network": source, "data": data, **result.as_dict(), "environment": environment()}
-        text = json.dumps(content, indent=1)
-        if json_path == "-":
-            click.echo(text)
-        else:
-            write_atomically(Path(json_path), f"{text}\n".encode())
-            written.append(json_path)
+        written += json_output.write(content)
     if csv_path is not None:
         write_csv(csv_path, result.rows(images), ("path", "label", "predicted", "probability"))
         written.append(str(csv_path))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from partialnet.errors import UserError
+
+from .json_output import JsonOutput, json_option
+from .next_command import next_command
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Images whose gates and attention are drawn.",
 )
-@click.option("--json", "json_path", metavar="FILE", help="Write all figures as JSON; - prints them instead.")
+@json_option("all figures")
 @click.option(
     "-o",
     "--output",
@@ -77,7 +78,7 @@ def explain(
     category: tuple[str, ...],
     draw: int,
     num_gates: int,
-    json_path: str | None,
+    json_output: JsonOutput,
     output: Path,
     device: str | None,
 ) -> None:
@@ -102,10 +103,8 @@ def explain(
     from partialnet.explain.drawing import small_image
     from partialnet.explain.findings import explain_image
     from partialnet.explain.report import draw_gate_pages, draw_map_pages, draw_point_page, draw_score_page, line_of
-    from partialnet.files import check_destinations
     from partialnet.images import find_images, read_image
 
-    check_destinations(None if json_path in (None, "-") else Path(json_path))
     library_class(method or next(iter(METHODS)))  # a mistyped name or a missing library is told before anything is read
     point = _parse_position(position)
     box_set = read_boxes(boxes) if boxes else None
@@ -132,7 +131,7 @@ def explain(
     # with boxes the game goes over all images, and the maps of what is predicted over those that are drawn
     chosen = paths[:draw] if box_set else paths
     # lines that scroll by on a terminal are progress enough; None shows a bar on a terminal, but not in a file
-    hide_bar = True if sys.stdout.isatty() and json_path != "-" else None
+    hide_bar = True if sys.stdout.isatty() and not json_output.prints else None
     for path in tqdm(chosen, desc="explaining", unit="image", delay=2, disable=hide_bar):
         try:
             image = read_image(path)
@@ -152,28 +151,27 @@ def explain(
         if len(drawn) < draw:
             drawn.append(small)
         read.append((path, image.size))
-        if json_path != "-":
+        if not json_output.prints:
             click.echo(line_of(path, networks))
     names = [path for path, _ in read]
     written = draw_map_pages(networks, names, drawn, output) + written
     if scores and read:
         written += draw_score_page(networks, output)
-        _print_scores(networks, err=json_path == "-")
+        _print_scores(networks, err=json_output.prints)
     if box_set is not None:
         _play(networks, paths, box_set, matched, method, stage)
         written += draw_point_page(first, box_set, matched[0], method, stage, output)
-        _print_game(networks, err=json_path == "-")
-    if json_path is not None:
-        _write_json(json_path, networks, read, unreadable)
-        written += [json_path] if json_path != "-" else []
+        _print_game(networks, err=json_output.prints)
+    if json_output.wanted:
+        written += json_output.write(_figures(networks, read, unreadable))
     for failure in unreadable:
         click.echo(f"partialnet: {failure}", err=True)
     if written:
         shown = written if len(written) <= 6 else [*written[:5], f"and {len(written) - 5} more in {output}"]
-        click.echo(f"Written: {', '.join(shown)}", err=json_path == "-")
-    if json_path != "-" and read and not scores:
-        command = ["partialnet", "explain", checkpoint, *images, "--scores", "-o", str(output)]
-        click.echo(f"\nNext, to measure how faithful the maps are: {shlex.join(command)}")
+        click.echo(f"Written: {', '.join(shown)}", err=json_output.prints)
+    if not json_output.prints and read and not scores:
+        command = next_command("explain", checkpoint, *images, "--scores", "-o", output)
+        click.echo(f"\nNext, to measure how faithful the maps are: {command}")
     if unreadable:
         raise UserError(f"{len(unreadable)} of {len(chosen)} images could not be read.")
 
@@ -297,23 +295,17 @@ def _print_game(networks: Sequence[ExplainedNetwork], err: bool) -> None:
             click.echo(f"  left out: {path}: {reason}", err=True)
 
 
-def _write_json(
-    json_path: str,
+def _figures(
     networks: Sequence[ExplainedNetwork],
     read: Sequence[tuple[Path, tuple[int, int]]],
     unreadable: Sequence[UserError],
-) -> None:
+) -> dict[str, Any]:
+    """Everything that was found, as it is written."""
     from partialnet.bench.environment import environment
     from partialnet.explain.findings import figures_of
-    from partialnet.files import write_atomically
 
-    content = {
+    return {
         "networks": [figures_of(network, read) for network in networks],
         "unreadable": [str(error) for error in unreadable],
         "environment": environment(),
     }
-    text = json.dumps(content, indent=1)
-    if json_path == "-":
-        click.echo(text)
-    else:
-        write_atomically(Path(json_path), f"{text}\n".encode())

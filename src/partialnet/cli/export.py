@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from .json_output import JsonOutput, json_option
+from .next_command import next_command
 
 if TYPE_CHECKING:
     from partialnet.checkpoint import Checkpoint
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="File to write.  [default: MODEL_PRECISION.onnx, .xml or .safetensors]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@json_option("the report")
 def export(
     model: str,
     format: str,
@@ -55,7 +56,7 @@ def export(
     dynamic_batch: bool,
     calibration: str | None,
     output: Path | None,
-    as_json: bool,
+    json_output: JsonOutput,
 ) -> None:
     """Export MODEL for other runtimes, folded.
 
@@ -83,8 +84,9 @@ def export(
     labelled = _labelled(calibration, checkpoint) if calibration and Path(model).exists() else None
     click.echo(f"Exporting {checkpoint.architecture} to {format} in {precision} …", err=True)
     result = run_export(checkpoint, output, format, precision, img_size, dynamic_batch, images, labelled, progress=True)
-    if as_json:
-        click.echo(json.dumps(result.as_dict(), indent=1))
+    written = [f"{result.path} ({result.size_mb:.1f} MB)", f"{result.path}.json"]
+    written += json_output.write(result.as_dict())
+    if json_output.prints:
         return
     if not result.held_out:
         click.echo("  The photographs below are those that it was calibrated with: too few to hold some out.")
@@ -110,11 +112,11 @@ def export(
             f"{LEAST_AGREEMENT:.0%}; {instead}.",
             err=True,
         )
-    click.echo(f"Written: {result.path} ({result.size_mb:.1f} MB), {result.path}.json")
+    click.echo(f"Written: {', '.join(written)}")
     if result.accuracy is not None:
-        click.echo(f"\nNext: partialnet eval {shlex.quote(str(result.path))} {shlex.quote(str(calibration))}")
+        click.echo(f"\nNext: {next_command('eval', result.path, calibration)}")
     elif Path(model).exists():
-        click.echo(f"\nNext: partialnet predict {shlex.quote(str(result.path))} IMAGE…")
+        click.echo(f"\nNext: {next_command('predict', result.path)} IMAGE…")
     else:
         click.echo("Its weights are random: it serves to measure time, not to predict.")
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from .json_output import JsonOutput, json_option
+from .next_command import next_command
 
 if TYPE_CHECKING:
     from partialnet.checkpoint import Checkpoint
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     type=click.IntRange(min=32),
     help="Height and width of the image to count for.  [default: the model's own, 224 for untrained ones]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def info(model: str | None, plan_source: str | None, img_size: int | None, as_json: bool) -> None:
+@json_option("structure and cost")
+def info(model: str | None, plan_source: str | None, img_size: int | None, json_output: JsonOutput) -> None:
     """Show the structure and cost of MODEL, in training form and folded for inference.
 
     MODEL is a name (partialnet_t0 … partialnet_l, or any of timm's), a run folder, its model.safetensors, or a
@@ -42,16 +43,18 @@ def info(model: str | None, plan_source: str | None, img_size: int | None, as_js
     size = (channels, height, width)
     complexity = measure(checkpoint.model, size)
     paper = _paper(checkpoint, size)
-    if as_json:
-        click.echo(json.dumps(_as_dict(checkpoint, complexity, paper), indent=2))
+    written = json_output.write(_as_dict(checkpoint, complexity, paper)) if json_output.wanted else []
+    if json_output.prints:
         return
     click.echo(_as_text(checkpoint, complexity, paper))
+    if written:
+        click.echo(f"Written: {', '.join(written)}")
     if model is None:
-        click.echo(f"\nNext: partialnet train DATA --plan {shlex.quote(str(plan_source))}")
+        click.echo(f"\nNext: {next_command('train', 'DATA', '--plan', plan_source)}")
     elif not Path(model).exists():
         click.echo("\nNext: partialnet demo   (trains a network that partialnet predict can use)")
     elif getattr(checkpoint.model, "num_classes", 0):
-        click.echo(f"\nNext: partialnet predict {shlex.quote(model)} IMAGE…")
+        click.echo(f"\nNext: {next_command('predict', model)} IMAGE…")
 
 
 def _open(model: str | None, plan_source: str | None) -> Checkpoint:

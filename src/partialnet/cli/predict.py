@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from partialnet.errors import UserError
+
+from .json_output import JsonOutput, json_option
 
 if TYPE_CHECKING:
     from partialnet.prediction import Prediction
@@ -20,8 +21,16 @@ if TYPE_CHECKING:
 @click.argument("images", nargs=-1, required=True)
 @click.option("-k", "--topk", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to print.")
 @click.option("-b", "--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Images at a time.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each image, a line each.")
-def predict(checkpoint: str, images: tuple[str, ...], topk: int, batch_size: int, as_json: bool) -> None:
+@click.option("--device", help="cpu, cuda, cuda:1, …  [default: the GPU where there is one]")
+@json_option("one object a line for each image")
+def predict(
+    checkpoint: str,
+    images: tuple[str, ...],
+    topk: int,
+    batch_size: int,
+    device: str | None,
+    json_output: JsonOutput,
+) -> None:
     """Classify IMAGES with CHECKPOINT.
 
     CHECKPOINT is a run folder, its model.safetensors, an exported .onnx or .xml file, a checkpoint of timm's
@@ -35,11 +44,12 @@ def predict(checkpoint: str, images: tuple[str, ...], topk: int, batch_size: int
 
     from partialnet.images import find_images
     from partialnet.prediction import Classifier
-    from partialnet.sources import open_source
+    from partialnet.sources import device_for, open_source
 
     paths = find_images(images)
-    classifier = Classifier(open_source(checkpoint, trained=True))
+    classifier = Classifier(open_source(checkpoint, trained=True), device_for(checkpoint, device))
     unreadable: list[UserError] = []
+    records = []
     # results that scroll by on a terminal are progress enough; a bar is for output that goes elsewhere
     hide_bar = True if sys.stdout.isatty() else None
     results = classifier.predict(paths, topk, batch_size)
@@ -47,16 +57,17 @@ def predict(checkpoint: str, images: tuple[str, ...], topk: int, batch_size: int
         if isinstance(result, UserError):
             unreadable.append(result)
             continue
-        click.echo(_as_json(path, result) if as_json else _as_text(path, result))
+        classes = [{"class": name, "probability": probability} for name, probability in result.classes]
+        records.append({"image": str(path), "classes": classes})
+        json_output.print_line(records[-1])
+        if not json_output.prints:
+            click.echo(_as_text(path, result))
+    if written := json_output.write_lines(records):
+        click.echo(f"Written: {', '.join(written)}")
     for error in unreadable:
         click.echo(f"partialnet: {error}", err=True)
     if unreadable:
         raise UserError(f"{len(unreadable)} of {len(paths)} images could not be read.")
-
-
-def _as_json(path: Path, result: Prediction) -> str:
-    classes = [{"class": name, "probability": probability} for name, probability in result.classes]
-    return json.dumps({"image": str(path), "classes": classes})
 
 
 def _as_text(path: Path, result: Prediction) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from partialnet.errors import UserError
 from partialnet.search.config import SearchConfig
 from partialnet.training.settings import as_yaml, parse_setting
 
+from .next_command import next_command
 from .settings import (
     GroupedCommand,
     configure,
@@ -143,7 +143,7 @@ def _sweep(
 
 def _training(data: str, plan: Path, options: list[str]) -> str:
     """The command that trains a planned network."""
-    return shlex.join(["partialnet", "train", data, "--plan", str(plan), *options])
+    return next_command("train", data, "--plan", plan, *options)
 
 
 def plan_table(plan: Plan) -> str:

@@ -172,9 +172,13 @@ def default_recipe(data: str | None) -> str:
 
 def run_folder(output: Path | None, data: str, name: str) -> Path:
     """The run folder: the one that was asked for, or one named after the data and ``name``."""
-    last = re.split(r"[/:\\]", data.rstrip("/\\"))[-1]
-    short = re.sub(r"[^\w.-]+", "-", last).strip("-.") or "images"
-    return output or Path("runs") / f"{short}-{name}"
+    return output or Path("runs") / f"{_short(data) or 'images'}-{_short(name)}"
+
+
+def _short(source: str) -> str:
+    """The last part of a path or of a name such as torchvision:CIFAR10, fit for a folder's name."""
+    last = re.split(r"[/:\\]", source.rstrip("/\\"))[-1]
+    return re.sub(r"[^\w.-]+", "-", last).strip("-.")
 
 
 def _model_args(pairs: tuple[str, ...]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from partialnet.errors import UserError
 from partialnet.training.config import TrainConfig
 from partialnet.training.settings import as_yaml
 
+from .next_command import next_command
 from .settings import (
     GroupedCommand,
     configure,
@@ -75,10 +75,10 @@ def train(
     click.echo(f"\nAccuracy {result.accuracy:.1%} on {result.num_val} held-out images. Written:")
     for file in result.files:
         click.echo(f"  {file}{'/' if file.is_dir() else ''}")
-    click.echo(f"\nNext: {shlex.join(['partialnet', 'predict', str(folder)])} IMAGE…")
+    click.echo(f"\nNext: {next_command('predict', folder)} IMAGE…")
     if _has_held_out_folder(data):
-        click.echo(f"      {shlex.join(['partialnet', 'eval', str(folder), data])}")
-    click.echo(f"      {shlex.join(['partialnet', 'export', str(folder)])}")
+        click.echo(f"      {next_command('eval', folder, data)}")
+    click.echo(f"      {next_command('export', folder)}")
 
 
 def _planned(source: str, given: dict[str, Any]) -> dict[str, Any]:

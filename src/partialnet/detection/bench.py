@@ -8,7 +8,6 @@ head and 100 detections through the masks', as in the paper's framework. Untrain
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from partialnet.bench import Timing, environment, interleave
+from partialnet.bench import Timing, interleave
 from partialnet.bench.timing import synchronizer
 from partialnet.errors import UserError
-from partialnet.files import write_atomically, write_csv
+from partialnet.files import write_csv
 from partialnet.fold import fold
 from partialnet.layers.inference import Runtime
 
@@ -271,12 +270,6 @@ def as_table(rows: Sequence[DetectorRow]) -> str:
         line += f"{f'({paper.box_ap}, {paper.mask_ap})' if paper else '':>19}"
         lines.append(line.rstrip())
     return "\n".join(lines)
-
-
-def write_detector_json(path: Path, rows: Sequence[DetectorRow], setting: dict[str, Any]) -> None:
-    """Rows with their setting and the environment they hold for."""
-    content = {"environment": environment(), "setting": setting, "rows": [row.as_dict() for row in rows]}
-    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def write_detector_csv(path: Path, rows: Sequence[DetectorRow]) -> None:

@@ -8,6 +8,8 @@ import click
 
 from partialnet.errors import UserError
 
+from ..json_output import JsonOutput, json_option
+
 
 @click.command()
 @click.argument("models", nargs=-1)
@@ -30,7 +32,7 @@ from partialnet.errors import UserError
 @click.option(
     "--seconds", type=click.FloatRange(min=0), default=30, show_default=True, help="Time to measure, at least."
 )
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the rows and the environment.")
+@json_option("the rows and the environment")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write the rows.")
 def bench(
     models: tuple[str, ...],
@@ -41,7 +43,7 @@ def bench(
     device: str,
     rounds: int,
     seconds: float,
-    json_path: Path | None,
+    json_output: JsonOutput,
     csv_path: Path | None,
 ) -> None:
     """Measure Mask R-CNN with the backbones MODELS, whole detectors, in turn.
@@ -52,6 +54,7 @@ def bench(
 
     Example: partialnet detect bench partialnet_s fasternet_s --against fasternet_s --json detectors.json
     """
+    from partialnet.bench.environment import environment
     from partialnet.detection.bench import (
         DETECTIONS,
         MODELS,
@@ -60,12 +63,11 @@ def bench(
         bench_detectors,
         count_detector,
         write_detector_csv,
-        write_detector_json,
     )
     from partialnet.devices import find_device
     from partialnet.files import check_destinations
 
-    check_destinations(json_path, csv_path)
+    check_destinations(csv_path)
     names = list(dict.fromkeys(models)) or list(MODELS)
     find_device(device)
     reference = against or ("resnet50" if "resnet50" in names else names[0])
@@ -80,7 +82,6 @@ def bench(
         rows = bench_detectors(
             names, reference, size=img_size, device=device, threads=threads, seconds=seconds, min_rounds=rounds
         )
-    click.echo(as_table(rows))
     setting = {
         "size": list(img_size),
         "batch_size": 1,
@@ -91,16 +92,20 @@ def bench(
         "proposals": PROPOSALS,
         "detections": DETECTIONS,
     }
-    if not count_only:
+    if not json_output.prints:
+        click.echo(as_table(rows))
+    if not (count_only or json_output.prints):
         click.echo(f"\nratio: time ÷ that of {reference} in the same round; {threads} CPU thread(s), {device}, fp32.")
     written = []
-    if json_path:
-        write_detector_json(json_path, rows, setting)
-        written.append(json_path)
+    if json_output.wanted:
+        content = {"environment": environment(), "setting": setting, "rows": [row.as_dict() for row in rows]}
+        written += json_output.write(content)
     if csv_path:
         write_detector_csv(csv_path, rows)
-        written.append(csv_path)
+        written.append(str(csv_path))
+    if json_output.prints:
+        return
     if written:
-        click.echo(f"Written: {', '.join(map(str, written))}")
+        click.echo(f"Written: {', '.join(written)}")
     else:
         click.echo("Next: add --json or --csv FILE to keep the result.")

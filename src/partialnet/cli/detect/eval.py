@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from pathlib import Path
 
 import click
+
+from ..json_output import JsonOutput, json_option
+from ..next_command import next_command
 
 #: Names told of images that cannot be read; the JSON file has all.
 _BROKEN_SHOWN = 3
@@ -26,7 +28,7 @@ _BROKEN_SHOWN = 3
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder to write to.  [default: SOURCE/evaluation, or evaluation where SOURCE is a file]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
+@json_option("the figures of evaluation.json")
 def evaluate(
     source: str,
     data: str,
@@ -35,7 +37,7 @@ def evaluate(
     device: str | None,
     fold: bool,
     output: Path | None,
-    as_json: bool,
+    json_output: JsonOutput,
 ) -> None:
     """Measure SOURCE on the objects of DATA: the twelve COCO numbers for boxes and for masks, and each category.
 
@@ -83,11 +85,13 @@ def evaluate(
     write_atomically(folder / "evaluation.json", f"{text}\n".encode())
     write_detections(folder / "detections.json", result.detections)
     draw_results(folder, images, result.evaluation, result.detections)
-    if as_json:
-        click.echo(text)
+    written = json_output.write(content)
+    if json_output.prints:
         return
     click.echo(table(result.evaluation))
     click.echo("\nWritten:")
     for name in ("evaluation.json", "detections.json", PRECISION_RECALL_NAME, COMPARISON_NAME):
         click.echo(f"  {folder / name}")
-    click.echo(f"\nNext: {shlex.join(['partialnet', 'detect', 'predict', source])} IMAGE…")
+    for file in written:
+        click.echo(f"  {file}")
+    click.echo(f"\nNext: {next_command('detect', 'predict', source)} IMAGE…")

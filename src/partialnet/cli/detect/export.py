@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from ..json_output import JsonOutput, json_option
+from ..next_command import next_command
 
 if TYPE_CHECKING:
     from partialnet.detection.export import Parity
@@ -33,14 +34,14 @@ if TYPE_CHECKING:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="File to write.  [default: RUN.onnx or RUN.xml here]"
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@json_option("the report")
 def export(
     run: str,
     format: str,
     canvas: tuple[int, int] | None,
     images: str | None,
     output: Path | None,
-    as_json: bool,
+    json_output: JsonOutput,
 ) -> None:
     """Export the detector of RUN for other runtimes, folded, with the choice of boxes (NMS) inside.
 
@@ -66,8 +67,9 @@ def export(
     photos = find_images([images]) if images else []
     click.echo(f"Exporting Mask R-CNN with {checkpoint.backbone} to {format} …", err=True)
     result = export_detector(checkpoint, output, format, canvas, photos, progress=True)
-    if as_json:
-        click.echo(json.dumps(result.as_dict(), indent=1))
+    written = [f"{result.path} ({result.size_mb:.1f} MB)", f"{result.path}.json"]
+    written += json_output.write(result.as_dict())
+    if json_output.prints:
         return
     click.echo(
         f"  Against PyTorch on the same canvas, {result.canvas[0]}×{result.canvas[1]}: {_told(result.same_canvas)}"
@@ -79,8 +81,8 @@ def export(
         )
     elif result.same_canvas.share < LEAST_MATCHED:
         click.echo(f"Warning: less than {LEAST_MATCHED:.0%} of the detections are found again.", err=True)
-    click.echo(f"Written: {result.path} ({result.size_mb:.1f} MB), {result.path}.json")
-    click.echo(f"\nNext: partialnet detect predict {shlex.quote(str(result.path))} IMAGE…")
+    click.echo(f"Written: {', '.join(written)}")
+    click.echo(f"\nNext: {next_command('detect', 'predict', result.path)} IMAGE…")
 
 
 def _told(parity: Parity) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
-import json
 from collections import Counter
 from pathlib import Path
 
 import click
+
+from ..json_output import JsonOutput, json_option
 
 
 @click.command()
@@ -25,9 +26,14 @@ import click
     show_default=True,
     help="Folder for the pictures.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each image, a line each.")
+@json_option("one object a line for each image")
 def predict(
-    source: str, images: tuple[str, ...], min_score: float, device: str | None, output: Path, as_json: bool
+    source: str,
+    images: tuple[str, ...],
+    min_score: float,
+    device: str | None,
+    output: Path,
+    json_output: JsonOutput,
 ) -> None:
     """Find the objects on IMAGES and draw them: boxes, masks, names and scores.
 
@@ -52,6 +58,7 @@ def predict(
         detector = detector.fold()
     output.mkdir(parents=True, exist_ok=True)
     unreadable: list[UserError] = []
+    records = []
     taken: Counter[str] = Counter()
     results = detect(detector, paths, min_score, find_device(device))
     for path, result in tqdm(
@@ -66,18 +73,20 @@ def predict(
         content = io.BytesIO()
         result.draw().save(content, format="png")
         write_atomically(picture, content.getvalue())
-        if as_json:
-            objects = [found.as_json() for found in result.objects]
-            click.echo(json.dumps({"image": str(path), "picture": str(picture), "objects": objects}))
-        else:
+        objects = [found.as_json() for found in result.objects]
+        records.append({"image": str(path), "picture": str(picture), "objects": objects})
+        json_output.print_line(records[-1])
+        if not json_output.prints:
             counts = Counter(found.category for found in result.objects)
             named = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
             click.echo(f"{path}   {named}   → {picture}")
+    written = json_output.write_lines(records)
     for error in unreadable:
         click.echo(f"partialnet: {error}", err=True)
     if unreadable:
         raise UserError(f"{len(unreadable)} of {len(paths)} images could not be read.")
-    if not as_json:
+    if not json_output.prints:
         count = sum(taken.values())
         pictures = "1 picture" if count == 1 else f"{count} pictures"
-        click.echo(f"\nWritten: {pictures} in {output}. More objects, less sure: --min-score 0.3")
+        files = ", ".join([f"{pictures} in {output}", *written])
+        click.echo(f"\nWritten: {files}. More objects, less sure: --min-score 0.3")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import click
 from partialnet.detection.config import DetectionConfig
 from partialnet.training.settings import as_yaml
 
+from ..next_command import next_command
 from ..settings import GroupedCommand, configure, given_settings, run_folder, run_options, setting_options
 
 
@@ -62,6 +62,6 @@ def train(
     click.echo(f"\n{table(result.evaluation)}\n\nWritten:")
     for file in result.files:
         click.echo(f"  {file}{'/' if file.is_dir() else ''}")
-    click.echo(f"\nNext: {shlex.join(['partialnet', 'detect', 'predict', str(folder)])} IMAGE…")
-    click.echo(f"      {shlex.join(['partialnet', 'detect', 'eval', str(folder), config.validation or data])}")
-    click.echo(f"      {shlex.join(['partialnet', 'detect', 'export', str(folder)])}")
+    click.echo(f"\nNext: {next_command('detect', 'predict', folder)} IMAGE…")
+    click.echo(f"      {next_command('detect', 'eval', folder, config.validation or data)}")
+    click.echo(f"      {next_command('detect', 'export', folder)}")
