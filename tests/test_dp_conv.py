@@ -221,6 +221,29 @@ def test_order_loss_mends_any_order_in_bounded_time(values: list[float]) -> None
     assert conv.order_loss() == 0
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(-1, 1), min_size=5, max_size=5))
+def test_gates_are_put_into_the_nearest_order(values: list[float]) -> None:
+    conv = DPConv(32, attention=None)
+    with torch.no_grad():
+        conv.gates.copy_(torch.tensor(values))
+    before = conv.gates.detach().clone()
+    conv.put_gates_in_order()
+    assert conv.in_order
+    flipped = (conv.gates > 0) != (before > 0)
+    torch.testing.assert_close(conv.gates[~flipped], before[~flipped], rtol=0, atol=0)
+    orders = [torch.tensor([False] * zeros + [True] * (5 - zeros)) for zeros in range(6)]
+    distances = [before[order != (before > 0)].abs().sum().item() for order in orders]
+    assert before[flipped].abs().sum().item() <= min(distances) + 1e-6
+
+
+def test_gates_in_order_stay() -> None:
+    conv = with_gates(DPConv(32, attention=None), [0, 0, 1, 1, 1])
+    before = conv.gates.detach().clone()
+    conv.put_gates_in_order()
+    assert torch.equal(conv.gates, before)
+
+
 def train(conv: DPConv, loss: Callable[[], Tensor], steps: int = 150) -> None:
     optimizer = torch.optim.Adam(conv.parameters(), lr=0.02)
     for _ in range(steps):

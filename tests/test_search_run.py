@@ -85,15 +85,16 @@ def test_metrics_hold_objective_and_every_ratio(searched: Path) -> None:
         assert float(row["objective"]) <= factor * float(row["train_loss"]) + 10
 
 
-def test_pressure_grows_while_the_complexity_is_too_high(photos: Path) -> None:
-    config = replace(CONFIG, alpha=-0.01, alpha_growth=2.0)
-    task, _ = SearchRun().create_task(config, SearchRun().open_data(str(photos), config), 1, False)
-    expected = []
-    # in the first epoch, the warm-up, the gates can do nothing about it
-    for epoch, zeta in enumerate((4.0, 4.0, 0.5, 3.0, 1.0), 1):
-        task.progress.rows.append({"epoch": epoch, "zeta": zeta, "kappa": 1.0})
-        expected.append(task.objective.alpha)
-    assert expected == pytest.approx([-0.01, -0.02, -0.02, -0.04, -0.04])
+def test_pressure_grows_while_the_complexity_is_too_high(photos: Path, tmp_path: Path) -> None:
+    # gates that cannot move keep to a complexity that is four times too high, or stay where it is met
+    expected = {4.0: -0.01 * 64, 1.0: -0.01}
+    for theta, alpha in expected.items():
+        config = replace(CONFIG, theta=theta, alpha=-0.01, alpha_growth=64.0, gate_travel=0.0)
+        folder = tmp_path / f"{theta}"
+        search(config, str(photos), folder)
+        found = [float(row["alpha"]) for row in rows(folder)]
+        assert found[0] == -0.01  # in the first epoch, the warm-up, the gates could do nothing about it
+        assert found[-1] == pytest.approx(alpha, rel=1e-4)
 
 
 def test_plan_says_what_the_checkpoint_is(searched: Path) -> None:

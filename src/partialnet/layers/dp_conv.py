@@ -15,6 +15,8 @@ from .pat_conv import PATConv
 
 #: Distance of a fresh gate from the threshold at which it flips.
 INITIAL_GATE = 0.5
+#: The same of a gate that was put in order: it is undecided.
+UNDECIDED_GATE = 1e-3
 
 
 class _BinaryGate(torch.autograd.Function):
@@ -165,6 +167,24 @@ class DPConv(nn.Module):
     def clamp_gates(self) -> None:
         """Put gates beyond ±1 back to ±1, where they have a gradient; call it after every step of the optimiser."""
         self.gates.clamp_(-1.0, 1.0)
+
+    @torch.no_grad()
+    def put_gates_in_order(self) -> None:
+        """Flip the gates that keep the others from being zeros before ones, and no gate where they are.
+
+        Of all orders the nearest is taken: that whose flipped gates are, in sum, the least far from the threshold; of
+        two equally near the one with fewer convolved channels.
+        """
+        values = self.gates.tolist()
+        # gates before `zeros` are to be at 0, the others at 1
+        distances = [
+            sum(value for value in values[:zeros] if value > 0) - sum(value for value in values[zeros:] if value <= 0)
+            for zeros in range(len(values) + 1)
+        ]
+        zeros = max(range(len(values) + 1), key=lambda count: (-distances[count], count))
+        for index, value in enumerate(values):
+            if (value > 0) == (index < zeros):
+                self.gates[index] = UNDECIDED_GATE if index >= zeros else -UNDECIDED_GATE
 
     def order_loss(self) -> Tensor:
         """ψ, a scalar: Σ |g̃_k| + |g̃_{k+1}| over neighbours of which the first is at 1 and the second at 0 (Eq. 8).

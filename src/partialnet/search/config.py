@@ -26,8 +26,8 @@ class SearchConfig(TrainConfig):
     kappa_exponent: int = _search(2, "power of θ that the complexity is divided by: 1 or 2", least=1, most=2)
     alpha: float = _search(-0.01, "exponent of the complexity's factor while it is too high (α)", most=0)
     alpha_growth: float = _search(
-        1.5,
-        "factor of α for each epoch after the warm-up that ends with too high a complexity; 1 is the paper's",
+        1000.0,
+        "factor by which α grows, to -1 at most, if the complexity is always too high; 1 is the paper's",
         least=1,
     )
     beta: float = _search(0.9, "weight of gates that are out of order (β)", least=0)

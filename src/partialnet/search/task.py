@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +35,7 @@ class SearchTask(ClassifierTask):
     """
 
     config: SearchConfig
+    updates_above: Tensor
 
     def __init__(
         self,
@@ -46,16 +46,30 @@ class SearchTask(ClassifierTask):
         teacher: Teacher | None = None,
     ) -> None:
         super().__init__(checkpoint, config, data, num_batches, teacher)
-        self.progress.sums = torch.zeros(4, dtype=torch.float64)
+        self.progress.sums = torch.zeros(5, dtype=torch.float64)
+        #: Updates of the gates that began with too high a complexity; a part of the saved state.
+        self.register_buffer("updates_above", torch.zeros((), dtype=torch.int64))
 
     @property
     def objective(self) -> Objective:
-        """The objective, its α grown by the epochs that have ended with too high a complexity."""
-        unmet = sum(
-            row["zeta"] > row["kappa"] for row in self.progress.rows if row["epoch"] > self.config.warmup_epochs
-        )
-        objective = self.config.objective
-        return replace(objective, alpha=objective.alpha * self.config.alpha_growth**unmet)
+        """The objective, its α grown by the share of the search's updates that found the complexity too high.
+
+        It grows to −1 at most, where the objective is the loss times ζ/κ.
+        """
+        objective, growth = self.config.objective, self.config.alpha_growth
+        grown = objective.alpha * growth ** (self.updates_above.item() / self.gate_updates)
+        return replace(objective, alpha=max(grown, min(objective.alpha, -1.0)) if objective.alpha else 0.0)
+
+    @property
+    def gate_updates(self) -> float:
+        """How often the gates change in the whole search."""
+        updates = -(-self.num_batches // self.config.accumulate)
+        return max(1.0, (self.config.epochs - self.config.warmup_epochs) * updates)
+
+    @property
+    def warms_up(self) -> bool:
+        """Whether the learning rate still warms up, during which the gates stay."""
+        return self.progress.epoch + self.progress.batch / self.num_batches < self.config.warmup_epochs
 
     @property
     def layers(self) -> dict[str, DPConv]:
@@ -70,36 +84,46 @@ class SearchTask(ClassifierTask):
         for group in optimizer.param_groups:
             group["params"] = [parameter for parameter in group["params"] if id(parameter) not in taken]
         # Adam's steps are about as long as the learning rate, whose mean over a schedule is about half the highest
-        updates = -(-self.num_batches // self.config.accumulate)
-        steps = max(1.0, (self.config.epochs - self.config.warmup_epochs) * updates)
-        factor = self.config.gate_travel / (steps * lr / 2) if lr else 0.0
+        factor = self.config.gate_travel / (self.gate_updates * lr / 2) if lr else 0.0
         # timm's schedule multiplies by lr_scale, as for the layers of layer_decay
         optimizer.add_param_group({"params": gates, "weight_decay": 0.0, "lr_scale": factor})
         return optimizer
 
     def training_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The objective (Eq. 9); and loss times images, images that were right, objective times images, images."""
+        """The objective (Eq. 9); and the sums of loss, images that were right, objective and ψ, and the images."""
         loss, sums = super().training_loss(batch)
-        objective = self.objective(loss, list(self.layers.values()))
-        sums_with_objective = torch.stack((sums[0], sums[1], objective.detach() * sums[2], sums[2]))
-        return objective, sums_with_objective
+        layers = list(self.layers.values())
+        objective = self.objective(loss, layers)
+        loss_sum, right, number = sums
+        psi = self.objective.order_loss(layers).detach()
+        return objective, torch.stack((loss_sum, right, objective.detach() * number, psi * number, number))
 
     def configure_gradient_clipping(self, *arguments: Any, **options: Any) -> None:
         """While the learning rate warms up, the gates stay; then look at the gradients and clip them as ever."""
-        if self.progress.epoch + self.progress.batch / self.num_batches < self.config.warmup_epochs:
+        if self.warms_up:
             for layer in self.layers.values():
                 layer.gates.grad = None
         super().configure_gradient_clipping(*arguments, **options)
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
-        """One change of weights and gates; gates stay within [−1, 1], where they have a gradient."""
+        """One change of weights and gates.
+
+        Gates stay within [−1, 1], where they have a gradient. At an epoch's end they are put in order, so that there is
+        a network to validate and to keep.
+        """
+        layers = list(self.layers.values())
+        objective = self.objective
+        if not self.warms_up and objective.zeta(layers) > objective.kappa(layers):
+            self.updates_above += 1
         super().optimizer_step(*arguments, **options)
-        for layer in self.layers.values():
+        for layer in layers:
             layer.clamp_gates()
+            if self.progress.batch + 1 == self.num_batches:
+                layer.put_gates_in_order()
 
     def metrics(self, sums: list[float], validation: dict[str, float]) -> dict[str, float]:
-        """Those of a classifier; the objective; ζ, κ, α and ψ; and each layer's split ratio."""
-        loss, right, objective, number = sums
+        """Those of a classifier; the objective; ζ, κ and α; ψ, the mean of the epoch; and each layer's split ratio."""
+        loss, right, objective, psi, number = sums
         layers = list(self.layers.values())
         return {
             **super().metrics([loss, right, number], validation),
@@ -107,7 +131,7 @@ class SearchTask(ClassifierTask):
             "zeta": self.objective.zeta(layers).item(),
             "kappa": self.objective.kappa(layers),
             "alpha": self.objective.alpha,
-            "psi": self.objective.order_loss(layers).item(),
+            "psi": psi / number,
             **{f"{RATIO_PREFIX}{name}": layer.split_ratio for name, layer in self.layers.items()},
         }
 
@@ -123,22 +147,11 @@ class SearchTask(ClassifierTask):
             f"mean ratio {sum(ratios) / len(ratios):.3f}"
         )
 
-    def nothing_kept(self, folder: Path) -> str:
-        """Why there is no plan, in a sentence."""
-        if any(row["psi"] == 0 for row in self.progress.rows):
-            return super().nothing_kept(folder)
-        return (
-            "There is no plan: every epoch ended with gates out of order (ψ > 0). Search longer (--epochs), weigh "
-            "their order more (--beta), or let the gates move more slowly (--gate-travel)."
-        )
-
-    def checkpoint(self, training: dict[str, Any]) -> Checkpoint | None:
-        """The static network with the ratios and weights of now; None while gates are out of order.
+    def checkpoint(self, training: dict[str, Any]) -> Checkpoint:
+        """The static network with the ratios and weights of an epoch's end, where the gates are in order.
 
         If the search went without attention, that of the static network is freshly drawn.
         """
-        if not all(layer.in_order for layer in self.layers.values()):
-            return None
         settled = settle(self.network)
         architecture, arguments = planned_network(self.start, settled)
         # a network built from the arguments shows that they suffice
