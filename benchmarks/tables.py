@@ -2,7 +2,8 @@
 
     python benchmarks/tables.py
 
-prints the README's table and those of docs/measurements.md, docs/surgery.md, docs/search.md and docs/ablations.md.
+prints the README's table and those of docs/measurements.md, docs/surgery.md, docs/search.md, docs/accuracy.md and
+docs/ablations.md.
 """
 
 from __future__ import annotations
@@ -158,6 +159,18 @@ def retrained(content: dict) -> None:
     print(f"\n{content['epochs']} epochs, {content['train_images']:,} training images")
 
 
+def accuracies(content: dict) -> None:
+    """Networks trained under the same recipe, best first: mean and spread over the seeds."""
+    print(f"\n{content['experiment']}\n")
+    print("| | accuracy % | each seed | parameters M | multiply–adds M |\n|---|---|---|---|---|")
+    for row in content["summary"]:
+        spread = "" if row["stdev"] is None else f" ± {100 * row['stdev']:.2f}"
+        own = [found["accuracy"] for found in content["rows"] if found["network"] == row["network"]]
+        seeds = ", ".join(f"{100 * accuracy:.2f}" for accuracy in own)
+        print(f"| {row['network']} | {100 * row['mean']:.2f}{spread} | {seeds} | {row['params_m']} | {row['macs_m']} |")
+    print(f"\n{content['epochs']} epochs, {content['train_images']:,} training images")
+
+
 def speed_ratio(timing: dict) -> str:
     """How many times as fast as the reference: median and quartiles."""
     return f"{1 / timing['ratio']:.2f} ({1 / timing['ratio_q3']:.2f}–{1 / timing['ratio_q1']:.2f})"
@@ -182,6 +195,10 @@ def main() -> None:
             content = json.loads((RESULTS / f"{name}.json").read_text())
             table(content)
             print(content["environment"])
+    for path in sorted(RESULTS.glob("accuracy_*.json")):
+        content = json.loads(path.read_text())
+        accuracies(content)
+        print(content["environment"])
     for path in sorted(RESULTS.glob("ablation_table*.json"), key=lambda path: int(path.stem.split("table")[1])):
         content = json.loads(path.read_text())
         print(f"\n{as_markdown(content, level=2)}")

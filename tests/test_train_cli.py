@@ -112,3 +112,11 @@ def test_mistake_in_a_file_names_the_file(command: Command, tmp_path: Path) -> N
     assert code == 2
     assert "learning_rate" in err
     assert "mine.yaml" in err
+
+
+def test_batches_of_one_image_are_refused_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--batch-size", "1", "--workers", "0", "--device", "cpu", "-o", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "digits", *options])
+    assert stop.value.code == 2
+    assert "cannot learn from batches of one image" in capsys.readouterr().err.splitlines()[-1]

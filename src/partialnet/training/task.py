@@ -15,6 +15,7 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from ..errors import UserError
 from .config import RunConfig
 from .finite import FiniteCheck
 from .items import Saves, TrainingData
@@ -153,8 +154,20 @@ class Task(L.LightningModule):
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Loss of one batch."""
-        loss, sums = self.training_loss(batch)
+        """Loss of one batch.
+
+        Raises:
+            UserError: It holds one image, and the network normalises over the images.
+        """
+        try:
+            loss, sums = self.training_loss(batch)
+        except ValueError as error:  # of BatchNorm, ours and PyTorch's
+            if len(batch.indices) > 1:
+                raise
+            raise UserError(
+                f"{self.config.model} cannot learn from batches of one image, as it normalises over the images of a "
+                "batch; give batch_size 2 or more for each process."
+            ) from error
         self.progress.sums += sums.detach().double()
         self.finite.note_loss(loss, batch.indices)
         return loss
