@@ -2,8 +2,8 @@
 
     python benchmarks/tables.py
 
-prints the README's table and those of docs/measurements.md, docs/surgery.md, docs/search.md, docs/accuracy.md and
-docs/ablations.md.
+prints the README's table, those of docs/measurements.md, docs/surgery.md, docs/search.md and docs/ablations.md, and the
+accuracies that were measured.
 """
 
 from __future__ import annotations
