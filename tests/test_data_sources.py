@@ -104,7 +104,7 @@ def test_mistakes_with_folders(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message) as caught:
             open_data(str(source), **options)  # type: ignore[arg-type]
         assert "\n" not in str(caught.value)
-        assert str(caught.value).endswith(".")
+        assert str(caught.value).endswith("?" if "did you mean" in message else ".")
 
     fill(tmp_path / "photos", ["cat", "dog"], 2)
     refused(tmp_path / "photo", "did you mean '.*photos'")

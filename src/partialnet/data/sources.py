@@ -49,7 +49,7 @@ def open_data(source: str, val_share: float = 0.1, seed: int = 0, root: str | Pa
     elif Path(source).exists():
         raise UserError(f"{source!r} is a file; data is a folder with one folder of images for each class.")
     else:
-        raise UserError(f"There is no data {source!r}; {_hint(source)}.")
+        raise UserError(f"There is no data {source!r}; {_hint(source)}")
     if len(data.class_names) < 2:
         raise UserError(f"{source!r} has one class only, {data.class_names[0]!r}; a classifier needs at least two.")
     return data
@@ -79,12 +79,12 @@ def _hint(source: str) -> str:
     known = ["digits", *(str(path.parent / name) for name in beside)]
     scheme, _, rest = source.partition(":" if ":" in source else "/")
     if rest and (near := get_close_matches(scheme, SCHEMES, 1)):
-        return f"did you mean '{near[0]}{SCHEMES[near[0]]}{rest}'"
+        return f"did you mean '{near[0]}{SCHEMES[near[0]]}{rest}'?"
     if near := get_close_matches(source, known, 1):
-        return f"did you mean {near[0]!r}"
+        return f"did you mean {near[0]!r}?"
     from .torchvision_datasets import torchvision_names
 
     names = {name.lower(): name for name in torchvision_names()}
     if near := get_close_matches(source.lower(), names, 1, cutoff=0.8):
-        return f"did you mean 'torchvision:{names[near[0]]}'"
-    return "it may be a folder, 'digits', torchvision:NAME, hfds/NAME or wds/SHARDS"
+        return f"did you mean 'torchvision:{names[near[0]]}'?"
+    return "it may be a folder, 'digits', torchvision:NAME, hfds/NAME or wds/SHARDS."

@@ -69,8 +69,8 @@ def open_torchvision(name: str, val_share: float, seed: int, root: str | Path = 
     if name not in (names := torchvision_names()):
         folded = {known.lower(): known for known in names}
         near = get_close_matches(name.lower(), folded, 1)
-        hint = f"did you mean torchvision:{folded[near[0]]}" if near else f"there are {', '.join(names)}"
-        raise UserError(f"torchvision has no classification data set {name!r}; {hint}.")
+        hint = f"did you mean torchvision:{folded[near[0]]}?" if near else f"there are {', '.join(names)}."
+        raise UserError(f"torchvision has no classification data set {name!r}; {hint}")
     builder = getattr(torchvision.datasets, name)
     parameters = inspect.signature(builder.__init__).parameters
     Path(root).mkdir(parents=True, exist_ok=True)
