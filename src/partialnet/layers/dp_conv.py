@@ -33,6 +33,11 @@ class _BinaryGate(torch.autograd.Function):
         return grads[0] * (values.abs() <= 1).to(grads[0].dtype)
 
 
+def _zero_of(module: nn.Module) -> Tensor:
+    """0 with a gradient of zeros for each parameter, as distributed training waits for the gradients of all."""
+    return 0 * torch.stack([parameter.sum() for parameter in module.parameters()]).sum()
+
+
 class DPConv(nn.Module):
     """A partial convolution whose number of convolved channels is learned by gradient descent.
 
@@ -214,10 +219,19 @@ class DPConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mask = self.mask().to(self.conv.weight.dtype)
         passes = isinstance(self.attn, nn.Identity)
-        rest = x if passes else attend(self.attn, x, 1 - mask)
         # how many channels the block has must be known outside the graph, which a compiled one has no way to tell
         if not torch.compiler.is_compiling() and self.in_order:
-            return convolve_leading(x, self.conv, mask, self.conv_channels, None if passes else rest)
+            width = self.conv_channels
+            if passes:
+                return convolve_leading(x, self.conv, mask, width, None)
+            if width < self.channels:
+                return convolve_leading(x, self.conv, mask, width, attend(self.attn, x, 1 - mask))
+            # the mask's gradient needs what attention over no channel makes of the map; every other gradient of it is 0
+            with torch.no_grad():
+                rest = attend(self.attn, x, 1 - mask)
+            mask = mask + _zero_of(self.attn)
+            return convolve_leading(x, self.conv, mask, width, rest)
+        rest = x if passes else attend(self.attn, x, 1 - mask)
         weight = self.conv.weight * torch.outer(mask, mask)[:, :, None, None]
         convolved = F.conv2d(x, weight, None, padding=self.conv.padding, dilation=self.conv.dilation)
         return convolved + rest * (1 - mask)[:, None, None].to(rest.dtype)

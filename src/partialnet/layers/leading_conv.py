@@ -57,7 +57,7 @@ class _LeadingConv(torch.autograd.Function):
         ctx.save_for_backward(x, weight, mask, rest)
         ctx.width, ctx.geometry = width, {"padding": padding, "dilation": dilation}
         y = F.conv2d(x[:, :width], weight[:width, :width], None, **ctx.geometry)
-        return torch.cat((y, (x if rest is None else rest)[:, width:]), 1)
+        return y if width == x.shape[1] else torch.cat((y, (x if rest is None else rest)[:, width:]), 1)
 
     @staticmethod
     @once_differentiable
@@ -70,9 +70,11 @@ class _LeadingConv(torch.autograd.Function):
         block = weight[:width, :width]
 
         grad_x = conv2d_input(x_leading.shape, block, leading, **geometry)
-        grad_x = torch.cat((grad_x, others if rest is None else torch.zeros_like(others)), 1)
-        grad_weight = torch.zeros_like(weight)
-        grad_weight[:width, :width] = conv2d_weight(x_leading, block.shape, leading, **geometry)
+        grad_weight = conv2d_weight(x_leading, block.shape, leading, **geometry)
+        products = (grad_weight * block).sum((2, 3))
+        if width < x.shape[1]:
+            grad_x = torch.cat((grad_x, others if rest is None else torch.zeros_like(others)), 1)
+            grad_weight = F.pad(grad_weight, (0, 0, 0, 0, *(0, x.shape[1] - width) * 2))
 
         grad_rest = grad_mask = None
         if rest is not None and ctx.needs_input_grad[3]:
@@ -81,8 +83,6 @@ class _LeadingConv(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             # of channel i by its output: <gradient, conv_i − rest_i>; as an input: what its column of kernels adds
             below, right = weight[width:, :width], weight[:width, width:]
-            by_row = grad_weight[:width, :width] * block
-            products = by_row.sum((2, 3))
             as_output, as_input = [products.sum(1)], [products.sum(0)]
             if width < x.shape[1]:
                 as_output.append((conv2d_weight(x_leading, below.shape, others, **geometry) * below).sum((1, 2, 3)))
