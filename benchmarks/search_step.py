@@ -4,8 +4,9 @@
 
 writes benchmarks/results/search_step.json. Networks, loss and optimiser are alike but for the layer: a dense
 convolution of all channels, DPConv that passes the rest through, DPConv that attends over the rest; and the static
-PartialNet for comparison. DPConv convolves 1/4 of the channels, where a search starts, and once all, the most it can
-cost. Random images of 128×128, channels_last, float32; one thread is timed by the processor's time that it took.
+PartialNet for comparison. DPConv convolves 1/4 of the channels, where a search starts, once all, and once 1/16 or less
+with every layer's gates out of order. Random images of 128×128, channels_last, float32; one thread is timed by the
+processor's time that it took.
 """
 
 from __future__ import annotations
@@ -59,6 +60,15 @@ def with_all_channels(model: nn.Module) -> nn.Module:
     return model
 
 
+@torch.no_grad()
+def out_of_order(model: nn.Module) -> nn.Module:
+    """The network with the gates of every searched layer out of order, where there are two or more."""
+    for layer in dynamic_layers(model).values():
+        layer.gates.fill_(-0.5)
+        layer.gates[-2:-1] = 0.5
+    return model
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
@@ -80,6 +90,7 @@ def main() -> None:
             "DPConv": make_dynamic(static, attention=False),
             "DPConv with attention": make_dynamic(static),
             "DPConv with attention, all channels": with_all_channels(make_dynamic(static)),
+            "DPConv with attention, out of order": out_of_order(make_dynamic(static)),
             "static PATConv": static,
         }
         steps = {name: training_step(network, images, labels) for name, network in networks.items()}

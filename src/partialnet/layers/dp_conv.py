@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .attention import AttentionLike, create_attention
 from .channel_subset import attend, select_channels, smallest_subset_step
-from .leading_conv import convolve_leading
+from .leading_conv import convolve_leading, convolve_scattered
 from .pat_conv import PATConv
 
 #: Distance of a fresh gate from the threshold at which it flips.
@@ -219,22 +219,23 @@ class DPConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mask = self.mask().to(self.conv.weight.dtype)
         passes = isinstance(self.attn, nn.Identity)
-        # how many channels the block has must be known outside the graph, which a compiled one has no way to tell
-        if not torch.compiler.is_compiling() and self.in_order:
-            width = self.conv_channels
-            if passes:
-                return convolve_leading(x, self.conv, mask, width, None)
-            if width < self.channels:
-                return convolve_leading(x, self.conv, mask, width, attend(self.attn, x, 1 - mask))
-            # the mask's gradient needs what attention over no channel makes of the map; every other gradient of it is 0
+        if torch.compiler.is_compiling():
+            # a compiled graph has no way to tell how many channels the block has
+            rest = x if passes else attend(self.attn, x, 1 - mask)
+            weight = self.conv.weight * torch.outer(mask, mask)[:, :, None, None]
+            convolved = F.conv2d(x, weight, None, padding=self.conv.padding, dilation=self.conv.dilation)
+            return torch.addcmul(convolved, rest, (1 - mask)[:, None, None].to(rest.dtype))
+        if passes:
+            rest = None
+        elif self.conv_channels < self.channels:
+            rest = attend(self.attn, x, 1 - mask)
+        else:
+            # the mask's gradient needs what attention over no channel makes of the map; all others of it are 0
             with torch.no_grad():
                 rest = attend(self.attn, x, 1 - mask)
             mask = mask + _zero_of(self.attn)
-            return convolve_leading(x, self.conv, mask, width, rest)
-        rest = x if passes else attend(self.attn, x, 1 - mask)
-        weight = self.conv.weight * torch.outer(mask, mask)[:, :, None, None]
-        convolved = F.conv2d(x, weight, None, padding=self.conv.padding, dilation=self.conv.dilation)
-        return convolved + rest * (1 - mask)[:, None, None].to(rest.dtype)
+        convolve = convolve_leading if self.in_order else convolve_scattered
+        return convolve(x, self.conv, mask, self.conv_channels, rest)
 
     @torch.no_grad()
     def to_static(self) -> PATConv:

@@ -33,7 +33,19 @@ def convolve_leading(x: Tensor, conv: nn.Conv2d, mask: Tensor, width: int, rest:
     Returns:
         (B, C, H, W).
     """
-    weight = conv.weight
+    return _convolve(x, conv, conv.weight, mask, width, rest)
+
+
+def convolve_scattered(x: Tensor, conv: nn.Conv2d, mask: Tensor, width: int, rest: Tensor | None) -> Tensor:
+    """``convolve_leading`` for a mask whose ones are anywhere: the channels are sorted and put back."""
+    order = mask.detach().argsort(descending=True, stable=True)
+    weight = conv.weight.index_select(0, order).index_select(1, order)
+    rest = None if rest is None else rest.index_select(1, order)
+    y = _convolve(x.index_select(1, order), conv, weight, mask[order], width, rest)
+    return y.index_select(1, order.argsort())
+
+
+def _convolve(x: Tensor, conv: nn.Conv2d, weight: Tensor, mask: Tensor, width: int, rest: Tensor | None) -> Tensor:
     if torch.is_autocast_enabled(x.device.type):  # the function below is out of its reach
         x, weight = (value.to(torch.get_autocast_dtype(x.device.type)) for value in (x, weight))
     y: Tensor = _LeadingConv.apply(x, weight, mask, rest, width, conv.padding, conv.dilation)
