@@ -225,17 +225,16 @@ class DPConv(nn.Module):
             weight = self.conv.weight * torch.outer(mask, mask)[:, :, None, None]
             convolved = F.conv2d(x, weight, None, padding=self.conv.padding, dilation=self.conv.dilation)
             return torch.addcmul(convolved, rest, (1 - mask)[:, None, None].to(rest.dtype))
-        if passes:
-            rest = None
-        elif self.conv_channels < self.channels:
-            rest = attend(self.attn, x, 1 - mask)
-        else:
+        attended: Tensor | None = None
+        if not passes and self.conv_channels < self.channels:
+            attended = attend(self.attn, x, 1 - mask)
+        elif not passes:
             # the mask's gradient needs what attention over no channel makes of the map; all others of it are 0
             with torch.no_grad():
-                rest = attend(self.attn, x, 1 - mask)
+                attended = attend(self.attn, x, 1 - mask)
             mask = mask + _zero_of(self.attn)
         convolve = convolve_leading if self.in_order else convolve_scattered
-        return convolve(x, self.conv, mask, self.conv_channels, rest)
+        return convolve(x, self.conv, mask, self.conv_channels, attended)
 
     @torch.no_grad()
     def to_static(self) -> PATConv:
