@@ -5,8 +5,8 @@
 writes benchmarks/results/search_step.json. Networks, loss and optimiser are alike but for the layer: a dense
 convolution of all channels, DPConv that passes the rest through, DPConv that attends over the rest; and the static
 PartialNet for comparison. DPConv convolves 1/4 of the channels, where a search starts, once all, and once two
-channels with every layer's gates out of order. Random images of 128×128, channels_last, float32; one thread is timed by the
-processor's time that it took.
+channels with every layer's gates out of order. Random images of 128×128, channels_last, float32; one thread is timed
+by the processor's time that it took.
 """
 
 from __future__ import annotations
