@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
 from partialnet.bench import Timing, interleave
 from partialnet.bench.timing import synchronizer
@@ -233,11 +234,16 @@ def bench_detectors(
         raise UserError(f"The image's sides {size[0]}×{size[1]} must be multiples of 32.")
     if against not in models:
         raise UserError(f"{against!r} is none of the networks that are measured: {', '.join(models)}.")
-    counts = {name: count_detector(name, size) for name in models}
+
+    def with_bar(task: str) -> Iterable[str]:
+        return tqdm(models, desc=task, unit="detector", delay=2, disable=None if progress else True)
+
+    # all are counted first, which finds out about names that cannot be built
+    counts = {name: count_detector(name, size) for name in with_bar("counting")}
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        contestants = {name: _Contestant(name, size, device) for name in models}
+        contestants = {name: _Contestant(name, size, device) for name in with_bar("preparing")}
         wait = synchronizer(torch.device(device))
         timings = interleave(contestants, against, seconds, min_rounds, 1, wait, "measuring", progress)
     finally:

@@ -54,6 +54,8 @@ def bench(
 
     Example: partialnet detect bench partialnet_s fasternet_s --against fasternet_s --json detectors.json
     """
+    from tqdm import tqdm
+
     from partialnet.bench.environment import environment
     from partialnet.detection.bench import (
         DETECTIONS,
@@ -76,9 +78,9 @@ def bench(
     if count_only:
         if any(side % 32 for side in img_size):
             raise UserError(f"The image's sides {img_size[0]}×{img_size[1]} must be multiples of 32.")
-        rows = [count_detector(name, img_size) for name in names]
+        bar = tqdm(names, desc="counting", unit="detector", delay=2, disable=None)
+        rows = [count_detector(name, img_size) for name in bar]
     else:
-        click.echo(f"Preparing {len(names)} detectors; each takes seconds for an image on one core …", err=True)
         rows = bench_detectors(
             names, reference, size=img_size, device=device, threads=threads, seconds=seconds, min_rounds=rounds
         )
