@@ -71,15 +71,18 @@ def deployment(rows: list[dict]) -> None:
         ("onnxruntime", "int8"): "onnxruntime int8",
     }
     found = {(row["size"], row["runtime"], row["precision"]): row for row in rows}
-    columns = [column for column in labels if all((size, *column) in found for size in SIZES)]
+    sizes = [size for size in SIZES if any(row["size"] == size for row in rows)]
+    columns = [column for column in labels if all((size, *column) in found for size in sizes)]
     print(f"\n| | {' | '.join(labels[column] for column in columns)} |\n|{'---|' * (1 + len(columns))}")
-    for size in SIZES:
+    for size in sizes:
         cells = [ratio(found[size, *column]["timings"][f"partialnet_{size}"]) for column in columns]
         print(f"| {size.upper()} | {' | '.join(cells)} |")
     columns = [column for column in columns if column[1] == "fp32"]
+    if not columns:
+        return
     print(f"\n| GFLOP/s | {' | '.join(labels[column] for column in columns)} | one large convolution |")
     print(f"|{'---|' * (2 + len(columns))}")
-    for size in SIZES:
+    for size in sizes:
         pairs = [found[size, *column]["gflops"] for column in columns]
         cells = [f"{pair[f'fasternet_{size}']:.0f}, {pair[f'partialnet_{size}']:.0f}" for pair in pairs]
         peak = "–".join(
