@@ -145,6 +145,21 @@ def test_gradients_are_those_of_the_masked_dense_convolution(
     torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-11)
 
 
+@pytest.mark.parametrize("gates", [[0, 1], [1, 1], [1, 0]])
+def test_compiled_layer_computes_the_same(gates: list[int], randomize: Randomize) -> None:
+    """A graph has the masked dense convolution, as it cannot know the number of channels."""
+    conv = randomize(DPConv(16, min_channels=4)).double().train()
+    with_gates(conv, gates)
+    x = torch.randn(3, 16, 5, 4, dtype=torch.float64)
+    found = []
+    for function in (conv, torch.compile(conv, backend="eager", fullgraph=True)):
+        conv.zero_grad()
+        y = function(x)
+        (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)).sum().backward()
+        found.append({"y": y.detach(), **{name: parameter.grad for name, parameter in conv.named_parameters()}})
+    torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-11)
+
+
 @pytest.mark.parametrize("attention", ["none", "gaussian_se"])
 def test_half_precision_by_autocast(attention: str) -> None:
     conv = DPConv(16, attention=attention if attention != "none" else None).train()
