@@ -202,8 +202,8 @@ def main() -> None:
         content = json.loads(path.read_text())
         accuracies(content)
         print(content["environment"])
-    for path in sorted(RESULTS.glob("ablation_table*.json"), key=lambda path: int(path.stem.split("table")[1])):
-        content = json.loads(path.read_text())
+    ablations = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("ablation_table*.json"))]
+    for content in sorted(ablations, key=lambda content: content["table"]):
         print(f"\n{as_markdown(content, level=2)}")
         print(content["environment"])
 
