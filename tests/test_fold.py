@@ -39,13 +39,16 @@ from partialnet.layers.affine import (
 )
 from partialnet.layers.gaussian_se import image_statistics
 from partialnet.layers.inference import (
+    CACHED_BYTES,
     RUNTIMES,
     InPlacePATConv,
     MapSelfAttention,
     PatchConv,
+    PositionGate,
     PositionwiseLinear,
     Runtime,
     SplitSpatialGate,
+    cached_parts,
     is_patchwise,
     positions_of,
 )
@@ -401,6 +404,41 @@ def test_eager_form_leaves_its_input_and_trains(randomize: Randomize) -> None:
     torch.testing.assert_close(gradient, right, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_eager_form_part_by_part(batch: int, randomize: Randomize, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Maps whose hidden features are larger than the cache; parts of unequal length, and images cut in two."""
+    monkeypatch.setattr("partialnet.layers.inference.CACHED_BYTES", 10_000)
+    model = trained(small(depths=(2, 1, 1, 1)), randomize)
+    images = torch.randn(batch, 3, 64, 96, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    hidden = model.get_submodule("stages.0.blocks.0.mlp").fc1.out_channels
+    assert len(cached_parts(batch * 16 * 24, hidden, 8)) > 2
+    folded = fold(model, runtime="torch").to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        torch.testing.assert_close(folded(images), model(images), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("positions", [1, 49, 784, 3136, 100_003])
+@pytest.mark.parametrize("features", [1, 64, 512, 1 << 22])
+def test_parts_are_all_positions_and_fit(positions: int, features: int) -> None:
+    parts = cached_parts(positions, features, 4)
+    at_once = CACHED_BYTES * torch.get_num_threads() // (4 * features)
+    covered = [row for part in parts for row in range(positions)[part or slice(None)]]
+    assert covered == list(range(positions))
+    assert all(len(range(positions)[part or slice(None)]) <= max(at_once, 1) for part in parts)
+
+
+def test_eager_form_under_autocast(randomize: Randomize) -> None:
+    """Half precision where PyTorch chooses it; nothing is then written into tensors of another type."""
+    model = trained(small(depths=(1, 1, 1, 1)), randomize, torch.float32)
+    folded = fold(model, runtime="torch").to(memory_format=torch.channels_last)
+    images = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        expected = model(images)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = folded(images)
+    torch.testing.assert_close(logits.float(), expected, rtol=0, atol=0.1 * float(expected.abs().max()))
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_statistics_by_batch_norms_kernel(batch: int, layout: torch.memory_format) -> None:
@@ -426,7 +464,7 @@ def test_eager_form_projects_without_its_output(conv_first: bool, size: tuple[in
         before = x.clone()
         with torch.inference_mode():
             torch.testing.assert_close(
-                folded.project(x, linear), linear(positions_of(folded(x))), rtol=1e-10, atol=1e-10
+                folded.projection(x, linear)(None), linear(positions_of(folded(x))), rtol=1e-10, atol=1e-10
             )
         assert torch.equal(x, before)
 
@@ -453,13 +491,14 @@ def test_other_networks_get_matrix_products(randomize: Randomize) -> None:
         assert relative_error(model, laid_out, images.contiguous(memory_format=layout)) < 1e-9
 
 
-def test_scale_of_zero_behind_a_gate(randomize: Randomize) -> None:
-    """onnxruntime's form divides by the scale where it can."""
+@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
+def test_scale_of_zero_behind_a_gate(runtime: Runtime, randomize: Randomize) -> None:
+    """These forms divide by the scale where they can."""
     model = trained(small(depths=(1, 1, 1, 1)), randomize)
     with torch.no_grad():
         model.get_submodule("stages.0.blocks.0.mlp_attention.attn.norm").weight[3] = 0.0  # type: ignore[index]
-    folded = fold(model, 64, "onnxruntime")
-    gates = [module for module in folded.modules() if isinstance(module, SplitSpatialGate)]
+    folded = fold(model, 64, runtime)
+    gates = [module for module in folded.modules() if isinstance(module, (SplitSpatialGate, PositionGate))]
     assert [gate.scale is not None for gate in gates] == [True, False, False, False]
     assert relative_error(model, folded, torch.randn(2, 3, 64, 64, dtype=torch.float64)) < 1e-9
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -232,7 +233,13 @@ class GaussianGate(nn.Module):
         The fast kernel for both statistics wants dense memory, and takes less time for all channels than the copy.
         """
         mean, variance = (value.narrow(1, start, len(self.weight)) for value in image_statistics(x))
-        return self._gate(mean, standard_deviation(variance, x.shape[2] * x.shape[3])).to(x.dtype)
+        count = x.shape[2] * x.shape[3]
+        if not self.dense or mean.dtype != self.weight.dtype:
+            return self._gate(mean, standard_deviation(variance, count)).to(x.dtype)
+        for_mean, for_std = self.weight.t().chunk(2)
+        logits = torch.addmm(self.bias, mean, for_mean)
+        logits.addmm_(variance.sqrt(), for_std, alpha=math.sqrt(count / max(count - 1, 1)))
+        return F.hardsigmoid(logits, inplace=True)[:, :, None, None]
 
     @torch.jit.ignore
     def for_runtime(self, runtime: Runtime) -> nn.Module:

@@ -6,6 +6,7 @@ every call and every temporary tensor. ``partialnet.fold(..., runtime=...)`` put
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, TypeGuard
 
 import torch
@@ -18,10 +19,16 @@ from .affine import with_weights
 Runtime = Literal["torch", "onnxruntime", "openvino"]
 RUNTIMES: tuple[Runtime, ...] = ("torch", "onnxruntime", "openvino")
 
+#: A function of a map's positions, given which of them; None stands for all.
+PositionwiseFunction = Callable[[slice | None], Tensor]
+
+#: Most memory, in bytes, of an intermediate result of positions that are computed together: what a core's cache keeps.
+CACHED_BYTES = 1 << 20
+
 
 def may_write_in_place() -> bool:
-    """Whether results may be written into slices: not where autograd, a compiler or an exporter looks on."""
-    return not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+    """Whether results may be written into tensors at hand: not under autograd, autocast, a compiler or an exporter."""
+    return not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
 
 
 class PositionwiseLinear(nn.Module):
@@ -43,6 +50,10 @@ class PositionwiseLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.addmm(self.bias, x, self.weight)
+
+    def of(self, x: Tensor) -> PositionwiseFunction:
+        """The output of some of the positions in ``x``, (positions, C)."""
+        return lambda rows: self(rows_of(x, rows))
 
 
 class PatchConv(PositionwiseLinear):
@@ -86,6 +97,30 @@ def is_patchwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     )
 
 
+def cached_parts(positions: int, features: int, element_size: int) -> list[slice | None]:
+    """Equal parts of a map's positions whose features, taken together, stay in the threads' caches; None is all."""
+    at_once = CACHED_BYTES * torch.get_num_threads() // (features * element_size)
+    parts = -(-positions // max(at_once, 1))
+    if parts == 1:
+        return [None]
+    step = -(-positions // parts)
+    return [slice(start, start + step) for start in range(0, positions, step)]
+
+
+def rows_of(x: Tensor, rows: slice | None) -> Tensor:
+    """The given rows, for which no call into PyTorch is made where they are all."""
+    return x if rows is None else x[rows]
+
+
+def activate_in_place(act: nn.Module, x: Tensor) -> Tensor:
+    """``act`` of a tensor that nobody else needs, without a second one where PyTorch can do that."""
+    if type(act) is nn.ReLU:
+        return torch.relu_(x)
+    if type(act) is nn.GELU:
+        return torch.ops.aten.gelu_(x, approximate=act.approximate)
+    return act(x)
+
+
 def positions_of(x: Tensor) -> Tensor:
     """A map, (B, C, H, W), as a matrix, (B·H·W, C): a view in the channels_last layout, else a copy."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
@@ -121,13 +156,13 @@ class InPlacePATConv(nn.Module):
         torch.mul(to_attend, gate, out=attended)
         return out
 
-    def project(self, x: Tensor, linear: PositionwiseLinear) -> Tensor:
-        """``linear`` of the output's positions, (B·H·W, features), for which one image needs no output.
+    def projection(self, x: Tensor, linear: PositionwiseLinear) -> PositionwiseFunction:
+        """``linear`` of the output's positions, for which one image needs no output.
 
         ``W [a; g ∘ b] = W_a a + (W_b diag(g)) b``: the gate goes into the weight where that is smaller than the map.
         """
         if x.shape[0] > 1 or not may_write_in_place():
-            return linear(positions_of(self(x)))
+            return linear.of(positions_of(self(x)))
         to_convolve, to_attend = self._split(x)
         for_convolved, for_attended = self._split(linear.weight, 0)  # (channels, features) each
         gate = self._gate(x).flatten()
@@ -136,8 +171,13 @@ class InPlacePATConv(nn.Module):
             for_attended = for_attended * gate[:, None]
         else:
             attended = attended * gate
-        y = torch.addmm(linear.bias, attended, for_attended)
-        return y.addmm_(positions_of(self.conv(to_convolve)), for_convolved)
+        convolved = positions_of(self.conv(to_convolve))
+
+        def project(rows: slice | None) -> Tensor:
+            y = torch.addmm(linear.bias, rows_of(attended, rows), for_attended)
+            return y.addmm_(rows_of(convolved, rows), for_convolved)
+
+        return project
 
     def _gate(self, x: Tensor) -> Tensor:
         """Weight of each attended channel, (B, channels, 1, 1)."""
@@ -233,12 +273,24 @@ def clipped_sigmoid(x: Tensor) -> Tensor:
     return F.relu6(x + 3) / 6
 
 
+def absorb_gate_scale(fc: nn.Conv2d, conv: nn.Conv2d, scale: Tensor) -> tuple[nn.Conv2d, nn.Conv2d, Tensor | None]:
+    """PAT_sp's ``fc`` and ``conv`` with the scale behind the gate in them, and None; or the same and the scale.
+
+    Where the scale is (nearly) 0 in a channel, it has to stay: the channel's part in the gate would be lost.
+    """
+    if scale.abs().min() <= 1e-3 * scale.abs().max():
+        return fc, conv, scale
+    rows = F.pad(scale, (0, fc.out_channels - len(scale)), value=1.0)
+    bias = None if fc.bias is None else fc.bias.detach() * rows
+    fc = with_weights(fc, fc.weight.detach() * rows[:, None, None, None], bias)
+    return fc, with_weights(conv, conv.weight.detach() / scale[:, None, None], None), None
+
+
 class SplitSpatialGate(nn.Module):
     """The MLP's second convolution and PAT_sp's gate on its leading outputs, (B, hidden, H, W) → (B, C, H, W).
 
     For onnxruntime, where a gate for all channels, of which half are not gated, costs more than a concatenation, and
-    two convolutions less than one and a split. The scale behind the gate goes into the convolution, unless it is
-    (nearly) 0 in a channel, whose part in the gate would be lost.
+    two convolutions less than one and a split.
 
     Args:
         fc: 1×1 convolution whose leading outputs are gated.
@@ -249,17 +301,11 @@ class SplitSpatialGate(nn.Module):
 
     def __init__(self, fc: nn.Conv2d, conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> None:
         super().__init__()
+        fc, conv, left = absorb_gate_scale(fc, conv, scale.detach())
+        self.scale = None if left is None else nn.Parameter(left[:, None, None].clone())
         sizes = [len(scale), fc.out_channels - len(scale)]
-        weight, bias = fc.weight.detach(), fc.bias
-        bias = weight.new_zeros(sum(sizes)) if bias is None else bias.detach()
-        attended, passed = zip(weight.split(sizes), bias.split(sizes), strict=True)
-        scale = scale.detach()
-        self.scale: nn.Parameter | None = None
-        if scale.abs().min() > 1e-3 * scale.abs().max():
-            attended = (attended[0] * scale[:, None, None, None], attended[1] * scale)
-            conv = with_weights(conv, conv.weight.detach() / scale[:, None, None], None)
-        else:
-            self.scale = nn.Parameter(scale[:, None, None].clone())
+        bias = fc.weight.new_zeros(sum(sizes)) if fc.bias is None else fc.bias.detach()
+        attended, passed = zip(fc.weight.detach().split(sizes), bias.split(sizes), strict=True)
         self.attended = with_weights(fc, *attended)
         self.passed = with_weights(fc, *passed) if sizes[1] else None
         self.conv = conv
@@ -280,21 +326,23 @@ class PositionGate(nn.Module):
 
     Args:
         conv: 1×1 convolution of the gated channels, the leading ones, to one, without bias.
-        scale: Scale behind the gate, (number of gated channels,).
+        scale: Scale behind the gate, (number of gated channels,); None if the layers before have absorbed it.
         shift: Shift behind the gate, (number of gated channels,).
     """
 
-    def __init__(self, conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> None:
+    def __init__(self, conv: nn.Conv2d, scale: Tensor | None, shift: Tensor) -> None:
         super().__init__()
         self.weight = nn.Parameter(conv.weight.detach()[0, :, 0, 0][:, None].contiguous())  # (gated channels, 1)
-        self.scale = nn.Parameter(scale.detach().clone())
+        self.scale = None if scale is None else nn.Parameter(scale.detach().clone())
         self.shift = nn.Parameter(shift.detach().clone())
         self.eval()
 
     def forward(self, y: Tensor) -> Tensor:
-        gated = self.scale.shape[0]
+        gated = self.shift.shape[0]
         attended = y[:, :gated]
-        gate = F.hardsigmoid(torch.mm(attended, self.weight)) * self.scale
+        gate = F.hardsigmoid(torch.mm(attended, self.weight), inplace=may_write_in_place())
+        if self.scale is not None:
+            gate = gate * self.scale
         if may_write_in_place():
             torch.addcmul(self.shift, attended, gate, out=attended)
             return y

@@ -22,9 +22,13 @@ from partialnet.layers.inference import (
     PositionwiseLinear,
     Runtime,
     SplitSpatialGate,
+    absorb_gate_scale,
+    activate_in_place,
+    cached_parts,
     clipped_sigmoid,
     may_write_in_place,
     positions_of,
+    rows_of,
 )
 
 #: A mixer's name, or a mapping with its name under "name" and arguments for it, such as an attention or a scope.
@@ -197,45 +201,50 @@ class EagerPartialNetBlock(nn.Module):
     """``FoldedPartialNetBlock`` for eager PyTorch, (B, C, H, W) → (B, C, H, W).
 
     The MLP and PAT_sp's gate see a map in the channels_last layout as a matrix of positions, which takes neither copies
-    nor PyTorch's slow 1×1 convolution; without autograd results are added in place.
+    nor PyTorch's slow 1×1 convolution. Without autograd they go through it part by part, so that a part's hidden
+    features are still in the cache when the next layer reads them, and write in place.
     """
 
     def __init__(self, block: FoldedPartialNetBlock) -> None:
         super().__init__()
         self.mixer_residual = block.mixer_residual
         self.mixer = block.mixer
-        self.fc1, self.fc2 = _positionwise(block.fc1), _positionwise(block.fc2)
-        self.act = block.act
-        self.gate = block.gate.position_gate() if isinstance(block.gate, _SpatialGate) else block.gate
+        fc2, self.gate = block.fc2, block.gate
+        if isinstance(block.gate, _SpatialGate) and isinstance(fc2, nn.Conv2d):
+            fc2, self.gate = block.gate.position_gate(fc2)
+        self.fc1, self.act, self.fc2 = _positionwise(block.fc1), block.act, _positionwise(fc2)
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(self.mixer, InPlacePATConv) and not self.mixer_residual:
-            hidden = self.mixer.project(x, self.fc1)
+            hidden_of = self.mixer.projection(x, self.fc1)
         else:
             mixed = self.mixer(x)
             if self.mixer_residual:
-                x = _add(mixed, x)
+                x = mixed.add_(x) if may_write_in_place() else mixed + x
                 mixed = x
-            hidden = self.fc1(positions_of(mixed))
-        positions = self.fc2(self.act(hidden))
+            hidden_of = self.fc1.of(positions_of(mixed))
         batch, channels, height, width = x.shape
-        if isinstance(self.gate, PositionGate):
-            positions = self.gate(positions)
-        y = positions.view(batch, height, width, channels).permute(0, 3, 1, 2)
-        if not isinstance(self.gate, PositionGate):
-            y = self.gate(y)
-        return _add(y, x)
+        residual = positions_of(x)
+        if may_write_in_place() and isinstance(self.gate, (PositionGate, nn.Identity)):
+            y = torch.empty_like(residual)
+            for rows in cached_parts(len(y), self.fc1.weight.shape[1], y.element_size()):
+                hidden = activate_in_place(self.act, hidden_of(rows))
+                part = torch.addmm(self.fc2.bias, hidden, self.fc2.weight, out=rows_of(y, rows))
+                self.gate(part).add_(rows_of(residual, rows))
+        else:
+            y = self.fc2(self.act(hidden_of(None)))
+            if isinstance(self.gate, PositionGate):
+                y = self.gate(y)
+            else:
+                y = positions_of(self.gate(y.view(batch, height, width, channels).permute(0, 3, 1, 2)))
+            y = y + residual
+        return y.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 def _positionwise(conv: nn.Module) -> PositionwiseLinear:
     assert isinstance(conv, nn.Conv2d)
     return PositionwiseLinear(conv.weight[:, :, 0, 0], conv.bias)
-
-
-def _add(own: Tensor, x: Tensor) -> Tensor:
-    """The sum, written into ``own``, which nobody else uses, where that is possible."""
-    return own.add_(x) if may_write_in_place() else own + x
 
 
 class _SpatialGate(nn.Module):
@@ -269,9 +278,11 @@ class _SpatialGate(nn.Module):
         """The same gate together with the convolution before it."""
         return SplitSpatialGate(fc2, *self._gated())
 
-    def position_gate(self) -> PositionGate:
-        """The same gate on a matrix of positions."""
-        return PositionGate(*self._gated())
+    def position_gate(self, fc2: nn.Conv2d) -> tuple[nn.Conv2d, PositionGate]:
+        """The convolution before the gate, and the same gate on a matrix of positions."""
+        conv, scale, shift = self._gated()
+        fc2, conv, left = absorb_gate_scale(fc2, conv, scale)
+        return fc2, PositionGate(conv, left, shift)
 
     def _gated(self) -> tuple[nn.Conv2d, Tensor, Tensor]:
         """Convolution, scale, (gated channels,), and shift, (gated channels,), of the gated channels alone."""
