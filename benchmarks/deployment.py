@@ -2,7 +2,7 @@
 
     taskset -c 0 python benchmarks/deployment.py
 
-writes benchmarks/results/deployment.json and prints a line for each pair: one 224×224 image, one thread; eager PyTorch,
+writes benchmarks/results/deployment.json and prints a line for each pair: one 224×224 image (or more: ``--batch-size``), one thread; eager PyTorch,
 onnxruntime and OpenVINO in float32, OpenVINO in bfloat16 where the CPU has it, and, with ``--precisions int8``,
 onnxruntime and OpenVINO in int8. FasterNet's BatchNorms are folded too, and eager PyTorch runs both in the memory
 layout that is faster for each. Beside each network stand the GFLOP/s that it reaches, and those of one large
@@ -16,7 +16,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import timm
@@ -70,7 +70,8 @@ def measure(size: str, setting: Setting, seconds: float) -> dict:
     convolution = interleave({"conv": large_convolution(setting.precision)}, "conv", seconds=0.5, clock=CLOCK)["conv"]
     timings = interleave(runs, names[0], seconds=seconds, clock=CLOCK, description=what)
     macs = {name: measure_complexity(timm.create_model(name, device="meta"), (3, 224, 224)) for name in names}
-    reached = {name: gflops(1e9 * macs[name].folded.macs_g, timings[name].median_ms) for name in names}
+    computed = {name: 1e9 * macs[name].folded.macs_g * setting.batch_size for name in names}
+    reached = {name: gflops(computed[name], timings[name].median_ms) for name in names}
     core = gflops(CHANNELS**2 * 9 * SIDE**2, convolution.median_ms)
     ours, theirs = timings[names[1]], timings[names[0]]
     print(
@@ -94,13 +95,14 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=SIZES, choices=SIZES)
     parser.add_argument("--runtimes", nargs="+", default=("eager", "onnxruntime", "openvino"))
     parser.add_argument("--precisions", nargs="+", default=("fp32", "bf16"), choices=("fp32", "bf16", "int8"))
+    parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=10.0, help="time to measure each pair")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "deployment.json")
     options = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
     settings = [
-        setting
+        replace(setting, batch_size=options.batch_size)
         for setting in SETTINGS
         if setting.runtime in options.runtimes and setting.precision in options.precisions
     ]
@@ -116,7 +118,7 @@ def main() -> None:
             except UserError as error:
                 unavailable[what] = str(error)
                 print(f"not available: {what}: {error}", flush=True)
-    content = {"environment": environment(), "threads": 1, "clock": "processor time"}
+    content = {"environment": environment(), "threads": 1, "clock": "processor time", "batch_size": options.batch_size}
     if unavailable:
         content["not_available"] = unavailable
     options.output.write_text(json.dumps({**content, "rows": rows}, indent=1) + "\n")
