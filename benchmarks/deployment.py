@@ -2,11 +2,12 @@
 
     taskset -c 0 python benchmarks/deployment.py
 
-writes benchmarks/results/deployment.json and prints a line for each pair: one 224×224 image (or more: ``--batch-size``), one thread; eager PyTorch,
-onnxruntime and OpenVINO in float32, OpenVINO in bfloat16 where the CPU has it, and, with ``--precisions int8``,
-onnxruntime and OpenVINO in int8. FasterNet's BatchNorms are folded too, and eager PyTorch runs both in the memory
-layout that is faster for each. Beside each network stand the GFLOP/s that it reaches, and those of one large
-convolution in OpenVINO, in float32 or bfloat16, measured just before: what the core can do. Times are processor time.
+writes benchmarks/results/deployment.json and prints a line for each pair: one 224×224 image, or ``--batch-size``, one
+thread; eager PyTorch, onnxruntime and OpenVINO in float32, OpenVINO in bfloat16 where the CPU has it, and, with
+``--precisions int8``, onnxruntime and OpenVINO in int8. FasterNet's BatchNorms are folded too, and eager PyTorch runs
+both in the memory layout that is faster for each. Beside each network stand the GFLOP/s that it reaches, and those of
+one large convolution in OpenVINO, in float32 or bfloat16, measured just before: what the core can do. Times are
+processor time.
 """
 
 from __future__ import annotations
