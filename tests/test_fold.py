@@ -417,7 +417,7 @@ def test_eager_form_part_by_part(batch: int, randomize: Randomize, monkeypatch: 
         torch.testing.assert_close(folded(images), model(images), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("positions", [1, 49, 784, 3136, 100_003])
+@pytest.mark.parametrize("positions", [0, 1, 49, 784, 3136, 100_003])
 @pytest.mark.parametrize("features", [1, 64, 512, 1 << 22])
 def test_parts_are_all_positions_and_fit(positions: int, features: int) -> None:
     parts = cached_parts(positions, features, 4)
@@ -427,11 +427,12 @@ def test_parts_are_all_positions_and_fit(positions: int, features: int) -> None:
     assert all(len(range(positions)[part or slice(None)]) <= max(at_once, 1) for part in parts)
 
 
-def test_eager_form_under_autocast(randomize: Randomize) -> None:
+@pytest.mark.parametrize("batch", [1, 2])
+def test_eager_form_under_autocast(batch: int, randomize: Randomize) -> None:
     """Half precision where PyTorch chooses it; nothing is then written into tensors of another type."""
     model = trained(small(depths=(1, 1, 1, 1)), randomize, torch.float32)
     folded = fold(model, runtime="torch").to(memory_format=torch.channels_last)
-    images = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    images = torch.randn(batch, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         expected = model(images)
         with torch.autocast("cpu", dtype=torch.bfloat16):

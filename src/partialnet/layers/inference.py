@@ -101,7 +101,7 @@ def cached_parts(positions: int, features: int, element_size: int) -> list[slice
     """Equal parts of a map's positions whose features, taken together, stay in the threads' caches; None is all."""
     at_once = CACHED_BYTES * torch.get_num_threads() // (features * element_size)
     parts = -(-positions // max(at_once, 1))
-    if parts == 1:
+    if parts <= 1:  # 0 for an empty batch
         return [None]
     step = -(-positions // parts)
     return [slice(start, start + step) for start in range(0, positions, step)]
