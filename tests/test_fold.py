@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+import safetensors.torch
 import timm
 import torch
 from conftest import Randomize
@@ -37,21 +38,17 @@ from partialnet.layers.affine import (
     fold_input_affine,
     fold_output_affine,
 )
-from partialnet.layers.gaussian_se import image_statistics
-from partialnet.layers.inference import (
+from partialnet.layers.eager import (
     CACHED_BYTES,
-    RUNTIMES,
-    InPlacePATConv,
-    MapSelfAttention,
+    EagerPATConv,
     PatchConv,
     PositionGate,
     PositionwiseLinear,
-    Runtime,
-    SplitSpatialGate,
     cached_parts,
     is_patchwise,
-    positions_of,
 )
+from partialnet.layers.gaussian_se import image_statistics
+from partialnet.layers.inference import RUNTIMES, MapSelfAttention, Runtime, SplitSpatialGate
 from partialnet.models.blocks import EagerPartialNetBlock
 
 VARIANTS = ("partialnet_t0", "partialnet_t1", "partialnet_t2", "partialnet_s", "partialnet_m", "partialnet_l")
@@ -407,7 +404,7 @@ def test_eager_form_leaves_its_input_and_trains(randomize: Randomize) -> None:
 @pytest.mark.parametrize("batch", [1, 3])
 def test_eager_form_part_by_part(batch: int, randomize: Randomize, monkeypatch: pytest.MonkeyPatch) -> None:
     """Maps whose hidden features are larger than the cache; parts of unequal length, and images cut in two."""
-    monkeypatch.setattr("partialnet.layers.inference.CACHED_BYTES", 10_000)
+    monkeypatch.setattr("partialnet.layers.eager.CACHED_BYTES", 10_000)
     model = trained(small(depths=(2, 1, 1, 1)), randomize)
     images = torch.randn(batch, 3, 64, 96, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
     hidden = model.get_submodule("stages.0.blocks.0.mlp").fc1.out_channels
@@ -452,22 +449,42 @@ def test_statistics_by_batch_norms_kernel(batch: int, layout: torch.memory_forma
     assert (image_statistics(torch.randn(batch, 5, 1, 1))[1] == 0).all()
 
 
-@pytest.mark.parametrize("size", [(8, 8), (40, 36)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("attention", ["gaussian_se", "srm", None, SelfAttention2d])
 @pytest.mark.parametrize("conv_first", [True, False])
-def test_eager_form_projects_without_its_output(conv_first: bool, size: tuple[int, int], randomize: Randomize) -> None:
-    """With the gate in the weight, on large maps, and on the map, on small ones."""
-    layer = trained(PATConv(16, conv_first=conv_first), randomize)
-    folded = fold(layer).get_submodule("0").for_runtime("torch")  # type: ignore[operator]
-    assert isinstance(folded, InPlacePATConv)
-    linear = PositionwiseLinear(torch.randn(100, 16, dtype=torch.float64), torch.randn(100, dtype=torch.float64))
+def test_eager_form_of_a_layer(
+    conv_first: bool, attention: Any, layout: torch.memory_format, dtype: torch.dtype, randomize: Randomize
+) -> None:
+    """With and without autograd, one image and several; its input stays as it was."""
+    layer = trained(PATConv(16, conv_first=conv_first, attention=attention), randomize, dtype)
+    folded = fold(layer, runtime="torch")
+    assert any(isinstance(module, EagerPATConv) for module in folded.modules())
     for batch in (1, 2):
-        x = torch.randn(batch, 16, *size, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+        x = torch.randn(batch, 16, 9, 14, dtype=dtype).contiguous(memory_format=layout)
         before = x.clone()
+        expected = layer(x)
+        torch.testing.assert_close(folded(x), expected)
         with torch.inference_mode():
-            torch.testing.assert_close(
-                folded.projection(x, linear)(None), linear(positions_of(folded(x))), rtol=1e-10, atol=1e-10
-            )
+            torch.testing.assert_close(folded(x), expected)
         assert torch.equal(x, before)
+
+
+def test_rows_of_weights_stay_spread(randomize: Randomize) -> None:
+    """An odd number of cache lines apart, in copies and other data types too; files hold the weights alone."""
+    linear = PositionwiseLinear(torch.randn(64, 48), torch.randn(64))
+    assert linear.weight.shape == (48, 64)
+    for like in (linear, copy.deepcopy(linear), copy.deepcopy(linear).double(), copy.deepcopy(linear).bfloat16()):
+        gap = like.weight.stride(0) * like.weight.element_size()
+        assert gap > 64 * like.weight.element_size()
+        assert gap % 64 == 0
+        assert gap // 64 % 2 == 1
+        torch.testing.assert_close(like.weight.float(), linear.weight, rtol=1e-2, atol=0)
+    saved = safetensors.torch.save(linear.state_dict())
+    other = PositionwiseLinear(torch.zeros(64, 48), None)
+    other.load_state_dict(safetensors.torch.load(saved))
+    assert torch.equal(other.weight, linear.weight)
+    assert not other.weight.is_contiguous()
 
 
 @pytest.mark.parametrize("kernel", [1, 2, (4, 3)])

@@ -14,7 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 from .batch_norms import fold_batch_norms, has_hooks
 from .layers.affine import is_linear_layer
-from .layers.inference import RUNTIMES, PatchConv, Runtime, is_patchwise
+from .layers.eager import PatchConv, is_patchwise
+from .layers.inference import RUNTIMES, Runtime
 from .layers.self_attention import FixedPositionBias, RelativePositionBias
 from .module_flow import module_flow
 

@@ -45,9 +45,10 @@ def image_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
         return channel_statistics(x)
     x = x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
     # momentum has no meaning without running statistics
+    if x.shape[0] == 1:
+        mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)
+        return mean.unsqueeze(0), variance.unsqueeze(0)
     images = [torch.batch_norm_update_stats(image, None, None, 0.0) for image in x.split(1)]
-    if len(images) == 1:
-        return images[0][0][None], images[0][1][None]
     return torch.stack([mean for mean, _ in images]), torch.stack([variance for _, variance in images])
 
 
@@ -227,20 +228,6 @@ class GaussianGate(nn.Module):
         mean, std = mean_and_deviation(x)
         return self._gate(mean.flatten(1), std.flatten(1)).to(x.dtype)
 
-    def gate_within(self, x: Tensor, start: int) -> Tensor:
-        """The same without autograd for a map whose channels from ``start`` on are gated, which saves a copy of them.
-
-        The fast kernel for both statistics wants dense memory, and takes less time for all channels than the copy.
-        """
-        mean, variance = (value.narrow(1, start, len(self.weight)) for value in image_statistics(x))
-        count = x.shape[2] * x.shape[3]
-        if not self.dense or mean.dtype != self.weight.dtype:
-            return self._gate(mean, standard_deviation(variance, count)).to(x.dtype)
-        for_mean, for_std = self.weight.t().chunk(2)
-        logits = torch.addmm(self.bias, mean, for_mean)
-        logits.addmm_(variance.sqrt(), for_std, alpha=math.sqrt(count / max(count - 1, 1)))
-        return F.hardsigmoid(logits, inplace=True)[:, :, None, None]
-
     @torch.jit.ignore
     def for_runtime(self, runtime: Runtime) -> nn.Module:
         """The form that suits a runtime."""
@@ -274,6 +261,49 @@ class MapGaussianGate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mean, std = mean_and_deviation(x)
         return x * clipped_sigmoid(self.conv(torch.cat((mean, std), 1).to(x.dtype)))
+
+
+class EagerGaussianGate(nn.Module):
+    """Folded Gaussian-SE's gate from a map of which it gates some channels, (B, all, H, W) → (B, C, 1, 1).
+
+    For eager PyTorch: BatchNorm's kernel takes less time for the statistics of a dense map than a copy of the channels
+    that are gated. The others have weights of 0.
+
+    Args:
+        gate: Gate whose statistics are mixed by a dense layer.
+        before: Number of channels before those that are gated.
+        behind: Number of channels behind them.
+    """
+
+    def __init__(self, gate: GaussianGate, before: int, behind: int) -> None:
+        super().__init__()
+        for_mean, for_std = (F.pad(weight, (before, behind)) for weight in gate.weight.detach().chunk(2, 1))
+        self.for_mean = nn.Parameter(for_mean.contiguous())  # (C, all)
+        self.for_std = nn.Parameter(for_std.contiguous())  # (C, all)
+        self.bias = nn.Parameter(gate.bias.detach().clone())
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        count = x.shape[2] * x.shape[3]
+        mean, variance = channel_statistics(x)
+        mean, std = mean.to(self.bias.dtype), standard_deviation(variance, count).to(self.bias.dtype)
+        gate = F.hardsigmoid(self.bias + mean @ self.for_mean.t() + std @ self.for_std.t())
+        return gate.to(x.dtype)[:, :, None, None]
+
+    def in_place(self, x: Tensor) -> Tensor:
+        """The same without autograd."""
+        parameters: dict[str, Any] = self._parameters
+        bias, for_mean, for_std = parameters["bias"], parameters["for_mean"], parameters["for_std"]
+        count = x.shape[2] * x.shape[3]
+        factor = math.sqrt(count / max(count - 1, 1))
+        if x.shape[0] == 1 and x.dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last):
+            # one image: without image_statistics' cases, and with products of a matrix and a vector
+            mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)
+            logits = torch.addmv(bias, for_mean, mean).addmv_(for_std, variance.sqrt_(), alpha=factor)
+        else:
+            mean, variance = (value.to(bias.dtype) for value in image_statistics(x))
+            logits = torch.addmm(bias, mean, for_mean.t()).addmm_(variance.sqrt_(), for_std.t(), alpha=factor)
+        return F.hardsigmoid(logits, inplace=True).to(x.dtype).view(x.shape[0], -1, 1, 1)
 
 
 def _mix(mean: Tensor, std: Tensor, weight: Tensor, dense: bool) -> Tensor:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from .affine import ChannelAffine, batch_norm_affine, fold_input_affine
 from .attention import AttentionLike, create_attention
-from .gaussian_se import GaussianGate, GaussianSE
-from .inference import InPlacePATConv, Runtime
+from .eager import EagerPATConv
+from .gaussian_se import EagerGaussianGate, GaussianGate, GaussianSE
+from .inference import Runtime
 from .layout import concat_channels, dense
 from .self_attention import SelfAttention2d
 from .spatial_gate import SpatialGate
@@ -185,10 +186,15 @@ class PATConv(nn.Module):
         """The form of a folded layer that suits a runtime."""
         keeps_shape = self.conv.stride == (1, 1) and self.conv.in_channels == self.conv.out_channels
         plain = isinstance(self.attn_proj, nn.Identity) and self.attention_scope == "partial"
-        gates = isinstance(self.attn, GaussianGate) and not self.normalizes_conv and self.attn_channels > 0
-        if runtime != "torch" or not (keeps_shape and plain and gates):
+        mixes_positions = self.conv.kernel_size != (1, 1) and not self.normalizes_conv
+        if runtime != "torch" or not (keeps_shape and plain and mixes_positions) or self.attn_channels == 0:
             return self
-        return InPlacePATConv(self.conv, self.attn, self.conv_channels, self.conv_first)
+        gate = None
+        if isinstance(self.attn, GaussianGate) and self.attn.dense:
+            around = (self.conv_channels, 0) if self.conv_first else (0, self.conv_channels)
+            gate = EagerGaussianGate(self.attn, *around)
+        attn = None if gate is not None or isinstance(self.attn, nn.Identity) else self.attn
+        return EagerPATConv(self.conv, attn, gate, self.conv_channels, self.conv_first)
 
     def extra_repr(self) -> str:
         return f"split_ratio={self.split_ratio:.4g}, attention_scope={self.attention_scope}"

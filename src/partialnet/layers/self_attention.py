@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
-from .inference import MapNorm, MapSelfAttention, Runtime, TokenNorm, TokenSelfAttention
+from .eager import TokenSelfAttention
+from .inference import MapNorm, MapSelfAttention, Runtime, TokenNorm
 
 # iRPE's piecewise index with the released network's settings: exact up to EXACT, logarithmic up to FAR, constant beyond
 EXACT = 20

@@ -16,20 +16,18 @@ from torch import Tensor, nn
 
 from partialnet.layers import DPConv, PATConv, SpatialGate, pat_ch, pat_sf, pat_sp
 from partialnet.layers.affine import ChannelAffine, batch_norm_affine, fold_batch_norm, fold_input_affine, with_weights
-from partialnet.layers.inference import (
-    InPlacePATConv,
+from partialnet.layers.eager import (
+    EagerPATConv,
     PositionGate,
     PositionwiseLinear,
-    Runtime,
-    SplitSpatialGate,
-    absorb_gate_scale,
     activate_in_place,
     cached_parts,
-    clipped_sigmoid,
+    map_of,
     may_write_in_place,
     positions_of,
     rows_of,
 )
+from partialnet.layers.inference import Runtime, SplitSpatialGate, absorb_gate_scale, clipped_sigmoid
 
 #: A mixer's name, or a mapping with its name under "name" and arguments for it, such as an attention or a scope.
 MixerSpec = str | Mapping[str, Any]
@@ -189,7 +187,7 @@ class FoldedPartialNetBlock(nn.Module):
     @torch.jit.ignore
     def for_runtime(self, runtime: Runtime) -> nn.Module:
         """The form that suits a runtime."""
-        if runtime == "torch":
+        if runtime == "torch" and isinstance(self.gate, (_SpatialGate, nn.Identity)):
             return EagerPartialNetBlock(self)
         if runtime == "onnxruntime" and isinstance(self.gate, _SpatialGate) and isinstance(self.fc2, nn.Conv2d):
             self.gate = self.gate.split_gate(self.fc2)
@@ -202,7 +200,8 @@ class EagerPartialNetBlock(nn.Module):
 
     The MLP and PAT_sp's gate see a map in the channels_last layout as a matrix of positions, which takes neither copies
     nor PyTorch's slow 1×1 convolution. Without autograd they go through it part by part, so that a part's hidden
-    features are still in the cache when the next layer reads them, and write in place.
+    features are still in the cache when the next layer reads them, and write in place. The hooks of the block's parts
+    are then passed over.
     """
 
     def __init__(self, block: FoldedPartialNetBlock) -> None:
@@ -216,30 +215,29 @@ class EagerPartialNetBlock(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        if isinstance(self.mixer, InPlacePATConv) and not self.mixer_residual:
-            hidden_of = self.mixer.projection(x, self.fc1)
-        else:
-            mixed = self.mixer(x)
-            if self.mixer_residual:
-                x = mixed.add_(x) if may_write_in_place() else mixed + x
-                mixed = x
-            hidden_of = self.fc1.of(positions_of(mixed))
-        batch, channels, height, width = x.shape
-        residual = positions_of(x)
-        if may_write_in_place() and isinstance(self.gate, (PositionGate, nn.Identity)):
-            y = torch.empty_like(residual)
-            for rows in cached_parts(len(y), self.fc1.weight.shape[1], y.element_size()):
-                hidden = activate_in_place(self.act, hidden_of(rows))
-                part = torch.addmm(self.fc2.bias, hidden, self.fc2.weight, out=rows_of(y, rows))
-                self.gate(part).add_(rows_of(residual, rows))
-        else:
-            y = self.fc2(self.act(hidden_of(None)))
-            if isinstance(self.gate, PositionGate):
-                y = self.gate(y)
-            else:
-                y = positions_of(self.gate(y.view(batch, height, width, channels).permute(0, 3, 1, 2)))
-            y = y + residual
-        return y.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        if may_write_in_place():
+            return self._in_place(x)
+        mixed = self.mixer(x)
+        if self.mixer_residual:
+            x = mixed = mixed + x
+        return map_of(self.gate(self.fc2(self.act(self.fc1(positions_of(mixed))))) + positions_of(x), x)
+
+    def _in_place(self, x: Tensor) -> Tensor:
+        modules: dict[str, Any] = self._modules
+        mixer, gate = modules["mixer"], modules["gate"]
+        fc1, act, fc2 = modules["fc1"], modules["act"], modules["fc2"]
+        mixed = mixer.in_place(x) if isinstance(mixer, EagerPATConv) else mixer(x)
+        if self.mixer_residual:
+            x = mixed.add_(x)
+        positions, residual = positions_of(mixed), positions_of(x)
+        y = torch.empty_like(residual)
+        for rows in cached_parts(y.shape[0], fc1.out_features, y.element_size()):
+            hidden = activate_in_place(act, fc1.product(rows_of(positions, rows)))
+            part = fc2.product(hidden, out=rows_of(y, rows))
+            if isinstance(gate, PositionGate):
+                gate.in_place(part)
+            part.add_(rows_of(residual, rows))
+        return map_of(y, x)
 
 
 def _positionwise(conv: nn.Module) -> PositionwiseLinear:

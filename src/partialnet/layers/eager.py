@@ -1,0 +1,294 @@
+"""Folded layers in the form that eager PyTorch runs fastest on the CPU; every form computes the same function.
+
+There every call costs, as a matrix product leaves little of Python and PyTorch in the caches: with one image, of a
+small network, half as much as the arithmetic. So these layers have a method ``in_place`` for use without autograd,
+autocast and compilers, which writes into tensors at hand and calls no modules, whose hooks it passes over. Modules and
+parameters are taken from ``_modules`` and ``_parameters``: ``nn.Module`` finds them by one more function of Python.
+``partialnet.fold(..., runtime="torch")`` puts these layers in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self, TypeGuard
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+#: Most memory, in bytes, of an intermediate result of positions that are computed together: what a core's cache keeps.
+CACHED_BYTES = 1 << 20
+
+#: What a cache fetches and keeps at once, in bytes.
+CACHE_LINE = 64
+
+
+def may_write_in_place() -> bool:
+    """Whether results may be written into tensors at hand: not under autograd, autocast, a compiler or an exporter."""
+    return not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
+
+
+def positions_of(x: Tensor) -> Tensor:
+    """A map, (B, C, H, W), as a matrix, (B·H·W, C): a view in the channels_last layout, else a copy."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def map_of(positions: Tensor, like: Tensor) -> Tensor:
+    """A matrix of positions, (B·H·W, C), as a map, (B, C, H, W), of the batch and size of the map ``like``."""
+    return positions.view(like.shape[0], like.shape[2], like.shape[3], -1).permute(0, 3, 1, 2)
+
+
+def cached_parts(positions: int, features: int, element_size: int) -> list[slice | None]:
+    """Equal parts of a map's positions whose features, taken together, stay in the threads' caches; None is all."""
+    at_once = CACHED_BYTES * torch.get_num_threads() // (features * element_size)
+    parts = -(-positions // max(at_once, 1))
+    if parts <= 1:  # 0 for an empty batch
+        return [None]
+    step = -(-positions // parts)
+    return [slice(start, start + step) for start in range(0, positions, step)]
+
+
+def rows_of(x: Tensor, rows: slice | None) -> Tensor:
+    """The given rows, for which no call into PyTorch is made where they are all."""
+    return x if rows is None else x[rows]
+
+
+def activate_in_place(act: nn.Module, x: Tensor) -> Tensor:
+    """``act`` of a tensor that nobody else needs, without a second one where PyTorch can do that."""
+    if type(act) is nn.ReLU:
+        return torch.relu_(x)
+    if type(act) is nn.GELU and act.approximate == "none":
+        # functional.gelu is torch._C._nn.gelu, and has no in-place form
+        return torch._C._nn.gelu_(x)  # type: ignore[attr-defined]
+    return act(x)
+
+
+def spread_rows(matrix: Tensor) -> Tensor:
+    """The same matrix, (R, C), with an odd number of cache lines from one row to the next.
+
+    With a power of two, values of one column share a few places of a cache and drive each other out: then a product of
+    49 positions and 1024×2048 weights takes 1.27 times as long.
+    """
+    in_line = max(CACHE_LINE // matrix.element_size(), 1)
+    lines = -(-matrix.shape[1] // in_line) | 1
+    return matrix.new_zeros(matrix.shape[0], lines * in_line)[:, : matrix.shape[1]].copy_(matrix)
+
+
+class PositionwiseLinear(nn.Module):
+    """A 1×1 convolution as one matrix product over positions, (positions, C) → (positions, out_channels).
+
+    In the channels_last layout a map is such a matrix. With the weight stored transposed, few positions take about 4/5
+    of the time of ``nn.Conv2d`` on one thread.
+
+    Args:
+        weight: (out_channels, C).
+        bias: (out_channels,), or None.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(spread_rows(weight.detach().t()))  # (C, out_channels)
+        self.bias = nn.Parameter(weight.new_zeros(weight.shape[0]) if bias is None else bias.detach().clone())
+        self.out_features = weight.shape[0]
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product(x)
+
+    def product(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """The same without hooks, written into ``out`` if it is given."""
+        parameters: dict[str, Any] = self._parameters
+        return torch.addmm(parameters["bias"], x, parameters["weight"], out=out)
+
+    # copies and other data types would lose the space between the weight's rows; files do without it
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._spread()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self._spread()
+        return self
+
+    def _spread(self) -> None:
+        if self.weight.is_contiguous():
+            self.weight.data = spread_rows(self.weight.data)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not keep_vars:
+            destination[f"{prefix}weight"] = destination[f"{prefix}weight"].contiguous()
+
+
+class PatchConv(PositionwiseLinear):
+    """A convolution whose patches touch but do not overlap, as one matrix product, (B, C, H, W) → (B, O, H/k, W/k).
+
+    1×1 convolutions and mergings of patches. PyTorch's own convolution lays out the weight anew at every call.
+
+    Args:
+        conv: Convolution for which ``is_patchwise`` holds.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__(conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
+        self.in_channels, self.out_channels, self.kernel_size = conv.in_channels, conv.out_channels, conv.kernel_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = self.kernel_size
+        height, width = x.shape[2] // rows, x.shape[3] // columns
+        if rows == columns == 1:
+            patches = positions_of(x)
+        else:
+            x = x[:, :, : height * rows, : width * columns].permute(0, 2, 3, 1)  # (B, H, W, C)
+            x = x.reshape(-1, height, rows, width, columns, self.in_channels)
+            patches = x.transpose(2, 3).reshape(-1, self.weight.shape[0])
+        y = self.product(patches)
+        return y.view(-1, height, width, self.out_channels).permute(0, 3, 1, 2)
+
+
+def is_patchwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether ``module`` is a convolution whose stride is its kernel, without padding, dilation and groups.
+
+    Stems are none: to gather patches of an image's three channels costs more than the matrix product saves.
+    """
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.in_channels >= 8
+        and module.stride == module.kernel_size
+        and module.padding in ((0, 0), "valid")
+        and module.dilation == (1, 1)
+        and module.groups == 1
+    )
+
+
+class EagerPATConv(nn.Module):
+    """PATConv that keeps its input's shape and writes both parts into one tensor, (B, C, H, W) → (B, C, H, W).
+
+    Args:
+        conv: Convolution of the convolved channels that keeps their number and resolution.
+        attn: Attention over the others, (B, channels, H, W) → (B, channels, H, W); or None.
+        gate: Gate in its place: weights of the others, (B, channels, 1, 1), from the whole map, (B, C, H, W).
+        conv_channels: Number of convolved channels.
+        conv_first: Whether they are the leading ones.
+    """
+
+    def __init__(
+        self, conv: nn.Conv2d, attn: nn.Module | None, gate: nn.Module | None, conv_channels: int, conv_first: bool
+    ) -> None:
+        super().__init__()
+        self.conv, self.attn, self.gate = conv, attn, gate
+        self.conv_channels, self.conv_first = conv_channels, conv_first
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if may_write_in_place():
+            return self.in_place(x)
+        to_convolve, to_attend = self._split(x)
+        attended = to_attend if self.attn is None else self.attn(to_attend)
+        if self.gate is not None:
+            attended = attended * self.gate(x)
+        parts = (self.conv(to_convolve), attended)
+        return torch.cat(parts if self.conv_first else parts[::-1], 1)
+
+    def in_place(self, x: Tensor) -> Tensor:
+        """The same without autograd, in the channels_last layout."""
+        modules = self._modules
+        conv: Any = modules["conv"]
+        attn: Any = modules.get("attn")
+        gate: Any = modules.get("gate")
+        weight, bias = conv._parameters["weight"], conv._parameters["bias"]
+        to_convolve, to_attend = self._split(x)
+        out = torch.empty_like(x, memory_format=torch.channels_last)
+        convolved, attended = self._split(out)
+        convolved.copy_(torch.conv2d(to_convolve, weight, bias, 1, conv.padding, conv.dilation, conv.groups))
+        if gate is not None:
+            torch.mul(to_attend, gate.in_place(x), out=attended)
+        else:
+            attended.copy_(to_attend if attn is None else attn.forward(to_attend))
+        return out
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Convolved and attended channels."""
+        others = x.shape[1] - self.conv_channels
+        if self.conv_first:
+            return x.narrow(1, 0, self.conv_channels), x.narrow(1, self.conv_channels, others)
+        return x.narrow(1, others, self.conv_channels), x.narrow(1, 0, others)
+
+
+class PositionGate(nn.Module):
+    """PAT_sp's gate on positions, (positions, C) → (positions, C).
+
+    Args:
+        conv: 1×1 convolution of the gated channels, the leading ones, to one, without bias.
+        scale: Scale behind the gate, (number of gated channels,); None if the layers before have absorbed it.
+        shift: Shift behind the gate, (number of gated channels,).
+    """
+
+    def __init__(self, conv: nn.Conv2d, scale: Tensor | None, shift: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(conv.weight.detach()[0, :, 0, 0][:, None].contiguous())  # (gated channels, 1)
+        self.scale = None if scale is None else nn.Parameter(scale.detach().clone())
+        self.shift = nn.Parameter(shift.detach().clone())
+        self.gated_channels = len(shift)
+        self.eval()
+
+    def forward(self, y: Tensor) -> Tensor:
+        attended = y[:, : self.gated_channels]
+        gate = F.hardsigmoid(torch.mm(attended, self.weight))
+        if self.scale is not None:
+            gate = gate * self.scale
+        return torch.cat((torch.addcmul(self.shift, attended, gate), y[:, self.gated_channels :]), 1)
+
+    def in_place(self, y: Tensor) -> Tensor:
+        """The same written into ``y``, without autograd."""
+        parameters: dict[str, Any] = self._parameters
+        attended = y.narrow(1, 0, self.gated_channels)
+        gate = F.hardsigmoid(torch.mm(attended, parameters["weight"]), inplace=True)
+        scale = parameters.get("scale")
+        if scale is not None:
+            gate = gate * scale
+        torch.addcmul(parameters["shift"], attended, gate, out=attended)
+        return y
+
+
+class TokenSelfAttention(nn.Module):
+    """Self-attention on tokens, (B, C, H, W) → (B, C, H, W).
+
+    Args:
+        norm: LayerNorm over channels, applied to tokens, (B·N, C); or Identity.
+        qkv: Dense layer to queries, keys and values; the scale of the logits is in its weight.
+        proj: Dense layer of the output.
+        position_bias: Layer that gives the bias, (heads, N, N), of (H, W); or None.
+        num_heads: Number of heads.
+    """
+
+    def __init__(
+        self, norm: nn.Module, qkv: nn.Linear, proj: nn.Linear, position_bias: nn.Module | None, num_heads: int
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = norm
+        self.qkv = PositionwiseLinear(qkv.weight, qkv.bias)
+        self.position_bias = position_bias
+        self.proj = PositionwiseLinear(proj.weight, proj.bias)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm: Any = self._modules["norm"]
+        position_bias: Any = self._modules.get("position_bias")
+        qkv: Any = self._modules["qkv"]
+        proj: Any = self._modules["proj"]
+        batch, channels, height, width = x.shape
+        heads, positions = self.num_heads, height * width
+        tokens = qkv.product(norm.forward(positions_of(x)))
+        tokens = tokens.view(batch, positions, 3, heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = tokens.flatten(1, 2).unbind(0)  # (B · heads, N, C / heads) each
+        key = key.transpose(1, 2)
+        if position_bias is None:
+            logits = torch.bmm(query, key)
+        else:
+            bias = position_bias.forward(height, width)
+            logits = torch.baddbmm(bias if batch == 1 else bias.repeat(batch, 1, 1), query, key)
+        tokens = torch.bmm(logits.softmax(-1), value).view(batch, heads, positions, -1)
+        return map_of(proj.product(tokens.transpose(1, 2).reshape(-1, channels)), x)
