@@ -19,6 +19,7 @@ from stored_networks import assert_bitwise_equal
 from timm.layers import freeze_batch_norm_2d
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from partialnet import fold
 from partialnet.layers import (
@@ -437,6 +438,35 @@ def test_eager_form_under_autocast(batch: int, randomize: Randomize) -> None:
     torch.testing.assert_close(logits.float(), expected, rtol=0, atol=0.1 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_eager_form_in_half_precision(batch: int, dtype: torch.dtype, randomize: Randomize) -> None:
+    model = trained(small(depths=(1, 1, 1, 1)), randomize, torch.float32)
+    folded = fold(model, runtime="torch").to(dtype, memory_format=torch.channels_last)
+    images = torch.randn(batch, 3, 64, 64)
+    expected = model(images).detach()
+    images = images.to(dtype, memory_format=torch.channels_last)
+    with torch.inference_mode():
+        torch.testing.assert_close(folded(images).float(), expected, rtol=0, atol=0.1 * float(expected.abs().max()))
+
+
+def test_eager_form_computes_with_the_parameters_it_is_given(randomize: Randomize) -> None:
+    """Its layers look parameters up in their dictionaries, which others may fill."""
+    model = trained(small(depths=(1, 1, 1, 1)), randomize)
+    folded = fold(model, runtime="torch").to(memory_format=torch.channels_last)
+    images = torch.randn(1, 3, 64, 64, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    other = copy.deepcopy(folded)
+    with torch.inference_mode():
+        for parameter in other.parameters():
+            parameter.mul_(1.25)
+        expected = other(images)
+        assert not torch.allclose(folded(images), expected)
+        torch.testing.assert_close(functional_call(folded, dict(other.named_parameters()), (images,)), expected)
+    folded.load_state_dict(other.state_dict(), assign=True)
+    with torch.inference_mode():
+        torch.testing.assert_close(folded(images), expected)
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_statistics_by_batch_norms_kernel(batch: int, layout: torch.memory_format) -> None:
@@ -706,10 +736,10 @@ def test_new_classifier_after_folding(randomize: Randomize) -> None:
     assert outputs(folded, torch.randn(2, 3, 64, 64, dtype=torch.float64))[0].shape == (2, 3)
 
 
-@pytest.mark.parametrize("img_size", [None, 64])
-def test_compile(img_size: int | None, randomize: Randomize) -> None:
+@pytest.mark.parametrize(("img_size", "runtime"), [(None, None), (64, None), (64, "torch")])
+def test_compile(img_size: int | None, runtime: Runtime | None, randomize: Randomize) -> None:
     model = trained(small(depths=(1, 1, 2, 2)), randomize, torch.float32)
-    folded = fold(model, img_size)
+    folded = fold(model, img_size, runtime)
     compiled = torch.compile(folded, fullgraph=True, backend="eager")
     for batch in (2, 3):
         images = torch.randn(batch, 3, 64, 64)
