@@ -490,7 +490,7 @@ def test_eager_form_of_a_layer(
     layer = trained(PATConv(16, conv_first=conv_first, attention=attention), randomize, dtype)
     folded = fold(layer, runtime="torch")
     assert any(isinstance(module, EagerPATConv) for module in folded.modules())
-    for batch in (1, 2):
+    for batch in (0, 1, 2):
         x = torch.randn(batch, 16, 9, 14, dtype=dtype).contiguous(memory_format=layout)
         before = x.clone()
         expected = layer(x)

@@ -1,9 +1,9 @@
 """Folded layers in the form that eager PyTorch runs fastest on the CPU; every form computes the same function.
 
-There every call costs, as a matrix product leaves little of Python and PyTorch in the caches: with one image, of a
-small network, half as much as the arithmetic. So these layers have a method ``in_place`` for use without autograd,
-autocast and compilers, which writes into tensors at hand and calls no modules, whose hooks it passes over. Modules and
-parameters are taken from ``_modules`` and ``_parameters``: ``nn.Module`` finds them by one more function of Python.
+There every call costs, as a matrix product leaves little of Python and PyTorch in the caches; for one image, of a small
+network, that is much of the time. So these layers have a method ``in_place`` for use without autograd, autocast and
+compilers, which writes into tensors at hand and calls no modules, whose hooks it passes over. Modules and parameters
+are taken from ``_modules`` and ``_parameters``: ``nn.Module`` finds them by one more function of Python.
 ``partialnet.fold(..., runtime="torch")`` puts these layers in.
 """
 
@@ -30,12 +30,12 @@ def may_write_in_place() -> bool:
 
 def positions_of(x: Tensor) -> Tensor:
     """A map, (B, C, H, W), as a matrix, (B·H·W, C): a view in the channels_last layout, else a copy."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+    return x.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def map_of(positions: Tensor, like: Tensor) -> Tensor:
     """A matrix of positions, (B·H·W, C), as a map, (B, C, H, W), of the batch and size of the map ``like``."""
-    return positions.view(like.shape[0], like.shape[2], like.shape[3], -1).permute(0, 3, 1, 2)
+    return positions.view(like.shape[0], like.shape[2], like.shape[3], positions.shape[1]).permute(0, 3, 1, 2)
 
 
 def cached_parts(positions: int, features: int, element_size: int) -> list[slice | None]:
@@ -66,8 +66,8 @@ def activate_in_place(act: nn.Module, x: Tensor) -> Tensor:
 def spread_rows(matrix: Tensor) -> Tensor:
     """The same matrix, (R, C), with an odd number of cache lines from one row to the next.
 
-    With a power of two, values of one column share a few places of a cache and drive each other out: then a product of
-    49 positions and 1024×2048 weights takes 1.27 times as long.
+    With a power of two, values of one column share a few places of a cache and drive each other out, which makes
+    products of few positions and many weights slow.
     """
     in_line = max(CACHE_LINE // matrix.element_size(), 1)
     lines = -(-matrix.shape[1] // in_line) | 1
@@ -280,9 +280,9 @@ class TokenSelfAttention(nn.Module):
         qkv: Any = self._modules["qkv"]
         proj: Any = self._modules["proj"]
         batch, channels, height, width = x.shape
-        heads, positions = self.num_heads, height * width
+        heads, positions, width_of_head = self.num_heads, height * width, channels // self.num_heads
         tokens = qkv.product(norm.forward(positions_of(x)))
-        tokens = tokens.view(batch, positions, 3, heads, -1).permute(2, 0, 3, 1, 4)
+        tokens = tokens.view(batch, positions, 3, heads, width_of_head).permute(2, 0, 3, 1, 4)
         query, key, value = tokens.flatten(1, 2).unbind(0)  # (B · heads, N, C / heads) each
         key = key.transpose(1, 2)
         if position_bias is None:
@@ -290,5 +290,5 @@ class TokenSelfAttention(nn.Module):
         else:
             bias = position_bias.forward(height, width)
             logits = torch.baddbmm(bias if batch == 1 else bias.repeat(batch, 1, 1), query, key)
-        tokens = torch.bmm(logits.softmax(-1), value).view(batch, heads, positions, -1)
-        return map_of(proj.product(tokens.transpose(1, 2).reshape(-1, channels)), x)
+        tokens = torch.bmm(logits.softmax(-1), value).view(batch, heads, positions, width_of_head)
+        return map_of(proj.product(tokens.transpose(1, 2).reshape(batch * positions, channels)), x)

@@ -41,7 +41,7 @@ def image_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 
     It is BatchNorm's, which takes a third of the time of two means, but the images of a batch together.
     """
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or x.shape[0] == 0:
         return channel_statistics(x)
     x = x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
     # momentum has no meaning without running statistics
@@ -58,7 +58,7 @@ class _Statistics(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         # the faster kernel is called once for each image, which small images do not repay
-        mean, variance = image_statistics(x) if x[0].numel() >= 8192 else channel_statistics(x)
+        mean, variance = image_statistics(x) if x.shape[1:].numel() >= 8192 else channel_statistics(x)
         ctx.save_for_backward(x, mean)
         return mean, variance
 
@@ -303,7 +303,7 @@ class EagerGaussianGate(nn.Module):
         else:
             mean, variance = (value.to(bias.dtype) for value in image_statistics(x))
             logits = torch.addmm(bias, mean, for_mean.t()).addmm_(variance.sqrt_(), for_std.t(), alpha=factor)
-        return F.hardsigmoid(logits, inplace=True).to(x.dtype).view(x.shape[0], -1, 1, 1)
+        return F.hardsigmoid(logits, inplace=True).to(x.dtype).view(x.shape[0], bias.shape[0], 1, 1)
 
 
 def _mix(mean: Tensor, std: Tensor, weight: Tensor, dense: bool) -> Tensor:
