@@ -287,6 +287,15 @@ def test_recipe_is_table_7() -> None:
     assert set(recipe_names(DetectionConfig)) == {"coco_1x", "small"}
 
 
+def test_training_sizes_follow_the_image_size() -> None:
+    """Five around the shorter side, none above the longer one."""
+    assert apply_recipe(DetectionConfig, "small", {}).training_sides == (384, 418, 446, 480, 514)
+    config = apply_recipe(DetectionConfig, "small", {"img_size": (240, 250)})
+    config.check()
+    assert config.training_sides == (192, 209, 223, 240, 250)
+    assert apply_recipe(DetectionConfig, "coco_1x", {}).training_sides == ()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

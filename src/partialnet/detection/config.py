@@ -44,7 +44,9 @@ class DetectionConfig(RunConfig):
     validation: str | None = _data(None, "held-out images, in any form that DATA has; none takes them from DATA")
     keep_empty: bool = _data(False, "train on images without any object, too, as background")
     img_size: tuple[int, ...] = _data((800, 1333), "shorter and at most longer side of an image, in pixels", least=32)
-    random_sides: tuple[int, ...] = _data((), "shorter training sides in pixels, one drawn for each batch", least=32)
+    random_scales: tuple[float, ...] = _data(
+        (), "shorter training sides as shares of img_size's, one drawn for each batch", least=0.1, most=2
+    )
     eval_batch_size: int = _data(1, "images in a step of validation; memory, not the result, depends on it", least=1)
 
     @property
@@ -52,6 +54,12 @@ class DetectionConfig(RunConfig):
         """Shorter and at most longer side of an image, in pixels."""
         short, long = self.img_size
         return short, long
+
+    @property
+    def training_sides(self) -> tuple[int, ...]:
+        """Shorter sides of training images, in pixels, one of which is drawn for each batch; empty for one size."""
+        short, long = self.sides
+        return tuple(min(max(round(scale * short), 1), long) for scale in self.random_scales)
 
     @property
     def detector_settings(self) -> dict[str, Any]:
@@ -91,8 +99,3 @@ class DetectionConfig(RunConfig):
         if len(self.img_size) != 2 or self.img_size[0] > self.img_size[1]:
             sides = ",".join(map(str, self.img_size))
             raise UserError(f"img_size is {sides} but must be the shorter and the longer side, such as 800,1333.")
-        if self.random_sides and max(self.random_sides) > self.img_size[1]:
-            raise UserError(
-                f"random_sides has {max(self.random_sides)}, which is more than the longer side {self.img_size[1]} of "
-                "img_size; give smaller ones, or none."
-            )

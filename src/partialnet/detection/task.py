@@ -155,7 +155,7 @@ def train_batches(
         world_size=world_size,
         seed=config.seed,
         img_size=config.sides,
-        random_sides=config.random_sides,
+        random_sides=config.training_sides,
         horizontal_flip=config.horizontal_flip,
         workers=config.workers,
         pin_memory=config.device != "cpu" and torch.cuda.is_available(),
