@@ -9,17 +9,14 @@ from functools import partial
 from typing import Any
 
 import pytest
-import safetensors.torch
 import timm
 import torch
 from conftest import Randomize
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from folding import outputs, relative_error, small, trained
 from stored_networks import assert_bitwise_equal
 from timm.layers import freeze_batch_norm_2d
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from partialnet import fold
 from partialnet.layers import (
@@ -32,23 +29,7 @@ from partialnet.layers import (
     pat_sf,
     pat_sp,
 )
-from partialnet.layers.affine import (
-    ChannelAffine,
-    batch_norm_affine,
-    fold_batch_norm,
-    fold_input_affine,
-    fold_output_affine,
-)
-from partialnet.layers.eager import (
-    CACHED_BYTES,
-    EagerPATConv,
-    PatchConv,
-    PositionGate,
-    PositionwiseLinear,
-    cached_parts,
-    is_patchwise,
-)
-from partialnet.layers.gaussian_se import image_statistics
+from partialnet.layers.eager import PositionGate
 from partialnet.layers.inference import RUNTIMES, MapSelfAttention, Runtime, SplitSpatialGate
 from partialnet.models.blocks import EagerPartialNetBlock
 
@@ -56,7 +37,6 @@ VARIANTS = ("partialnet_t0", "partialnet_t1", "partialnet_t2", "partialnet_s", "
 PAT_CH_3 = ("pat_ch", "pat_ch", "pat_ch")
 #: A layer that is in a network folded for the runtime alone
 FORMS = {"torch": EagerPartialNetBlock, "onnxruntime": SplitSpatialGate, "openvino": MapSelfAttention}
-few_examples = settings(max_examples=30, deadline=None, derandomize=True)
 
 #: Settings of the paper's ablations and others that a user may choose, as arguments of PartialNet
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -104,17 +84,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 ONE_BLOCK: dict[str, dict[str, Any]] = {"a ratio for each block": {"split_ratio": [1 / 2, 1 / 4, 1 / 4, 1 / 8]}}
 
 
-def trained(model: nn.Module, randomize: Randomize, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """Random weights and statistics; about half of the normalisations' scales are negative."""
-    randomize(model)
-    for module in model.modules():
-        if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)) and module.weight is not None:
-            signs = torch.randint(0, 2, module.weight.shape) * 2 - 1
-            with torch.no_grad():
-                module.weight.mul_(signs)
-    return model.to(dtype).eval()
-
-
 def wild_statistics(model: nn.Module) -> nn.Module:
     """Channels that hardly vary, or vary hugely, far from 0."""
     for module in model.modules():
@@ -122,27 +91,6 @@ def wild_statistics(model: nn.Module) -> nn.Module:
             module.running_var.copy_(10 ** torch.empty_like(module.running_var).uniform_(-4, 4))
             module.running_mean.copy_(10 * torch.randn_like(module.running_mean))
     return model
-
-
-@torch.no_grad()
-def outputs(model: nn.Module, images: Tensor) -> list[Tensor]:
-    result = model(images)
-    return list(result) if isinstance(result, (list, tuple)) else [result]
-
-
-def relative_error(model: nn.Module, folded: nn.Module, images: Tensor) -> float:
-    """Largest difference, as a share of the largest output; of the worst feature map if there are several."""
-    errors = []
-    expected, got = outputs(model, images), outputs(folded, images)
-    assert len(expected) == len(got)
-    for right, ours in zip(expected, got, strict=True):
-        assert ours.shape == right.shape
-        assert ours.dtype == right.dtype
-        assert right.isfinite().all()
-        # a network whose output ignored the image would hide every error
-        assert (right[0] - right[-1]).abs().max() > 1e-3 * right.abs().max()
-        errors.append(float((ours - right).abs().max() / right.abs().max()))
-    return max(errors)
 
 
 def assert_no_batch_norm(model: nn.Module) -> None:
@@ -154,11 +102,6 @@ def assert_no_batch_norm(model: nn.Module) -> None:
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def small(**kwargs: Any) -> nn.Module:
-    """partialnet_t0 with fewer channels."""
-    return timm.create_model("partialnet_t0", **{"embed_dim": 16, "head_hidden_size": 40, "num_classes": 10, **kwargs})
 
 
 # -- the outputs stay ------------------------------------------------------------------------------------------------
@@ -383,160 +326,6 @@ def test_forms_of_features_and_own_networks(runtime: Runtime, randomize: Randomi
         assert relative_error(model, folded, images) < 1e-9
         assert relative_error(model, fold(folded), images) < 1e-9
         assert relative_error(model, fold(folded, (64, 96), runtime), images) < 1e-9
-
-
-def test_eager_form_leaves_its_input_and_trains(randomize: Randomize) -> None:
-    """Writing in place reaches neither the images nor the features that a user keeps."""
-    model = trained(small(), randomize)
-    folded = fold(model, runtime="torch").to(memory_format=torch.channels_last)
-    images = torch.randn(2, 3, 64, 64, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
-    before = images.clone()
-    with torch.inference_mode():
-        _, expected = model.forward_intermediates(images)
-        _, features = folded.forward_intermediates(images)
-    for right, ours in zip(expected, features, strict=True):
-        torch.testing.assert_close(ours, right, rtol=1e-9, atol=1e-9)
-    assert torch.equal(images, before)
-    gradient = torch.autograd.grad(folded(images.requires_grad_()).square().sum(), images)[0]
-    right = torch.autograd.grad(model(images).square().sum(), images)[0]
-    torch.testing.assert_close(gradient, right, rtol=1e-8, atol=1e-8)
-
-
-@pytest.mark.parametrize("batch", [1, 3])
-def test_eager_form_part_by_part(batch: int, randomize: Randomize, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Maps whose hidden features are larger than the cache; parts of unequal length, and images cut in two."""
-    monkeypatch.setattr("partialnet.layers.eager.CACHED_BYTES", 10_000)
-    model = trained(small(depths=(2, 1, 1, 1)), randomize)
-    images = torch.randn(batch, 3, 64, 96, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
-    hidden = model.get_submodule("stages.0.blocks.0.mlp").fc1.out_channels
-    assert len(cached_parts(batch * 16 * 24, hidden, 8)) > 2
-    folded = fold(model, runtime="torch").to(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        torch.testing.assert_close(folded(images), model(images), rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize("positions", [0, 1, 49, 784, 3136, 100_003])
-@pytest.mark.parametrize("features", [1, 64, 512, 1 << 22])
-def test_parts_are_all_positions_and_fit(positions: int, features: int) -> None:
-    parts = cached_parts(positions, features, 4)
-    at_once = CACHED_BYTES * torch.get_num_threads() // (4 * features)
-    covered = [row for part in parts for row in range(positions)[part or slice(None)]]
-    assert covered == list(range(positions))
-    assert all(len(range(positions)[part or slice(None)]) <= max(at_once, 1) for part in parts)
-
-
-@pytest.mark.parametrize("batch", [1, 2])
-def test_eager_form_under_autocast(batch: int, randomize: Randomize) -> None:
-    """Half precision where PyTorch chooses it; nothing is then written into tensors of another type."""
-    model = trained(small(depths=(1, 1, 1, 1)), randomize, torch.float32)
-    folded = fold(model, runtime="torch").to(memory_format=torch.channels_last)
-    images = torch.randn(batch, 3, 64, 64).contiguous(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        expected = model(images)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = folded(images)
-    torch.testing.assert_close(logits.float(), expected, rtol=0, atol=0.1 * float(expected.abs().max()))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("batch", [1, 2])
-def test_eager_form_in_half_precision(batch: int, dtype: torch.dtype, randomize: Randomize) -> None:
-    model = trained(small(depths=(1, 1, 1, 1)), randomize, torch.float32)
-    folded = fold(model, runtime="torch").to(dtype, memory_format=torch.channels_last)
-    images = torch.randn(batch, 3, 64, 64)
-    expected = model(images).detach()
-    images = images.to(dtype, memory_format=torch.channels_last)
-    with torch.inference_mode():
-        torch.testing.assert_close(folded(images).float(), expected, rtol=0, atol=0.1 * float(expected.abs().max()))
-
-
-def test_eager_form_computes_with_the_parameters_it_is_given(randomize: Randomize) -> None:
-    """Its layers look parameters up in their dictionaries, which others may fill."""
-    model = trained(small(depths=(1, 1, 1, 1)), randomize)
-    folded = fold(model, runtime="torch").to(memory_format=torch.channels_last)
-    images = torch.randn(1, 3, 64, 64, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
-    other = copy.deepcopy(folded)
-    with torch.inference_mode():
-        for parameter in other.parameters():
-            parameter.mul_(1.25)
-        expected = other(images)
-        assert not torch.allclose(folded(images), expected)
-        torch.testing.assert_close(functional_call(folded, dict(other.named_parameters()), (images,)), expected)
-    folded.load_state_dict(other.state_dict(), assign=True)
-    with torch.inference_mode():
-        torch.testing.assert_close(folded(images), expected)
-
-
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("batch", [1, 3])
-def test_statistics_by_batch_norms_kernel(batch: int, layout: torch.memory_format) -> None:
-    """Of each image on its own; a mean far from 0 costs no digits, and a constant has no deviation."""
-    x = 0.1 * torch.randn(batch, 24, 9, 14) + 1000 * torch.randn(1, 24, 1, 1)
-    x[:, 0] = 0.0
-    expected = torch.var_mean(x.double(), dim=(2, 3), correction=0)[::-1]
-    for ours, right in zip(image_statistics(x.contiguous(memory_format=layout)), expected, strict=True):
-        torch.testing.assert_close(ours.double(), right, rtol=1e-4, atol=0)
-    assert (image_statistics(torch.randn(batch, 5, 1, 1))[1] == 0).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("attention", ["gaussian_se", "srm", None, SelfAttention2d])
-@pytest.mark.parametrize("conv_first", [True, False])
-def test_eager_form_of_a_layer(
-    conv_first: bool, attention: Any, layout: torch.memory_format, dtype: torch.dtype, randomize: Randomize
-) -> None:
-    """With and without autograd, one image and several; its input stays as it was."""
-    layer = trained(PATConv(16, conv_first=conv_first, attention=attention), randomize, dtype)
-    folded = fold(layer, runtime="torch")
-    assert any(isinstance(module, EagerPATConv) for module in folded.modules())
-    for batch in (0, 1, 2):
-        x = torch.randn(batch, 16, 9, 14, dtype=dtype).contiguous(memory_format=layout)
-        before = x.clone()
-        expected = layer(x)
-        torch.testing.assert_close(folded(x), expected)
-        with torch.inference_mode():
-            torch.testing.assert_close(folded(x), expected)
-        assert torch.equal(x, before)
-
-
-def test_rows_of_weights_stay_spread(randomize: Randomize) -> None:
-    """An odd number of cache lines apart, in copies and other data types too; files hold the weights alone."""
-    linear = PositionwiseLinear(torch.randn(64, 48), torch.randn(64))
-    assert linear.weight.shape == (48, 64)
-    for like in (linear, copy.deepcopy(linear), copy.deepcopy(linear).double(), copy.deepcopy(linear).bfloat16()):
-        gap = like.weight.stride(0) * like.weight.element_size()
-        assert gap > 64 * like.weight.element_size()
-        assert gap % 64 == 0
-        assert gap // 64 % 2 == 1
-        torch.testing.assert_close(like.weight.float(), linear.weight, rtol=1e-2, atol=0)
-    saved = safetensors.torch.save(linear.state_dict())
-    other = PositionwiseLinear(torch.zeros(64, 48), None)
-    other.load_state_dict(safetensors.torch.load(saved))
-    assert torch.equal(other.weight, linear.weight)
-    assert not other.weight.is_contiguous()
-
-
-@pytest.mark.parametrize("kernel", [1, 2, (4, 3)])
-@pytest.mark.parametrize("bias", [True, False])
-def test_convolution_without_overlap_is_a_matrix_product(kernel: int | tuple[int, int], bias: bool) -> None:
-    conv = nn.Conv2d(9, 8, kernel, kernel, bias=bias).double().eval()
-    assert is_patchwise(conv)
-    for layout in (torch.contiguous_format, torch.channels_last):
-        x = torch.randn(2, 9, 11, 13, dtype=torch.float64).contiguous(memory_format=layout)
-        torch.testing.assert_close(PatchConv(conv)(x), conv(x), rtol=1e-12, atol=1e-12)
-    for other in (nn.Conv2d(8, 8, 2, 1), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 8, 1, padding=1), nn.Linear(8, 8)):
-        assert not is_patchwise(other)
-
-
-def test_other_networks_get_matrix_products(randomize: Randomize) -> None:
-    model = trained(timm.create_model("fasternet_t0", num_classes=10), randomize)
-    folded = fold(model, runtime="torch")
-    assert not any(is_patchwise(module) for module in folded.modules())
-    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
-    for layout in (torch.contiguous_format, torch.channels_last):
-        laid_out = folded.to(memory_format=layout)
-        assert relative_error(model, laid_out, images.contiguous(memory_format=layout)) < 1e-9
 
 
 @pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
@@ -792,126 +581,3 @@ def test_folding_drops_parameters(randomize: Randomize) -> None:
     model = trained(timm.create_model("partialnet_t0"), randomize)
     count = [sum(parameter.numel() for parameter in m.parameters()) for m in (model, fold(model))]
     assert count[1] < 0.99 * count[0]
-
-
-# -- the algebra -----------------------------------------------------------------------------------------------------
-
-
-@st.composite
-def convolutions(draw: st.DrawFn, pointwise: bool = False) -> nn.Conv2d:
-    groups = 1 if pointwise else draw(st.integers(1, 3))
-    kernel = (1, 1) if pointwise else draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
-    conv = nn.Conv2d(
-        groups * draw(st.integers(1, 4)),
-        groups * draw(st.integers(1, 4)),
-        kernel,
-        stride=draw(st.integers(1, 2)),
-        padding=0 if pointwise else draw(st.integers(0, 2)),
-        dilation=1 if pointwise else draw(st.integers(1, 2)),
-        groups=groups,
-        bias=draw(st.booleans()),
-        dtype=torch.float64,
-    )
-    nn.init.normal_(conv.weight)
-    return conv.eval()
-
-
-def affine_of(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
-    if norm.affine:
-        nn.init.normal_(norm.weight)
-        nn.init.normal_(norm.bias)
-    nn.init.normal_(norm.running_mean)
-    nn.init.uniform_(norm.running_var, 0.01, 3.0)
-    return norm.double().eval()
-
-
-@given(conv=convolutions(), affine=st.booleans(), eps=st.sampled_from([1e-6, 1e-5, 1e-2]))
-@few_examples
-def test_batch_norm_folds_into_any_convolution(conv: nn.Conv2d, affine: bool, eps: float) -> None:
-    norm = affine_of(nn.BatchNorm2d(conv.out_channels, eps=eps, affine=affine))
-    x = torch.randn(2, conv.in_channels, 9, 8, dtype=torch.float64)
-    torch.testing.assert_close(fold_batch_norm(conv, norm)(x), norm(conv(x)), rtol=1e-10, atol=1e-10)
-
-
-@given(conv=convolutions())
-@few_examples
-def test_output_affine_folds_into_any_convolution(conv: nn.Conv2d) -> None:
-    scale, shift = torch.randn(2, conv.out_channels, dtype=torch.float64)
-    x = torch.randn(2, conv.in_channels, 9, 8, dtype=torch.float64)
-    weight = conv.weight.clone()
-    expected = conv(x) * scale[:, None, None] + shift[:, None, None]
-    folded = fold_output_affine(conv, scale, shift)
-    torch.testing.assert_close(folded(x), expected, rtol=1e-10, atol=1e-10)
-    assert torch.equal(conv.weight, weight)
-    assert folded.weight.data_ptr() != conv.weight.data_ptr()
-
-
-@given(conv=convolutions(pointwise=True))
-@few_examples
-def test_input_affine_folds_into_pointwise_convolution(conv: nn.Conv2d) -> None:
-    scale, shift = torch.randn(2, conv.in_channels, dtype=torch.float64)
-    x = torch.randn(2, conv.in_channels, 9, 8, dtype=torch.float64)
-    affine = ChannelAffine(scale, shift)
-    expected = conv(x * scale[:, None, None] + shift[:, None, None])
-    torch.testing.assert_close(conv(affine(x)), expected, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(fold_input_affine(conv, scale, shift)(x), expected, rtol=1e-10, atol=1e-10)
-
-
-@given(kernel=st.integers(1, 3))
-@few_examples
-def test_input_affine_folds_into_any_unpadded_convolution(kernel: int) -> None:
-    conv = nn.Conv2d(3, 4, kernel, dtype=torch.float64)
-    scale, shift = torch.randn(2, 3, dtype=torch.float64)
-    x = torch.randn(2, 3, 6, 5, dtype=torch.float64)
-    expected = conv(ChannelAffine(scale, shift)(x))
-    torch.testing.assert_close(fold_input_affine(conv, scale, shift)(x), expected, rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize("options", [{"padding": 1}, {"groups": 2}])
-def test_input_affine_is_refused_where_it_would_be_wrong(options: dict[str, int]) -> None:
-    conv = nn.Conv2d(4, 4, 3, **options)
-    with pytest.raises(ValueError, match="without padding and groups"):
-        fold_input_affine(conv, torch.ones(4), torch.ones(4))
-
-
-@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
-def test_padding_mode_is_kept(mode: str) -> None:
-    conv = nn.Conv2d(3, 4, 3, padding=1, padding_mode=mode, dtype=torch.float64)
-    norm = affine_of(nn.BatchNorm2d(4))
-    x = torch.randn(2, 3, 6, 5, dtype=torch.float64)
-    torch.testing.assert_close(fold_batch_norm(conv, norm)(x), norm(conv(x)), rtol=1e-10, atol=1e-10)
-
-
-@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=4), st.sampled_from([1e-6, 1e-5]))
-@few_examples
-def test_affine_of_a_batch_norm(variances: list[float], eps: float) -> None:
-    """A hand computation, also for a channel that never varies."""
-    norm = affine_of(nn.BatchNorm2d(len(variances), eps=eps))
-    norm.running_var.copy_(torch.tensor(variances))
-    scale, shift = batch_norm_affine(norm, torch.ones(len(variances)))
-    weight, bias, mean, var = (t.tolist() for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var))
-    expected = [w / (v + eps) ** 0.5 for w, v in zip(weight, var, strict=True)]
-    assert scale.tolist() == pytest.approx(expected, rel=1e-12)
-    expected_shift = [b - m * e for b, m, e in zip(bias, mean, expected, strict=True)]
-    assert shift.tolist() == pytest.approx(expected_shift, rel=1e-9, abs=1e-9)
-    assert not scale.requires_grad
-    assert not shift.requires_grad
-
-
-def test_affine_of_identity_is_one_and_zero() -> None:
-    scale, shift = batch_norm_affine(nn.Identity(), torch.randn(5, dtype=torch.float64))
-    assert torch.equal(scale, torch.ones(5, dtype=torch.float64))
-    assert torch.equal(shift, torch.zeros(5, dtype=torch.float64))
-
-
-def test_affine_of_an_affine_is_itself() -> None:
-    given_scale, given_shift = torch.randn(2, 5)
-    scale, shift = batch_norm_affine(ChannelAffine(given_scale, given_shift), torch.ones(5))
-    assert torch.equal(scale, given_scale)
-    assert torch.equal(shift, given_shift)
-
-
-@pytest.mark.parametrize("norm", [nn.LayerNorm(4), nn.GroupNorm(2, 4), nn.BatchNorm2d(4, track_running_stats=False)])
-def test_affine_of_a_norm_without_statistics_is_refused(norm: nn.Module) -> None:
-    with pytest.raises(ValueError, match=f"{type(norm).__name__} has no running statistics"):
-        batch_norm_affine(norm.eval(), torch.ones(4))
