@@ -36,7 +36,8 @@ def fold(model: nn.Module, img_size: int | tuple[int, int] | None = None, runtim
             bias then becomes a constant. None keeps the network open to any size.
         runtime: Write the layers as "torch" (eager on the CPU, in the channels_last layout), "onnxruntime" or
             "openvino" runs them fastest; parameters are then named and shaped for it. "torch" also makes matrix
-            products of other networks' convolutions that are. None keeps one plain form for all.
+            products of other networks' convolutions that are; without autograd, our blocks then pass over hooks of
+            their parts. None keeps one plain form for all.
 
     Raises:
         ValueError: ``model`` is in training mode, or the runtime is unknown.
