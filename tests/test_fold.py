@@ -30,7 +30,8 @@ from partialnet.layers import (
     pat_sp,
 )
 from partialnet.layers.eager import PositionGate
-from partialnet.layers.inference import RUNTIMES, MapSelfAttention, Runtime, SplitSpatialGate
+from partialnet.layers.inference import RUNTIMES, Runtime, SplitSpatialGate
+from partialnet.layers.self_attention import MapSelfAttention
 from partialnet.models.blocks import EagerPartialNetBlock
 
 VARIANTS = ("partialnet_t0", "partialnet_t1", "partialnet_t2", "partialnet_s", "partialnet_m", "partialnet_l")

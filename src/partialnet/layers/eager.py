@@ -4,7 +4,7 @@ There every call costs, as a matrix product leaves little of Python and PyTorch 
 network, that is much of the time. So these layers have a method ``in_place`` for use without autograd, autocast and
 compilers, which writes into tensors at hand and calls no modules, whose hooks it passes over. Modules and parameters
 are taken from ``_modules`` and ``_parameters``: ``nn.Module`` finds them by one more function of Python.
-``partialnet.fold(..., runtime="torch")`` puts these layers in.
+``partialnet.fold(..., runtime="torch")`` puts these layers in; an attention's form stands beside the attention.
 """
 
 from __future__ import annotations
@@ -250,45 +250,3 @@ class PositionGate(nn.Module):
             gate = gate * scale
         torch.addcmul(parameters["shift"], attended, gate, out=attended)
         return y
-
-
-class TokenSelfAttention(nn.Module):
-    """Self-attention on tokens, (B, C, H, W) → (B, C, H, W).
-
-    Args:
-        norm: LayerNorm over channels, applied to tokens, (B·N, C); or Identity.
-        qkv: Dense layer to queries, keys and values; the scale of the logits is in its weight.
-        proj: Dense layer of the output.
-        position_bias: Layer that gives the bias, (heads, N, N), of (H, W); or None.
-        num_heads: Number of heads.
-    """
-
-    def __init__(
-        self, norm: nn.Module, qkv: nn.Linear, proj: nn.Linear, position_bias: nn.Module | None, num_heads: int
-    ) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.norm = norm
-        self.qkv = PositionwiseLinear(qkv.weight, qkv.bias)
-        self.position_bias = position_bias
-        self.proj = PositionwiseLinear(proj.weight, proj.bias)
-        self.eval()
-
-    def forward(self, x: Tensor) -> Tensor:
-        norm: Any = self._modules["norm"]
-        position_bias: Any = self._modules.get("position_bias")
-        qkv: Any = self._modules["qkv"]
-        proj: Any = self._modules["proj"]
-        batch, channels, height, width = x.shape
-        heads, positions, width_of_head = self.num_heads, height * width, channels // self.num_heads
-        tokens = qkv.product(norm.forward(positions_of(x)))
-        tokens = tokens.view(batch, positions, 3, heads, width_of_head).permute(2, 0, 3, 1, 4)
-        query, key, value = tokens.flatten(1, 2).unbind(0)  # (B · heads, N, C / heads) each
-        key = key.transpose(1, 2)
-        if position_bias is None:
-            logits = torch.bmm(query, key)
-        else:
-            bias = position_bias.forward(height, width)
-            logits = torch.baddbmm(bias if batch == 1 else bias.repeat(batch, 1, 1), query, key)
-        tokens = torch.bmm(logits.softmax(-1), value).view(batch, heads, positions, width_of_head)
-        return map_of(proj.product(tokens.transpose(1, 2).reshape(batch * positions, channels)), x)

@@ -1,7 +1,8 @@
 """Folded layers in the form that onnxruntime or OpenVINO runs fastest; every form computes the same function.
 
 onnxruntime makes one pass over memory for each elementwise operation, OpenVINO fuses them.
-``partialnet.fold(..., runtime=...)`` puts these layers in; those for eager PyTorch are in ``eager``.
+``partialnet.fold(..., runtime=...)`` puts these layers in; those for eager PyTorch are in ``eager``, and an attention's
+form stands beside the attention.
 """
 
 from __future__ import annotations
@@ -43,49 +44,6 @@ class MapNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x - x.mean(1, keepdim=True)
         return x * torch.rsqrt((x * x).mean(1, keepdim=True) + self.eps)
-
-
-class MapSelfAttention(nn.Module):
-    """Self-attention whose dense layers are 1×1 convolutions on the map, (B, C, H, W) → (B, C, H, W).
-
-    For onnxruntime and OpenVINO: their convolutions are faster than their dense layers on few tokens, and heads are
-    then cut out of the map without transposing. Three separate convolutions save the split of one.
-
-    Args:
-        norm: Normalisation of the map.
-        qkv: Dense layer to queries, keys and values; the scale of the logits is in its weight.
-        proj: Dense layer of the output.
-        position_bias: Layer that gives the bias, (heads, N, N), of (H, W); or None.
-        num_heads: Number of heads.
-    """
-
-    def __init__(
-        self, norm: nn.Module, qkv: nn.Linear, proj: nn.Linear, position_bias: nn.Module | None, num_heads: int
-    ) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.norm = norm
-        weights, biases = qkv.weight.detach().chunk(3), qkv.bias.detach().chunk(3)
-        self.query, self.key, self.value = (
-            pointwise(weight, bias) for weight, bias in zip(weights, biases, strict=True)
-        )
-        self.position_bias = position_bias
-        self.proj = pointwise(proj.weight.detach(), None if proj.bias is None else proj.bias.detach())
-        self.eval()
-
-    def forward(self, x: Tensor) -> Tensor:
-        size = x.shape[2:]
-        x = self.norm(x)
-        query, key, value = (self._heads(part(x)) for part in (self.query, self.key, self.value))
-        logits = query.transpose(-2, -1) @ key
-        if self.position_bias is not None:
-            logits = logits + self.position_bias(*size)
-        x = value @ logits.softmax(-1).transpose(-2, -1)
-        return self.proj(x.flatten(1, 2).unflatten(2, size))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) to (B, heads, C / heads, N)."""
-        return x.flatten(2).unflatten(1, (self.num_heads, -1))
 
 
 def pointwise(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:

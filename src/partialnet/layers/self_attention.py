@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
-from .eager import TokenSelfAttention
-from .inference import MapNorm, MapSelfAttention, Runtime, TokenNorm
+from .eager import PositionwiseLinear, map_of, positions_of
+from .inference import MapNorm, Runtime, TokenNorm, pointwise
 
 # iRPE's piecewise index with the released network's settings: exact up to EXACT, logarithmic up to FAR, constant beyond
 EXACT = 20
@@ -221,14 +221,89 @@ class FoldedSelfAttention2d(nn.Module):
     def for_runtime(self, runtime: Runtime) -> nn.Module:
         """The form that suits a runtime."""
         if runtime == "torch":
-            return TokenSelfAttention(self.norm, self.qkv, self.proj, self.position_bias, self.num_heads)
+            return TokenSelfAttention(self)
         norm: nn.Module = TokenNorm(self.norm)
         if not isinstance(self.norm, nn.LayerNorm):
             norm = self.norm
         elif runtime == "openvino":
             norm = MapNorm(self.norm.eps)
-        return MapSelfAttention(norm, self.qkv, self.proj, self.position_bias, self.num_heads)
+        return MapSelfAttention(self, norm)
 
     def _heads(self, tokens: Tensor) -> Tensor:
         """(B, N, C) to (B, heads, N, C / heads)."""
         return tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+
+class MapSelfAttention(nn.Module):
+    """Self-attention whose dense layers are 1×1 convolutions on the map, (B, C, H, W) → (B, C, H, W).
+
+    For onnxruntime and OpenVINO: their convolutions are faster than their dense layers on few tokens, and heads are
+    then cut out of the map without transposing. Three separate convolutions save the split of one.
+
+    Args:
+        attention: Folded self-attention.
+        norm: Its normalisation on the map.
+    """
+
+    def __init__(self, attention: FoldedSelfAttention2d, norm: nn.Module) -> None:
+        super().__init__()
+        self.num_heads = attention.num_heads
+        self.norm = norm
+        weights, biases = attention.qkv.weight.detach().chunk(3), attention.qkv.bias.detach().chunk(3)
+        self.query, self.key, self.value = (
+            pointwise(weight, bias) for weight, bias in zip(weights, biases, strict=True)
+        )
+        self.position_bias = attention.position_bias
+        proj = attention.proj
+        self.proj = pointwise(proj.weight.detach(), None if proj.bias is None else proj.bias.detach())
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[2:]
+        x = self.norm(x)
+        query, key, value = (self._heads(part(x)) for part in (self.query, self.key, self.value))
+        logits = query.transpose(-2, -1) @ key
+        if self.position_bias is not None:
+            logits = logits + self.position_bias(*size)
+        x = value @ logits.softmax(-1).transpose(-2, -1)
+        return self.proj(x.flatten(1, 2).unflatten(2, size))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, heads, C / heads, N)."""
+        return x.flatten(2).unflatten(1, (self.num_heads, -1))
+
+
+class TokenSelfAttention(nn.Module):
+    """Self-attention on tokens for eager PyTorch, (B, C, H, W) → (B, C, H, W).
+
+    Args:
+        attention: Folded self-attention.
+    """
+
+    def __init__(self, attention: FoldedSelfAttention2d) -> None:
+        super().__init__()
+        self.num_heads = attention.num_heads
+        self.norm = attention.norm
+        self.qkv = PositionwiseLinear(attention.qkv.weight, attention.qkv.bias)
+        self.position_bias = attention.position_bias
+        self.proj = PositionwiseLinear(attention.proj.weight, attention.proj.bias)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm: Any = self._modules["norm"]
+        position_bias: Any = self._modules.get("position_bias")
+        qkv: Any = self._modules["qkv"]
+        proj: Any = self._modules["proj"]
+        batch, channels, height, width = x.shape
+        heads, positions, width_of_head = self.num_heads, height * width, channels // self.num_heads
+        tokens = qkv.product(norm.forward(positions_of(x)))
+        tokens = tokens.view(batch, positions, 3, heads, width_of_head).permute(2, 0, 3, 1, 4)
+        query, key, value = tokens.flatten(1, 2).unbind(0)  # (B · heads, N, C / heads) each
+        key = key.transpose(1, 2)
+        if position_bias is None:
+            logits = torch.bmm(query, key)
+        else:
+            bias = position_bias.forward(height, width)
+            logits = torch.baddbmm(bias if batch == 1 else bias.repeat(batch, 1, 1), query, key)
+        tokens = torch.bmm(logits.softmax(-1), value).view(batch, heads, positions, width_of_head)
+        return map_of(proj.product(tokens.transpose(1, 2).reshape(batch * positions, channels)), x)
