@@ -5,7 +5,8 @@
 writes benchmarks/results/deployment.json and prints a line for each pair: one 224×224 image, or ``--batch-size``, one
 thread; eager PyTorch, onnxruntime and OpenVINO in float32, OpenVINO in bfloat16 where the CPU has it, and, with
 ``--precisions int8``, onnxruntime and OpenVINO in int8. FasterNet's BatchNorms are folded too, and eager PyTorch runs
-both in the memory layout that is faster for each. Beside each network stand the GFLOP/s that it reaches, and those of
+both in the memory layout that is faster for each; once with FasterNet's 1×1 convolutions as matrix products, like ours,
+and once with its layers as they are. Beside each network stand the GFLOP/s that it reaches, and those of
 one large convolution in OpenVINO, in float32 or bfloat16, measured just before: what the core can do. Times are
 processor time.
 """
@@ -24,9 +25,9 @@ import timm
 import torch
 from torch import nn
 
-import partialnet  # noqa: F401 - registers the models
+import partialnet
 from partialnet.bench import environment, interleave
-from partialnet.bench.contestants import Setting, open_and_prepare
+from partialnet.bench.contestants import Setting, fastest_layout, open_and_prepare
 from partialnet.complexity import measure as measure_complexity
 from partialnet.deploy.export import write_onnx
 from partialnet.errors import UserError
@@ -59,15 +60,23 @@ def large_convolution(precision: str) -> Callable[[], object]:
     return lambda: request.infer(feed)
 
 
+def with_own_layers(name: str, setting: Setting) -> Callable[[], object]:
+    """A network in eager PyTorch with its BatchNorms folded, and nothing else changed."""
+    images = torch.randn(setting.batch_size, 3, 224, 224)
+    return fastest_layout(partialnet.fold(timm.create_model(name).eval()), images, setting)
+
+
 def gflops(macs: float, milliseconds: float) -> float:
     return round(2 * macs / milliseconds / 1e6, 1)
 
 
-def measure(size: str, setting: Setting, seconds: float) -> dict:
+def measure(size: str, setting: Setting, own_layers: bool, seconds: float) -> dict:
     """One row of the result; raises UserError where this machine does not offer the setting."""
     names = (f"fasternet_{size}", f"partialnet_{size}")
-    what = f"{size} {setting.runtime} {setting.precision}"
+    what = f"{size} {setting.runtime} {setting.precision}{' own layers' if own_layers else ''}"
     runs = open_and_prepare(list(names), setting)
+    if own_layers:
+        runs[names[0]] = with_own_layers(names[0], setting)
     convolution = interleave({"conv": large_convolution(setting.precision)}, "conv", seconds=0.5, clock=CLOCK)["conv"]
     timings = interleave(runs, names[0], seconds=seconds, clock=CLOCK, description=what)
     macs = {name: measure_complexity(timm.create_model(name, device="meta"), (3, 224, 224)) for name in names}
@@ -76,7 +85,7 @@ def measure(size: str, setting: Setting, seconds: float) -> dict:
     core = gflops(CHANNELS**2 * 9 * SIDE**2, convolution.median_ms)
     ours, theirs = timings[names[1]], timings[names[0]]
     print(
-        f"{what:24} FasterNet {theirs.median_ms:7.2f} ms {reached[names[0]]:6.1f} GFLOP/s   PartialNet "
+        f"{what:26} FasterNet {theirs.median_ms:7.2f} ms {reached[names[0]]:6.1f} GFLOP/s   PartialNet "
         f"{ours.median_ms:7.2f} ms {reached[names[1]]:6.1f} GFLOP/s   large convolution {core:.1f} GFLOP/s   ratio "
         f"{ours.ratio:.3f} [{ours.ratio_q1:.3f}, {ours.ratio_q3:.3f}]",
         flush=True,
@@ -85,6 +94,7 @@ def measure(size: str, setting: Setting, seconds: float) -> dict:
         "size": size,
         "runtime": setting.runtime,
         "precision": setting.precision,
+        "fasternet": "own layers" if own_layers else "best form",
         "timings": {name: asdict(timing) for name, timing in timings.items()},
         "gflops": reached,
         "large_convolution_gflops": core,
@@ -103,19 +113,20 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     settings = [
-        replace(setting, batch_size=options.batch_size)
+        (replace(setting, batch_size=options.batch_size), own_layers)
         for setting in SETTINGS
+        for own_layers in ((False, True) if setting.runtime == "eager" else (False,))
         if setting.runtime in options.runtimes and setting.precision in options.precisions
     ]
     rows: list[dict] = []
     unavailable: dict[str, str] = {}
     for size in options.sizes:
-        for setting in settings:
+        for setting, own_layers in settings:
             what = f"{setting.runtime} {setting.precision}"
             if what in unavailable:
                 continue
             try:
-                rows.append(measure(size, setting, options.seconds))
+                rows.append(measure(size, setting, own_layers, options.seconds))
             except UserError as error:
                 unavailable[what] = str(error)
                 print(f"not available: {what}: {error}", flush=True)

@@ -66,11 +66,15 @@ def deployment(rows: list[dict]) -> None:
         ("openvino", "fp32"): "OpenVINO",
         ("onnxruntime", "fp32"): "onnxruntime",
         ("eager", "fp32"): "eager PyTorch",
+        ("eager", "own layers"): "eager, FasterNet's own layers",
         ("openvino", "bf16"): "OpenVINO bf16",
         ("openvino", "int8"): "OpenVINO int8",
         ("onnxruntime", "int8"): "onnxruntime int8",
     }
-    found = {(row["size"], row["runtime"], row["precision"]): row for row in rows}
+    found = {
+        (row["size"], row["runtime"], "own layers" if row.get("fasternet") == "own layers" else row["precision"]): row
+        for row in rows
+    }
     sizes = [size for size in SIZES if any(row["size"] == size for row in rows)]
     columns = [column for column in labels if all((size, *column) in found for size in sizes)]
     print(f"\n| | {' | '.join(labels[column] for column in columns)} |\n|{'---|' * (1 + len(columns))}")
