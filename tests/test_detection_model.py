@@ -17,6 +17,7 @@ from partialnet.batch_norms import is_batch_norm
 from partialnet.checkpoint import Checkpoint, create_checkpoint, load
 from partialnet.detection.bench import as_table, bench_detectors, count_detector, write_detector_csv
 from partialnet.detection.checkpoint import create_detector, load_detector
+from partialnet.detection.evaluator import encode_box_masks, encode_masks
 from partialnet.detection.model import count_parameters, create_mask_rcnn
 from partialnet.detection.weights import load_weights
 from partialnet.errors import UserError
@@ -80,6 +81,19 @@ def test_it_detects_and_learns() -> None:
     assert all(bool(loss.isfinite()) for loss in losses.values())
     idle = [name for name, parameter in detector.model.named_parameters() if parameter.grad is None]
     assert idle == []
+
+
+def test_masks_left_in_their_boxes_are_the_same() -> None:
+    detector = tiny(score_thresh=0.0, detections_per_img=7)
+    images = photos()
+    with torch.no_grad():
+        whole, parts = detector.model(images), detector.model.find(images)  # type: ignore[operator]
+    for image, one, other in zip(images, whole, parts, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in ("boxes", "labels", "scores"))
+        expected = encode_masks(one["masks"][:, 0] > 0.5)
+        size = (image.shape[1], image.shape[2])
+        assert encode_box_masks(other["box_masks"], other["boxes"], size) == expected
+        assert len(expected) > 0
 
 
 def test_images_are_normalised_as_the_backbone_wants() -> None:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from ..errors import UserError
 from ..files import write_atomically
@@ -144,7 +145,7 @@ def to_detections(
         images: What the detector looked at.
         indices: Places of the images in it.
         outputs: For each image ``boxes`` (left, top, right, bottom in pixels of the image), (N, 4), ``labels``, (N,),
-            ``scores``, (N,), and perhaps ``masks``, (N, 1, H, W), in [0, 1].
+            ``scores``, (N,), and perhaps ``masks``, (N, 1, H, W), or ``box_masks``, (N, 1, S, S), in [0, 1].
         mask_threshold: What belongs to an object.
     """
     detections: list[Detection] = []
@@ -157,10 +158,14 @@ def to_detections(
             {"image_id": int(images.image_ids[index]), "category_id": category_id, "bbox": box, "score": score}
             for category_id, box, score in zip(category_ids, boxes, scores, strict=True)
         ]
-        if "masks" in output:
-            masks = output["masks"].detach().flatten(0, 1) > mask_threshold
-            for detection, segmentation in zip(found, encode_masks(masks), strict=True):
-                detection["segmentation"] = segmentation
+        segmentations: list[dict[str, Any]] = []
+        if "box_masks" in output:
+            height, width = images.sizes[index].tolist()
+            segmentations = encode_box_masks(output["box_masks"], output["boxes"], (height, width), mask_threshold)
+        elif "masks" in output:
+            segmentations = encode_masks(output["masks"].detach().flatten(0, 1) > mask_threshold)
+        for detection, segmentation in zip(found, segmentations, strict=bool(segmentations)):
+            detection["segmentation"] = segmentation
         detections += found
     return detections
 
@@ -173,6 +178,24 @@ def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
     columns = masks.transpose(1, 2).contiguous().to(torch.uint8).cpu().numpy().T
     encoded = mask_functions().encode(columns)
     return [{"size": [int(side) for side in one["size"]], "counts": _text(one["counts"])} for one in encoded]
+
+
+def encode_box_masks(
+    masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5
+) -> list[dict[str, Any]]:
+    """Masks of boxes as run lengths of the whole image, one after the other, which takes little memory.
+
+    Args:
+        masks: (N, 1, S, S), in [0, 1].
+        boxes: Left, top, right, bottom in pixels of the image, (N, 4).
+        size: Height and width of the image.
+        threshold: What belongs to an object.
+    """
+    masks, boxes = masks.detach(), boxes.detach()
+    return [
+        encode_masks(paste_masks_in_image(mask[None], box[None], size)[0] > threshold)[0]
+        for mask, box in zip(masks, boxes, strict=True)
+    ]
 
 
 def gather(detections: list[Detection], indices: Sequence[int]) -> tuple[list[Detection], list[int]]:

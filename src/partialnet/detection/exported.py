@@ -47,6 +47,15 @@ class Canvas(nn.Module):
     @torch.no_grad()
     def forward(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """RGB images, (3, H, W) in [0, 1] each, to what torchvision's detectors answer in evaluation."""
+        found = self.find(images)
+        for image, one in zip(images, found, strict=True):
+            size = (int(image.shape[-2]), int(image.shape[-1]))
+            one["masks"] = paste_masks_in_image(one.pop("box_masks"), one["boxes"], size)
+        return found
+
+    @torch.no_grad()
+    def find(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """The same with ``box_masks``, (N, 1, S, S), of the boxes, in the place of ``masks``, of the images."""
         return [self._detect(image) for image in images]
 
     def _detect(self, image: Tensor) -> dict[str, Tensor]:
@@ -60,8 +69,7 @@ class Canvas(nn.Module):
         # what lies beside the image, on the empty part of the canvas, has no area now
         kept = remove_small_boxes(boxes, _LEAST_SIDE)
         boxes, labels, scores, masks = boxes[kept], labels[kept], scores[kept], masks[kept]
-        pasted = paste_masks_in_image(masks[:, None], boxes, original)
-        return {"boxes": boxes, "labels": labels, "scores": scores, "masks": pasted}
+        return {"boxes": boxes, "labels": labels, "scores": scores, "box_masks": masks[:, None]}
 
     def _resized_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of an image on the canvas: as the detector resizes, or less where there is no room."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import nn
@@ -11,6 +12,8 @@ from torch import nn
 from .annotations import DetectionImages
 from .batches import DetectionBatch
 from .evaluator import Detection, to_detections
+from .exported import Canvas
+from .model import Detector
 
 
 @dataclass
@@ -39,18 +42,18 @@ def find_objects(
     """Detections of a network in evaluation mode on batches of some images.
 
     Args:
-        network: Maps a list of RGB images, (3, H, W) in [0, 1], to torchvision's detections.
+        network: A ``Detector`` in evaluation mode, or an exported one, a ``Canvas``.
         images: What the batches are of.
         batches: Of ``detection_eval_loader``.
         device: Where the network is.
         after_batch: Called after each batch.
     """
-    found = Found()
+    found, find = Found(), cast(Detector | Canvas, network).find
     for batch in batches:
         found.broken += batch.broken
         if len(batch):
             indices = batch.indices.tolist()
-            outputs = network(batch.to(device, non_blocking=True).inputs())
+            outputs = find(batch.to(device, non_blocking=True).inputs())
             found.detections += to_detections(images, indices, outputs)
             found.indices += indices
         after_batch()

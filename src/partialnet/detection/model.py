@@ -20,6 +20,7 @@ from timm.models import split_model_name_tag
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
@@ -120,6 +121,23 @@ class PyramidBackbone(nn.Module):
         return self.fpn(OrderedDict((str(level), item) for level, item in enumerate(self.normalised_maps(x))))
 
 
+class Detector(MaskRCNN):  # type: ignore[misc]
+    """torchvision's Mask R-CNN, which can leave masks in their boxes."""
+
+    def find(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """``forward`` in evaluation mode with ``box_masks``, (N, 1, 28, 28), in the place of ``masks``.
+
+        A hundred masks of a camera's photograph take gigabytes; ``encode_box_masks`` makes one after the other.
+        """
+        batch, _ = self.transform(list(images))
+        proposals, _ = self.rpn(batch, features := self.backbone(batch.tensors))
+        found, _ = self.roi_heads(features, proposals, batch.image_sizes)
+        for image, resized, one in zip(images, batch.image_sizes, found, strict=True):
+            one["boxes"] = resize_boxes(one["boxes"], list(resized), list(image.shape[-2:]))
+            one["box_masks"] = one.pop("masks")
+        return found
+
+
 def create_mask_rcnn(
     name: str,
     num_categories: int,
@@ -134,7 +152,7 @@ def create_mask_rcnn(
     detections_per_img: int = 100,
     num_proposals: int = 1000,
     num_sampled: int = 512,
-) -> MaskRCNN:
+) -> Detector:
     """Mask R-CNN with a feature pyramid on a backbone of timm's registry, untrained.
 
     The model takes a list of RGB images, (3, H, W) in [0, 1], of any sizes, which it normalises by the backbone's mean
@@ -205,12 +223,12 @@ def _create_maps(name: str, arguments: Mapping[str, Any]) -> tuple[Checkpoint, F
         raise
 
 
-def _assemble(backbone: PyramidBackbone, num_classes: int, **options: Any) -> MaskRCNN:
+def _assemble(backbone: PyramidBackbone, num_classes: int, **options: Any) -> Detector:
     """torchvision's Mask R-CNN with anchors and region pooling for the strides that there are."""
     strides = (*backbone.maps.strides, 2 * backbone.maps.strides[-1])  # the pooled level comes last
     sizes = tuple((_ANCHOR_SCALE * stride,) for stride in strides)
     levels = [str(level) for level in range(len(backbone.maps.strides))]
-    return MaskRCNN(
+    return Detector(
         backbone,
         num_classes,
         rpn_anchor_generator=AnchorGenerator(sizes, (_ASPECT_RATIOS,) * len(sizes)),

@@ -9,19 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
 
 from ..errors import UserError
 from ..images import read_image
 from .checkpoint import DetectorCheckpoint
 from .drawing import DrawnObjects, draw_objects
-from .evaluator import encode_masks
+from .evaluator import encode_box_masks
 from .transforms import to_tensor
 
-#: The detector sees photographs reduced to this many times its longer side at most: torchvision draws all masks at the
-#: size it is given, which takes gigabytes for a camera's photographs.
+#: The detector sees photographs reduced to this many times its longer side at most: torchvision resizes without
+#: averaging, which leaves out most of the pixels of a camera's photographs.
 _MOST = 2.0
 
 
@@ -84,7 +82,7 @@ def detect(
         min_score: Objects of lower scores are left out.
         device: Where to compute.
     """
-    network = detector.model.to(device).eval()
+    network: Any = detector.model.to(device).eval()
     names = tuple(detector.categories.values())
     limit = round(_MOST * detector.img_size[1])
     for path in paths:
@@ -102,23 +100,16 @@ def detect(
             yield UserError(f"{str(path)!r} has {photo.width}×{photo.height} pixels, too narrow for this detector.")
             continue
         with torch.no_grad():
-            (output,) = network([to_tensor(seen).float().div(255).to(device)])
+            (output,) = network.find([to_tensor(seen).float().div(255).to(device)])
         kept = output["scores"] >= min_score
         factors = torch.tensor([photo.width / seen.width, photo.height / seen.height], dtype=torch.float64)
-        boxes = (output["boxes"][kept].double().cpu() * factors.tile(2)).tolist()
-        masks = [_encode(mask, photo) for mask in output["masks"][kept]]
+        corners = output["boxes"][kept].double().cpu() * factors.tile(2)
+        masks = encode_box_masks(output["box_masks"][kept].cpu(), corners, (photo.height, photo.width))
         labels, scores = output["labels"][kept].tolist(), output["scores"][kept].tolist()
         yield DetectedPhoto(
             photo,
             tuple(
                 DetectedObject(names[label - 1], label, score, (box[0], box[1], box[2], box[3]), mask)
-                for label, score, box, mask in zip(labels, scores, boxes, masks, strict=True)
+                for label, score, box, mask in zip(labels, scores, corners.tolist(), masks, strict=True)
             ),
         )
-
-
-def _encode(mask: Tensor, photo: Image.Image) -> dict[str, Any]:
-    """One mask, (1, H, W), in [0, 1], as run lengths of the photograph's size."""
-    if tuple(mask.shape[1:]) != (photo.height, photo.width):
-        mask = F.interpolate(mask[None], (photo.height, photo.width), mode="bilinear", align_corners=False)[0]
-    return encode_masks(mask > 0.5)[0]
