@@ -34,8 +34,8 @@ from partialnet.training.settings import as_yaml, create_settings
 CONFIG = DetectionConfig(
     model_args={"embed_dim": 16, "depths": [1, 1, 1, 1]},
     img_size=(48, 80),
-    num_proposals=40,
-    num_sampled=32,
+    num_proposals=20,
+    num_sampled=16,
     epochs=2,
     batch_size=2,
     warmup_epochs=0.5,
@@ -123,7 +123,7 @@ def test_a_folded_detector_is_as_precise(data: str, tmp_path: Path, randomize: R
         **{"score_thresh": 0.0, "detections_per_img": 5},
     )
     # in double precision, as rounding alone may swap detections of nearly the same score
-    randomize(detector.model).double().register_forward_pre_hook(
+    randomize(detector.model).double().transform.register_forward_pre_hook(  # type: ignore[union-attr]
         lambda _, args: ([image.double() for image in args[0]], *args[1:])
     )
     content = json.loads((Path(data) / "annotations.json").read_text())
@@ -182,6 +182,16 @@ def test_prediction_draws_and_tells(
             assert -0.01 <= top <= bottom <= height + 0.01
             assert found["mask"]["size"] == [height, width]
             assert found["category"] in {"square", "kite", "blob"}
+
+
+def test_prediction_replaces_no_photograph(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (64, 48)).save(tmp_path / "one.png")
+    before = (tmp_path / "one.png").read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        main(["detect", "predict", str(trained), str(tmp_path / "one.png"), "-o", str(tmp_path)])
+    assert stop.value.code == 2
+    assert "would replace" in capsys.readouterr().err
+    assert (tmp_path / "one.png").read_bytes() == before
 
 
 def test_pictures_come_with_every_epoch(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +291,7 @@ def test_it_learns(tmp_path: Path) -> None:
     (tmp_path / "shapes.json").write_text(json.dumps(content))
     (tmp_path / "again.json").write_text(json.dumps(repeated(content, 14)))
     once, again = (f"{tmp_path / 'images'},{tmp_path / name}" for name in ("shapes.json", "again.json"))
-    settings = {"epochs": 2, "batch_size": 2, "lr": 1e-3, "horizontal_flip": 0.0, "clip_grad": 10.0}
+    settings = {"epochs": 2, "num_proposals": 40, "num_sampled": 32, "horizontal_flip": 0.0, "clip_grad": 10.0}
     config = replace(CONFIG, validation=once, img_size=(96, 160), **settings)
     result = train_detector(config, again, tmp_path / "run")
     assert result.evaluation.boxes.ap50 is not None

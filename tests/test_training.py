@@ -28,8 +28,10 @@ from partialnet.data.sources import open_data
 from partialnet.errors import UserError
 from partialnet.training import pictures
 from partialnet.training.batches import eval_loader
+from partialnet.training.classifier import ClassifierTask
 from partialnet.training.config import TrainConfig
 from partialnet.training.finite import FiniteCheck
+from partialnet.training.keeper import RunKeeper
 from partialnet.training.optimization import create_optimizer, create_schedule, scaled_lr
 from partialnet.training.run import TrainResult, train
 from partialnet.training.signals import StopSignals
@@ -256,6 +258,39 @@ def test_schedules(schedule: str, expected: Callable[[float], float]) -> None:
         scheduler.step_update(update)
         if not math.isnan(wanted := expected((update - 20) / 180)):
             assert optimizer.param_groups[0]["lr"] == pytest.approx(2 * wanted), update
+
+
+@pytest.mark.parametrize(("optimizer", "fused"), [("adamw", True), ("sgd", True), ("lamb", False)])
+def test_optimisers_of_pytorch_are_fused(optimizer: str, fused: bool) -> None:
+    config = replace(CONFIG, optimizer=optimizer)
+    for precision, expected in (("auto", fused), ("fp16", False)):
+        created = create_optimizer(nn.Linear(2, 2), replace(config, precision=precision), 1.0)
+        assert bool(created.defaults.get("fused")) == expected
+
+
+def test_schedule_without_steps_needs_no_epochs_for_them() -> None:
+    config = replace(CONFIG, schedule="cosine", decay_epochs=(), epochs=4, warmup_epochs=1.0)
+    optimizer = create_optimizer(nn.Linear(2, 2), config, 2.0)
+    create_schedule(optimizer, config, 2.0, updates_per_epoch=5).step_update(5)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(2.0)
+
+
+def test_everything_is_on_the_device_before_a_stopped_epoch_is_finished(
+    run: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Callbacks come before the task's own hook, and a GPU's network is validated there."""
+    order = []
+
+    def bring(task: ClassifierTask) -> None:
+        order.append("brought")
+        task.progress.validated = False  # as of a run that stopped before the validation
+        task.progress.sums += 1
+
+    finish = RunKeeper._finish_epoch
+    monkeypatch.setattr(ClassifierTask, "bring_to_device", bring)
+    monkeypatch.setattr(RunKeeper, "_finish_epoch", lambda *a, **k: (order.append("finished"), finish(*a, **k))[1])
+    run("run", epochs=1)
+    assert order == ["brought", "finished", "finished"]
 
 
 def test_layer_decay() -> None:

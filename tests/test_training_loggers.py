@@ -18,7 +18,7 @@ def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     config = TrainConfig(loggers=("mlflow",))
     for epoch in (1, 2):  # the second time as after an interruption
-        logger = create_loggers(config, tmp_path / "run", first_epoch=epoch)[-1]
+        logger = create_loggers(config, tmp_path / "run", first_epoch=epoch, continues=epoch > 1)[-1]
         logger.log_metrics({"val_accuracy": epoch / 4}, step=epoch)
     with sqlite3.connect(tmp_path / "run" / "mlflow.db") as database:
         runs = [run for (run,) in database.execute("select run_uuid from runs")]
@@ -34,7 +34,7 @@ def test_wandb_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("WANDB_MODE", "offline")
     config = TrainConfig(loggers=("wandb",))
     for epoch in (1, 2):
-        logger = create_loggers(config, tmp_path / "run", first_epoch=epoch)[-1]
+        logger = create_loggers(config, tmp_path / "run", first_epoch=epoch, continues=epoch > 1)[-1]
         logger.log_metrics({"val_accuracy": epoch / 4}, step=epoch)
         wandb.finish()
     run = json.loads((tmp_path / "run" / TRACKED_NAME).read_text())["wandb"]
@@ -47,4 +47,4 @@ def test_a_service_that_cannot_begin(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Whether its library is installed or not, the user is told in a sentence before the training."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://nowhere")
     with pytest.raises(UserError, match=r"^The logger mlflow (is not installed|cannot begin)[^\n]*$"):
-        create_loggers(TrainConfig(loggers=("mlflow",)), tmp_path / "run", first_epoch=1)
+        create_loggers(TrainConfig(loggers=("mlflow",)), tmp_path / "run", first_epoch=1, continues=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import io
+import itertools
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -58,6 +59,18 @@ def check_destinations(*paths: Path | None) -> None:
             raise UserError(f"{str(path)!r} is a folder; name a file in it.")
 
 
+def distinct_files(folder: Path, names: Iterable[str], suffix: str) -> list[Path]:
+    """A file for each name, numbered where another of them has it, also on disks that take "A" and "a" for one name."""
+    taken: set[str] = set()
+    paths = []
+    for name in names:
+        candidates = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+        free = next(candidate for candidate in candidates if candidate.casefold() not in taken)
+        taken.add(free.casefold())
+        paths.append(folder / f"{free}{suffix}")
+    return paths
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -70,4 +83,9 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[s
     writer = csv.DictWriter(text, list(columns), lineterminator="\n", restval="")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
+    write_atomically(path, as_bytes(text.getvalue()))
+
+
+def as_bytes(text: str) -> bytes:
+    """UTF-8, but names of files that are not UTF-8 as the disk has them."""
+    return text.encode("utf-8", "surrogateescape")

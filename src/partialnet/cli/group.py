@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
+
+from partialnet.errors import RunInterrupted
+
+from .next_command import next_command
 
 
 class Group(click.Group):
-    """A group that tells the nearest command for a mistyped one."""
+    """A group that tells the nearest command for a mistyped one, and how to go on with a stopped one."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the subcommand; what continues a stopped run gets the ``--import`` options of this one."""
+        try:
+            return super().invoke(ctx)
+        except RunInterrupted as stopped:
+            if not stopped.command:
+                raise
+            raise RunInterrupted(f"{stopped.what} Continue with: {next_command(*stopped.command)}") from stopped
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

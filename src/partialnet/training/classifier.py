@@ -53,11 +53,15 @@ class ClassifierTask(Task):
         # in a tuple, as it is not for Lightning's state dict or DDP: the teacher does not change
         self._teacher = (teacher,)
 
-    def on_fit_start(self) -> None:
-        """Bring to the device what Lightning does not know of."""
-        super().on_fit_start()
+    def bring_to_device(self) -> None:
+        """Bring to the network's device what Lightning does not know of."""
+        super().bring_to_device()
         if self._teacher[0] is not None:
             self._teacher[0].to(self.device)
+
+    def on_fit_start(self) -> None:
+        """Begin to train."""
+        super().on_fit_start()
         if self.config.freeze_backbone:
             self.network.eval()  # statistics of the frozen layers stay as they are
 

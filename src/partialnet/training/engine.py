@@ -7,7 +7,6 @@ processes, states and their continuation, signals, checkpoints, metrics.
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -183,11 +182,11 @@ def _prepare(
     torch.manual_seed(config.seed % 2**64)
     task, weights = kind.create_task(config, data, world_size, continues=content is not None)
     task.create_optimizer(config.lr)  # what it objects to, it is to say now
-    parts = ["partialnet", *kind.command, source, "--config", str(folder / CONFIG_NAME), "-o", str(folder), "--resume"]
-    keeper = RunKeeper(folder, states, signals, about, shlex.join(parts), say)
+    command = (*kind.command, source, "--config", str(folder / CONFIG_NAME), "-o", str(folder), "--resume")
+    keeper = RunKeeper(folder, states, signals, about, command, say)
     task.callbacks = [keeper, ProgressBar()]
     first_epoch = content["progress"]["epoch"] + 1 if content is not None else 1
-    trainer.loggers = create_loggers(config, folder, first_epoch) if first else []
+    trainer.loggers = create_loggers(config, folder, first_epoch, content is not None) if first else []
     if first:
         for sentence in (*kind.announce(task), weights, scaled_lr(config, world_size)[1]):
             say(sentence)

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from ..errors import RunInterrupted, UserError
-from ..files import write_atomically, write_csv
+from ..files import as_bytes, write_atomically, write_csv
 from .items import TrainingBatch
 from .signals import StopSignals
 from .states import StateFiles, describe
@@ -41,7 +41,7 @@ class RunKeeper(L.Callback):
         states: Where states go.
         signals: What asks the run to stop.
         run: Configuration and data of the run, for its states.
-        resume_command: What continues the run.
+        resume_command: Subcommand, arguments and options that continue the run.
         say: Takes a sentence for the user.
     """
 
@@ -51,7 +51,7 @@ class RunKeeper(L.Callback):
         states: StateFiles,
         signals: StopSignals,
         run: dict[str, Any],
-        resume_command: str,
+        resume_command: tuple[str, ...],
         say: Callable[[str], None],
     ) -> None:
         self.folder = folder
@@ -73,6 +73,7 @@ class RunKeeper(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take up a run where it stopped."""
         task = _task(pl_module)
+        task.bring_to_device()  # callbacks come before the module's own hook, and an epoch may be left to finish
         if trainer.is_global_zero and task.progress.rows:
             self._write_metrics(task)  # the file may be ahead of the state, or lost
         if not task.progress.validated:
@@ -226,7 +227,7 @@ class RunKeeper(L.Callback):
         if trainer.world_size > 1:
             flags = torch.tensor([stop, due, broken], dtype=torch.float64, device=trainer.strategy.root_device)
             dist.all_reduce(flags)
-            stop, due, broken = bool(flags[0]), bool(flags[1]), int(flags[2])
+            stop, due, broken = flags.tolist()
         if broken > self._known_broken:
             self._known_broken = broken
             self._report_broken(trainer, task)
@@ -238,8 +239,8 @@ class RunKeeper(L.Callback):
         total = len(task.data.train) + len(task.data.validation)
         path = self.folder / BROKEN_NAME
         if trainer.is_global_zero:
-            text = "".join(f"{name}\n" for name in sorted(names))
-            self._try(BROKEN_NAME, lambda: write_atomically(path, text.encode()))
+            text = as_bytes("".join(f"{name}\n" for name in sorted(names)))
+            self._try(BROKEN_NAME, lambda: write_atomically(path, text))
         if len(names) > task.config.max_broken_share * total:
             raise UserError(
                 f"{len(names)} of {total} images cannot be read, more than max_broken_share="
@@ -266,7 +267,7 @@ class RunKeeper(L.Callback):
     def interrupt(self, where: str) -> NoReturn:
         """Stop the run."""
         name = self.signals.received or "a signal to another process"
-        raise RunInterrupted(f"Stopped by {name} {where}. Continue with: {self.resume_command}")
+        raise RunInterrupted(f"Stopped by {name} {where}.", self.resume_command)
 
     def _start_clock(self, task: Task) -> None:
         self._epoch_start = time.perf_counter()

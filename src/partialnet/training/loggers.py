@@ -20,8 +20,10 @@ TRACKED_NAME = "tracked_runs.json"
 PROJECT = "partialnet"
 
 
-def create_loggers(config: RunConfig, folder: Path, first_epoch: int) -> list[Logger]:
+def create_loggers(config: RunConfig, folder: Path, first_epoch: int, continues: bool) -> list[Logger]:
     """TensorBoard and what else is asked for; epochs from ``first_epoch`` on replace those logged before.
+
+    A run that continues goes on as the same one at a service.
 
     Raises:
         UserError: A logger's library is not installed, or it cannot begin to log.
@@ -33,7 +35,7 @@ def create_loggers(config: RunConfig, folder: Path, first_epoch: int) -> list[Lo
     if not config.loggers:
         return found
     folder.mkdir(parents=True, exist_ok=True)
-    tracked = _tracked(folder) if first_epoch > 1 else {}
+    tracked = _tracked(folder) if continues else {}
     create = {"wandb": _wandb, "mlflow": _mlflow}
     for name in config.loggers:
         try:

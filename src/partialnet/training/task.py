@@ -142,11 +142,14 @@ class Task(L.LightningModule):
         return EpochBatches(self)
 
     def on_fit_start(self) -> None:
-        """Bring to the device what Lightning does not know of."""
+        """Begin to train."""
+        self.network.train()
+
+    def bring_to_device(self) -> None:
+        """Bring to the network's device what Lightning does not know of."""
         if self._ema[0] is not None:
             self._ema[0].to(self.device)
         self.progress.sums = self.progress.sums.to(self.device)
-        self.network.train()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed what the step draws: stochastic depth and dropout."""

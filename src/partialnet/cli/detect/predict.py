@@ -49,27 +49,31 @@ def predict(
     from partialnet.detection.sources import open_detector
     from partialnet.devices import find_device
     from partialnet.errors import UserError
-    from partialnet.files import write_atomically
+    from partialnet.files import distinct_files, write_atomically
     from partialnet.images import find_images
 
     paths = find_images(images)
+    pictures = distinct_files(output, [path.stem for path in paths], ".png")
+    if overwritten := {path.resolve() for path in paths} & {picture.resolve() for picture in pictures}:
+        raise UserError(f"The pictures would replace {str(min(overwritten))!r}; name another folder by -o.")
     detector = open_detector(source)
     if not detector.folded:
         detector = detector.fold()
     output.mkdir(parents=True, exist_ok=True)
     unreadable: list[UserError] = []
     records = []
-    taken: Counter[str] = Counter()
     results = detect(detector, paths, min_score, find_device(device))
-    for path, result in tqdm(
-        zip(paths, results, strict=True), total=len(paths), desc="detecting", unit="image", delay=2, disable=None
+    for path, picture, result in tqdm(
+        zip(paths, pictures, results, strict=True),
+        total=len(paths),
+        desc="detecting",
+        unit="image",
+        delay=2,
+        disable=None,
     ):
         if isinstance(result, UserError):
             unreadable.append(result)
             continue
-        taken[path.stem] += 1  # photographs of different folders may have the same name
-        number = f"-{taken[path.stem]}" if taken[path.stem] > 1 else ""
-        picture = output / f"{path.stem}{number}.png"
         content = io.BytesIO()
         result.draw().save(content, format="png")
         write_atomically(picture, content.getvalue())
@@ -86,7 +90,6 @@ def predict(
     if unreadable:
         raise UserError(f"{len(unreadable)} of {len(paths)} images could not be read.")
     if not json_output.prints:
-        count = sum(taken.values())
-        pictures = "1 picture" if count == 1 else f"{count} pictures"
-        files = ", ".join([f"{pictures} in {output}", *written])
+        drawn = "1 picture" if len(records) == 1 else f"{len(records)} pictures"
+        files = ", ".join([f"{drawn} in {output}", *written])
         click.echo(f"\nWritten: {files}. More objects, less sure: --min-score 0.3")
