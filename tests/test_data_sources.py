@@ -59,9 +59,12 @@ def check(data: ImageData) -> None:
         assert pickle.loads(pickle.dumps(part)).read(len(part) - 1).tobytes() == image.tobytes()
 
 
-@pytest.mark.parametrize("held_out", ["val", "valid", "Validation", "test"])
-def test_folder_with_a_validation_part(tmp_path: Path, held_out: str) -> None:
-    fill(tmp_path / "train", ["cat", "dog"], 3)
+@pytest.mark.parametrize(
+    ("train", "held_out"),
+    [("train", "val"), ("train", "valid"), ("train", "Validation"), ("train", "test"), ("Training", "Testing")],
+)
+def test_folder_with_a_validation_part(tmp_path: Path, train: str, held_out: str) -> None:
+    fill(tmp_path / train, ["cat", "dog"], 3)
     fill(tmp_path / held_out, ["cat", "dog"], 2)
     data = open_data(str(tmp_path))
     check(data)

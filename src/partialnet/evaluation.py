@@ -19,13 +19,13 @@ from tqdm import tqdm
 from .checkpoint import Checkpoint
 from .data import FolderImages, LabelledImages
 from .data.folders import class_folders
-from .data.splits import HELD_OUT
+from .data.splits import HELD_OUT, TRAINING
 from .errors import UserError
 from .prediction import Classifier
 from .preprocessing import Preprocessing
 
 #: Folders that are parts of a data set, in any case; of those held out the first that is there is evaluated.
-PARTS = ("train", "training", *HELD_OUT)
+PARTS = (*TRAINING, *HELD_OUT)
 CALIBRATION_BINS = 15
 _TOP = 5
 

@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..images import SUFFIXES, decode_image
 from .labelled_images import ImageData, LabelledImages
 from .packed_names import PackedNames
-from .splits import HELD_OUT, split_by_class
+from .splits import HELD_OUT, TRAINING, split_by_class
 
 #: Files of a sample that tell its class, in this order; a JSON file has it under one of ``JSON_KEYS``.
 LABEL_SUFFIXES = (".cls", ".json")
@@ -141,9 +141,9 @@ def _part(path: Path) -> str:
     """The part of the data that a shard belongs to, by its file's name or else its folder's; "" if they do not say."""
     for text in (path.stem, path.parent.name):
         words = re.split(r"[^a-z]+", text.lower())
-        for part in ("train", *HELD_OUT):
+        for part in (*TRAINING, *HELD_OUT):
             if part in words:
-                return part
+                return "train" if part in TRAINING else part
     return ""
 
 
@@ -204,7 +204,11 @@ def _given_names(shard: Path) -> tuple[str, ...]:
     """Class names in ``classes.txt`` beside the shards or one folder above, one a line."""
     for folder in (shard.parent, shard.parent.parent):
         if (path := folder / "classes.txt").is_file():
-            return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+            try:
+                lines = path.read_text(encoding="utf-8-sig").splitlines()
+            except UnicodeDecodeError:
+                raise UserError(f"{str(path)!r} is not in UTF-8.") from None
+            return tuple(line.strip() for line in lines if line.strip())
     return ()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import UserError
 from .folders import FolderImages, class_folders
 from .labelled_images import ImageData
-from .splits import HELD_OUT, split_by_class
+from .splits import HELD_OUT, TRAINING, split_by_class
 
 #: How sources other than folders and "digits" begin, and what separates the beginning from the name.
 SCHEMES = {"torchvision": ":", "hfds": "/", "wds": "/"}
@@ -20,7 +20,7 @@ def open_data(source: str, val_share: float = 0.1, seed: int = 0, root: str | Pa
     Args:
         source: ``digits``; ``torchvision:NAME``; ``hfds/NAME`` of the Hugging Face hub; ``wds/FOLDER`` or
             ``wds/PATTERN`` of WebDataset shards; or a folder with one folder of images for each class, or with such
-            folders for training (``train``) and validation (``val``, ``valid``, ``validation`` or ``test``).
+            folders for training and validation; their names are ``TRAINING`` and ``HELD_OUT`` of ``splits``.
         val_share: Share of each class to hold out where the source has no validation part.
         seed: Of the choice of images to hold out.
         root: Folder for downloads of torchvision.
@@ -57,7 +57,7 @@ def open_data(source: str, val_share: float = 0.1, seed: int = 0, root: str | Pa
 
 def _open_folder(root: Path, val_share: float, seed: int) -> ImageData:
     folders = {name.lower(): name for name in class_folders(root)}
-    train = folders.get("train")
+    train = next((folders[name] for name in TRAINING if name in folders), None)
     held_out = next((folders[name] for name in HELD_OUT if name in folders), None)
     if train and held_out:
         class_names = FolderImages(root / train).class_names

@@ -10,8 +10,10 @@ import numpy as np
 from ..errors import UserError
 from .labelled_images import ImageData, LabelledImages, Subset
 
-#: Names of the held-out part in folders and data sets, the first found is taken.
-HELD_OUT = ("val", "valid", "validation", "test")
+#: Names of the training part in folders and data sets, the first found is taken.
+TRAINING = ("train", "training")
+#: Names of the held-out part, the first found is taken.
+HELD_OUT = ("val", "valid", "validation", "test", "testing")
 
 
 def split_by_class(images: LabelledImages, share: float, seed: int) -> ImageData:

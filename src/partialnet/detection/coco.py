@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.splits import HELD_OUT, choose_by_name
+from ..data.splits import HELD_OUT, TRAINING, choose_by_name
 from ..errors import UserError
 from .annotation_file import read_annotations
 from .annotations import DetectionImages, DetectionSubset
@@ -125,6 +125,11 @@ def open_held_out(data: str, class_names: Sequence[str] | None = None) -> Detect
     return _read(_held_out(_find_parts(data), data), class_names)
 
 
+def has_held_out(data: str) -> bool:
+    """Whether ``data`` has a part to evaluate on, so that no images of its training have to serve."""
+    return any(name in HELD_OUT for name in _find_parts(data))
+
+
 def images_without_objects(images: DetectionImages) -> np.ndarray:
     """Which images have nothing to learn, (number of images,), bool."""
     return images.num_instances == 0
@@ -199,7 +204,7 @@ def _part(path: Path) -> str:
     for text in (path.name, path.parent.name):
         words = re.findall(r"[a-z]+", text.lower())
         for word in words:
-            if word in ("train", "training"):
+            if word in TRAINING:
                 return "train"
             if word in HELD_OUT:
                 return word
