@@ -332,6 +332,14 @@ def test_no_image(content: bytes, name: str, tmp_path: Path) -> None:
     refused(path)
 
 
+def test_other_formats_of_pil_are_refused(tmp_path: Path) -> None:
+    """A file's content decides, and some kinds would start other programs."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.eps")
+    Image.open(tmp_path / "image.eps").close()  # PIL knows it
+    (tmp_path / "image.eps").rename(tmp_path / "image.jpg")
+    assert refused(tmp_path / "image.jpg").endswith("is not an image.")
+
+
 def test_folder_is_no_image(tmp_path: Path) -> None:
     refused(tmp_path)
 

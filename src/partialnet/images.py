@@ -7,6 +7,7 @@ import io
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from .errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
+#: What a file may hold, whatever its name, as PIL calls it: not all that PIL reads, as EPS would start Ghostscript.
+FORMATS = {"JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF"}
 #: Images of more pixels are refused, as they may be made to exhaust the memory ("decompression bombs"): PIL's limit.
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 
@@ -52,9 +55,9 @@ def find_images(sources: Iterable[str]) -> list[Path]:
 def read_image(path: str | Path, min_side: int | None = None, upright: bool = True) -> Image.Image:
     """Read an image as 8-bit RGB, turned upright by its EXIF orientation.
 
-    Grayscale is repeated, transparency is laid over white, 16-bit data is scaled by its full range, floating-point and
-    32-bit data by its own range where that exceeds 8 bits, CMYK and palettes are converted, and of an animation the
-    first frame is taken.
+    Grayscale is repeated, transparency is laid over white, 16-bit data beyond 8 bits is scaled by its full range,
+    floating-point and 32-bit data by its own range where that exceeds 8 bits, CMYK and palettes are converted, and of
+    an animation the first frame is taken.
 
     Args:
         path: The file.
@@ -100,7 +103,7 @@ def _opened(file: str | Path | io.BytesIO, name: str, max_pixels: int = MAX_PIXE
     """The image before its pixels are read; whatever is wrong with it then becomes one sentence."""
     try:
         # PIL warns of oddities in metadata and of large images; either the image is read or the error tells
-        with warnings.catch_warnings(action="ignore"), Image.open(file) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=_formats()) as image:
             if image.width * image.height > max_pixels:
                 raise UserError(f"{name!r} has {image.width}×{image.height} pixels, more than {max_pixels:,}.")
             yield image
@@ -116,6 +119,13 @@ def _opened(file: str | Path | io.BytesIO, name: str, max_pixels: int = MAX_PIXE
         raise UserError(f"{name!r} cannot be read as an image: {error}") from error
 
 
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of ``FORMATS`` that this PIL reads."""
+    Image.init()
+    return tuple(sorted(FORMATS & set(Image.OPEN)))
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert an image of any mode to 8-bit RGB."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -128,7 +138,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_eight_bits(values: np.ndarray) -> np.ndarray:
-    """16-bit data by its full range, other data by its own where it does not fit 8 bits; NaN becomes the least."""
+    """Where 8 bits do not hold them, 16-bit data by its full range, other data by its own; NaN becomes the least."""
     deep = values.dtype.kind == "u"
     values = values.astype(np.float64)
     finite = values[np.isfinite(values)]

@@ -119,7 +119,7 @@ def read_boxes(path: str | Path) -> BoxSet:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"There is no file {str(path)!r}.") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

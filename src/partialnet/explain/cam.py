@@ -200,6 +200,8 @@ class Explainer:
         try:
             with torch.inference_mode():
                 answers = self.model(batch).float().softmax(1).cpu().numpy()
+        except torch.OutOfMemoryError:
+            raise
         except (AssertionError, RuntimeError, ValueError) as error:
             size = "×".join(map(str, batch.shape[2:]))
             raise UserError(f"{self.checkpoint.architecture} cannot take images of {size} pixels: {error}") from error
