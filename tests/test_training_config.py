@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -120,6 +121,8 @@ def test_any_configuration_survives_yaml(values: dict[str, Any]) -> None:
         ({"model": "partialnet_t00"}, "no model 'partialnet_t00'.*partialnet_t0"),
         ({"auto_augment": "nothing"}, "timm does not understand"),
         ({"freeze_backbone": True}, "give weights"),
+        ({"layer_decay": 0}, "layer_decay is 0 but must be at least"),
+        ({"clip_grad": 0}, "clip_grad is 0 but must be at least"),
     ],
 )
 def test_wrong_values(values: dict[str, Any], message: str) -> None:
@@ -203,6 +206,14 @@ def test_options_replace_the_file_and_the_file_the_recipe(
     assert "partialnet predict runs/my-photos-partialnet_t0" in output.out
 
 
+def test_the_option_replaces_the_recipe_of_the_file(runs: list[Any], tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("recipe: finetune\nepochs: 7\n")
+    for option, recipe in (([], "finetune"), (["--recipe", "small"], "small")):
+        main(["train", "photos", "--config", str(file), *option])
+        assert runs[-1][0] == load_recipe(recipe, epochs=7)
+
+
 @pytest.mark.parametrize(("data", "recipe"), [("digits", "digits"), ("photos/", "small")])
 def test_default_recipe(data: str, recipe: str, runs: list[Any]) -> None:
     main(["train", data])
@@ -228,13 +239,28 @@ def test_interruption_says_resume_me(
     runs: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*arguments: Any) -> None:
-        raise RunInterrupted("Stopped; continue it with: partialnet train photos --resume")
+        raise RunInterrupted("Stopped.", ("train", "my photos", "--resume"))
 
+    Path("own.py").touch()
     monkeypatch.setattr("partialnet.training.run.train", interrupted)
     with pytest.raises(SystemExit) as stop:
-        main(["train", "photos"])
+        main(["--import", "own.py", "train", "photos"])
     assert stop.value.code == 75
-    assert "--resume" in capsys.readouterr().err
+    told = "partialnet: Stopped. Continue with: partialnet --import own.py train 'my photos' --resume\n"
+    assert capsys.readouterr().err.endswith(told)
+
+
+def test_too_little_memory_on_a_gpu_is_one_sentence(
+    runs: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def exhausted(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("partialnet.training.run.train", exhausted)
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "photos"])
+    assert stop.value.code == 2
+    assert "smaller batch size" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

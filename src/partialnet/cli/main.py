@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
 import click
+import torch
 
 import partialnet
 from partialnet.errors import RunInterrupted, UserError
@@ -62,6 +64,8 @@ cli.add_command(ui)
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line. Exit codes: 0 done, 2 a mistake the user can mend, 75 stopped and resumable, 1 else."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
     try:
         cli.main(args, prog_name="partialnet", standalone_mode=False)
     except click.ClickException as error:
@@ -73,6 +77,8 @@ def main(args: list[str] | None = None) -> None:
         _fail(str(error), 2)
     except RunInterrupted as interruption:
         _fail(str(interruption), 75)
+    except torch.OutOfMemoryError:
+        _fail("The GPU's memory does not suffice; take smaller images, or fewer at a time (a smaller batch size).", 2)
     except BrokenPipeError:
         # the reader of our output is gone, as after `| head`; nothing more can be written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

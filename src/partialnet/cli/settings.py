@@ -152,7 +152,8 @@ def configure(
         UserError: Something is unknown, of the wrong type or not allowed.
     """
     from_file = read_settings(config_file) if config_file else {}
-    name = recipe or from_file.pop("recipe", None) or default
+    named = from_file.pop("recipe", None)
+    name = recipe or named or default
     create_settings(kind, from_file, repr(config_file))  # its mistakes are to be told with its name
     values = {**from_file, **given}
     if "model_args" in given and isinstance(from_file.get("model_args"), dict):

@@ -6,6 +6,7 @@ import re
 import socket
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ class RayCluster:
         for config, folder in points:
             resources = {"num_cpus": config.threads or 1, "num_gpus": 0 if config.device == "cpu" else _gpus(ray)}
             task = ray.remote(**resources)(_search_in_temporary_folder)
-            folders[task.remote(config, data)] = folder
+            weights, teacher = (path and _absolute(path) for path in (config.weights, config.teacher))
+            folders[task.remote(replace(config, weights=weights, teacher=teacher), data)] = folder
         with tqdm(total=len(points), desc="searches", unit="θ") as bar:
             running = list(folders)
             while running:
@@ -119,9 +121,12 @@ def _gpus(ray: Any) -> int:
     return min(1, int(ray.cluster_resources().get("GPU", 0)))
 
 
-def _absolute(data: str) -> str:
-    """A folder's whole path, as tasks run in another folder."""
-    return str(Path(data).absolute()) if Path(data).exists() else data
+def _absolute(source: str) -> str:
+    """A folder's or file's whole path, as tasks run in another folder; names that are no paths stay."""
+    prefix = next((prefix for prefix in ("wds/", "hfds/") if source.startswith(prefix)), "")
+    path = Path(source.removeprefix(prefix))
+    is_path = prefix == "wds/" or (source != "digits" and path.exists())
+    return f"{prefix}{path.absolute()}" if is_path else source
 
 
 def _first_line(error: Exception) -> str:

@@ -42,7 +42,7 @@ class RunConfig(Settings):
         aliases=("init-from",),
     )
     layer_decay: float | None = _network(
-        None, "factor of the learning rate from each group of layers to the one before it", least=0, most=1
+        None, "factor of the learning rate from each group of layers to the one before it", least=0.01, most=1
     )
     drop_path_rate: float | None = _network(
         None, "stochastic depth of the last block; none takes the model's own", least=0, most=0.99
@@ -74,7 +74,7 @@ class RunConfig(Settings):
     decay_rate: float = _optimization(0.1, "factor of a step down", least=0, most=1)
     warmup_epochs: float = _optimization(20.0, "epochs in which the learning rate rises linearly", least=0)
     weight_decay: float = _optimization(0.05, "decay of matrices and kernels; norms and biases do not decay", least=0)
-    clip_grad: float | None = _optimization(None, "largest norm of the gradient; none does not clip", least=0)
+    clip_grad: float | None = _optimization(None, "largest norm of the gradient; none does not clip", least=1e-6)
     ema: float | None = _optimization(
         None, "decay of an average of the weights, which is then evaluated and kept", least=0, most=1
     )

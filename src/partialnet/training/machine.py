@@ -98,5 +98,6 @@ def _precision(config: RunConfig, accelerator: str) -> str:
     if config.precision == "fp16" and accelerator == "cpu":
         raise UserError("precision=fp16 needs a GPU; bf16 works on the CPU, too.")
     if config.precision == "auto":
-        return "bf16-mixed" if accelerator == "gpu" and torch.cuda.is_bf16_supported() else "32-true"
+        has_bf16 = accelerator == "gpu" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16-mixed" if has_bf16 else "32-true"
     return {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[config.precision]

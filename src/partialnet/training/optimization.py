@@ -89,7 +89,7 @@ def create_schedule(
         optimizer,
         sched=config.schedule,
         num_epochs=epochs,
-        decay_epochs=decay_epochs[0],
+        decay_epochs=decay_epochs[0] if decay_epochs else 1,  # which only schedules with steps look at
         decay_milestones=decay_epochs,
         decay_rate=1.0 if config.schedule == "poly" else config.decay_rate,  # to timm, a polynomial's exponent
         min_lr=lr * config.min_lr_ratio,
