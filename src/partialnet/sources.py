@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import Checkpoint, load
+from .checkpoint import WEIGHTS_NAME, Checkpoint, load
 from .deploy.runtimes import EXPORTED_SUFFIXES, load_exported
 from .devices import find_device
 from .errors import UserError
@@ -36,6 +36,14 @@ def open_source(source: str | Path, trained: bool = False) -> Checkpoint:
 def is_exported(source: str | Path) -> bool:
     """Whether ``source`` names a file for another runtime than PyTorch."""
     return Path(source).suffix in EXPORTED_SUFFIXES
+
+
+def short_name(source: str) -> str:
+    """What to call a network: the last part of its path, of its run folder for a checkpoint there, or its own name."""
+    path = Path(source)
+    if not path.exists():
+        return source
+    return path.resolve().parent.name if path.name == WEIGHTS_NAME else path.resolve().name
 
 
 def device_for(source: str | Path, name: str | None = None) -> torch.device:

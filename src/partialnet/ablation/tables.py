@@ -10,6 +10,7 @@ import timm
 
 from partialnet.errors import UserError
 from partialnet.models import PartialNet
+from partialnet.training.settings import plain
 
 #: The network of all four tables.
 PAPER_MODEL = "partialnet_t2"
@@ -64,7 +65,7 @@ class Row:
         Raises:
             UserError: ``model`` is no PartialNet, or ``given`` sets what the row varies.
         """
-        arguments = {name: _plain(value) for name, value in self.model_args.items()}
+        arguments = {name: plain(value) for name, value in self.model_args.items()}
         network = _variant(model)
         if self.width != 1:
             # self-attention's four heads share three quarters of 8 times the width
@@ -116,13 +117,6 @@ def _variant(model: str) -> PartialNet:
     if not isinstance(network, PartialNet):
         raise UserError(f"The ablations change PartialNet; {model!r} is none. Choose partialnet_t0 to partialnet_l.")
     return network
-
-
-def _plain(value: Any) -> Any:
-    """Lists and dictionaries, as configurations and checkpoints keep them."""
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _pat_ch(**arguments: Any) -> dict[str, Any]:

@@ -180,16 +180,10 @@ def _open(source: str, device: Any, img_size: int | None) -> ExplainedNetwork:
     from partialnet.checkpoint import load
     from partialnet.explain import Explainer
     from partialnet.explain.findings import ExplainedNetwork
+    from partialnet.sources import short_name
 
-    checkpoint = load(source)
-    if img_size is not None:
-        checkpoint.input_config |= {"input_size": (checkpoint.input_config["input_size"][0], img_size, img_size)}
-
-    path = Path(source)
-    name = path.resolve().name if path.exists() else source
-    if name == "model.safetensors":
-        name = path.resolve().parent.name
-    return ExplainedNetwork(name, source, Explainer(checkpoint, device), untrained=not path.exists())
+    explainer = Explainer(load(source).resized(img_size), device)
+    return ExplainedNetwork(short_name(source), source, explainer, untrained=not Path(source).exists())
 
 
 def _complain(sentence: str) -> None:

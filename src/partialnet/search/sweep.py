@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import RunInterrupted, UserError
 from ..files import write_csv
 from ..training.engine import FREE_SETTINGS
+from ..training.settings import plain
 from . import pictures
 from .config import SearchConfig
 from .plan import PLAN_NAME, Plan, load_plan
@@ -119,13 +120,9 @@ def _check_agreement(plan: Plan, config: SearchConfig, data: Mapping[str, Any], 
     differing = [
         f"{name} was {before[name]!r} and is {value!r}"
         for name, value in asdict(config).items()
-        if name not in FREE_SETTINGS and name in before and before[name] != _plain(value)
+        if name not in FREE_SETTINGS and name in before and before[name] != plain(value)
     ]
     images = plan.search["data"]
     differing += [f"{name.replace('_', ' ')} of the data differs" for name in data if data[name] != images.get(name)]
     if differing:
         raise UserError(f"The search in {str(folder)!r} is of other settings: {'; '.join(differing)}.")
-
-
-def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value

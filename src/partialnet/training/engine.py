@@ -30,7 +30,7 @@ from .loggers import create_loggers
 from .machine import create_trainer, quiet_lightning, threads
 from .optimization import check_optimization, scaled_lr
 from .progress_bar import ProgressBar
-from .settings import as_yaml
+from .settings import as_yaml, plain
 from .signals import StopSignals
 from .states import StateFiles
 from .task import Task
@@ -244,7 +244,7 @@ def _about(
     """What a run is, for its states and checkpoints."""
     return {
         "command": " ".join(kind.command),
-        "config": _plain(asdict(config)),
+        "config": plain(asdict(config)),
         "data": kind.describe_data(data),
         "processes": processes,
     }
@@ -271,13 +271,6 @@ def _check_agreement(before: Mapping[str, Any], now: Mapping[str, Any], folder: 
     ]
     if differing:
         raise UserError(f"The run in {str(folder)!r} cannot continue like this: {'; '.join(differing)}.")
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, as JSON would give them back."""
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def say(sentence: str) -> None:

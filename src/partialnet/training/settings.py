@@ -150,7 +150,7 @@ def as_yaml(config: Settings, title: str = "") -> str:
             group = setting.metadata["group"]
             lines += ["", f"# {group}"] if lines else [f"# {group}"]
         value = getattr(config, name)
-        text = yaml.safe_dump(_plain(value), default_flow_style=True, width=10_000)
+        text = yaml.safe_dump(plain(value), default_flow_style=True, width=10_000)
         text = text.removesuffix("...\n").strip()
         lines.append(f"{f'{name}: {text}':{width}}  # {help_text(setting)}")
     return "\n".join(lines) + "\n"
@@ -188,11 +188,11 @@ def help_text(setting: dataclasses.Field[Any]) -> str:
     return setting.metadata["help"] + (f": {', '.join(choices)}" if choices else "")
 
 
-def _plain(value: Any) -> Any:
-    """Tuples as lists, which YAML knows."""
+def plain(value: Any) -> Any:
+    """Tuples as lists, at any depth, as YAML and JSON give them back."""
     if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {name: plain(item) for name, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _checked(kind: type[Settings], name: str, value: Any) -> Any:

@@ -22,7 +22,7 @@ from partialnet.explain.drawing import small_image
 from partialnet.images import decode_image
 from partialnet.layers import GaussianSE, SelfAttention2d, SpatialGate
 from partialnet.preprocessing import Region
-from partialnet.sources import is_exported, open_source
+from partialnet.sources import is_exported, open_source, short_name
 
 from .pictures import attention_picture, class_map_picture, data_url, tile_picture
 from .speed import measure_folding
@@ -127,18 +127,13 @@ def open_networks(
     for source in dict.fromkeys(sources):
         exported = is_exported(source)
         checkpoint = open_source(source)
-        if img_size is not None:
-            if exported or isinstance(checkpoint.folded, tuple):
-                raise UserError(f"The image size of {source!r} is fixed; leave --img-size out.")
-            checkpoint.input_config |= {"input_size": (checkpoint.input_config["input_size"][0], img_size, img_size)}
-        path = Path(source)
-        name = path.resolve().name if path.exists() else source
-        if name == "model.safetensors":
-            name = path.resolve().parent.name
+        if img_size is not None and exported:
+            raise UserError(f"The image size of {source!r} is fixed; leave --img-size out.")
+        checkpoint, name = checkpoint.resized(img_size), short_name(source)
         taken = [network.name for network in networks]
         if name in taken:
             name = source if source not in taken else f"{name} ({len(networks) + 1})"
-        networks.append(Network(name, Explainer(checkpoint, device), not path.exists(), exported))
+        networks.append(Network(name, Explainer(checkpoint, device), not Path(source).exists(), exported))
     return networks
 
 
