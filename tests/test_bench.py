@@ -167,3 +167,17 @@ def test_command_on_a_gpu(tmp_path):
 
 def test_version_is_known():
     assert partialnet.__version__
+
+
+def test_a_runtime_that_cannot_run_a_network_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("No working C++ compiler.\nLook there.")
+
+    monkeypatch.setattr("partialnet.bench.contestants.fastest_layout", fail)
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", "test_resnet", "--runtime", "eager", "--seconds", "0"])
+    assert stop.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "partialnet: test_resnet cannot be run in eager: No working C++ compiler."

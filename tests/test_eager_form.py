@@ -179,3 +179,12 @@ def test_other_networks_get_matrix_products(randomize: Randomize) -> None:
     for layout in (torch.contiguous_format, torch.channels_last):
         laid_out = folded.to(memory_format=layout)
         assert relative_error(model, laid_out, images.contiguous(memory_format=layout)) < 1e-9
+
+
+def test_traced_for_any_batch() -> None:
+    """The parts that a map goes in belong to a batch, so none may be recorded."""
+    model = fold(small().eval(), 64, "torch")
+    x = torch.randn(5, 3, 64, 64)
+    with torch.no_grad():
+        traced = torch.jit.trace(model, x[:2], check_trace=False)
+        torch.testing.assert_close(traced(x), model(x), rtol=1e-4, atol=1e-5)

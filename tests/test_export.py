@@ -148,6 +148,10 @@ def test_an_export_that_disagrees_brings_a_float_one_and_a_warning(checkpoint, t
     assert str(kept) in result.stderr
     assert json.loads(Path(f"{kept}.json").read_text())["precision"] == "fp32"
     assert json.loads(Path(f"{half}.json").read_text())["kept"] == kept.name
+    before = kept.read_bytes()
+    again = CliRunner().invoke(cli, [*command, str(half), "-p", "fp16"], catch_exceptions=False)
+    assert str(tmp_path / "half_fp32-2.safetensors") in again.stderr  # what is there was not named for writing
+    assert kept.read_bytes() == before
     full = CliRunner().invoke(cli, [*command, str(tmp_path / "full.safetensors")], catch_exceptions=False)
     assert "do not rely on it" in full.stderr
     assert not list(tmp_path.glob("full_*"))

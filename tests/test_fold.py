@@ -582,3 +582,25 @@ def test_folding_drops_parameters(randomize: Randomize) -> None:
     model = trained(timm.create_model("partialnet_t0"), randomize)
     count = [sum(parameter.numel() for parameter in m.parameters()) for m in (model, fold(model))]
     assert count[1] < 0.99 * count[0]
+
+
+def test_fixed_size_where_a_layer_sees_two(randomize: Randomize) -> None:
+    class Pyramid(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.mixer = nn.Conv2d(3, 32, 1), pat_sf(32)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            levels = (x, nn.functional.avg_pool2d(x, 2))
+            return torch.stack([self.mixer(level).mean((2, 3)) for level in levels])
+
+    model = trained(Pyramid(), randomize)
+    x = torch.randn(2, 3, 12, 12, dtype=torch.float64)
+    torch.testing.assert_close(fold(model, 12)(x), model(x))
+
+
+def test_parts_of_networks_take_no_size() -> None:
+    for layer in (pat_sf(32), SelfAttention2d(32)):
+        with pytest.raises(ValueError, match=r"8×8 pixels; fold parts of networks.*without img_size"):
+            fold(layer.eval(), 8)

@@ -17,8 +17,9 @@ from torch.nn.utils import parametrizations
 from torchvision.ops import FrozenBatchNorm2d
 
 from partialnet import fold
-from partialnet.layers import pat_ch
+from partialnet.layers import GaussianSE, PATConv, pat_ch
 from partialnet.layers.affine import ChannelAffine, FeatureAffine
+from partialnet.layers.inference import RUNTIMES
 
 Nodes = Tensor | list["Nodes"] | dict[str, "Nodes"]
 
@@ -513,3 +514,57 @@ def test_head_can_be_exchanged() -> None:
     check(model, torch.randn(2, 6, dtype=torch.float64))
     x = torch.randn(2, 6, dtype=torch.float64)
     torch.testing.assert_close(folded(x), model(x), rtol=1e-10, atol=1e-10)
+
+
+def test_parts_that_another_module_takes_out() -> None:
+    """The value between a convolution and its norm goes on from both, in code that no trace can follow."""
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(x)).relu()
+
+    class UNet(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = Encoder()
+
+        def forward(self, x: Tensor) -> Tensor:
+            skipped = self.encoder.conv(x)
+            deep = self.encoder.norm(skipped) if skipped.shape[2] > 4 else skipped
+            return torch.cat((skipped, deep), 1)
+
+    check(trained(UNet()), torch.randn(2, 3, 12, 12, dtype=torch.float64))
+
+
+def test_norm_called_by_keyword() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.conv = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(input=self.norm(input=x))
+
+    model, x = trained(Block()), torch.randn(2, 8, 4, 4, dtype=torch.float64)
+    check(model, x)
+    torch.testing.assert_close(fold(model, runtime="torch")(x), model(x))
+
+
+def test_subclass_with_another_forward_is_not_folded_as_its_base() -> None:
+    class Doubled(GaussianSE):
+        def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+            return 2 * super().forward(x, keep)
+
+    class Shifted(PATConv):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 1
+
+    x = torch.randn(2, 32, 6, 6, dtype=torch.float64)
+    for layer in (PATConv(32, attention=Doubled(24)), Shifted(32), nn.Sequential(Doubled(32))):
+        model = trained(layer)
+        for runtime in (None, *RUNTIMES):
+            torch.testing.assert_close(fold(model, runtime=runtime)(x), model(x))

@@ -11,13 +11,14 @@ import time
 import types
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from dataclasses import dataclass
 
 import timm
 import torch
 from eager import training_step
 from torch import nn
+from torch._functorch import config as functorch_config
 
 from .networks import inference_network
 from .plan import Job
@@ -130,12 +131,17 @@ def release(device: torch.device) -> None:
     torch.compiler.reset()
     gc.collect()
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        # after some errors even this fails; ``usable`` finds out
+        with suppress(RuntimeError):
+            torch.cuda.empty_cache()
 
 
 @contextmanager
 def _compiling(seconds: float) -> Iterator[None]:
     """A limited time, without the compiler's tables of all candidates on the terminal; errors come as exceptions."""
+    # otherwise autograd's thread compiles the backward pass, where no signal can end it
+    if hasattr(functorch_config, "force_non_lazy_backward_lowering"):
+        functorch_config.force_non_lazy_backward_lowering = True
     with time_limit(seconds), redirect_stderr(io.StringIO()):
         yield
 
@@ -144,6 +150,8 @@ def usable(device: torch.device) -> bool:
     """Whether the device still works; some errors leave it useless for the rest of the process."""
     try:
         Stopwatch(device)(lambda: torch.ones(8, device=device).sum().item())
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
     except RuntimeError:
         return False
     return True

@@ -100,7 +100,7 @@ def _passes(module: nn.Module) -> bool:
 def _partner(flow: ModuleFlow, norm: nn.Module, side: str) -> nn.Module | None:
     """The layer before or behind ``norm`` if, at every call of the two, one feeds the other and nothing else."""
     calls = flow.calls.get(norm, [])
-    if not calls:
+    if not calls or any(call.kwargs or len(call.args) != 1 for call in calls):
         return None
     there, back = (flow.producer, flow.consumer) if side == "before" else (flow.consumer, flow.producer)
     met = [there(call, _passes) for call in calls]

@@ -40,7 +40,8 @@ def fold(model: nn.Module, img_size: int | tuple[int, int] | None = None, runtim
             their parts. None keeps one plain form for all.
 
     Raises:
-        ValueError: ``model`` is in training mode, or the runtime is unknown.
+        ValueError: ``model`` is in training mode, the runtime is unknown, or the network takes no images of
+            ``img_size``.
 
     Example:
         >>> folded = fold(timm.create_model("partialnet_t0").eval(), img_size=224)
@@ -78,7 +79,8 @@ def _fold(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
 def _fold_itself(module: nn.Module) -> nn.Module:
     """What the module's own method for inference makes of it; the methods are those that timm looks for."""
     methods = (getattr(module, name, None) for name in ("fuse", "reparameterize", "switch_to_deploy"))
-    if next((method for method in methods if _needs_no_arguments(method)), None) is None:
+    found = next((method for method in methods if _needs_no_arguments(method)), None)
+    if found is None or _is_outdated(module, getattr(found, "__name__", "")):
         return module
     if type(module).__module__.partition(".")[0] == __package__:
         return module.fuse()  # type: ignore[operator]
@@ -93,6 +95,15 @@ def _fold_itself(module: nn.Module) -> nn.Module:
         return module
     # some change themselves and return nothing
     return (result if isinstance(result, nn.Module) else changed).eval()
+
+
+def _is_outdated(module: nn.Module, method: str) -> bool:
+    """Whether a subclass has another ``forward`` than the one that the inherited ``method`` replaces."""
+    lineage = type(module).__mro__
+    forward, folding = (
+        next((age for age, kind in enumerate(lineage) if name in vars(kind)), 0) for name in ("forward", method)
+    )
+    return "forward" in vars(module) or forward < folding
 
 
 def _needs_no_arguments(method: Any) -> TypeGuard[Callable[[], object]]:
@@ -123,7 +134,7 @@ class _NewTensorsLike(TorchFunctionMode):
 def _suit(module: nn.Module, runtime: Runtime) -> nn.Module:
     """Replace the layers that have a form of their own for ``runtime``."""
     for_runtime = getattr(module, "for_runtime", None)
-    if callable(for_runtime):
+    if callable(for_runtime) and not _is_outdated(module, "for_runtime"):
         module = for_runtime(runtime)
     for name, child in module.named_children():
         setattr(module, name, _suit(child, runtime))
@@ -152,18 +163,33 @@ def _with_patch_convs(model: nn.Module) -> nn.Module:
 
 
 def _fix_size(model: nn.Module, img_size: tuple[int, int]) -> None:
-    """Replace every relative position bias by the constant that it gives for images of ``img_size``."""
-    sizes: dict[nn.Module, tuple[int, int]] = {}
+    """Replace the relative position biases that see one size by the constants that they give for ``img_size``."""
     biases = [module for module in model.modules() if isinstance(module, RelativePositionBias)]
-    hooks = [bias.register_forward_pre_hook(lambda bias, size: sizes.update({bias: size})) for bias in biases]
-    if not hooks:
+    if not biases:
         return
-    first = next(module for module in model.modules() if isinstance(module, (nn.Conv2d, PatchConv)))
-    with torch.no_grad():
-        model(torch.zeros(1, first.in_channels, *img_size, device=first.weight.device, dtype=first.weight.dtype))
-    for hook in hooks:
-        hook.remove()
+    sizes: dict[nn.Module, set[tuple[int, int]]] = {bias: set() for bias in biases}
+    hooks = [bias.register_forward_pre_hook(lambda bias, size: sizes[bias].add(size)) for bias in biases]
+    like = next(model.parameters())
+    try:
+        with torch.no_grad():
+            model(torch.zeros(1, _image_channels(model), *img_size, device=like.device, dtype=like.dtype))
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"The network takes no images of {img_size[0]}×{img_size[1]} pixels; fold parts of networks, and those "
+            f"with other inputs, without img_size. ({error})"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
     for module in list(model.modules()):
         for name, bias in module.named_children():
-            if isinstance(bias, RelativePositionBias) and bias in sizes:
-                setattr(module, name, FixedPositionBias(bias(*sizes[bias]), sizes[bias]))
+            if isinstance(bias, RelativePositionBias) and len(sizes[bias]) == 1:
+                (size,) = sizes[bias]
+                setattr(module, name, FixedPositionBias(bias(*size), size))
+
+
+def _image_channels(model: nn.Module) -> int:
+    """Channels of the images that a network takes: as it says, or those of its first convolution."""
+    known = getattr(model, "in_chans", None)
+    first = next((module for module in model.modules() if isinstance(module, (nn.Conv2d, PatchConv))), None)
+    return int(known or (3 if first is None else first.in_channels))

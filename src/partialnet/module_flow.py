@@ -124,8 +124,9 @@ class _Followed:
 
     def _follow_children(self, module: nn.Module) -> None:
         for child in module.children():
-            # others may take a Sequential apart, and use what is between its parts
-            taken_apart = isinstance(child, nn.Sequential) and child not in self._called
+            # others may take a module apart, and use what is between its parts
+            parts_called = any(part in self._called for part in child.modules())
+            taken_apart = child not in self._called and (parts_called or isinstance(child, nn.Sequential))
             if taken_apart or type(child) in (nn.ModuleList, nn.ModuleDict):
                 self._follow_children(child)
             else:

@@ -11,14 +11,12 @@ from statistics import median
 from typing import Any
 
 import torch
-from timm.utils import reparameterize_model
 
 from partialnet.checkpoint import Checkpoint, load
 from partialnet.complexity import measure
 from partialnet.deploy.export import quiet
 from partialnet.errors import UserError
 from partialnet.files import write_atomically
-from partialnet.models import PartialNet
 
 from .contestants import Setting, prepare
 from .environment import environment
@@ -149,13 +147,15 @@ def open_comparison(folder: Path, conditions: Conditions) -> Comparison:
             [Peak(**peak) for peak in content["peaks"]],
             [_measurement(row) for row in content["measurements"]],
         )
+        before = {**asdict(comparison.conditions), **comparison.machine, **comparison.machine["versions"]}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{str(path)!r} is damaged or of another kind; give another folder with -o.") from error
-    old, new = (
-        {**asdict(side.conditions), **side.machine, **side.machine["versions"], "versions": None}
-        for side in (comparison, Comparison(conditions, machine))
-    )
-    changed = [f"{key} was {old.get(key)}, is {value}" for key, value in new.items() if old.get(key) != value]
+    now = {**asdict(conditions), **machine, **machine["versions"]}
+    changed = [
+        f"{key} was {before.get(key)}, is {value}"
+        for key, value in now.items()
+        if before.get(key) != value and key != "versions"  # which are compared one by one
+    ]
     if changed:
         raise UserError(
             f"{str(folder)!r} holds rows of other settings ({'; '.join(changed)}); give another folder with -o, or "
@@ -216,13 +216,14 @@ def measure_rows(
             comparison.failures[f"{row.name} · {runtime}"] = reason
             on_row(f"{label}: not measured: {reason}")
             continue
+        finally:
+            gc.collect()  # the last network's memory, before the next one is built
         comparison.measurements.append(found)
         comparison.save(folder)
         on_row(
             f"{label}: {found.latency.median_ms:.2f} ms, {found.images_per_second:.0f} images/s, "
             f"{found.share_of_peak:.0%} of peak"
         )
-        gc.collect()  # the last network's memory, before the next one is built
 
 
 def _with_reference(
@@ -291,11 +292,8 @@ def _measure(
 
 def _count(checkpoint: Checkpoint, img_size: int) -> tuple[float, float]:
     """Parameters in training form and multiply–adds in the form that is run."""
-    size = (checkpoint.input_config["input_size"][0], img_size, img_size)
-    params_m = sum(parameter.numel() for parameter in checkpoint.model.parameters()) / 1e6
-    if isinstance(checkpoint.model, PartialNet):
-        return params_m, measure(checkpoint.model, size).folded.macs_g
-    return params_m, measure(reparameterize_model(checkpoint.model), size).training.macs_g
+    found = measure(checkpoint.model, (checkpoint.input_config["input_size"][0], img_size, img_size))
+    return found.training.params_m, found.folded.macs_g
 
 
 def select(rows: Sequence[PresetRow], names: Sequence[str]) -> list[PresetRow]:

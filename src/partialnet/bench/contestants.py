@@ -14,6 +14,7 @@ import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
+from torch._dynamo import config as dynamo_config
 
 from partialnet.checkpoint import Checkpoint, load
 from partialnet.deploy.export import quiet, write_onnx
@@ -27,6 +28,8 @@ from .timing import synchronizer
 
 RUNTIMES = ("eager", "compile", "onnxruntime", "openvino")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+#: Compiled variants of one class of networks in one process.
+_MOST_VARIANTS = 256
 #: Which form of our layers suits a runtime on the CPU; compilers and GPUs get the plain one.
 _FORMS: dict[str, Runtime] = {"eager": "torch", "onnxruntime": "onnxruntime", "openvino": "openvino"}
 
@@ -83,7 +86,9 @@ def prepare(checkpoint: Checkpoint, setting: Setting) -> Callable[[], object]:
     if setting.runtime == "compile":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model.compile(mode="max-autotune-no-cudagraphs")
+            # a variant for each row and batch size: the ninth of a class would silently run uncompiled
+            dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, _MOST_VARIANTS)
+            model.compile(mode="max-autotune-no-cudagraphs", dynamic=False)
             return _torch_runner(model, images, setting, torch.channels_last)
     runner = OnnxRuntimeRunner if setting.runtime == "onnxruntime" else OpenVINORunner
     with tempfile.TemporaryDirectory() as folder:
@@ -137,6 +142,13 @@ def open_and_prepare(names: list[str], setting: Setting) -> dict[str, Callable[[
     contestants = {}
     for name in names:
         checkpoint = load(name)
-        with quiet():
-            contestants[name] = prepare(checkpoint, setting)
+        try:
+            with quiet():
+                contestants[name] = prepare(checkpoint, setting)
+                contestants[name]()  # compilers begin here
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever a runtime makes of a network that it cannot run
+            reason = next(iter(str(error).split("\n")), "") or type(error).__name__
+            raise UserError(f"{name} cannot be run in {setting.runtime}: {reason}") from error
     return contestants

@@ -39,9 +39,11 @@ class Peak:
     threads: int
 
 
-#: kernel, channels, height and width, images: large enough for any machine to show what it can do
+#: kernel, channels, height and width, images: large enough for a CPU to show what it can do
 _CONVOLUTIONS = ((1, 512, 28, 4), (3, 256, 28, 1), (3, 512, 14, 1))
 _LAYERS = 4
+#: times as many images on a GPU, which a few do not fill
+_GPU_IMAGES = 256
 
 
 def measure_peak(
@@ -63,6 +65,7 @@ def measure_peak(
     found = []
     for kernel, channels, size, batch in _CONVOLUTIONS:
         convolutions = [nn.Conv2d(channels, channels, kernel, padding=kernel // 2) for _ in range(_LAYERS)]
+        batch *= _GPU_IMAGES if device.startswith("cuda") else 1
         images = torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(0))
         run = _runner(nn.Sequential(*convolutions).eval(), images, runtime, precision, threads, device)
         gflop = 2 * _LAYERS * batch * size**2 * channels**2 * kernel**2 / 1e9

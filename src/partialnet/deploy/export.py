@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import logging
 import tempfile
@@ -132,11 +133,17 @@ def export(
         draft = _Draft(Path(workspace), checkpoint, classifier, folded, photos, dynamic_batch, progress)
         result = draft.write(output, format, precision)
         if precision != "fp32" and result.same_class < LEAST_AGREEMENT:
-            kept = draft.write(output.with_stem(f"{output.stem}_fp32"), format, "fp32")
+            kept = draft.write(_free_name(output.with_stem(f"{output.stem}_fp32")), format, "fp32")
             _write_report(kept)
             result = replace(result, kept=kept.path)
     _write_report(result)
     return result
+
+
+def _free_name(path: Path) -> Path:
+    """The path, numbered if something is there, which the user did not name."""
+    numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    return next(candidate for candidate in itertools.chain([path], numbered) if not candidate.exists())
 
 
 def check_export(output: Path, format: str, precision: str, calibrated: bool) -> None:

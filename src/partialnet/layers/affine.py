@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 import torch
 from timm.layers import Conv2dSame
@@ -35,8 +35,8 @@ class ChannelAffine(nn.Module):
         self.scale = nn.Parameter(scale.reshape(shape).clone())
         self.shift = nn.Parameter(shift.reshape(shape).clone())
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.addcmul(self.shift, x, self.scale)
+    def forward(self, input: Tensor) -> Tensor:  # the name by which a BatchNorm may be called
+        return torch.addcmul(self.shift, input, self.scale)
 
 
 class FeatureAffine(nn.Module):
@@ -47,8 +47,8 @@ class FeatureAffine(nn.Module):
         self.scale = nn.Parameter(scale.clone())
         self.shift = nn.Parameter(shift.clone())
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.addcmul(self.shift, x.transpose(1, -1), self.scale).transpose(1, -1)
+    def forward(self, input: Tensor) -> Tensor:
+        return torch.addcmul(self.shift, input.transpose(1, -1), self.scale).transpose(1, -1)
 
 
 def batch_norm_affine(norm: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,6 +93,11 @@ def with_weights(layer: LayerT, weight: Tensor, bias: Tensor | None) -> LayerT:
     elif isinstance(folded, CONVOLUTIONS):
         folded.out_channels, folded.in_channels = weight.shape[0], weight.shape[1] * folded.groups
     return folded.eval()
+
+
+def keeps_forward(module: nn.Module, base: type[LayerT]) -> TypeGuard[LayerT]:
+    """Whether ``module`` is a ``base`` and computes what it does: a subclass may do something else."""
+    return isinstance(module, base) and type(module).forward is base.forward and "forward" not in vars(module)
 
 
 def is_linear_layer(layer: nn.Module) -> bool:

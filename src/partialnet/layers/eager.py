@@ -25,7 +25,8 @@ CACHE_LINE = 64
 
 def may_write_in_place() -> bool:
     """Whether results may be written into tensors at hand: not under autograd, autocast, a compiler or an exporter."""
-    return not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or recorded)
 
 
 def positions_of(x: Tensor) -> Tensor:
@@ -134,7 +135,8 @@ class PatchConv(PositionwiseLinear):
         super().__init__(conv.weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
         self.in_channels, self.out_channels, self.kernel_size = conv.in_channels, conv.out_channels, conv.kernel_size
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # the name by which a convolution may be called
+        x = input
         rows, columns = self.kernel_size
         height, width = x.shape[2] // rows, x.shape[3] // columns
         if rows == columns == 1:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .affine import ChannelAffine, batch_norm_affine, fold_input_affine
+from .affine import ChannelAffine, batch_norm_affine, fold_input_affine, keeps_forward
 from .attention import AttentionLike, create_attention
 from .eager import EagerPATConv
 from .gaussian_se import EagerGaussianGate, GaussianGate, GaussianSE
@@ -163,9 +163,9 @@ class PATConv(nn.Module):
         attended = self.out_channels - (0 if self.attention_scope == "full" else self.conv.out_channels)
         weight = self.conv.weight.detach()
         scale, shift = weight.new_ones(attended), weight.new_zeros(attended)
-        if isinstance(self.attn, GaussianSE):
+        if keeps_forward(self.attn, GaussianSE):
             folded.attn, scale, shift = self.attn.fuse_up_to_affine()
-        elif isinstance(self.attn, (SelfAttention2d, SpatialGate)):
+        elif keeps_forward(self.attn, SelfAttention2d) or keeps_forward(self.attn, SpatialGate):
             folded.attn = self.attn.fuse()
         if self.attention_scope == "partial":
             convolved = self.conv.out_channels
@@ -177,7 +177,7 @@ class PATConv(nn.Module):
     def fuse(self) -> nn.Module:
         """The same function at inference without BatchNorm; layers with nothing to fold are shared with this one."""
         folded, scale, shift = self.fuse_up_to_affine()
-        if not isinstance(self.attn, GaussianSE) or isinstance(self.attn.norm, nn.Identity):
+        if not keeps_forward(self.attn, GaussianSE) or isinstance(self.attn.norm, nn.Identity):
             return folded
         return nn.Sequential(folded, ChannelAffine(scale, shift)).eval()
 

@@ -15,7 +15,14 @@ from timm.layers import DropPath, register_notrace_function
 from torch import Tensor, nn
 
 from partialnet.layers import DPConv, PATConv, SpatialGate, pat_ch, pat_sf, pat_sp
-from partialnet.layers.affine import ChannelAffine, batch_norm_affine, fold_batch_norm, fold_input_affine, with_weights
+from partialnet.layers.affine import (
+    ChannelAffine,
+    batch_norm_affine,
+    fold_batch_norm,
+    fold_input_affine,
+    keeps_forward,
+    with_weights,
+)
 from partialnet.layers.eager import (
     EagerPATConv,
     PositionGate,
@@ -159,10 +166,10 @@ class FoldedPartialNetBlock(nn.Module):
         mixer, fc1 = block.mixer, fold_batch_norm(block.mlp.fc1, block.mlp.norm)
         if isinstance(mixer, DPConv):
             mixer = mixer.to_static()
-        if isinstance(mixer, PATConv) and not block.mixer_residual:
+        if keeps_forward(mixer, PATConv) and not block.mixer_residual:
             mixer, scale, shift = mixer.fuse_up_to_affine()
             fc1 = fold_input_affine(fc1, scale, shift)
-        elif isinstance(mixer, PATConv):
+        elif keeps_forward(mixer, PATConv):
             mixer = mixer.fuse()
         self.mixer = mixer
         self.fc1 = fc1
@@ -170,10 +177,10 @@ class FoldedPartialNetBlock(nn.Module):
         attention = block.mlp_attention
         self.fc2: nn.Module = block.mlp.fc2
         self.gate: nn.Module = attention
-        if isinstance(attention, PATConv) and isinstance(attention.attn, SpatialGate):
+        if keeps_forward(attention, PATConv) and keeps_forward(attention.attn, SpatialGate):
             self.fc2 = _merge_convolution(block.mlp.fc2, attention)
             self.gate = _SpatialGate(attention)
-        elif isinstance(attention, PATConv):
+        elif keeps_forward(attention, PATConv):
             self.gate = attention.fuse()
         self.eval()
 
