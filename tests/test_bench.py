@@ -177,7 +177,7 @@ def test_a_runtime_that_cannot_run_a_network_is_one_sentence(
 
     monkeypatch.setattr("partialnet.bench.contestants.fastest_layout", fail)
     with pytest.raises(SystemExit) as stop:
-        main(["bench", "test_resnet", "--runtime", "eager", "--seconds", "0"])
+        main(["bench", "test_resnet", "--runtime", "eager", "--seconds", "0.1"])
     assert stop.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == "partialnet: test_resnet cannot be run in eager: No working C++ compiler."
