@@ -41,6 +41,14 @@ def seed() -> Iterator[None]:
 
 
 @pytest.fixture
+def float64() -> Iterator[None]:
+    """Layers and tensors in double precision unless they are told otherwise."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
 def randomize() -> Randomize:
     return randomize_parameters
 
