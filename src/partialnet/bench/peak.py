@@ -43,7 +43,7 @@ class Peak:
 _CONVOLUTIONS = ((1, 512, 28, 4), (3, 256, 28, 1), (3, 512, 14, 1))
 _LAYERS = 4
 #: times as many images on a GPU, which a few do not fill
-_GPU_IMAGES = 256
+_GPU_IMAGES = 128
 
 
 def measure_peak(

@@ -227,7 +227,8 @@ class RunKeeper(L.Callback):
         if trainer.world_size > 1:
             flags = torch.tensor([stop, due, broken], dtype=torch.float64, device=trainer.strategy.root_device)
             dist.all_reduce(flags)
-            stop, due, broken = flags.tolist()
+            any_stop, any_due, all_broken = flags.tolist()
+            stop, due, broken = any_stop > 0, any_due > 0, int(all_broken)
         if broken > self._known_broken:
             self._known_broken = broken
             self._report_broken(trainer, task)
