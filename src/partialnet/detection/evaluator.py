@@ -158,16 +158,22 @@ def to_detections(
             {"image_id": int(images.image_ids[index]), "category_id": category_id, "bbox": box, "score": score}
             for category_id, box, score in zip(category_ids, boxes, scores, strict=True)
         ]
-        segmentations: list[dict[str, Any]] = []
-        if "box_masks" in output:
-            height, width = images.sizes[index].tolist()
-            segmentations = encode_box_masks(output["box_masks"], output["boxes"], (height, width), mask_threshold)
-        elif "masks" in output:
-            segmentations = encode_masks(output["masks"].detach().flatten(0, 1) > mask_threshold)
-        for detection, segmentation in zip(found, segmentations, strict=bool(segmentations)):
-            detection["segmentation"] = segmentation
+        height, width = images.sizes[index].tolist()
+        for detection, segmentation in zip(found, _segmentations(output, (height, width), mask_threshold), strict=True):
+            if segmentation is not None:
+                detection["segmentation"] = segmentation
         detections += found
     return detections
+
+
+def _segmentations(
+    output: dict[str, Tensor], size: tuple[int, int], threshold: float
+) -> Sequence[dict[str, Any] | None]:
+    if "box_masks" in output:
+        return encode_box_masks(output["box_masks"], output["boxes"], size, threshold)
+    if "masks" in output:
+        return encode_masks(output["masks"].detach().flatten(0, 1) > threshold)
+    return [None] * len(output["boxes"])
 
 
 def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
