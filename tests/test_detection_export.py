@@ -32,7 +32,13 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         arguments = {"embed_dim": 16, "depths": (1, 1, 1, 1)}
         detector = create_detector(
-            "partialnet_t0", CATEGORIES, model_args=arguments, img_size=(96, 128), score_thresh=0, detections_per_img=20
+            "partialnet_t0",
+            CATEGORIES,
+            model_args=arguments,
+            pyramid_channels=64,
+            img_size=(96, 128),
+            score_thresh=0,
+            detections_per_img=20,
         )
         randomize_parameters(detector.model)
         detector.save(folder)
@@ -77,7 +83,7 @@ def test_exported_detector_answers_as_pytorch(
     assert result.same_canvas.original > 20
     assert result.same_canvas.share > 0.9
     assert result.canvas == (96, 128)
-    assert result.size_mb * 1e6 < 1.05 * 4 * result.params_m * 1e6
+    assert result.size_mb < 4 * result.params_m + 1  # besides weights: the graph, and the anchors
     assert json.loads(output.with_name(f"{output.name}.json").read_text()) == json.loads(json.dumps(result.as_dict()))
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
     again = load_exported_detector(output)

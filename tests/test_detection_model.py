@@ -29,8 +29,9 @@ PAPER_PARAMS = {"partialnet_s": 46.9, "partialnet_l": 122.0, "resnet50": 44.2, "
 
 
 def tiny(**settings: Any) -> Any:
-    # few proposals go through the heads, which cost most of the time of a tiny detector
-    settings = {"model_args": TINY, "img_size": (96, 128), "num_proposals": 20, "num_sampled": 32, **settings}
+    # narrow heads and few proposals, as the paper's heads would cost most of the time of a tiny detector
+    light = {"pyramid_channels": 32, "num_proposals": 20, "num_sampled": 32}
+    settings = {"model_args": TINY, "img_size": (96, 128), **light, **settings}
     return create_detector("partialnet_t0", CATEGORIES, **settings)
 
 
@@ -261,6 +262,8 @@ def test_tasks_are_not_taken_for_one_another(tmp_path: Path) -> None:
         ("std", [1, 0, 1], "above 0"),
         ("detector", "yolo", "yolo"),
         ("settings", {"hidden": 3}, "hidden"),
+        ("settings", {"pyramid_channels": 0}, "at least 1"),
+        ("settings", {"pyramid_channels": "wide"}, "cannot be used"),
         ("architecture", "resnet1", "no model named"),
         ("task", "poetry", "unknown task"),
     ],
@@ -356,11 +359,22 @@ def test_detector_gives_all_but_what_tells_categories(tmp_path: Path, randomize:
     theirs = other.model.state_dict()
     assert all(tensor.equal(theirs[name]) for name, tensor in same.model.state_dict().items())
     # as many categories, of other meaning
-    fresh = create_detector("partialnet_t0", {1: "a", 2: "b", 3: "c"}, model_args=TINY, img_size=(96, 128))
+    fresh = create_detector("partialnet_t0", {1: "a", 2: "b", 3: "c"}, **other.settings)
     before = fresh.model.roi_heads.box_predictor.cls_score.weight.clone()
     assert "3 categories here, 3 others there" in load_weights(fresh, tmp_path)
     assert fresh.model.roi_heads.box_predictor.cls_score.weight.equal(before)
     assert fresh.model.rpn.head.cls_logits.weight.equal(other.model.rpn.head.cls_logits.weight)
+
+
+def test_heads_of_another_width_are_new(tmp_path: Path) -> None:
+    other = tiny(pyramid_channels=16)
+    other.save(tmp_path)
+    assert load_detector(tmp_path).model.backbone.out_channels == 16
+    detector = tiny()
+    report = load_weights(detector, tmp_path)
+    assert "NEW, because they are missing or shaped otherwise there: backbone.fpn" in report
+    theirs = other.model.backbone.maps.state_dict()
+    assert all(tensor.equal(theirs[name]) for name, tensor in detector.model.backbone.maps.state_dict().items())
 
 
 def as_released(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -400,20 +414,36 @@ def as_released(state: dict[str, Tensor]) -> dict[str, Tensor]:
 # -- measuring ---------------------------------------------------------------------------------------------------------
 
 
-def test_counts_agree_with_closed_forms() -> None:
-    row = count_detector("resnet10t", (64, 96))
-    positions = sum((64 // s) * (96 // s) for s in (4, 8, 16, 32)) + 1 * 2
-    assert row.macs_g["proposals"] * 1e9 == positions * (9 * 256 * 256 + 256 * 15)
-    assert row.macs_g["boxes"] * 1e9 == 1000 * (256 * 49 * 1024 + 1024 * 1024 + 1024 * 81 * 5)
-    mask = 4 * 9 * 256 * 256 * 196 + 4 * 256 * 256 * 196 + 256 * 81 * 784
-    assert row.macs_g["masks"] * 1e9 == 100 * mask
+@pytest.mark.parametrize("c", [256, 40])
+def test_counts_agree_with_closed_forms(c: int) -> None:
+    row = count_detector("resnet10t", (64, 96), c)
+    levels = [(64 // s) * (96 // s) for s in (4, 8, 16, 32)]
+    lateral = sum(n * width * c for n, width in zip(levels, (64, 128, 256, 512), strict=True))
+    assert row.macs_g["pyramid"] * 1e9 == pytest.approx(lateral + sum(levels) * 9 * c * c)
+    assert row.macs_g["proposals"] * 1e9 == pytest.approx((sum(levels) + 1 * 2) * (9 * c * c + c * 15))
+    assert row.macs_g["boxes"] * 1e9 == pytest.approx(1000 * (c * 49 * 4 * c + 16 * c * c + 4 * c * 81 * 5))
+    mask = 4 * 9 * c * c * 196 + 4 * c * c * 196 + c * 81 * 784
+    assert row.macs_g["masks"] * 1e9 == pytest.approx(100 * mask)
+    boxes = c * 49 * 4 * c + 4 * c + 16 * c * c + 4 * c + (4 * c + 1) * 81 * 5
+    assert row.params_m["boxes"] * 1e6 == pytest.approx(boxes)
+    masks = 4 * (9 * c * c + c) + 4 * c * c + c + (c + 1) * 81
+    assert row.params_m["masks"] * 1e6 == pytest.approx(masks)
 
 
 def test_measuring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("partialnet.detection.bench._CANDIDATES", 3)
-    rows = bench_detectors(["resnet10t", "partialnet_t0"], "resnet10t", size=(64, 96), min_rounds=1, progress=False)
-    assert rows[0].timing is not None
-    assert rows[0].timing.ratio == 1
+    rows = bench_detectors(
+        ["partialnet_t0"],
+        "partialnet_t0",
+        size=(64, 96),
+        pyramid_channels=(32, 16),
+        min_rounds=1,
+        progress=False,
+    )
+    assert [(row.model, row.pyramid_channels) for row in rows] == [("partialnet_t0", 32), ("partialnet_t0", 16)]
+    ratios = [row.timing.ratio for row in rows if row.timing is not None]
+    assert len(ratios) == 2
+    assert ratios[0] == 1
     assert "partialnet_t0" in as_table(rows)
     write_detector_csv(tmp_path / "rows.csv", rows)
     assert (tmp_path / "rows.csv").read_text().count("\n") == 3

@@ -34,6 +34,7 @@ from partialnet.training.settings import as_yaml, create_settings
 CONFIG = DetectionConfig(
     model_args={"embed_dim": 16, "depths": [1, 1, 1, 1]},
     img_size=(48, 80),
+    pyramid_channels=32,
     num_proposals=20,
     num_sampled=16,
     epochs=2,
@@ -119,7 +120,7 @@ def test_a_folded_detector_is_as_precise(data: str, tmp_path: Path, randomize: R
     detector = create_detector(
         "partialnet_t0",
         {entry["id"]: entry["name"] for entry in CATEGORIES},
-        **{"model_args": CONFIG.model_args, "img_size": (48, 80), "num_proposals": 40},
+        **{"model_args": CONFIG.model_args, "img_size": (48, 80), "pyramid_channels": 32, "num_proposals": 40},
         **{"score_thresh": 0.0, "detections_per_img": 5},
     )
     # in double precision, as rounding alone may swap detections of nearly the same score
@@ -289,7 +290,7 @@ def test_it_learns(tmp_path: Path) -> None:
     content["annotations"] = [annotation for chosen in kept.values() for annotation in chosen]
     write_images(tmp_path / "images", content)
     (tmp_path / "shapes.json").write_text(json.dumps(content))
-    (tmp_path / "again.json").write_text(json.dumps(repeated(content, 14)))
+    (tmp_path / "again.json").write_text(json.dumps(repeated(content, 30)))
     once, again = (f"{tmp_path / 'images'},{tmp_path / name}" for name in ("shapes.json", "again.json"))
     settings = {"epochs": 2, "num_proposals": 40, "num_sampled": 32, "horizontal_flip": 0.0, "clip_grad": 10.0}
     config = replace(CONFIG, validation=once, img_size=(96, 160), **settings)
@@ -358,9 +359,8 @@ def test_an_exported_file_is_evaluated_too(data: str, tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     categories = {entry["id"]: entry["name"] for entry in CATEGORIES}
-    detector = create_detector(
-        "partialnet_t0", categories, model_args=CONFIG.model_args, img_size=(64, 96), num_proposals=40
-    )
+    settings = {"model_args": CONFIG.model_args, "pyramid_channels": 32, "img_size": (64, 96), "num_proposals": 40}
+    detector = create_detector("partialnet_t0", categories, **settings)
     images = open_held_out(data, tuple(categories.values()))
     export_detector(detector, tmp_path / "detector.onnx", "onnx", (64, 96))
     exported = open_detector(tmp_path / "detector.onnx")
@@ -386,6 +386,7 @@ def test_another_run_is_a_model(trained: Path, capsys: pytest.CaptureFixture[str
     main(["detect", "train", "--model", str(trained), "--print-config"])
     config = create_settings(DetectionConfig, yaml.safe_load(capsys.readouterr().out))
     assert (config.model, config.model_args, config.weights) == (CONFIG.model, CONFIG.model_args, str(trained))
+    assert config.pyramid_channels == CONFIG.pyramid_channels
 
 
 def test_a_strip_is_refused_and_the_others_are_drawn(

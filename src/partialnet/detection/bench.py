@@ -26,7 +26,7 @@ from partialnet.files import write_csv
 from partialnet.fold import fold
 from partialnet.layers.inference import Runtime
 
-from .model import count_parameters, create_mask_rcnn
+from .model import PYRAMID_CHANNELS, count_parameters, create_mask_rcnn
 
 #: Height and width of the image, in pixels: what the paper counts and measures at.
 SIZE = (800, 1280)
@@ -80,14 +80,16 @@ class DetectorRow:
 
     Attributes:
         model: Its backbone.
+        pyramid_channels: Channels of its pyramid, the width of its heads.
         params_m: Parameters of each part in millions, in training form.
         macs_g: Multiply–adds of each part in 10⁹ for one image, folded.
         timing: Times of one image; None if only counted.
         layout: Memory layout that it ran in, the faster of two.
-        paper: Its row in the paper, for images of the paper's size.
+        paper: Its row in the paper, for images of the paper's size and heads of the paper's width.
     """
 
     model: str
+    pyramid_channels: int
     params_m: dict[str, float]
     macs_g: dict[str, float]
     timing: Timing | None = None
@@ -109,6 +111,7 @@ class DetectorRow:
         timing = None if self.timing is None else {k: round(v, 4) for k, v in asdict(self.timing).items()}
         return {
             "model": self.model,
+            "pyramid_channels": self.pyramid_channels,
             "params_m": round(self.total_params_m, 4),
             "params_m_by_part": {name: round(value, 4) for name, value in self.params_m.items()},
             "macs_g": round(self.total_macs_g, 3),
@@ -120,7 +123,7 @@ class DetectorRow:
         }
 
 
-def count_detector(name: str, size: tuple[int, int] = SIZE) -> DetectorRow:
+def count_detector(name: str, size: tuple[int, int] = SIZE, pyramid_channels: int = PYRAMID_CHANNELS) -> DetectorRow:
     """Parameters and multiply–adds of a detector, part by part, without running it.
 
     A multiply–add is one multiplication with its addition in a convolution, a dense layer or an attention product;
@@ -129,8 +132,9 @@ def count_detector(name: str, size: tuple[int, int] = SIZE) -> DetectorRow:
     Args:
         name: Backbone.
         size: Height and width of the image, multiples of 32.
+        pyramid_channels: Channels of the pyramid, the width of the heads.
     """
-    detector = create_mask_rcnn(name, NUM_CATEGORIES)
+    detector = create_mask_rcnn(name, NUM_CATEGORIES, pyramid_channels=pyramid_channels)
     params = {part: number / 1e6 for part, number in count_parameters(detector).items()}
     params["backbone"] += params.pop("output norms")
     folded: Any = copy.deepcopy(fold(detector)).to("meta")
@@ -148,19 +152,21 @@ def count_detector(name: str, size: tuple[int, int] = SIZE) -> DetectorRow:
     levels = counted("pyramid", lambda: folded.backbone.fpn(named))
     counted("proposals", lambda: folded.rpn.head(list(levels.values())))
     heads = folded.roi_heads
-    channels = folded.backbone.out_channels
-    boxes = torch.empty(PROPOSALS, channels, 7, 7, device="meta")
+    boxes = torch.empty(PROPOSALS, pyramid_channels, 7, 7, device="meta")
     counted("boxes", lambda: heads.box_predictor(heads.box_head(boxes)))
-    masks = torch.empty(DETECTIONS, channels, 14, 14, device="meta")
+    masks = torch.empty(DETECTIONS, pyramid_channels, 14, 14, device="meta")
     counted("masks", lambda: heads.mask_predictor(heads.mask_head(masks)))
-    return DetectorRow(name, params, macs, paper=PAPER.get(name) if tuple(size) == SIZE else None)
+    as_in_paper = (tuple(size), pyramid_channels) == (SIZE, PYRAMID_CHANNELS)
+    return DetectorRow(name, pyramid_channels, params, macs, paper=PAPER.get(name) if as_in_paper else None)
 
 
 class _Contestant:
     """A whole detector with one image, as a user calls it."""
 
-    def __init__(self, name: str, size: tuple[int, int], device: str) -> None:
-        detector: Any = create_mask_rcnn(name, NUM_CATEGORIES, img_size=(min(size), max(size)))
+    def __init__(self, name: str, pyramid_channels: int, size: tuple[int, int], device: str) -> None:
+        detector: Any = create_mask_rcnn(
+            name, NUM_CATEGORIES, img_size=(min(size), max(size)), pyramid_channels=pyramid_channels
+        )
         form: Runtime | None = "torch" if device == "cpu" else None
         self.layout = _faster_layout(fold(detector.backbone, runtime=form), device)
         folded: Any = fold(detector)
@@ -209,6 +215,7 @@ def bench_detectors(
     against: str,
     *,
     size: tuple[int, int] = SIZE,
+    pyramid_channels: Sequence[int] = (PYRAMID_CHANNELS,),
     device: str = "cpu",
     threads: int = 1,
     seconds: float = 0.0,
@@ -219,8 +226,9 @@ def bench_detectors(
 
     Args:
         models: Backbones.
-        against: One of them, that the ratios refer to.
+        against: One of them, that the ratios refer to; of several widths the first.
         size: Height and width of the image, multiples of 32.
+        pyramid_channels: Channels of the pyramid, the width of the heads; each backbone is measured with each.
         device: "cpu" or "cuda".
         threads: CPU threads.
         seconds: Time to spend on measuring.
@@ -235,30 +243,37 @@ def bench_detectors(
     if against not in models:
         raise UserError(f"{against!r} is none of the networks that are measured: {', '.join(models)}.")
 
-    def with_bar(task: str) -> Iterable[str]:
-        return tqdm(models, desc=task, unit="detector", delay=2, disable=None if progress else True)
+    kinds = [(name, channels) for name in models for channels in pyramid_channels]
+
+    def with_bar(task: str) -> Iterable[tuple[str, int]]:
+        return tqdm(kinds, desc=task, unit="detector", delay=2, disable=None if progress else True)
 
     # all are counted first, which finds out about names that cannot be built
-    counts = {name: count_detector(name, size) for name in with_bar("counting")}
+    counts = {kind: count_detector(kind[0], size, kind[1]) for kind in with_bar("counting")}
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        contestants = {name: _Contestant(name, size, device) for name in with_bar("preparing")}
+        contestants = {_label(kind): _Contestant(*kind, size, device) for kind in with_bar("preparing")}
         wait = synchronizer(torch.device(device))
-        timings = interleave(contestants, against, seconds, min_rounds, 1, wait, "measuring", progress)
+        reference = _label((against, pyramid_channels[0]))
+        timings = interleave(contestants, reference, seconds, min_rounds, 1, wait, "measuring", progress)
     finally:
         torch.set_num_threads(before)
     layouts = {
         name: "channels_last" if contestant.layout is torch.channels_last else "contiguous"
         for name, contestant in contestants.items()
     }
-    return [replace(counts[name], timing=timings[name], layout=layouts[name]) for name in models]
+    return [replace(counts[kind], timing=timings[_label(kind)], layout=layouts[_label(kind)]) for kind in kinds]
+
+
+def _label(kind: tuple[str, int]) -> str:
+    return f"{kind[0]}, {kind[1]} channels"
 
 
 def as_table(rows: Sequence[DetectorRow]) -> str:
     """For a terminal; the paper's figures in brackets."""
     width = max(len("backbone"), *(len(row.model) for row in rows)) + 2
-    lines = [f"{'backbone':{width}}{'params M':>9}{'(paper)':>9}{'MACs G':>9}{'(paper)':>9}"]
+    lines = [f"{'backbone':{width}}{'channels':>9}{'params M':>10}{'(paper)':>9}{'MACs G':>9}{'(paper)':>9}"]
     timed = any(row.timing is not None for row in rows)
     if timed:
         lines[0] += f"{'ms':>9}{'quartiles':>15}{'ratio':>7}{'images/s':>10}{'(paper, GPU)':>14}"
@@ -266,7 +281,8 @@ def as_table(rows: Sequence[DetectorRow]) -> str:
         lines[0] += f"{'(AP boxes, masks)':>19}"
     for row in rows:
         paper = row.paper
-        line = f"{row.model:{width}}{row.total_params_m:>9.2f}{f'({paper.params_m})' if paper else '':>9}"
+        line = f"{row.model:{width}}{row.pyramid_channels:>9}"
+        line += f"{row.total_params_m:>10.2f}{f'({paper.params_m})' if paper else '':>9}"
         line += f"{row.total_macs_g:>9.1f}{f'({paper.macs_g:.0f})' if paper else '':>9}"
         if row.timing is not None:
             quartiles = f"{row.timing.q1_ms:.0f}–{row.timing.q3_ms:.0f}"

@@ -10,6 +10,7 @@ from ..errors import UserError
 from ..stored_network import is_stored_as
 from ..training.config import RunConfig
 from ..training.settings import setting
+from .model import PYRAMID_CHANNELS
 
 _network = partial(setting, group="Network")
 _data = partial(setting, group="Data")
@@ -36,6 +37,11 @@ class DetectionConfig(RunConfig):
     val_share: float = _data(0.1, "share of the images held out where the data has no such part", least=0, most=0.9)
 
     out_norm: bool = _network(True, "a BatchNorm for each feature map before the pyramid, as the authors have it")
+    pyramid_channels: int = _network(
+        PYRAMID_CHANNELS,
+        "channels of every level of the pyramid, and the width of the heads; fewer are faster and smaller",
+        least=1,
+    )
     frozen_bn: bool = _network(False, "keep the backbone's BatchNorms as they are, for small batches")
     num_proposals: int = _network(
         1000, "proposals in an image that the heads look at, twice as many in training; fewer are faster", least=1
@@ -69,6 +75,7 @@ class DetectionConfig(RunConfig):
             "out_norm": self.out_norm,
             "frozen_bn": self.frozen_bn,
             "drop_path_rate": self.drop_path_rate,
+            "pyramid_channels": self.pyramid_channels,
             "img_size": self.sides,
             "num_proposals": self.num_proposals,
             "num_sampled": self.num_sampled,
@@ -76,7 +83,7 @@ class DetectionConfig(RunConfig):
 
     @classmethod
     def network_of_run(cls, run: str) -> dict[str, Any]:
-        """A detector's backbone and output norms; a classifier's network as the backbone."""
+        """A detector's backbone, output norms and pyramid; a classifier's network as the backbone."""
         from .checkpoint import load_detector
 
         if not is_stored_as(run, "detection"):
@@ -87,6 +94,7 @@ class DetectionConfig(RunConfig):
             "model": detector.backbone,
             "model_args": dict(settings.get("model_args") or {}),
             "out_norm": settings.get("out_norm", True),
+            "pyramid_channels": settings.get("pyramid_channels", PYRAMID_CHANNELS),
         }
 
     def check(self) -> None:

@@ -1,8 +1,8 @@
 """Mask R-CNN on the feature maps of any timm backbone.
 
-The detector is torchvision's (its pyramid, proposals, heads, losses and NMS). Its heads have the sizes of the paper's
-experiments: one 3×3 convolution for proposals, two dense layers of 1024 for boxes, four 3×3 convolutions of 256 for
-masks, anchors of 8 times each level's stride in the ratios 1:2, 1:1 and 2:1.
+The detector is torchvision's (its pyramid, proposals, heads, losses and NMS). A pyramid of C = 256 channels and heads
+of its width are those of the paper's experiments: one 3×3 convolution for proposals, two dense layers of 4 C = 1024 for
+boxes, four 3×3 convolutions of C for masks, anchors of 8 times each level's stride in the ratios 1:2, 1:1 and 2:1.
 
 Source: paper, Sec. 4.2 and Tables 2, 7 and 11; He et al., "Mask R-CNN", arXiv:1703.06870; Lin et al., "Feature Pyramid
 Networks for Object Detection", arXiv:1612.03144.
@@ -20,6 +20,9 @@ from timm.models import split_model_name_tag
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
@@ -33,11 +36,13 @@ from .transforms import IMG_SIZE
 DROP_PATH_RATES = {"partialnet_s": 0.15, "partialnet_m": 0.2, "partialnet_l": 0.3}
 #: Least and largest stride of a feature map that goes into the pyramid.
 STRIDES = (4, 32)
-#: Channels of every level of the pyramid.
+#: Channels of every level of the pyramid in the paper's experiments.
 PYRAMID_CHANNELS = 256
 #: Side of a square anchor, in strides of its level.
 _ANCHOR_SCALE = 8
 _ASPECT_RATIOS = (0.5, 1.0, 2.0)
+#: Side, in positions, of what the box head looks at in a region.
+_BOX_SIDE = 7
 #: Height and width of the zeros that a backbone must take: no network has this very size as its only one.
 _PROBE = (160, 224)
 
@@ -98,19 +103,20 @@ class FeatureMaps(nn.Module):
 class PyramidBackbone(nn.Module):
     """Images to the levels of a feature pyramid, named as torchvision's detectors want them.
 
-    (B, 3, H, W) → {"0": (B, 256, H / 4, W / 4), …, "pool": (B, 256, H / 64, W / 64)}
+    (B, 3, H, W) → {"0": (B, C, H / 4, W / 4), …, "pool": (B, C, H / 64, W / 64)}
 
     Args:
         maps: The backbone.
         out_norm: Normalise each feature map by a BatchNorm first, as the authors' detection backbones do.
+        channels: C, of every level.
     """
 
-    def __init__(self, maps: FeatureMaps, out_norm: bool = True) -> None:
+    def __init__(self, maps: FeatureMaps, out_norm: bool = True, channels: int = PYRAMID_CHANNELS) -> None:
         super().__init__()
-        self.out_channels = PYRAMID_CHANNELS
+        self.out_channels = channels
         self.maps = maps
         self.out_norms = nn.ModuleList(nn.BatchNorm2d(n) if out_norm else nn.Identity() for n in maps.channels)
-        self.fpn = FeaturePyramidNetwork(list(maps.channels), PYRAMID_CHANNELS, LastLevelMaxPool())
+        self.fpn = FeaturePyramidNetwork(list(maps.channels), channels, LastLevelMaxPool())
 
     def normalised_maps(self, x: Tensor) -> list[Tensor]:
         """What goes into the pyramid, finest first."""
@@ -146,6 +152,7 @@ def create_mask_rcnn(
     out_norm: bool = True,
     frozen_bn: bool = False,
     drop_path_rate: float | None = None,
+    pyramid_channels: int = PYRAMID_CHANNELS,
     img_size: Sequence[int] = IMG_SIZE,
     score_thresh: float = 0.05,
     nms_thresh: float = 0.5,
@@ -169,6 +176,8 @@ def create_mask_rcnn(
         frozen_bn: The backbone's BatchNorms keep statistics and affine as they are, for small batches. Those of
             ``out_norm`` are new and keep learning.
         drop_path_rate: Stochastic depth; None takes the paper's for S, M and L and the backbone's own for others.
+        pyramid_channels: Channels of every level of the pyramid, and with them the width of the heads; beside a small
+            backbone, the paper's 256 are most of the detector.
         img_size: Shorter and at most longer side of an image, in pixels.
         score_thresh: Detections of lower scores are left out.
         nms_thresh: Of two boxes of one category with a higher IoU the one of the lower score is left out.
@@ -182,6 +191,8 @@ def create_mask_rcnn(
     """
     if num_categories < 1:
         raise UserError("A detector needs at least one category.")
+    if pyramid_channels < 1:
+        raise UserError(f"pyramid_channels={pyramid_channels} must be at least 1.")
     short, long = img_size
     if not 0 < short <= long:
         raise UserError(f"img_size={tuple(img_size)} must be the shorter and the longer side, in pixels.")
@@ -194,7 +205,7 @@ def create_mask_rcnn(
     if frozen_bn:
         maps = freeze_batch_norm_2d(maps)
     return _assemble(
-        PyramidBackbone(maps, out_norm),
+        PyramidBackbone(maps, out_norm, pyramid_channels),
         num_categories + 1,
         min_size=short,
         max_size=long,
@@ -224,16 +235,21 @@ def _create_maps(name: str, arguments: Mapping[str, Any]) -> tuple[Checkpoint, F
 
 
 def _assemble(backbone: PyramidBackbone, num_classes: int, **options: Any) -> Detector:
-    """torchvision's Mask R-CNN with anchors and region pooling for the strides that there are."""
+    """torchvision's Mask R-CNN with heads as wide as the pyramid, for the strides that there are."""
     strides = (*backbone.maps.strides, 2 * backbone.maps.strides[-1])  # the pooled level comes last
     sizes = tuple((_ANCHOR_SCALE * stride,) for stride in strides)
     levels = [str(level) for level in range(len(backbone.maps.strides))]
+    channels = backbone.out_channels
     return Detector(
         backbone,
-        num_classes,
-        rpn_anchor_generator=AnchorGenerator(sizes, (_ASPECT_RATIOS,) * len(sizes)),
-        box_roi_pool=MultiScaleRoIAlign(levels, output_size=7, sampling_ratio=2),
         mask_roi_pool=MultiScaleRoIAlign(levels, output_size=14, sampling_ratio=2),
+        mask_head=MaskRCNNHeads(channels, (channels,) * 4, dilation=1),
+        mask_predictor=MaskRCNNPredictor(channels, channels, num_classes),
+        rpn_anchor_generator=AnchorGenerator(sizes, (_ASPECT_RATIOS,) * len(sizes)),
+        rpn_head=RPNHead(channels, len(_ASPECT_RATIOS)),
+        box_roi_pool=MultiScaleRoIAlign(levels, output_size=_BOX_SIDE, sampling_ratio=2),
+        box_head=TwoMLPHead(channels * _BOX_SIDE**2, 4 * channels),
+        box_predictor=FastRCNNPredictor(4 * channels, num_classes),
         size_divisible=backbone.maps.strides[-1],
         **options,
     )

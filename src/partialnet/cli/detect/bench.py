@@ -23,6 +23,14 @@ from ..json_output import JsonOutput, json_option
     metavar="HEIGHT WIDTH",
     help="Size of the image, in multiples of 32.",
 )
+@click.option(
+    "--pyramid-channels",
+    multiple=True,
+    type=click.IntRange(min=1),
+    default=(256,),
+    show_default=True,
+    help="Channels of the pyramid, the width of the heads; repeatable, for each backbone with each.",
+)
 @click.option("--count", "count_only", is_flag=True, help="Count parameters and multiply–adds only.")
 @click.option("-t", "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Device.")
@@ -38,6 +46,7 @@ def bench(
     models: tuple[str, ...],
     against: str | None,
     img_size: tuple[int, int],
+    pyramid_channels: tuple[int, ...],
     count_only: bool,
     threads: int,
     device: str,
@@ -75,14 +84,23 @@ def bench(
     reference = against or ("resnet50" if "resnet50" in names else names[0])
     if against is not None and against not in names:
         names.append(against)
+    widths = list(dict.fromkeys(pyramid_channels))
     if count_only:
         if any(side % 32 for side in img_size):
             raise UserError(f"The image's sides {img_size[0]}×{img_size[1]} must be multiples of 32.")
-        bar = tqdm(names, desc="counting", unit="detector", delay=2, disable=None)
-        rows = [count_detector(name, img_size) for name in bar]
+        kinds = [(name, channels) for name in names for channels in widths]
+        bar = tqdm(kinds, desc="counting", unit="detector", delay=2, disable=None)
+        rows = [count_detector(name, img_size, channels) for name, channels in bar]
     else:
         rows = bench_detectors(
-            names, reference, size=img_size, device=device, threads=threads, seconds=seconds, min_rounds=rounds
+            names,
+            reference,
+            size=img_size,
+            pyramid_channels=widths,
+            device=device,
+            threads=threads,
+            seconds=seconds,
+            min_rounds=rounds,
         )
     setting = {
         "size": list(img_size),
@@ -91,13 +109,15 @@ def bench(
         "device": device,
         "threads": threads,
         "against": reference,
+        "pyramid_channels": widths,
         "proposals": PROPOSALS,
         "detections": DETECTIONS,
     }
     if not json_output.prints:
         click.echo(as_table(rows))
     if not (count_only or json_output.prints):
-        click.echo(f"\nratio: time ÷ that of {reference} in the same round; {threads} CPU thread(s), {device}, fp32.")
+        against_all = f"{reference} with {widths[0]} channels" if len(widths) > 1 else reference
+        click.echo(f"\nratio: time ÷ that of {against_all} in the same round; {threads} CPU thread(s), {device}, fp32.")
     written = []
     if json_output.wanted:
         content = {"environment": environment(), "setting": setting, "rows": [row.as_dict() for row in rows]}
