@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from partialnet.checkpoint import create_checkpoint, load
@@ -299,10 +300,23 @@ def test_ray_mistakes(photos: Path, tmp_path: Path) -> None:
 
 def test_configuration_survives_yaml() -> None:
     text = as_yaml(replace(CONFIG, scope="stage3"), "title")
-    import yaml
-
     assert create_settings(SearchConfig, yaml.safe_load(text)) == replace(CONFIG, scope="stage3")
     assert set(yaml.safe_load(text)) == set(settings_of(SearchConfig))
+
+
+@pytest.mark.parametrize(("recipe", "epochs"), [("digits", 1), ("small", 3)])
+def test_a_short_search_warms_up_for_the_recipes_share(
+    recipe: str, epochs: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["search", "--recipe", recipe, "--epochs", str(epochs), "--print-config"])
+    found = yaml.safe_load(capsys.readouterr().out)
+    assert (found["epochs"], found["warmup_epochs"]) == (epochs, 0.15)
+
+
+def test_a_file_of_few_epochs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "short.yaml").write_text("epochs: 10\n")
+    main(["search", "--recipe", "small", "--config", str(tmp_path / "short.yaml"), "--print-config"])
+    assert yaml.safe_load(capsys.readouterr().out)["warmup_epochs"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -313,7 +327,7 @@ def test_configuration_survives_yaml() -> None:
         (["--scope", "stage9"], "no partial convolution"),
         (["--scope", "("], "no regular expression"),
         (["--ema", "0.9"], "average of gates"),
-        (["--epochs", "2", "--warmup-epochs", "2"], "gates would never learn"),
+        (["--epochs", "2", "--warmup-epochs", "2"], "warmup_epochs=2 must be less than epochs=2"),
         (["--model", "resnet18"], "no partial convolution"),
         (["--complexity", "grouep"], "did you mean grouped"),
         (["--ray", "local"], "--ray searches several"),

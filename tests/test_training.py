@@ -376,7 +376,7 @@ def test_distillation_from_a_run(finished: TrainResult, run: Train) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model": "partialnet_t9", "model_args": {}}, "no model named 'partialnet_t9'.*partialnet_t"),
+        ({"model": "partialnet_t9", "model_args": {}}, "no model 'partialnet_t9'.*partialnet_t"),
         ({"optimizer": "adamww"}, "no optimiser named 'adamww'.*adamw"),
         ({"warmup_epochs": 1.0}, "warmup_epochs=1 must be less than epochs=1"),
         ({"weights": "nowhere/run"}, "nowhere/run"),

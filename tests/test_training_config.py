@@ -85,16 +85,8 @@ def strategy(name: str) -> st.SearchStrategy[Any]:
     return st.none() | item if optional else item
 
 
-#: Settings that are checked together with others or by asking timm.
-_ASKED = {"model", "weights", "freeze_backbone", "auto_augment"}
-
-
 @settings(max_examples=30, deadline=None)
-@given(
-    st.fixed_dictionaries(
-        {}, optional={name: strategy(name) for name in settings_of(TrainConfig) if name not in _ASKED}
-    )
-)
+@given(st.fixed_dictionaries({}, optional={name: strategy(name) for name in settings_of(TrainConfig)}))
 def test_any_configuration_survives_yaml(values: dict[str, Any]) -> None:
     config = create_settings(TrainConfig, values)
     assert create_settings(TrainConfig, yaml.safe_load(as_yaml(config))) == config
@@ -127,7 +119,7 @@ def test_any_configuration_survives_yaml(values: dict[str, Any]) -> None:
 )
 def test_wrong_values(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        create_settings(TrainConfig, values)
+        create_settings(TrainConfig, values).check()
     assert "\n" not in str(error.value)
 
 
@@ -204,6 +196,19 @@ def test_options_replace_the_file_and_the_file_the_recipe(
     assert "Recipe finetune" in output.err
     assert "50.0%" in output.out
     assert "partialnet predict runs/my-photos-partialnet_t0" in output.out
+
+
+def test_the_file_and_the_options_are_checked_together(
+    runs: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "frozen.yaml").write_text("freeze_backbone: true\n")
+    main(["train", "photos", "--config", "frozen.yaml", "--weights", "runs/other"])
+    assert (runs[0][0].freeze_backbone, runs[0][0].weights) == (True, "runs/other")
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "photos", "--config", "frozen.yaml"])
+    assert stop.value.code == 2
+    assert "give weights" in capsys.readouterr().err
+    assert len(runs) == 1
 
 
 def test_the_option_replaces_the_recipe_of_the_file(runs: list[Any], tmp_path: Path) -> None:

@@ -60,11 +60,6 @@ class SearchConfig(TrainConfig):
         super().check()
         if self.ema is not None:
             raise UserError("ema averages weights, but an average of gates is no gate: search without it.")
-        if self.warmup_epochs >= self.epochs:
-            raise UserError(
-                f"warmup_epochs is {self.warmup_epochs:g} and epochs {self.epochs}: the gates would never learn, as "
-                "they stay during the warm-up."
-            )
         if self.freeze_backbone:
             raise UserError("freeze_backbone would freeze the gates; search without it.")
         try:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import timm
 from timm.data import create_transform
+from timm.optim import list_optimizers
 
 from ..errors import UserError
 from ..torchvision_networks import PREFIX
@@ -95,15 +96,25 @@ class RunConfig(Settings):
     loggers: tuple[str, ...] = _keeping((), "further loggers, besides CSV and TensorBoard", choices=("wandb", "mlflow"))
 
     def check(self) -> None:
-        """Refuse a network that timm does not have; torchvision's are checked when they are built.
+        """Refuse a network or an optimiser that timm does not have, and a schedule that could not begin.
+
+        Torchvision's networks are checked when they are built.
 
         Raises:
-            UserError: It does not; the message has the nearest names.
+            UserError: Something does not fit.
         """
         if not self.model.startswith(PREFIX) and not timm.is_model(self.model.split(".")[0]):
             near = get_close_matches(self.model, timm.list_models(), n=3)
             hint = f" Did you mean {' or '.join(near)}?" if near else " `timm.list_models()` names them all."
             raise UserError(f"timm has no model {self.model!r}.{hint}")
+        if self.optimizer.lower() not in list_optimizers():
+            near = get_close_matches(self.optimizer, [str(name) for name in list_optimizers()], n=3)
+            hint = f" Similar names: {', '.join(near)}." if near else ""
+            raise UserError(f"timm has no optimiser named {self.optimizer!r}.{hint}")
+        if self.schedule in ("step", "multistep") and not (self.decay_epochs and min(self.decay_epochs) > 0):
+            raise UserError(f"decay_epochs must hold a positive number for the schedule {self.schedule!r}.")
+        if self.warmup_epochs >= self.epochs:
+            raise UserError(f"warmup_epochs={self.warmup_epochs:g} must be less than epochs={self.epochs}.")
 
     @classmethod
     def network_of_run(cls, run: str) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from .items import TrainingData
 from .keeper import BROKEN_NAME, LAST_NAME, METRICS_NAME, RunKeeper
 from .loggers import create_loggers
 from .machine import create_trainer, quiet_lightning, threads
-from .optimization import check_optimization, scaled_lr
+from .optimization import scaled_lr
 from .progress_bar import ProgressBar
 from .settings import as_yaml, plain
 from .signals import StopSignals
@@ -165,7 +165,7 @@ def _prepare(
     signals: StopSignals,
 ) -> tuple[L.Trainer, TaskT, RunKeeper, Path | None]:
     """Everything up to the first step, and the state to continue from; writes when nothing speaks against it."""
-    check_optimization(config)
+    config.check()
     states = StateFiles(folder / STATES_NAME, say)
     trainer = create_trainer(config, plugins=[states], logger=False)
     first = trainer.is_global_zero

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from difflib import get_close_matches
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_class
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
@@ -20,22 +19,6 @@ WARMUP_START = 1e-3
 
 #: Optimisers that PyTorch can run as one pass over the parameters, on CPUs and GPUs.
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
-
-
-def check_optimization(config: RunConfig) -> None:
-    """Refuse before anything is written what would fail in the first step.
-
-    Raises:
-        UserError: timm has no such optimiser, or the warm-up takes the whole training.
-    """
-    if config.optimizer.lower() not in list_optimizers():
-        near = get_close_matches(config.optimizer, [str(name) for name in list_optimizers()], n=3)
-        hint = f" Similar names: {', '.join(near)}." if near else ""
-        raise UserError(f"timm has no optimiser named {config.optimizer!r}.{hint}")
-    if config.schedule in ("step", "multistep") and not (config.decay_epochs and min(config.decay_epochs) > 0):
-        raise UserError(f"decay_epochs must hold a positive number for the schedule {config.schedule!r}.")
-    if config.warmup_epochs >= config.epochs:
-        raise UserError(f"warmup_epochs={config.warmup_epochs:g} must be less than epochs={config.epochs}.")
 
 
 def scaled_lr(config: RunConfig, world_size: int) -> tuple[float, str]:

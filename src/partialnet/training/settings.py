@@ -71,7 +71,7 @@ class Settings:
     """A configuration: fields made by ``setting``, and what can only be said of several of them together."""
 
     def check(self) -> None:
-        """Refuse values that do not fit together.
+        """Refuse values that do not fit together, or that a library does not know.
 
         Raises:
             UserError: They do not.
@@ -95,6 +95,9 @@ def create_settings(kind: type[SettingsT], values: Mapping[str, Any], where: str
         values: As YAML or an option gives them: lists for tuples, whole numbers for floats.
         where: What to call their source in an error.
 
+    Each value is checked by itself. Whether they fit together, ``check`` of the finished configuration tells: what is
+    missing here may come from elsewhere.
+
     Raises:
         UserError: A name is unknown, or a value is of the wrong type, out of range or not among the choices.
     """
@@ -105,9 +108,7 @@ def create_settings(kind: type[SettingsT], values: Mapping[str, Any], where: str
             hint = f" Did you mean {near[0]}?" if near else ""
             raise UserError(f"There is no setting {str(name)!r} in {where}.{hint}")
         checked[name] = _checked(kind, name, value)
-    config = kind(**checked)
-    config.check()
-    return config
+    return kind(**checked)
 
 
 def parse_setting(kind: type[Settings], name: str, text: str) -> Any:

@@ -68,7 +68,7 @@ def apply_recipe(kind: type[ConfigT], name: str, replaced: Mapping[str, Any]) ->
     another length steps down at the same shares of its epochs.
 
     Raises:
-        UserError: There is no such recipe or setting, or a value is not allowed.
+        UserError: There is no such recipe or setting, or a value is not allowed or does not fit to the others.
     """
     base = recipe_values(name, replaced.get("model"), kind)
     config = create_settings(kind, {**base, **replaced})
@@ -78,4 +78,5 @@ def apply_recipe(kind: type[ConfigT], name: str, replaced: Mapping[str, Any]) ->
         config = replace(config, warmup_epochs=round(recipe.warmup_epochs * share, 3))
     if config.schedule == recipe.schedule == "multistep" and "decay_epochs" not in replaced:
         config = replace(config, decay_epochs=tuple(round(epoch * share, 3) for epoch in recipe.decay_epochs))
+    config.check()
     return config
