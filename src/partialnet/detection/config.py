@@ -53,7 +53,9 @@ class DetectionConfig(RunConfig):
     random_scales: tuple[float, ...] = _data(
         (), "shorter training sides as shares of img_size's, one drawn for each batch", least=0.1, most=2
     )
-    eval_batch_size: int = _data(1, "images in a step of validation; memory, not the result, depends on it", least=1)
+    eval_batch_size: int = _data(
+        1, "images in a step of validation; memory, not the result, depends on it", least=1, may_change=True
+    )
 
     @property
     def sides(self) -> tuple[int, int]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import RunInterrupted, UserError
 from ..files import write_csv
-from ..training.engine import FREE_SETTINGS
-from ..training.settings import plain
+from ..training.engine import differences
 from . import pictures
 from .config import SearchConfig
 from .plan import PLAN_NAME, Plan, load_plan
@@ -77,7 +76,8 @@ def sweep(
         kind = SearchRun()
         images = kind.describe_data(kind.open_data(data, config))
         for theta in finished:
-            _check_agreement(load_plan(points[theta]), configs[theta], images, points[theta])
+            if found := differences(load_plan(points[theta]).search, configs[theta], images):
+                raise UserError(f"The search in {str(points[theta])!r} is of other settings: {'; '.join(found)}.")
     left = [(configs[theta], path) for theta, path in points.items() if theta not in finished]
     folder.mkdir(parents=True, exist_ok=True)
     (search_points or _one_after_the_other)(left, data)
@@ -112,17 +112,3 @@ def _one_after_the_other(points: Sequence[tuple[SearchConfig, Path]], data: str)
                 f"Stopped in the search for θ = {config.theta:g}, whose state is saved. Continue with the same "
                 "command and --resume."
             ) from error
-
-
-def _check_agreement(plan: Plan, config: SearchConfig, data: Mapping[str, Any], folder: Path) -> None:
-    """Refuse to keep a point that was searched otherwise, or on other images."""
-    before: Mapping[str, Any] = plan.search["config"]
-    differing = [
-        f"{name} was {before[name]!r} and is {value!r}"
-        for name, value in asdict(config).items()
-        if name not in FREE_SETTINGS and name in before and before[name] != plain(value)
-    ]
-    images = plan.search["data"]
-    differing += [f"{name.replace('_', ' ')} of the data differs" for name in data if data[name] != images.get(name)]
-    if differing:
-        raise UserError(f"The search in {str(folder)!r} is of other settings: {'; '.join(differing)}.")

@@ -53,8 +53,12 @@ class RunConfig(Settings):
     )
 
     val_share: float = _data(0.1, "share of each class held out where the data has no such part", least=0, most=0.9)
-    workers: int = _data(2, "reading processes of each training process; 0 reads in the training process", least=0)
-    max_broken_share: float = _data(0.01, "share of broken images from which training stops", least=0, most=1)
+    workers: int = _data(
+        2, "reading processes of each training process; 0 reads in the training process", least=0, may_change=True
+    )
+    max_broken_share: float = _data(
+        0.01, "share of broken images from which training stops", least=0, most=1, may_change=True
+    )
 
     horizontal_flip: float = _augmentation(0.5, "probability of mirroring left and right", least=0, most=1)
 
@@ -70,10 +74,15 @@ class RunConfig(Settings):
         "cosine", "timm's schedule of the learning rate", choices=("cosine", "step", "multistep", "poly", "tanh")
     )
     decay_epochs: tuple[float, ...] = _optimization(
-        (30.0,), "epochs between two steps down (step), or at which to step down (multistep)", least=0
+        (30.0,),
+        "epochs between two steps down (step), or at which to step down (multistep)",
+        least=0,
+        follows_epochs=True,
     )
     decay_rate: float = _optimization(0.1, "factor of a step down", least=0, most=1)
-    warmup_epochs: float = _optimization(20.0, "epochs in which the learning rate rises linearly", least=0)
+    warmup_epochs: float = _optimization(
+        20.0, "epochs in which the learning rate rises linearly", least=0, follows_epochs=True
+    )
     weight_decay: float = _optimization(0.05, "decay of matrices and kernels; norms and biases do not decay", least=0)
     clip_grad: float | None = _optimization(None, "largest norm of the gradient; none does not clip", least=1e-6)
     ema: float | None = _optimization(
@@ -84,16 +93,18 @@ class RunConfig(Settings):
     precision: str = _machine(
         "auto", "arithmetic; auto is bf16 on a GPU that has it", choices=("auto", "fp32", "bf16", "fp16")
     )
-    device: str = _machine("auto", "where to train", choices=("auto", "cpu", "cuda"))
-    devices: int = _machine(1, "training processes on each machine; 0 is all GPUs", least=0)
-    num_nodes: int = _machine(1, "machines", least=1)
+    device: str = _machine("auto", "where to train", choices=("auto", "cpu", "cuda"), may_change=True)
+    devices: int = _machine(1, "training processes on each machine; 0 is all GPUs", least=0, may_change=True)
+    num_nodes: int = _machine(1, "machines", least=1, may_change=True)
     compile: bool = _machine(False, "compile the network with torch.compile")
     channels_last: bool = _machine(True, "keep network and images in the channels_last memory format")
-    threads: int = _machine(0, "threads of each process on the CPU; 0 divides the cores", least=0)
+    threads: int = _machine(0, "threads of each process on the CPU; 0 divides the cores", least=0, may_change=True)
 
     seed: int = _keeping(0, "seed of all randomness", least=0)
-    save_minutes: float = _keeping(10.0, "minutes between two saved states within an epoch", least=0)
-    loggers: tuple[str, ...] = _keeping((), "further loggers, besides CSV and TensorBoard", choices=("wandb", "mlflow"))
+    save_minutes: float = _keeping(10.0, "minutes between two saved states within an epoch", least=0, may_change=True)
+    loggers: tuple[str, ...] = _keeping(
+        (), "further loggers, besides CSV and TensorBoard", choices=("wandb", "mlflow"), may_change=True
+    )
 
     def check(self) -> None:
         """Refuse a network or an optimiser that timm does not have, and a schedule that could not begin.

@@ -30,24 +30,13 @@ from .loggers import create_loggers
 from .machine import create_trainer, quiet_lightning, threads
 from .optimization import scaled_lr
 from .progress_bar import ProgressBar
-from .settings import as_yaml, plain
+from .settings import as_yaml, plain, settings_of
 from .signals import StopSignals
 from .states import StateFiles
 from .task import Task
 
 CONFIG_NAME = "config.yaml"
 STATES_NAME = "state"
-
-#: Settings that change how, how fast or how often, but not what comes out; all others must agree when a run continues.
-FREE_SETTINGS = frozenset(
-    {
-        *("workers", "max_broken_share", "device", "threads", "save_minutes", "loggers", "devices", "num_nodes"),
-        "eval_batch_size",
-    }
-)
-
-#: Settings that follow from the number of epochs where a recipe gives them.
-FOLLOWING_EPOCHS = frozenset({"warmup_epochs", "decay_epochs"})
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 DataT = TypeVar("DataT", bound=TrainingData)
@@ -148,7 +137,7 @@ def is_trained(kind: RunKind[ConfigT, DataT, TaskT, ResultT], config: ConfigT, d
     """
     try:
         about = json.loads((folder / LAST_NAME / CHECKPOINT_CONFIG_NAME).read_text())["training"]
-        _check_agreement(about, _about(kind, config, data, about["processes"]), folder)
+        _check_agreement(about, _about(kind, config, data, about["processes"]), config, folder)
         return bool(about["epoch"] >= config.epochs)
     except UserError:
         raise
@@ -178,7 +167,7 @@ def _prepare(
     world_size = trainer.num_devices * trainer.num_nodes
     about = _about(kind, config, data, world_size)
     if content is not None:
-        _check_agreement(content["run"], about, folder)
+        _check_agreement(content["run"], about, config, folder)
     torch.manual_seed(config.seed % 2**64)
     task, weights = kind.create_task(config, data, world_size, continues=content is not None)
     task.create_optimizer(config.lr)  # what it objects to, it is to say now
@@ -194,7 +183,7 @@ def _prepare(
             progress = content["progress"]
             say(f"Continuing after {progress['epoch']} epochs and {progress['batch']} batches.")
         folder.mkdir(parents=True, exist_ok=True)
-        states.remove_leftovers()
+        keeper.remove_leftovers()
         write_atomically(folder / CONFIG_NAME, as_yaml(config, f"Trained on {source}").encode())
         if content is None:
             (folder / BROKEN_NAME).unlink(missing_ok=True)  # of a run that stopped for it at its beginning
@@ -250,25 +239,38 @@ def _about(
     }
 
 
-def _check_agreement(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> None:
+def differences(before: Mapping[str, Any], config: RunConfig, data: Mapping[str, Any]) -> list[str]:
+    """What makes a run another one than it was, in words.
+
+    Args:
+        before: The ``config`` and ``data`` that its states and checkpoints hold.
+        config: How it is to go on; settings that may change are passed over.
+        data: What it is to learn from now, as ``RunKind.describe_data`` says.
+    """
+    old, new = before["config"], plain(asdict(config))
+    changed = {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
+    other_epochs = "epochs" in changed
+    for name, setting in settings_of(type(config)).items():
+        # whoever asks for other epochs did not ask for what follows from them
+        if setting.metadata["may_change"] or (other_epochs and setting.metadata["follows_epochs"]):
+            changed.discard(name)
+    other_data = [name.replace("_", " ") for name, was in before["data"].items() if was != data.get(name)]
+    return [
+        *(f"{name} was {old.get(name)!r} and is {new.get(name)!r}" for name in sorted(changed)),
+        *(f"{name} of the data differs" for name in other_data),
+    ]
+
+
+def _check_agreement(before: Mapping[str, Any], now: Mapping[str, Any], config: RunConfig, folder: Path) -> None:
     """Refuse to continue a run with what would make it another one."""
     if before.get("command", now["command"]) != now["command"]:
         raise UserError(
             f"{str(folder)!r} holds a run of `partialnet {before['command']}`, which `partialnet {now['command']}` "
             "cannot continue; choose another folder."
         )
-    old, new = before["config"], now["config"]
-    changed = {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)} - FREE_SETTINGS
-    if "epochs" in changed:
-        changed -= FOLLOWING_EPOCHS  # whoever asks for other epochs did not ask for these
-    differing = [f"{name} was {old.get(name)!r} and is {new.get(name)!r}" for name in sorted(changed)]
+    differing = differences(before, config, now["data"])
     if before["processes"] != now["processes"]:
         differing.append(f"there were {before['processes']} processes and are {now['processes']}")
-    differing += [
-        f"{name.replace('_', ' ')} of the data differs"
-        for name in before["data"]
-        if before["data"][name] != now["data"].get(name)
-    ]
     if differing:
         raise UserError(f"The run in {str(folder)!r} cannot continue like this: {'; '.join(differing)}.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,13 @@ class RunKeeper(L.Callback):
         self._epoch_start = 0.0
         self._last_save = self._last_pictures = time.monotonic()
         self._known_broken = 0
+
+    def remove_leftovers(self) -> None:
+        """Remove the parts of files that a killed process was writing."""
+        for folder in (self.folder, self.folder / LAST_NAME, self.states.folder):
+            for path in folder.glob(".*.*.*"):  # nothing where there is no such folder
+                if re.fullmatch(r"\..+\.(pt|safetensors|json|csv|txt|yaml|png)\.[a-z0-9_]{8}", path.name):
+                    path.unlink(missing_ok=True)
 
     # -- hooks, in the order in which they come ------------------------------------------------------------------------
 

@@ -19,18 +19,6 @@ import yaml
 
 from ..errors import UserError
 
-#: Headings under which settings are shown, in this order.
-GROUPS = (
-    "Network",
-    "Data",
-    "Augmentation of the training images",
-    "Search",
-    "Optimisation",
-    "Distillation",
-    "Machine",
-    "Keeping",
-)
-
 
 def setting(
     default: Any,
@@ -41,17 +29,22 @@ def setting(
     least: float = -math.inf,
     most: float = math.inf,
     aliases: tuple[str, ...] = (),
+    may_change: bool = False,
+    follows_epochs: bool = False,
 ) -> Any:
     """A field of a configuration.
 
     Args:
         default: Its value where none is given.
         help: One line, lower case.
-        group: One of ``GROUPS``.
+        group: Heading under which it is shown.
         choices: The texts that are allowed; any, if empty.
         least: Smallest number allowed.
         most: Largest number allowed.
         aliases: Other names of its option on the command line.
+        may_change: Whether a run may continue with another value, as it sets how fast or how often, but not what comes
+            out.
+        follows_epochs: Whether it follows from the number of epochs where a recipe gives it.
     """
     metadata = {
         "help": help,
@@ -60,6 +53,8 @@ def setting(
         "least": least,
         "most": most,
         "aliases": aliases,
+        "may_change": may_change,
+        "follows_epochs": follows_epochs,
     }
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
@@ -82,9 +77,11 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
 def settings_of(kind: type[Settings]) -> dict[str, dataclasses.Field[Any]]:
-    """The settings of a configuration class by name, group by group."""
-    found = sorted(fields(kind), key=lambda setting: GROUPS.index(setting.metadata["group"]))
-    return {setting.name: setting for setting in found}
+    """The settings of a configuration class by name, group by group, both in the order of their declaration."""
+    groups: dict[str, dict[str, dataclasses.Field[Any]]] = {}
+    for setting in fields(kind):
+        groups.setdefault(setting.metadata["group"], {})[setting.name] = setting
+    return {name: setting for group in groups.values() for name, setting in group.items()}
 
 
 def create_settings(kind: type[SettingsT], values: Mapping[str, Any], where: str = "the configuration") -> SettingsT:

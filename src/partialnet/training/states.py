@@ -127,14 +127,6 @@ class StateFiles(CheckpointIO):
         """Remove a state."""
         Path(path).unlink(missing_ok=True)
 
-    def remove_leftovers(self) -> None:
-        """Remove the parts of files that a killed process was writing."""
-        for folder in (self.folder, self.folder.parent, self.folder.parent / "last"):
-            if folder.is_dir():
-                for path in folder.glob(".*.*.*"):
-                    if re.fullmatch(r"\..+\.(pt|safetensors|json|csv|txt|yaml|png)\.[a-z0-9_]{8}", path.name):
-                        path.unlink(missing_ok=True)
-
 
 def describe(error: Exception) -> str:
     """What the system says about a failed write."""
