@@ -81,10 +81,8 @@ def prediction_grid(
     probabilities: np.ndarray,
     class_names: Sequence[str],
     title: str,
-    columns: int = 8,
-    rows: int = 5,
 ) -> None:
-    """A grid of test images with what was predicted; every mistake comes first, framed and named in red.
+    """A grid of test images with what was predicted; mistakes come first, framed and named in red.
 
     Args:
         path: File to write.
@@ -93,9 +91,8 @@ def prediction_grid(
         probabilities: (number of images, classes).
         class_names: Name of each class.
         title: Heading.
-        columns: Images in a row.
-        rows: Rows of images.
     """
+    columns, rows = 8, 5
     predicted = probabilities.argmax(1)
     truth = np.asarray(labels)
     wrong = np.flatnonzero(predicted != truth)
@@ -162,11 +159,11 @@ def confusion_matrix(
     save(figure, path)
 
 
-def _list_mistakes(axes: Axes, counts: np.ndarray, class_names: Sequence[str], length: int = 20) -> None:
-    """The most frequent mistakes as text."""
+def _list_mistakes(axes: Axes, counts: np.ndarray, class_names: Sequence[str]) -> None:
+    """The twenty most frequent mistakes as text."""
     axes.set_axis_off()
     wrong = counts * ~np.eye(len(counts), dtype=bool)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:length]
+    order = np.argsort(-wrong, axis=None, kind="stable")[:20]
     lines = [
         f"{wrong[row, column]:4d}  {shorten(class_names[row], 18)} → {shorten(class_names[column], 18)}"
         for row, column in zip(*np.unravel_index(order, wrong.shape), strict=True)

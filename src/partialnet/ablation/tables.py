@@ -82,14 +82,12 @@ class AblationTable:
     Attributes:
         number: Its number in the paper.
         title: What it compares.
-        columns: Heading of the rows' names.
         rows: In the paper's order.
         reference: Name of the full network's row, which speed is compared with.
     """
 
     number: int
     title: str
-    columns: str
     rows: Sequence[Row] = field(repr=False)
     reference: str
 
@@ -128,7 +126,6 @@ _FULL = PaperFigures(12.6, 1.03, 4761, 35.2, 80.2)
 TABLE_3 = AblationTable(
     3,
     "Partial against full attention",
-    "ch-sp-sf",
     (
         Row("P-P-P", {}, _FULL),
         Row(
@@ -153,7 +150,6 @@ TABLE_3 = AblationTable(
 TABLE_4 = AblationTable(
     4,
     "What each of the three blocks adds",
-    "PAT blocks",
     (
         Row(
             "none",
@@ -176,7 +172,6 @@ TABLE_4 = AblationTable(
 TABLE_6 = AblationTable(
     6,
     "PAT_ch against other convolutions in stages 1 to 3",
-    "convolution",
     (
         Row("PAT_ch", {}, _FULL),
         Row("Conv", {"mixers": ("conv",) * 3 + ("pat_sf",)}, PaperFigures(15.8, 2.12, 4190, 49.9, 79.9)),
@@ -196,7 +191,6 @@ TABLE_6 = AblationTable(
 TABLE_12 = AblationTable(
     12,
     "Gaussian-SE against classic channel attentions",
-    "attention in PAT_ch",
     (
         Row(
             "SRM",

@@ -14,7 +14,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,8 +34,6 @@ from .precision import convert_onnx, convert_openvino
 from .runtimes import CONFIG_KEY, load_exported
 from .verify import Accuracy, Agreement, compare_accuracy, compare_logits, image_batches, random_batches
 
-Format = Literal["onnx", "openvino", "torch"]
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
 PRECISIONS: dict[str, tuple[str, ...]] = {
     "onnx": ("fp32", "fp16", "int8"),
     "openvino": ("fp32", "fp16", "bf16", "int8"),

@@ -52,17 +52,13 @@ class ExportedModel(nn.Module):
         return torch.from_numpy(np.concatenate(outputs))
 
 
-def load_exported(path: str | Path, threads: int | None = None) -> Checkpoint:
+def load_exported(path: str | Path) -> Checkpoint:
     """Open an exported ``.onnx`` or OpenVINO ``.xml`` file for ``partialnet.prediction``.
-
-    Args:
-        path: The file.
-        threads: CPU threads to use; None leaves it to the runtime.
 
     Raises:
         UserError: The file is damaged, was not exported by ``partialnet export``, or its runtime is not installed.
     """
-    exported = open_exported(path, "classification", threads)
+    exported = open_exported(path, "classification")
     config = exported.config
     try:
         config["num_classes"], config["architecture"], config["model_args"], config["pretrained_cfg"]["input_size"]
@@ -94,7 +90,7 @@ class ExportedFile:
     config: dict[str, Any]
 
 
-def open_exported(path: str | Path, task: str, threads: int | None = None) -> ExportedFile:
+def open_exported(path: str | Path, task: str) -> ExportedFile:
     """Open an exported ``.onnx`` or ``.xml`` file of a task, one of ``partialnet.stored_network.TASKS``.
 
     Raises:
@@ -103,7 +99,7 @@ def open_exported(path: str | Path, task: str, threads: int | None = None) -> Ex
     path = Path(path)
     if not path.is_file():
         raise UserError(f"There is no file {str(path)!r}.")
-    run, batch_size, text = (_open_onnx if path.suffix == ".onnx" else _open_openvino)(path, threads)
+    run, batch_size, text = (_open_onnx if path.suffix == ".onnx" else _open_openvino)(path)
     config = _parse_config(text, path)
     found = config.get("task", "classification")
     if found != task:
@@ -114,13 +110,11 @@ def open_exported(path: str | Path, task: str, threads: int | None = None) -> Ex
 _Opened = tuple[Callable[[np.ndarray], list[np.ndarray]], int | None, Any]
 
 
-def _open_onnx(path: Path, threads: int | None) -> _Opened:
+def _open_onnx(path: Path) -> _Opened:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    if threads is not None:
-        options.intra_op_num_threads = threads
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common class
@@ -135,7 +129,7 @@ def _open_onnx(path: Path, threads: int | None) -> _Opened:
     return run, entry.shape[0] if isinstance(entry.shape[0], int) else None, text
 
 
-def _open_openvino(path: Path, threads: int | None) -> _Opened:
+def _open_openvino(path: Path) -> _Opened:
     core = openvino_core()
     try:
         model = core.read_model(path)
@@ -143,11 +137,7 @@ def _open_openvino(path: Path, threads: int | None) -> _Opened:
         reason = str(error).strip().splitlines()[-1]  # places in OpenVINO's source come first
         raise UserError(f"{str(path)!r} is damaged or no OpenVINO file: {reason}") from error
     text = model.get_rt_info([CONFIG_KEY]).value if model.has_rt_info([CONFIG_KEY]) else None
-    properties: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": _parse_config(text, path).get("inference_precision", "f32")
-    }
-    if threads is not None:
-        properties["INFERENCE_NUM_THREADS"] = threads
+    properties = {"INFERENCE_PRECISION_HINT": _parse_config(text, path).get("inference_precision", "f32")}
     request = core.compile_model(model, "CPU", properties).create_infer_request()
     batch = model.input(0).partial_shape[0]
 

@@ -199,9 +199,8 @@ def comparison_grid(
     indices: Sequence[int],
     detections: Sequence[Detection],
     title: str,
-    columns: int = 2,
 ) -> None:
-    """Ground truth at the left, detections at the right, for some of the images.
+    """Ground truth at the left, detections at the right, for some of the images; two pairs in a row.
 
     Args:
         path: File to write.
@@ -209,9 +208,8 @@ def comparison_grid(
         indices: Which of the images.
         detections: Of any images.
         title: Heading.
-        columns: Pairs in a row.
     """
-    columns = max(1, min(columns, len(indices)))
+    columns = max(1, min(2, len(indices)))
     rows = max(1, -(-len(indices) // columns))
     figure = Figure(figsize=(9.2 * columns, 3.7 * rows + 0.8), layout="constrained")
     grid = figure.subplots(rows, 2 * columns, squeeze=False)

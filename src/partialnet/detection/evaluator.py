@@ -34,6 +34,8 @@ IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 RECALLS = tuple(step / 100 for step in range(101))
 #: Detections in one image that count at most.
 MAX_DETECTIONS = 100
+#: Where a mask's values, in [0, 1], are above this, the object is.
+MASK_THRESHOLD = 0.5
 _BOXES, _MASKS = "bbox", "segm"
 
 #: One detection as COCO's results have it: ``image_id``, ``category_id``, ``bbox`` (left, top, width, height in
@@ -137,7 +139,7 @@ class DetectionEvaluation:
 
 
 def to_detections(
-    images: DetectionImages, indices: Iterable[int], outputs: Sequence[dict[str, Tensor]], mask_threshold: float = 0.5
+    images: DetectionImages, indices: Iterable[int], outputs: Sequence[dict[str, Tensor]]
 ) -> list[Detection]:
     """What torchvision's detectors answer, in the COCO format.
 
@@ -146,7 +148,6 @@ def to_detections(
         indices: Places of the images in it.
         outputs: For each image ``boxes`` (left, top, right, bottom in pixels of the image), (N, 4), ``labels``, (N,),
             ``scores``, (N,), and perhaps ``masks``, (N, 1, H, W), or ``box_masks``, (N, 1, S, S), in [0, 1].
-        mask_threshold: What belongs to an object.
     """
     detections: list[Detection] = []
     for index, output in zip(indices, outputs, strict=True):
@@ -159,20 +160,18 @@ def to_detections(
             for category_id, box, score in zip(category_ids, boxes, scores, strict=True)
         ]
         height, width = images.sizes[index].tolist()
-        for detection, segmentation in zip(found, _segmentations(output, (height, width), mask_threshold), strict=True):
+        for detection, segmentation in zip(found, _segmentations(output, (height, width)), strict=True):
             if segmentation is not None:
                 detection["segmentation"] = segmentation
         detections += found
     return detections
 
 
-def _segmentations(
-    output: dict[str, Tensor], size: tuple[int, int], threshold: float
-) -> Sequence[dict[str, Any] | None]:
+def _segmentations(output: dict[str, Tensor], size: tuple[int, int]) -> Sequence[dict[str, Any] | None]:
     if "box_masks" in output:
-        return encode_box_masks(output["box_masks"], output["boxes"], size, threshold)
+        return encode_box_masks(output["box_masks"], output["boxes"], size)
     if "masks" in output:
-        return encode_masks(output["masks"].detach().flatten(0, 1) > threshold)
+        return encode_masks(output["masks"].detach().flatten(0, 1) > MASK_THRESHOLD)
     return [None] * len(output["boxes"])
 
 
@@ -186,20 +185,17 @@ def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
     return [{"size": [int(side) for side in one["size"]], "counts": _text(one["counts"])} for one in encoded]
 
 
-def encode_box_masks(
-    masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5
-) -> list[dict[str, Any]]:
+def encode_box_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
     """Masks of boxes as run lengths of the whole image, one after the other, which takes little memory.
 
     Args:
         masks: (N, 1, S, S), in [0, 1].
         boxes: Left, top, right, bottom in pixels of the image, (N, 4).
         size: Height and width of the image.
-        threshold: What belongs to an object.
     """
     masks, boxes = masks.detach(), boxes.detach()
     return [
-        encode_masks(paste_masks_in_image(mask[None], box[None], size)[0] > threshold)[0]
+        encode_masks(paste_masks_in_image(mask[None], box[None], size)[0] > MASK_THRESHOLD)[0]
         for mask, box in zip(masks, boxes, strict=True)
     ]
 

@@ -30,6 +30,7 @@ from partialnet.images import read_image
 from partialnet.layers.inference import Runtime
 
 from .checkpoint import DetectorCheckpoint
+from .evaluator import MASK_THRESHOLD
 from .exported import OUTPUTS, Canvas, CanvasGraph, load_exported_detector
 
 FORMATS = ("onnx", "openvino")
@@ -240,7 +241,7 @@ def compare_detections(original: Sequence[dict[str, Tensor]], exported: Sequence
         for i, j in pairs:
             box_errors.append(float((first["boxes"][i] - second["boxes"][j]).abs().max()))
             score_errors.append(abs(float(first["scores"][i] - second["scores"][j])))
-            a, b = first["masks"][i] > 0.5, second["masks"][j] > 0.5
+            a, b = first["masks"][i] > MASK_THRESHOLD, second["masks"][j] > MASK_THRESHOLD
             union = int((a | b).sum())
             mask_ious.append(int((a & b).sum()) / union if union else 1.0)
         for found, place in ((first, 0), (second, 1)):

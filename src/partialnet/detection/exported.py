@@ -79,17 +79,13 @@ class Canvas(nn.Module):
         return height, width
 
 
-def load_exported_detector(path: str | Path, threads: int | None = None) -> DetectorCheckpoint:
+def load_exported_detector(path: str | Path) -> DetectorCheckpoint:
     """Open an exported ``.onnx`` or OpenVINO ``.xml`` file of a detector; its model is called like torchvision's.
-
-    Args:
-        path: The file.
-        threads: CPU threads to use; None leaves it to the runtime.
 
     Raises:
         UserError: The file is damaged, was not exported by ``partialnet detect export``, or its runtime is missing.
     """
-    exported = open_exported(path, "detection", threads)
+    exported = open_exported(path, "detection")
     config = exported.config
     try:
         canvas = (int(config["canvas"][0]), int(config["canvas"][1]))
