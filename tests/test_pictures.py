@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -162,3 +164,10 @@ def test_short_names() -> None:
     assert plots.shorten(",") == ","
     assert plots.shorten("x" * 16) == "x" * 16
     assert plots.shorten("x" * 17) == "x" * 15 + "…"
+
+
+def test_training_loads_neither_measuring_nor_exporting() -> None:
+    code = "import sys, partialnet.training.run; print(*(name for name in sys.modules if name.startswith('partialnet.')))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "partialnet.plots" in loaded
+    assert not [name for name in loaded if name.startswith(("partialnet.bench", "partialnet.deploy"))]

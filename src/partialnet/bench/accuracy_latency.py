@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MultipleLocator, NullFormatter, NullLocator
 
-from partialnet.files import write_atomically
+from partialnet.plots import save
 
 from .label_placement import Label, place_labels
 
@@ -87,9 +86,7 @@ def accuracy_latency(
     labels = _draw_families(axes, points, families)
     _place(axes, points, labels)
     figure.text(0.022, 0.018, note, fontsize=10.5, color="#444444", style="italic", va="bottom")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=figure.dpi)
-    write_atomically(path, buffer.getvalue())
+    save(figure, path, figure.dpi)
 
 
 def _style(axes: Axes, points: Sequence[Point]) -> None:

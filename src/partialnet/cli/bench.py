@@ -115,11 +115,11 @@ def bench(
     from partialnet.bench import environment, interleave
     from partialnet.bench.contestants import Setting, default_peer, open_and_prepare
     from partialnet.bench.report import Row, as_table
+    from partialnet.bench.speed_bars import speed_bars
     from partialnet.bench.timing import synchronizer
     from partialnet.checkpoint import load
     from partialnet.complexity import measure
     from partialnet.files import check_destinations, write_csv
-    from partialnet.plots import speed_bars
 
     batch_size, seconds = batch_size or 1, seconds or 10.0
     settings = [Setting(name, precision, threads, batch_size, img_size, device) for name in runtimes]
