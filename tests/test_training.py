@@ -97,9 +97,9 @@ def tensors(path: Path) -> dict[str, Tensor]:
 
 
 def newest_state(folder: Path) -> dict[str, Any]:
-    content = StateFiles(folder / "state", print).newest()
-    assert content is not None
-    return content
+    state = StateFiles(folder / "state", print).newest()
+    assert state is not None
+    return state.content
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:

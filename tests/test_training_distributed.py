@@ -157,6 +157,16 @@ def test_processes_that_slurm_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(launch.environment, LightningEnvironment)
 
 
+def test_only_the_first_machine_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machines whose processes Lightning starts, told apart by hand."""
+    assert is_first_process()
+    assert find_launch(devices=2, num_nodes=2).is_first
+    monkeypatch.setenv("NODE_RANK", "1")
+    assert not is_first_process()
+    assert not find_launch(devices=2, num_nodes=2).is_first
+    assert find_launch(devices=1, num_nodes=1).is_first  # a run of its own
+
+
 def test_stopping_one_of_two(photos: Path, alone: Path, tmp_path: Path) -> None:
     """A signal to the first process stops both after the same step; the continued run is the uninterrupted one."""
     folder = tmp_path / "run"

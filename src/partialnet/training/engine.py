@@ -27,12 +27,12 @@ from .config import RunConfig
 from .items import TrainingData
 from .keeper import BROKEN_NAME, LAST_NAME, METRICS_NAME, RunKeeper
 from .loggers import create_loggers
-from .machine import create_trainer, quiet_lightning, threads
+from .machine import create_trainer, find_machine, quiet_lightning, threads
 from .optimization import scaled_lr
 from .progress_bar import ProgressBar
 from .settings import as_yaml, plain, settings_of
 from .signals import StopSignals
-from .states import StateFiles
+from .states import State, StateFiles
 from .task import Task
 
 CONFIG_NAME = "config.yaml"
@@ -155,40 +155,53 @@ def _prepare(
 ) -> tuple[L.Trainer, TaskT, RunKeeper, Path | None]:
     """Everything up to the first step, and the state to continue from; writes when nothing speaks against it."""
     config.check()
-    states = StateFiles(folder / STATES_NAME, say)
-    trainer = create_trainer(config, plugins=[states], logger=False)
-    first = trainer.is_global_zero
-    if not first:
-        states.say = lambda sentence: None
-    content = states.newest() if resume else None
+    machine = find_machine(config)
+    first, world_size = machine.launch.is_first, machine.launch.world_size
+    tell = say if first else _say_nothing
+    states = StateFiles(folder / STATES_NAME, tell)
+    state = states.newest() if resume else None
     if first:
-        _check_folder(folder, resume, content is not None)
+        _check_folder(folder, resume, state is not None)
     data = kind.open_data(source, config)
-    world_size = trainer.num_devices * trainer.num_nodes
     about = _about(kind, config, data, world_size)
-    if content is not None:
-        _check_agreement(content["run"], about, config, folder)
-    torch.manual_seed(config.seed % 2**64)
-    task, weights = kind.create_task(config, data, world_size, continues=content is not None)
-    task.create_optimizer(config.lr)  # what it objects to, it is to say now
+    if state is not None:
+        _check_agreement(state.run, about, config, folder)
+    task, weights = _create_task(kind, config, data, world_size, state is not None)
     command = (*kind.command, source, "--config", str(folder / CONFIG_NAME), "-o", str(folder), "--resume")
-    keeper = RunKeeper(folder, states, signals, about, command, say)
-    task.callbacks = [keeper, ProgressBar()]
-    first_epoch = content["progress"]["epoch"] + 1 if content is not None else 1
-    trainer.loggers = create_loggers(config, folder, first_epoch, content is not None) if first else []
+    keeper = RunKeeper(folder, states, signals, about, command, tell)
+    epochs = state.progress["epoch"] if state is not None else 0
+    loggers = create_loggers(config, folder, epochs + 1, state is not None) if first else []
+    trainer = create_trainer(config, machine, states, [keeper, ProgressBar()], loggers)
     if first:
-        for sentence in (*kind.announce(task), weights, scaled_lr(config, world_size)[1]):
-            say(sentence)
-        if content is not None:
-            progress = content["progress"]
-            say(f"Continuing after {progress['epoch']} epochs and {progress['batch']} batches.")
+        _announce(kind, task, weights, world_size, state)
         folder.mkdir(parents=True, exist_ok=True)
         keeper.remove_leftovers()
         write_atomically(folder / CONFIG_NAME, as_yaml(config, f"Trained on {source}").encode())
-        if content is None:
+        if state is None:
             (folder / BROKEN_NAME).unlink(missing_ok=True)  # of a run that stopped for it at its beginning
             kind.draw_beginning(task, folder)
-    return trainer, task, keeper, states.last_good if content is not None else None
+    return trainer, task, keeper, state.path if state is not None else None
+
+
+def _create_task(
+    kind: RunKind[ConfigT, DataT, TaskT, ResultT], config: ConfigT, data: DataT, world_size: int, continues: bool
+) -> tuple[TaskT, str]:
+    """The task, drawn from the run's seed, and where its weights come from."""
+    torch.manual_seed(config.seed % 2**64)
+    task, weights = kind.create_task(config, data, world_size, continues)
+    task.create_optimizer(config.lr)  # what it objects to, it is to say before anything is written
+    return task, weights
+
+
+def _announce(
+    kind: RunKind[ConfigT, DataT, TaskT, ResultT], task: TaskT, weights: str, world_size: int, state: State | None
+) -> None:
+    """Say what is about to be trained, and from where on."""
+    for sentence in (*kind.announce(task), weights, scaled_lr(task.config, world_size)[1]):
+        say(sentence)
+    if state is not None:
+        progress = state.progress
+        say(f"Continuing after {progress['epoch']} epochs and {progress['batch']} batches.")
 
 
 def _fit(trainer: L.Trainer, task: Task, keeper: RunKeeper, state: Path | None) -> None:
@@ -278,3 +291,7 @@ def _check_agreement(before: Mapping[str, Any], now: Mapping[str, Any], config: 
 def say(sentence: str) -> None:
     """A line on the error stream, above a progress bar if there is one."""
     tqdm.write(sentence, file=sys.stderr)
+
+
+def _say_nothing(sentence: str) -> None:
+    """What processes other than the first one say."""

@@ -12,6 +12,8 @@ from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvir
 
 from ..errors import UserError
 
+_TASKS_ON_NODE = "SLURM_NTASKS_PER_NODE"
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -20,12 +22,22 @@ class Launch:
     Attributes:
         devices: Processes on each machine.
         num_nodes: Machines.
-        environment: How Lightning finds out which of them this is, or starts them; None leaves that to Lightning.
+        environment: How Lightning finds out which of them this is, or starts them.
     """
 
     devices: int
     num_nodes: int
-    environment: ClusterEnvironment | None = None
+    environment: ClusterEnvironment
+
+    @property
+    def world_size(self) -> int:
+        """Number of all processes."""
+        return self.devices * self.num_nodes
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes, and speaks to the user."""
+        return self.world_size == 1 or _is_first(self.environment)
 
 
 def find_launch(devices: int, num_nodes: int) -> Launch:
@@ -38,20 +50,28 @@ def find_launch(devices: int, num_nodes: int) -> Launch:
     Raises:
         UserError: SLURM does not say how many processes run on each machine.
     """
-    if TorchElasticEnvironment.detect():
-        local = int(os.environ["LOCAL_WORLD_SIZE"])
-        return Launch(local, int(os.environ["WORLD_SIZE"]) // local)
-    slurm = SLURMEnvironment.detect()
-    # a single task of SLURM is a process like any other, which may start more
-    if slurm and (tasks := int(os.environ["SLURM_NTASKS"])) > 1:
-        if "SLURM_NTASKS_PER_NODE" not in os.environ:
-            raise UserError(f"SLURM starts {tasks} tasks without saying where; use --ntasks-per-node, not --ntasks.")
-        local = int(os.environ["SLURM_NTASKS_PER_NODE"])
-        return Launch(local, tasks // local, SLURMEnvironment(auto_requeue=False))  # we answer its signals ourselves
-    return Launch(devices, num_nodes, LightningEnvironment() if slurm else None)
+    environment = _environment()
+    if isinstance(environment, LightningEnvironment):
+        return Launch(devices, num_nodes, environment)
+    local = int(os.environ["LOCAL_WORLD_SIZE" if isinstance(environment, TorchElasticEnvironment) else _TASKS_ON_NODE])
+    return Launch(local, environment.world_size() // local, environment)
 
 
 def is_first_process() -> bool:
     """Whether this is the process that speaks to the user, as far as its launcher tells."""
-    ranks = (os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ)
-    return next(ranks, "0") == "0"
+    return _is_first(_environment())
+
+
+def _environment() -> ClusterEnvironment:
+    if TorchElasticEnvironment.detect():
+        return TorchElasticEnvironment()
+    # a single task of SLURM is a process like any other, which may start more
+    if SLURMEnvironment.detect() and (tasks := int(os.environ["SLURM_NTASKS"])) > 1:
+        if _TASKS_ON_NODE not in os.environ:
+            raise UserError(f"SLURM starts {tasks} tasks without saying where; use --ntasks-per-node, not --ntasks.")
+        return SLURMEnvironment(auto_requeue=False)  # we answer its signals ourselves
+    return LightningEnvironment()
+
+
+def _is_first(environment: ClusterEnvironment) -> bool:
+    return environment.node_rank() == environment.local_rank() == 0

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
 
 import lightning as L
 import torch
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
 
 from ..errors import UserError
@@ -17,29 +19,56 @@ from .config import RunConfig
 from .launch import Launch, find_launch
 
 
-def create_trainer(config: RunConfig, plugins: Sequence[Any] = (), **options: Any) -> L.Trainer:
-    """A trainer for the devices of ``config``, or for those that torchrun or SLURM has started processes for.
+@dataclass(frozen=True)
+class Machine:
+    """What a run computes on.
 
-    Args:
-        config: Where to compute, and how long.
-        plugins: Lightning's plugins besides the one for the launcher.
-        options: Further arguments of Lightning's trainer.
+    Attributes:
+        accelerator: Lightning's name of the devices.
+        precision: Lightning's name of the arithmetic.
+        launch: The processes.
+    """
+
+    accelerator: str
+    precision: str
+    launch: Launch
+
+
+def find_machine(config: RunConfig) -> Machine:
+    """The devices of ``config``, or those that torchrun or SLURM has started processes for.
 
     Raises:
         UserError: This machine lacks the device, or the device the precision.
     """
     accelerator = _accelerator(config)
     launch = _launch(config, accelerator)
-    distributed = launch.devices * launch.num_nodes > 1
+    return Machine(accelerator, _precision(config, accelerator), launch)
+
+
+def create_trainer(
+    config: RunConfig, machine: Machine, states: CheckpointIO, callbacks: list[L.Callback], loggers: list[Logger]
+) -> L.Trainer:
+    """Lightning's trainer.
+
+    Args:
+        config: How long to train.
+        machine: Where to compute.
+        states: How states are written and read.
+        callbacks: What it calls besides the task.
+        loggers: Where the metrics go.
+    """
+    launch = machine.launch
     return L.Trainer(
-        accelerator=accelerator,
+        accelerator=machine.accelerator,
         devices=launch.devices,
         num_nodes=launch.num_nodes,
-        plugins=[*plugins, *([launch.environment] if launch.environment else [])],
-        strategy=DDPStrategy() if distributed else "auto",
-        precision=_precision(config, accelerator),  # type: ignore[arg-type]
+        plugins=[states, launch.environment],
+        strategy=DDPStrategy() if launch.world_size > 1 else "auto",
+        precision=machine.precision,  # type: ignore[arg-type]
         max_epochs=config.epochs,
         accumulate_grad_batches=config.accumulate,
+        callbacks=callbacks,
+        logger=loggers,
         # ours: batches for each process, validation that can be interrupted, states, one bar
         use_distributed_sampler=False,
         limit_val_batches=0,
@@ -47,7 +76,6 @@ def create_trainer(config: RunConfig, plugins: Sequence[Any] = (), **options: An
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **options,
     )
 
 

@@ -7,6 +7,7 @@ import io
 import os
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,29 @@ from ..errors import UserError
 from ..files import NO_ROOM, write_atomically
 
 _NAME = re.compile(r"(\d+)-.*-([0-9a-f]{16})\.pt")
+
+
+@dataclass(frozen=True)
+class State:
+    """A state as it was read.
+
+    Attributes:
+        path: Its file.
+        content: Lightning's checkpoint, with what the run's keeper and its task added.
+    """
+
+    path: Path
+    content: dict[str, Any] = field(repr=False)
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """What the run is: its configuration and data."""
+        return self.content["run"]
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """How far it was; see ``Progress``."""
+        return self.content["progress"]
 
 
 class StateFiles(CheckpointIO):
@@ -31,11 +55,11 @@ class StateFiles(CheckpointIO):
         say: Takes a sentence for the user.
     """
 
-    def __init__(self, folder: Path, say: Any) -> None:
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
         self.folder = folder
         self.say = say
+        #: The state that was loaded or written last.
         self.last_good: Path | None = None
-        self._content: dict[str, Any] | None = None
 
     def files(self) -> list[Path]:
         """The files there are, the newest first."""
@@ -44,24 +68,18 @@ class StateFiles(CheckpointIO):
         found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)]
         return sorted(found, key=_number, reverse=True)
 
-    def newest(self) -> dict[str, Any] | None:
-        """Content of the newest file that is whole, also kept as ``last_good``; None if there is no file.
+    def newest(self) -> State | None:
+        """The newest state that is whole; None if there is no file.
 
         Raises:
             UserError: None of the files there are is whole.
         """
         for path in self.files():
             try:
-                content = path.read_bytes()
-                if _checksum(content) != path.stem.rpartition("-")[2]:
-                    raise ValueError("its checksum is wrong")
-                self._content = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+                return State(path, self._read(path))
             except Exception as error:  # torch's reader raises whatever a damaged file leads it to
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 self.say(f"The state {str(path)!r} is damaged ({reason}); trying the one before.")
-                continue
-            self.last_good = path
-            return self._content
         if self.files():
             raise UserError(f"None of the states in {str(self.folder)!r} is whole; train anew in another folder.")
         return None
@@ -105,6 +123,12 @@ class StateFiles(CheckpointIO):
             self._remove_all_but(self.last_good)
             write()
 
+    def _read(self, path: Path) -> dict[str, Any]:
+        content = path.read_bytes()
+        if _checksum(content) != path.stem.rpartition("-")[2]:
+            raise ValueError("its checksum is wrong")
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
     def _write(self, path: Path, content: bytes) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
@@ -117,10 +141,9 @@ class StateFiles(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """The content that ``newest`` has read and checked."""
-        content, self._content = self._content, None
-        if content is None or Path(path) != self.last_good:
-            raise RuntimeError(f"{path} is not what was checked")
+        """The content of a state, from which the run then continues."""
+        content = self._read(Path(path))
+        self.last_good = Path(path)
         return content
 
     def remove_checkpoint(self, path: str | Path) -> None:

@@ -48,7 +48,6 @@ class Task(L.LightningModule):
         self.network = network
         self.progress = Progress(sums=torch.zeros(num_sums, dtype=torch.float64))
         self.finite = FiniteCheck()
-        self.callbacks: list[L.Callback] = []
         self._schedule: Scheduler | None = None
         # in a tuple, as it is not for Lightning's state dict or DDP: the average is no part of the step
         self._ema: tuple[ModelEmaV3 | None] = (None,)
@@ -120,10 +119,6 @@ class Task(L.LightningModule):
             self._ema = (ModelEmaV3(self.network, decay=config.ema, use_warmup=True),)
         if config.compile:
             self.network.compile()
-
-    def configure_callbacks(self) -> list[L.Callback]:
-        """What Lightning is to call besides the task."""
-        return self.callbacks
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """timm's optimiser, whose schedule ``optimizer_step`` follows."""
