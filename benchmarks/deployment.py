@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -28,10 +27,9 @@ from torch import nn
 import partialnet
 from partialnet.bench import environment, interleave
 from partialnet.bench.contestants import Setting, fastest_layout, open_and_prepare
+from partialnet.bench.runners import exported_runner
 from partialnet.complexity import measure as measure_complexity
-from partialnet.deploy.export import write_onnx
 from partialnet.errors import UserError
-from partialnet.extras import require
 
 SIZES = ("t0", "t1", "t2", "s", "m", "l")
 SETTINGS = tuple(
@@ -48,16 +46,10 @@ CLOCK = time.process_time
 
 
 def large_convolution(precision: str) -> Callable[[], object]:
-    """A 3×3 convolution in OpenVINO on one thread."""
-    openvino = require("openvino", "openvino")
+    """A 3×3 convolution in OpenVINO on one thread, in bf16 or otherwise in fp32."""
     conv = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1).eval()
-    properties = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32"}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "conv.onnx"
-        write_onnx(conv, (1, CHANNELS, SIDE, SIDE), path)
-        request = openvino.Core().compile_model(path, "CPU", properties).create_infer_request()
-    feed = {0: torch.randn(1, CHANNELS, SIDE, SIDE).numpy()}
-    return lambda: request.infer(feed)
+    images = torch.randn(1, CHANNELS, SIDE, SIDE)
+    return exported_runner(conv, images, "openvino", "bf16" if precision == "bf16" else "fp32", 1)
 
 
 def with_own_layers(name: str, setting: Setting) -> Callable[[], object]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import timm
@@ -17,13 +15,13 @@ from torch import Tensor, nn
 from torch._dynamo import config as dynamo_config
 
 from partialnet.checkpoint import Checkpoint, load
-from partialnet.deploy.export import quiet, write_onnx
+from partialnet.deploy.export import quiet
 from partialnet.errors import UserError
 from partialnet.extras import require
 from partialnet.fold import fold
 from partialnet.layers.inference import Runtime
 
-from .runners import OnnxRuntimeRunner, OpenVINORunner, TorchRunner
+from .runners import TorchRunner, exported_runner
 from .timing import synchronizer
 
 RUNTIMES = ("eager", "compile", "onnxruntime", "openvino")
@@ -90,11 +88,7 @@ def prepare(checkpoint: Checkpoint, setting: Setting) -> Callable[[], object]:
             dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, _MOST_VARIANTS)
             model.compile(mode="max-autotune-no-cudagraphs", dynamic=False)
             return _torch_runner(model, images, setting, torch.channels_last)
-    runner = OnnxRuntimeRunner if setting.runtime == "onnxruntime" else OpenVINORunner
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.onnx"
-        write_onnx(model, images.shape, path)
-        return runner(path, images.numpy(), setting.precision, setting.threads)
+    return exported_runner(model, images, setting.runtime, setting.precision, setting.threads)
 
 
 def _shift_fresh_norms(model: nn.Module) -> None:

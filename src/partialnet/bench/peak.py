@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from partialnet.deploy.export import write_onnx
-
-from .runners import OpenVINORunner, TorchRunner
+from .runners import TorchRunner, exported_runner
 from .timing import synchronizer
 
 
@@ -81,10 +77,7 @@ def _runner(
     if runtime == "eager":
         torch.set_num_threads(threads)
         return TorchRunner(model, images, precision, device, torch.channels_last)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "convolution.onnx"
-        write_onnx(model, images.shape, path)
-        return OpenVINORunner(path, images.numpy(), precision, threads)
+    return exported_runner(model, images, runtime, precision, threads)
 
 
 def _shortest(run: Callable[[], object], seconds: float, wait: Callable[[], None]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from partialnet.deploy.export import write_onnx
 from partialnet.deploy.precision import convert_onnx, convert_openvino
 from partialnet.deploy.runtimes import openvino_core
 from partialnet.errors import UserError
@@ -108,6 +110,17 @@ class OpenVINORunner:
         """Run the batch."""
         output: np.ndarray = self.request.infer()[0]
         return output
+
+
+def exported_runner(
+    model: nn.Module, images: Tensor, runtime: str, precision: str, threads: int
+) -> OnnxRuntimeRunner | OpenVINORunner:
+    """A runner of a module in "onnxruntime" or "openvino"; see those for the arguments and errors."""
+    kind = OnnxRuntimeRunner if runtime == "onnxruntime" else OpenVINORunner
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx"
+        write_onnx(model, images.shape, path)
+        return kind(path, images.numpy(), precision, threads)
 
 
 def _noise(images: np.ndarray) -> list[np.ndarray]:
