@@ -38,9 +38,9 @@ from tqdm import tqdm
 import partialnet  # noqa: F401 - registers the models
 from partialnet.bench import environment
 from partialnet.complexity import measure
-from partialnet.converted import build_variant
 from partialnet.files import write_atomically
 from partialnet.inverted_bottleneck import mix_before_expansion
+from partialnet.timm_configuration import build_variant
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -17,9 +17,10 @@ import torch
 from conftest import Randomize
 from stored_networks import NAMES, TINY, assert_bitwise_equal, assert_one_sentence, forbid_network, logits, tiny
 
-from partialnet.checkpoint import CONFIG_NAME, WEIGHTS_NAME, create_checkpoint, load
+from partialnet.checkpoint import create_checkpoint, load
 from partialnet.errors import UserError
 from partialnet.models import PartialNet
+from partialnet.stored_network import CONFIG_NAME, WEIGHTS_NAME
 
 
 @pytest.fixture

@@ -26,8 +26,9 @@ from stored_networks import (
 )
 from torch import nn
 
-from partialnet.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load
+from partialnet.checkpoint import load
 from partialnet.errors import UserError
+from partialnet.stored_network import CONFIG_NAME, WEIGHTS_NAME
 
 
 @pytest.fixture

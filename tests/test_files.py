@@ -16,8 +16,9 @@ import pytest
 from conftest import Randomize
 from stored_networks import tiny
 
-from partialnet.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load
+from partialnet.checkpoint import load
 from partialnet.files import distinct_files, write_atomically, write_csv
+from partialnet.stored_network import CONFIG_NAME, WEIGHTS_NAME
 
 
 @pytest.fixture

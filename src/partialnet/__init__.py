@@ -6,8 +6,8 @@
 
 from . import converted as _converted  # noqa: F401 - registers converted networks with timm
 from . import torchvision_networks as _torchvision_networks  # noqa: F401 - registers torchvision's classifiers
-from .checkpoint import load_released
 from .fold import fold
+from .foreign_checkpoints import load_released
 from .models import PartialNet
 from .search import planned as _planned  # noqa: F401 - registers planned networks with timm
 from .surgery import replace_convs

@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file that needs nothing beside it, and the released files of the authors.
+"""Checkpoints: one safetensors file that needs nothing beside it.
 
 A run folder holds ``model.safetensors`` and ``config.json``. The file's own header repeats the configuration, so the
 file alone is enough for us; the folder is what ``timm.create_model("local-dir:FOLDER", pretrained=True)`` reads.
@@ -6,11 +6,7 @@ file alone is enough for us; the folder is what ``timm.create_model("local-dir:F
 
 from __future__ import annotations
 
-import argparse
 import inspect
-import logging
-import pickle
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -21,34 +17,20 @@ import numpy as np
 import timm
 import torch
 from timm.data import resolve_data_config
-from timm.models._features import FeatureGetterNet
-from torch import Tensor, nn
+from torch import nn
 
 from .errors import UserError
 from .fold import fold
+from .foreign_checkpoints import build_released, read_foreign, variant_of
 from .layers.inference import Runtime
-from .models import PartialNet
 from .models.partialnet import default_cfgs
-from .models.released import ReleasedNetwork, convert_released, is_released
-from .stored_network import CONFIG_NAME as CONFIG_NAME
-from .stored_network import WEIGHTS_NAME as WEIGHTS_NAME
+from .models.released import ReleasedNetwork
 from .stored_network import load_tensors, read_network, save_network, serialize_network
-from .timm_training import TimmTraining, read_timm_training
+from .timm_training import TimmTraining
 from .torchvision_networks import ARCHITECTURE, PREFIX
 
 _INPUT_KEYS = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random")
-_VARIANT_OF_WIDTH = {
-    32: "partialnet_t0",
-    48: "partialnet_t1",
-    64: "partialnet_t2",
-    96: "partialnet_s",
-    128: "partialnet_m",
-    160: "partialnet_l",
-}
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -194,31 +176,10 @@ def load(source: str | Path) -> Checkpoint:
             raise UserError(
                 f"{str(source)!r} is an exported file, which predict and eval take; give the run it came from."
             )
-        return _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickled(path)
+        return _load_safetensors(path) if path.suffix == ".safetensors" else _load_foreign(path)
     if path.suffix in (".safetensors", ".pth", ".pt", ".ckpt", ".bin") or len(path.parts) > 1:
         raise UserError(f"There is no file or folder {str(source)!r}.")
     return create_checkpoint(str(source))
-
-
-def load_released(path: str | Path, act_layer: str | None = None) -> nn.Module:
-    """Build the network of one of the authors' checkpoints, in evaluation mode.
-
-    Depths, width, split ratios, heads, blocks and classes are read off the tensors. What was loaded, renamed and left
-    is logged at level INFO by the logger ``partialnet.checkpoint``.
-
-    Args:
-        path: ``.pth`` or Lightning ``.ckpt``; the weights may be wrapped as ``state_dict``, ``model`` or
-            ``state_dict_ema`` and prefixed with ``model.``.
-        act_layer: "gelu" or "relu", which tensors do not show; None follows the width, as in the paper.
-
-    Returns:
-        A classifier; for a detection backbone, a network that returns its four normalised feature maps.
-
-    Raises:
-        UserError: The file is missing, truncated, holds anything but tensors, or is of another network.
-    """
-    path = Path(path)
-    return _build_released(path, read_released(path, act_layer)).model
 
 
 def _load_safetensors(path: Path) -> Checkpoint:
@@ -270,22 +231,18 @@ def _check_configuration(checkpoint: Checkpoint) -> None:
         raise ValueError(f"interpolation={config['interpolation']!r} must be one of {', '.join(_INTERPOLATIONS)}")
 
 
-def _load_pickled(path: Path) -> Checkpoint:
-    """The network of a file that ``torch.save`` wrote: the authors', or timm's training script."""
-    content = _read_pickled(path)
-    tensors = _unwrap(content)
-    if is_released(tensors):
-        return _build_released(path, convert_released(tensors))
-    training = read_timm_training(content, tensors)
-    if training is None:
-        raise UserError(
-            f"{str(path)!r} is neither a PartialNet of the authors' release, as it has none of its layers, nor a "
-            "checkpoint of timm's training script, as it has no `arch` that names a model of timm."
-        )
-    return _build_timm(path, training)
+def _load_foreign(path: Path) -> Checkpoint:
+    found = read_foreign(path)
+    return _load_released(path, found) if isinstance(found, ReleasedNetwork) else _load_timm(path, found)
 
 
-def _build_timm(path: Path, training: TimmTraining) -> Checkpoint:
+def _load_released(path: Path, released: ReleasedNetwork) -> Checkpoint:
+    input_config = resolve_data_config(pretrained_cfg=default_cfgs["partialnet_t0"].default.to_dict())
+    model, arguments = build_released(path, released), released.arguments
+    return Checkpoint(model, variant_of(released), arguments, (), _plain(input_config), released.report)
+
+
+def _load_timm(path: Path, training: TimmTraining) -> Checkpoint:
     checkpoint = create_checkpoint(training.architecture, **training.model_args)
     channels = checkpoint.input_config["input_size"][0]
     try:
@@ -297,68 +254,6 @@ def _build_timm(path: Path, training: TimmTraining) -> Checkpoint:
         raise UserError(f"The training script's options in {str(path)!r} cannot be used: {error}") from error
     load_tensors(checkpoint.model, training.tensors, path)
     return checkpoint
-
-
-def _build_released(path: Path, released: ReleasedNetwork) -> Checkpoint:
-    _logger.info("%s: %s", path.name, released.report)
-    try:
-        model: nn.Module = PartialNet(**released.arguments)
-    except (ValueError, RuntimeError) as error:
-        raise UserError(f"The tensors in {str(path)!r} describe no PartialNet: {error}") from error
-    # the arguments say everything about the network, so the variant only lends its name
-    architecture = _VARIANT_OF_WIDTH.get(released.arguments["embed_dim"], "partialnet_t2")
-    input_config = resolve_data_config(pretrained_cfg=default_cfgs["partialnet_t0"].default.to_dict())
-    tensors = released.state_dict
-    if released.arguments["out_norms"]:
-        # a detection backbone has no head: its output are the normalised feature maps
-        model.prune_intermediate_layers(len(released.arguments["depths"]))  # type: ignore[operator]
-        load_tensors(model, tensors, path)
-        model = FeatureGetterNet(model, norm=True, out_indices=tuple(range(len(released.arguments["depths"]))))
-    else:
-        load_tensors(model, tensors, path)
-    return Checkpoint(model.eval(), architecture, released.arguments, (), _plain(input_config), released.report)
-
-
-def read_released(path: str | Path, act_layer: str | None = None) -> ReleasedNetwork:
-    """Read an authors' checkpoint without building its network; see ``load_released``."""
-    tensors = _unwrap(_read_pickled(Path(path)))
-    if not is_released(tensors):
-        raise UserError(f"{str(path)!r} is not a PartialNet of the authors' release: it has none of its layers.")
-    return convert_released(tensors, act_layer)
-
-
-def _read_pickled(path: Path) -> Any:
-    """The content of a file that ``torch.save`` wrote, if that is tensors and plain values only."""
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # notes on pickle protocols, for whoever wrote the file
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"There is no file {str(path)!r}.") from None
-    except IsADirectoryError:
-        raise UserError(f"{str(path)!r} is a folder, not a checkpoint.") from None
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{str(path)!r} holds something other than tensors, or is no checkpoint; it was not loaded and nothing in "
-            "it was run."
-        ) from error
-    except Exception as error:  # torch's reader raises whatever a damaged file leads it to
-        # of a file without structure it stumbles over its own lists and keys, which says nothing to a reader
-        spoken = isinstance(error, (RuntimeError, EOFError, OSError)) and str(error)
-        reason = f": {str(error).splitlines()[0]}" if spoken else "."
-        raise UserError(f"{str(path)!r} is damaged or no checkpoint{reason}") from error
-
-
-def _unwrap(content: Any) -> dict[str, Tensor]:
-    """The state dict inside the wrappers that training scripts put around it."""
-    while isinstance(content, Mapping):
-        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
-    if not isinstance(content, Mapping):
-        return {}
-    return {str(name): tensor for name, tensor in content.items() if isinstance(tensor, Tensor)}
 
 
 def _default_cfg(model: nn.Module) -> dict[str, Any]:

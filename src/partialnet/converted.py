@@ -19,7 +19,7 @@ from .checkpoint import Checkpoint, create_checkpoint
 from .errors import UserError
 from .inverted_bottleneck import mix_before_expansion
 from .surgery import Surgery, check_options, convert, replace_convs
-from .timm_configuration import finish_network, take_configuration
+from .timm_configuration import build_variant
 
 __all__ = ["convert_checkpoint"]
 
@@ -126,25 +126,3 @@ def _recipes(surgery: Any) -> list[dict[str, Any]]:
     for recipe in recipes:
         check_options(dict(recipe))
     return [dict(recipe) for recipe in recipes]
-
-
-def build_variant(
-    variant: str, pretrained: bool, base: str, operation: Callable[[nn.Module], nn.Module], /, **kwargs: Any
-) -> nn.Module:
-    """A network of timm's registry after an operation, with timm's configuration under its new name.
-
-    Args:
-        variant: Name of the result in the registry.
-        pretrained: Load the result's weights, as timm's entry points do.
-        base: Name of the network that is changed.
-        operation: Changes it.
-        kwargs: Arguments for ``base``, and what timm hands to entry points.
-    """
-    told = take_configuration(kwargs)
-    model: nn.Module = timm.create_model(base, **kwargs)
-    config = dict(getattr(model, "pretrained_cfg", None) or {})
-    for name in ("url", "hf_hub_id", "file"):  # the weights are of another network
-        config.pop(name, None)
-    config |= {**told, "architecture": variant}
-    num_classes: Any = kwargs.get("num_classes", config.get("num_classes", 1000))
-    return finish_network(operation(model), config, pretrained, num_classes, kwargs.get("in_chans", 3))

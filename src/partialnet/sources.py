@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import WEIGHTS_NAME, Checkpoint, load
+from .checkpoint import Checkpoint, load
 from .deploy.runtimes import EXPORTED_SUFFIXES, load_exported
 from .devices import find_device
 from .errors import UserError
+from .stored_network import WEIGHTS_NAME
 
 
 def open_source(source: str | Path, trained: bool = False) -> Checkpoint:

@@ -1,10 +1,11 @@
-"""timm's configuration of a network that an entry point of ours builds out of another network."""
+"""Networks that entry points of ours build out of other networks, with timm's configuration."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import timm
 from timm.models import load_pretrained
 from torch import nn
 
@@ -29,3 +30,25 @@ def finish_network(
     if pretrained:
         load_pretrained(model, config, num_classes=num_classes, in_chans=in_chans)
     return model
+
+
+def build_variant(
+    variant: str, pretrained: bool, base: str, operation: Callable[[nn.Module], nn.Module], /, **kwargs: Any
+) -> nn.Module:
+    """A network of timm's registry after an operation, with timm's configuration under its new name.
+
+    Args:
+        variant: Name of the result in the registry.
+        pretrained: Load the result's weights, as timm's entry points do.
+        base: Name of the network that is changed.
+        operation: Changes it.
+        kwargs: Arguments for ``base``, and what timm hands to entry points.
+    """
+    told = take_configuration(kwargs)
+    model: nn.Module = timm.create_model(base, **kwargs)
+    config = dict(getattr(model, "pretrained_cfg", None) or {})
+    for name in ("url", "hf_hub_id", "file"):  # the weights are of another network
+        config.pop(name, None)
+    config |= {**told, "architecture": variant}
+    num_classes: Any = kwargs.get("num_classes", config.get("num_classes", 1000))
+    return finish_network(operation(model), config, pretrained, num_classes, kwargs.get("in_chans", 3))

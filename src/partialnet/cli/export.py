@@ -67,11 +67,12 @@ def export(
 
     Example: partialnet export runs/demo --format openvino -o digits.xml
     """
-    from partialnet.checkpoint import WEIGHTS_NAME, load
+    from partialnet.checkpoint import load
     from partialnet.deploy.export import LEAST_AGREEMENT, SUFFIXES, check_export
     from partialnet.deploy.export import export as run_export
     from partialnet.errors import UserError
     from partialnet.images import find_images
+    from partialnet.stored_network import WEIGHTS_NAME
 
     if output is None:
         name = Path(model).resolve().name if Path(model).is_dir() else Path(model).stem

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..checkpoint import WEIGHTS_NAME
 from ..errors import UserError
+from ..stored_network import WEIGHTS_NAME
 from ..training.engine import CONFIG_NAME, RunKind, run, say
 from ..training.keeper import BROKEN_NAME, LAST_NAME, METRICS_NAME
 from ..training.states import describe

@@ -10,8 +10,8 @@ import timm
 from timm.models import register_model
 from torch import nn
 
-from ..converted import build_variant
 from ..errors import UserError
+from ..timm_configuration import build_variant
 from .network import with_ratios
 
 __all__ = ["ARCHITECTURE"]

@@ -19,10 +19,10 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tqdm import tqdm
 
-from ..checkpoint import CONFIG_NAME as CHECKPOINT_CONFIG_NAME
-from ..checkpoint import WEIGHTS_NAME
 from ..errors import RunInterrupted, UserError
 from ..files import write_atomically
+from ..stored_network import CONFIG_NAME as CHECKPOINT_CONFIG_NAME
+from ..stored_network import WEIGHTS_NAME
 from .config import RunConfig
 from .items import TrainingData
 from .keeper import BROKEN_NAME, LAST_NAME, METRICS_NAME, RunKeeper

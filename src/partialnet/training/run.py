@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..checkpoint import WEIGHTS_NAME, load
+from ..checkpoint import load
 from ..data.labelled_images import ImageData
 from ..data.sources import open_data
 from ..evaluation import Evaluation, evaluate
+from ..stored_network import WEIGHTS_NAME
 from . import pictures
 from .batches import train_loader
 from .classifier import ClassifierTask, trained_parameters
