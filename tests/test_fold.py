@@ -419,6 +419,18 @@ def test_layer_used_twice(randomize: Randomize) -> None:
     assert relative_error(model, fold(model), torch.randn(2, 16, 9, 7, dtype=torch.float64)) < 1e-9
 
 
+@pytest.mark.parametrize("runtime", [None, *RUNTIMES])
+def test_shared_block_stays_shared(runtime: Runtime | None, randomize: Randomize) -> None:
+    block = small(mixers=("pat_sf",), depths=(1,), embed_dim=32).stages[0].blocks[0]
+    model = trained(nn.Sequential(nn.Conv2d(3, 32, 1), block, block), randomize)
+    folded = fold(model, img_size=8, runtime=runtime)
+    assert type(folded[1]) is not type(block)
+    assert folded[2] is folded[1]
+    once = fold(nn.Sequential(model[0], model[1]).eval(), img_size=8, runtime=runtime)
+    assert sum(p.numel() for p in folded.parameters()) == sum(p.numel() for p in once.parameters())
+    assert relative_error(model, folded, torch.randn(2, 3, 8, 8, dtype=torch.float64)) < 1e-9
+
+
 # -- the original stays, a second time does nothing, training is refused ---------------------------------------------
 
 
@@ -481,6 +493,28 @@ def test_training_mode_is_refused(convert: Callable[[nn.Module], nn.Module], bui
         convert(model)
     assert_bitwise_equal(model.state_dict(), state)
     assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        SpatialGate(8),
+        pat_ch(8, attention="cbam"),
+        pat_ch(8, attention=None),
+        pat_sp(8),
+        small(mlp_attention={"attention": "cbam"}, mixers=("conv",) * 4).stages[0].blocks[0],
+    ],
+)
+def test_fusing_a_layer_changes_no_mode_of_its_own(layer: nn.Module) -> None:
+    """``fuse`` is called by other tools, too; BatchNorms may be frozen while the rest trains."""
+    for module in layer.train().modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    modes = {name: module.training for name, module in layer.named_modules()}
+    assert True in modes.values()
+    folded = layer.fuse()
+    assert {name: module.training for name, module in layer.named_modules()} == modes
+    assert not any(module.training for module in folded.modules())
 
 
 @pytest.mark.parametrize("layer", [GaussianSE(8), SpatialGate(8), SelfAttention2d(8), pat_sp(8)])

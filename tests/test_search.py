@@ -14,6 +14,7 @@ import partialnet
 from partialnet.errors import UserError
 from partialnet.layers import DPConv, PATConv
 from partialnet.search import Objective, Plan, dynamic_layers, load_plan, make_dynamic, settle
+from partialnet.search.network import with_ratios
 
 TINY = {"embed_dim": 32, "depths": [1, 1, 2, 1], "head_hidden_size": 24, "num_classes": 3}
 
@@ -90,6 +91,23 @@ def test_networks_of_others_can_be_searched(randomize: Randomize) -> None:
     put_in_order(dynamic, 1)
     images = torch.randn(2, 3, 9, 9)
     torch.testing.assert_close(settle(dynamic)(images), dynamic(images), rtol=1e-4, atol=1e-5)
+
+
+def test_shared_layer_stays_shared() -> None:
+    layer = PATConv(16)
+    dynamic = make_dynamic(nn.Sequential(layer, layer))
+    assert isinstance(dynamic[0], DPConv)
+    assert dynamic[1] is dynamic[0]
+    static = settle(dynamic)
+    assert isinstance(static[0], PATConv)
+    assert static[1] is static[0]
+    chosen = with_ratios(static, {"0": 1 / 2})
+    assert chosen[0].conv_channels == 8
+    assert chosen[1] is chosen[0]
+
+
+def test_a_layer_alone_can_be_searched() -> None:
+    assert isinstance(settle(make_dynamic(PATConv(16))), PATConv)
 
 
 def test_nothing_to_search() -> None:

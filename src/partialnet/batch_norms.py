@@ -20,6 +20,7 @@ from .layers.affine import (
     is_linear_layer,
 )
 from .module_flow import ModuleFlow, module_flow
+from .replacement import replace_modules
 
 _WITH_ACTIVATION = (BatchNormAct2d, SyncBatchNormAct, FrozenBatchNormAct2d)
 _KINDS = (
@@ -86,11 +87,7 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
             _take_out(flow, norm, new)
         elif not isinstance(norm, ChannelAffine):
             new[norm] = _with_activation(norm, _affine(norm, scale, shift))
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child in new:
-                parent.register_module(name, new[child])
-    return new.get(model, model)
+    return replace_modules(model, lambda module: new.get(module, module))
 
 
 def _passes(module: nn.Module) -> bool:

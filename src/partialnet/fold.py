@@ -6,6 +6,7 @@ import copy
 import inspect
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeGuard
 
 import torch
@@ -18,6 +19,7 @@ from .layers.eager import PatchConv, is_patchwise
 from .layers.inference import RUNTIMES, Runtime
 from .layers.self_attention import FixedPositionBias, RelativePositionBias
 from .module_flow import module_flow
+from .replacement import replace_modules
 
 _logger = logging.getLogger(__name__)
 
@@ -53,27 +55,13 @@ def fold(model: nn.Module, img_size: int | tuple[int, int] | None = None, runtim
     if runtime is not None and runtime not in RUNTIMES:
         raise ValueError(f"Unknown runtime {runtime!r}. Choose {', '.join(RUNTIMES)} or None.")
     with torch.no_grad():
-        folded = fold_batch_norms(_fold(copy.deepcopy(model), {}))
+        folded = fold_batch_norms(replace_modules(copy.deepcopy(model), _fold_itself))
     if img_size is not None:
-        _fix_size(folded, (img_size, img_size) if isinstance(img_size, int) else img_size)
+        folded = _fix_size(folded, (img_size, img_size) if isinstance(img_size, int) else img_size)
     if runtime is None:
         return folded
-    folded = _suit(folded, runtime)
+    folded = replace_modules(folded, partial(_for_runtime, runtime=runtime))
     return _with_patch_convs(folded) if runtime == "torch" else folded
-
-
-def _fold(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
-    """``module``, which may be changed, or what replaces it, with all that can fold itself folded."""
-    if module in done:
-        return done[module]
-    replacement = done[module] = _fold_itself(module)
-    done[replacement] = replacement
-    for name, child in list(replacement._modules.items()):
-        if child is not None:
-            folded = _fold(child, done)
-            if folded is not child:
-                replacement.register_module(name, folded)
-    return replacement
 
 
 def _fold_itself(module: nn.Module) -> nn.Module:
@@ -131,14 +119,10 @@ class _NewTensorsLike(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _suit(module: nn.Module, runtime: Runtime) -> nn.Module:
-    """Replace the layers that have a form of their own for ``runtime``."""
+def _for_runtime(module: nn.Module, runtime: Runtime) -> nn.Module:
+    """The module's own form for ``runtime``, if it has one."""
     for_runtime = getattr(module, "for_runtime", None)
-    if callable(for_runtime) and not _is_outdated(module, "for_runtime"):
-        module = for_runtime(runtime)
-    for name, child in module.named_children():
-        setattr(module, name, _suit(child, runtime))
-    return module
+    return for_runtime(runtime) if callable(for_runtime) and not _is_outdated(module, "for_runtime") else module
 
 
 def _with_patch_convs(model: nn.Module) -> nn.Module:
@@ -147,26 +131,22 @@ def _with_patch_convs(model: nn.Module) -> nn.Module:
     Those that no trace reaches, and those with hooks, stay, and those of our layers that fold themselves, which would
     look for their weights when the network is folded again.
     """
+    ours = (m for m in model.modules() if type(m).__module__.startswith(f"{__package__}.") and hasattr(m, "fuse"))
+    kept = {child for module in ours for child in module.children()}
     flow = module_flow(model, is_linear_layer)
     new: dict[nn.Module, nn.Module] = {
         layer: PatchConv(layer)
-        for layer in flow.calls
-        if is_patchwise(layer) and is_linear_layer(layer) and layer not in flow.read and not has_hooks(layer)
+        for layer in flow.calls.keys() - flow.read - kept
+        if is_patchwise(layer) and is_linear_layer(layer) and not has_hooks(layer)
     }
-    for parent in list(model.modules()):
-        if type(parent).__module__.startswith(f"{__package__}.") and hasattr(parent, "fuse"):
-            continue
-        for name, child in parent.named_children():
-            if child in new:
-                setattr(parent, name, new[child])
-    return new.get(model, model)
+    return replace_modules(model, lambda module: new.get(module, module))
 
 
-def _fix_size(model: nn.Module, img_size: tuple[int, int]) -> None:
+def _fix_size(model: nn.Module, img_size: tuple[int, int]) -> nn.Module:
     """Replace the relative position biases that see one size by the constants that they give for ``img_size``."""
     biases = [module for module in model.modules() if isinstance(module, RelativePositionBias)]
     if not biases:
-        return
+        return model
     sizes: dict[nn.Module, set[tuple[int, int]]] = {bias: set() for bias in biases}
     hooks = [bias.register_forward_pre_hook(lambda bias, size: sizes[bias].add(size)) for bias in biases]
     like = next(model.parameters())
@@ -181,11 +161,10 @@ def _fix_size(model: nn.Module, img_size: tuple[int, int]) -> None:
     finally:
         for hook in hooks:
             hook.remove()
-    for module in list(model.modules()):
-        for name, bias in module.named_children():
-            if isinstance(bias, RelativePositionBias) and len(sizes[bias]) == 1:
-                (size,) = sizes[bias]
-                setattr(module, name, FixedPositionBias(bias(*size), size))
+    fixed: dict[nn.Module, nn.Module] = {
+        bias: FixedPositionBias(bias(*size), size) for bias in biases if len(sizes[bias]) == 1 for size in sizes[bias]
+    }
+    return replace_modules(model, lambda module: fixed.get(module, module))
 
 
 def _image_channels(model: nn.Module) -> int:

@@ -18,6 +18,7 @@ from .errors import UserError
 from .layers import PATConv
 from .layers.attention import AttentionLike
 from .layers.pat_conv import AttentionScope, split_channels
+from .replacement import replace_modules
 
 #: What a convolution is, by its groups.
 KINDS = ("regular", "grouped", "depthwise")
@@ -218,16 +219,12 @@ def convert(
     """The converted copy alone, without check and counts; for arguments and errors see ``replace_convs``."""
     converted = copy.deepcopy(model)
     attention = None if attention == "none" else attention
-    replacements = {
+    new: dict[nn.Module, nn.Module] = {
         decision.layer: _pat_conv(decision.layer, split_ratio, attention, attention_scope)
         for decision in _decide(converted, select, split_ratio, attention, attention_scope)
         if decision.replace and isinstance(decision.layer, nn.Conv2d)
     }
-    for parent in list(converted.modules()):
-        for name, child in list(parent._modules.items()):
-            if child in replacements:
-                parent.register_module(name, replacements[child])
-    return converted
+    return replace_modules(converted, lambda module: new.get(module, module))
 
 
 @dataclass(frozen=True)

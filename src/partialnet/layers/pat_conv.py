@@ -151,8 +151,7 @@ class PATConv(nn.Module):
         A following 1×1 convolution absorbs them. They are 1 and 0 for convolved channels and for an attention that
         does not end in a BatchNorm.
         """
-        folded = copy.copy(self)
-        folded._modules = dict(self._modules)
+        folded = copy.deepcopy(self)
         if not isinstance(self.conv_norm, nn.Identity) and not any(self.conv.padding):
             folded.conv_norm = nn.Identity()
             folded.conv = fold_input_affine(self.conv, *batch_norm_affine(self.conv_norm, self.conv.weight[0, :, 0, 0]))
@@ -175,7 +174,7 @@ class PATConv(nn.Module):
 
     @torch.jit.ignore
     def fuse(self) -> nn.Module:
-        """The same function at inference without BatchNorm; layers with nothing to fold are shared with this one."""
+        """The same function at inference without BatchNorm."""
         folded, scale, shift = self.fuse_up_to_affine()
         if not keeps_forward(self.attn, GaussianSE) or isinstance(self.attn.norm, nn.Identity):
             return folded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -49,9 +50,7 @@ class SpatialGate(nn.Module):
     @torch.jit.ignore
     def fuse(self) -> nn.Module:
         """The same function at inference without BatchNorm."""
-        channels = self.conv.in_channels
-        gate = SpatialGate(channels, normalize=False, device=self.conv.weight.device, dtype=self.conv.weight.dtype)
-        gate.conv = self.conv
+        gate = copy.deepcopy(self)
         if not isinstance(self.norm, nn.Identity):
             gate.norm = ChannelAffine(*batch_norm_affine(self.norm, self.conv.weight[0, :, 0, 0]))
         return gate.eval()

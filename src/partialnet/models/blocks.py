@@ -146,7 +146,7 @@ class PartialNetBlock(nn.Module):
     @torch.jit.ignore
     def fuse(self) -> nn.Module:
         """The block for inference: PAT_sp's convolution and all BatchNorms folded into the MLP."""
-        return FoldedPartialNetBlock(self)
+        return FoldedPartialNetBlock(copy.deepcopy(self))
 
 
 class FoldedPartialNetBlock(nn.Module):

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..layers import DPConv, GaussianSE, PATConv, SelfAttention2d, SpatialGate
 from ..layers.attention import AttentionLike
+from ..replacement import replace_modules
 
 
 def make_dynamic(model: nn.Module, scope: str | None = None, attention: bool = True) -> nn.Module:
@@ -35,10 +36,10 @@ def make_dynamic(model: nn.Module, scope: str | None = None, attention: bool = T
     """
     model = copy.deepcopy(model)
     pattern = re.compile(scope or "")
-    for name, module in searchable_layers(model).items():
-        if pattern.search(name):
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, _dynamic(module, attention))
+    new: dict[nn.Module, nn.Module] = {
+        layer: _dynamic(layer, attention) for name, layer in searchable_layers(model).items() if pattern.search(name)
+    }
+    model = replace_modules(model, lambda module: new.get(module, module))
     if not dynamic_layers(model):
         raise ValueError(
             "This network has no partial convolution that can be searched"
@@ -67,11 +68,9 @@ def settle(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: The gates of a layer are out of order.
     """
-    model = copy.deepcopy(model)
-    for name, layer in dynamic_layers(model).items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer.to_static())
-    return model
+    return replace_modules(
+        copy.deepcopy(model), lambda module: module.to_static() if isinstance(module, DPConv) else module
+    )
 
 
 def with_ratios(model: nn.Module, split_ratios: Mapping[str, float]) -> nn.Module:
@@ -86,6 +85,7 @@ def with_ratios(model: nn.Module, split_ratios: Mapping[str, float]) -> nn.Modul
     """
     model = copy.deepcopy(model)
     layers = dict(model.named_modules())
+    new: dict[nn.Module, nn.Module] = {}
     for name, ratio in split_ratios.items():
         layer = layers.get(name)
         if not isinstance(layer, PATConv) or not _is_replaceable(layer):
@@ -102,9 +102,8 @@ def with_ratios(model: nn.Module, split_ratios: Mapping[str, float]) -> nn.Modul
         )
         if weight.device.type != "meta":
             static.conv.weight.data.normal_().mul_(weight.std())
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, static.train(layer.training))
-    return model
+        new[layer] = static.train(layer.training)
+    return replace_modules(model, lambda module: new.get(module, module))
 
 
 def _is_replaceable(layer: PATConv) -> bool:
