@@ -26,6 +26,7 @@ from .layers.inference import Runtime
 from .models.partialnet import default_cfgs
 from .models.released import ReleasedNetwork
 from .stored_network import load_tensors, read_network, save_network, serialize_network
+from .timm_configuration import configuration_of
 from .timm_training import TimmTraining
 from .torchvision_networks import ARCHITECTURE, PREFIX
 
@@ -60,6 +61,16 @@ class Checkpoint:
     runtime: Runtime | None = None
     training: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 of a network that gives features only."""
+        return getattr(self.model, "num_classes", 0) or 0
+
+    @property
+    def class_labels(self) -> tuple[str, ...]:
+        """What to call each class: its name, or "class 0", "class 1", … where names are unknown."""
+        return self.class_names or tuple(f"class {index}" for index in range(self.num_classes))
+
     def fold(self, img_size: tuple[int, int] | None = None, runtime: Runtime | None = None) -> Checkpoint:
         """A copy with the network folded for inference; see ``partialnet.fold``."""
         model = fold(self.model, img_size, runtime)
@@ -90,16 +101,17 @@ class Checkpoint:
 
     def config(self) -> dict[str, Any]:
         """The configuration as timm's hub files hold it."""
+        timms = configuration_of(self.model)
         config = {
             "architecture": self.architecture,
-            "num_classes": getattr(self.model, "num_classes", 0),
+            "num_classes": self.num_classes,
             "num_features": getattr(self.model, "num_features", 0),
             "model_args": self.model_args,
             "pretrained_cfg": {
                 **{key: self.input_config[key] for key in _INPUT_KEYS if key in self.input_config},
-                "num_classes": getattr(self.model, "num_classes", 0),
-                "first_conv": _default_cfg(self.model).get("first_conv"),
-                "classifier": _default_cfg(self.model).get("classifier"),
+                "num_classes": self.num_classes,
+                "first_conv": timms.get("first_conv"),
+                "classifier": timms.get("classifier"),
             },
         }
         if self.class_names:
@@ -209,7 +221,7 @@ def _check_configuration(checkpoint: Checkpoint) -> None:
         ValueError: An entry does not fit; the message names it.
     """
     names, config = checkpoint.class_names, checkpoint.input_config
-    num_classes = getattr(checkpoint.model, "num_classes", 0)
+    num_classes = checkpoint.num_classes
     if names and (len(names) != num_classes or not all(isinstance(name, str) for name in names)):
         raise ValueError(f"label_names must hold {num_classes} texts, one for each class")
     size = config["input_size"]
@@ -254,10 +266,6 @@ def _load_timm(path: Path, training: TimmTraining) -> Checkpoint:
         raise UserError(f"The training script's options in {str(path)!r} cannot be used: {error}") from error
     load_tensors(checkpoint.model, training.tensors, path)
     return checkpoint
-
-
-def _default_cfg(model: nn.Module) -> dict[str, Any]:
-    return getattr(model, "pretrained_cfg", None) or {}
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

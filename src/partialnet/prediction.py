@@ -38,16 +38,15 @@ class Classifier:
     """
 
     def __init__(self, checkpoint: Checkpoint, device: str | torch.device = "cpu") -> None:
-        num_classes = getattr(checkpoint.model, "num_classes", 0)
         channels = checkpoint.input_config["input_size"][0]
-        if not num_classes:
+        if not checkpoint.num_classes:
             raise UserError("This network has no classes, it gives features only; it cannot predict.")
         if channels != 3:
             raise UserError(f"This network reads images of {channels} channels; only RGB images can be classified.")
         self.device = torch.device(device)
         self.model = checkpoint.model.eval().to(self.device)
         self.names_known = bool(checkpoint.class_names)
-        self.class_names = checkpoint.class_names or tuple(f"class {index}" for index in range(num_classes))
+        self.class_names = checkpoint.class_labels
         self.preprocess = Preprocessing(checkpoint.input_config)
 
     def logits(self, images: Sequence[Image.Image]) -> Tensor:

@@ -19,6 +19,7 @@ from .layers import PATConv
 from .layers.attention import AttentionLike
 from .layers.pat_conv import AttentionScope, split_channels
 from .replacement import replace_modules
+from .timm_configuration import configuration_of
 
 #: What a convolution is, by its groups.
 KINDS = ("regular", "grouped", "depthwise")
@@ -388,7 +389,7 @@ def _pat_conv(
 
 def _input_size(model: nn.Module) -> tuple[int, int, int]:
     """The network's own input size, or 224² pixels of the first convolution's channels."""
-    config = getattr(model, "pretrained_cfg", None) or {}
+    config = configuration_of(model)
     first = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
     channels = first.in_channels if first is not None else 3
     _, height, width = config.get("input_size") or (3, 224, 224)

@@ -10,6 +10,11 @@ from timm.models import load_pretrained
 from torch import nn
 
 
+def configuration_of(model: nn.Module) -> dict[str, Any]:
+    """timm's configuration of a network; empty where it has none."""
+    return getattr(model, "pretrained_cfg", None) or {}
+
+
 def take_configuration(arguments: dict[str, Any]) -> dict[str, Any]:
     """What timm tells an entry point of the network's configuration, taken out of the entry point's arguments."""
     given: Any = arguments.pop("pretrained_cfg", None) or {}
@@ -46,7 +51,7 @@ def build_variant(
     """
     told = take_configuration(kwargs)
     model: nn.Module = timm.create_model(base, **kwargs)
-    config = dict(getattr(model, "pretrained_cfg", None) or {})
+    config = dict(configuration_of(model))
     for name in ("url", "hf_hub_id", "file"):  # the weights are of another network
         config.pop(name, None)
     config |= {**told, "architecture": variant}

@@ -53,7 +53,7 @@ def info(model: str | None, plan_source: str | None, img_size: int | None, json_
         click.echo(f"\nNext: {next_command('train', 'DATA', '--plan', plan_source)}")
     elif not Path(model).exists():
         click.echo("\nNext: partialnet demo   (trains a network that partialnet predict can use)")
-    elif getattr(checkpoint.model, "num_classes", 0):
+    elif checkpoint.num_classes:
         click.echo(f"\nNext: {next_command('predict', model)} IMAGE…")
 
 
@@ -80,7 +80,7 @@ def _paper(checkpoint: Checkpoint, size: tuple[int, int, int]) -> tuple[float, f
     """The paper's parameters (M) and multiply–adds (G), where they are of this very network and image size."""
     from partialnet.complexity import PAPER
 
-    unchanged = set(checkpoint.model_args) <= {"num_classes"} and getattr(checkpoint.model, "num_classes", 0) == 1000
+    unchanged = set(checkpoint.model_args) <= {"num_classes"} and checkpoint.num_classes == 1000
     return PAPER.get(checkpoint.architecture) if unchanged and size == (3, 224, 224) else None
 
 
@@ -141,8 +141,7 @@ def _as_text(checkpoint: Checkpoint, complexity: Complexity, paper: tuple[float,
 
 def _classes(checkpoint: Checkpoint) -> str:
     names = checkpoint.class_names
-    number = getattr(checkpoint.model, "num_classes", 0)
     if not names:
-        return f"{number} classes" if number else "no classifier"
+        return f"{checkpoint.num_classes} classes" if checkpoint.num_classes else "no classifier"
     shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
-    return f"{number} classes ({shown})"
+    return f"{checkpoint.num_classes} classes ({shown})"

@@ -135,8 +135,8 @@ class Explainer:
         self.checkpoint = checkpoint
         self.device = torch.device(device)
         self.model: nn.Module = checkpoint.model.eval().to(self.device)
-        self.num_classes: int = getattr(self.model, "num_classes", 0) or 0
-        self.class_names = checkpoint.class_names or tuple(f"class {index}" for index in range(self.num_classes))
+        self.num_classes = checkpoint.num_classes
+        self.class_names = checkpoint.class_labels
         self.names_known = bool(checkpoint.class_names)
         self.input_size: tuple[int, int] = (height, width)
         self.preprocess = Preprocessing(checkpoint.input_config)
@@ -206,6 +206,14 @@ class Explainer:
             size = "×".join(map(str, batch.shape[2:]))
             raise UserError(f"{self.checkpoint.architecture} cannot take images of {size} pixels: {error}") from error
         return answers[0] if isinstance(image, Image.Image) else answers
+
+    def most_probable(self, image: Image.Image, count: int) -> list[tuple[str, float]]:
+        """Name and probability of the most probable classes, best first; empty for a network without classes."""
+        if not self.num_classes:
+            return []
+        probabilities = self.probabilities(image)
+        best = (-probabilities).argsort(kind="stable")[:count]
+        return [(self.class_names[index], float(probabilities[index])) for index in best]
 
     def class_map(
         self, image: Image.Image, target: int | None = None, method: str | None = None, stage: int | None = None

@@ -61,7 +61,7 @@ def explain_image(
     shared: str | None = None
     for network, target in zip(networks, classes, strict=True):
         explainer = network.explainer
-        predicted = _predict(explainer, image)
+        predicted = explainer.most_probable(image, _PREDICTED)
         if target is None and explainer.names_known and predicted:
             # all networks show the class that the first predicts, where they have it
             shared = shared or predicted[0][0]
@@ -86,15 +86,6 @@ def explain_image(
                 probability=found.probability,
             )
         )
-
-
-def _predict(explainer: Explainer, image: Image.Image) -> list[tuple[str, float]]:
-    """The most probable classes with their probability, best first."""
-    if not explainer.num_classes:
-        return []
-    probabilities = explainer.probabilities(image)
-    best = (-probabilities).argsort(kind="stable")[:_PREDICTED]
-    return [(explainer.class_names[index], float(probabilities[index])) for index in best]
 
 
 def scores_of(network: ExplainedNetwork) -> list[Scores]:

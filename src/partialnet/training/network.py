@@ -11,6 +11,7 @@ from torch import nn
 
 from ..checkpoint import Checkpoint, create_checkpoint
 from ..errors import UserError
+from ..timm_configuration import configuration_of
 from ..transfer import fit, listed, open_weights
 from .config import TrainConfig
 
@@ -43,7 +44,7 @@ def create_network(config: TrainConfig, class_names: Sequence[str]) -> tuple[Che
 
 def classifier_parameters(model: nn.Module) -> set[str]:
     """Names of the parameters and buffers of the last layer, or layers where a model has several outputs."""
-    names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    names = configuration_of(model).get("classifier") or ()
     prefixes = (names,) if isinstance(names, str) else tuple(names)
     return {name for name in model.state_dict() if any(name.startswith(f"{prefix}.") for prefix in prefixes)}
 
@@ -73,7 +74,7 @@ def _load_weights(network: Checkpoint, source: str) -> str:
     network.model.load_state_dict(fitting, strict=False)
     sentences = [f"Weights: {len(fitting)} of {len(own)} tensors from {source} ({other.architecture})."]
     if head - fitting.keys():
-        count = len(other.class_names) or getattr(other.model, "num_classes", 0)
+        count = len(other.class_names) or other.num_classes
         sentences.append(f"The head is new: {len(network.class_names)} classes here, {count} others there.")
     new = [name for name in body if name not in fitting]
     if new:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint, load
 from ..errors import UserError
+from ..timm_configuration import configuration_of
 
 
 class Teacher(nn.Module):
@@ -34,8 +35,8 @@ class Teacher(nn.Module):
         own_mean, own_std = (torch.tensor(checkpoint.input_config[name]) for name in ("mean", "std"))
         self.register_buffer("scale", (std / own_std).view(-1, 1, 1))
         self.register_buffer("shift", ((mean - own_mean) / own_std).view(-1, 1, 1))
-        cfg = getattr(checkpoint.model, "pretrained_cfg", None) or {}
-        self.size = tuple(checkpoint.input_config["input_size"][1:]) if cfg.get("fixed_input_size") else None
+        fixed = configuration_of(checkpoint.model).get("fixed_input_size")
+        self.size = tuple(checkpoint.input_config["input_size"][1:]) if fixed else None
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -53,11 +54,11 @@ def load_teacher(source: str, class_names: Sequence[str], input_config: Mapping[
         UserError: There is no such thing, or it knows other classes.
     """
     checkpoint = load(source) if Path(source).exists() or not timm.is_model(source) else _load_pretrained(source)
-    if getattr(checkpoint.model, "num_classes", 0) != len(class_names) or (
+    if checkpoint.num_classes != len(class_names) or (
         checkpoint.class_names and tuple(checkpoint.class_names) != tuple(class_names)
     ):
         raise UserError(
-            f"The teacher {source!r} knows {getattr(checkpoint.model, 'num_classes', 0)} classes, which are not the "
+            f"The teacher {source!r} knows {checkpoint.num_classes} classes, which are not the "
             f"{len(class_names)} of the data; train it on the same classes first."
         )
     return Teacher(checkpoint, input_config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -268,21 +269,14 @@ class Viewer:
 
 
 def _classify(network: Network, image: Image.Image) -> dict[str, Any]:
-    explainer = network.explainer
-    if not explainer.num_classes:
-        return {"classes": []}
     try:
-        probabilities = explainer.probabilities(image)
+        best = network.explainer.most_probable(image, TOP)
     except UserError as error:
         return {"classes": [], "error": str(error)}
-    if not np.isfinite(probabilities).all():
+    # a softmax gives numbers everywhere or nowhere
+    if not all(math.isfinite(probability) for _, probability in best):
         return {"classes": [], "error": _OVERFLOW}
-    best = (-probabilities).argsort(kind="stable")[:TOP]
-    return {
-        "classes": [
-            {"name": explainer.class_names[index], "probability": float(probabilities[index])} for index in best
-        ]
-    }
+    return {"classes": [{"name": name, "probability": probability} for name, probability in best]}
 
 
 def _class_map(
