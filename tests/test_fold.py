@@ -29,10 +29,10 @@ from partialnet.layers import (
     pat_sf,
     pat_sp,
 )
-from partialnet.layers.eager import PositionGate
-from partialnet.layers.inference import RUNTIMES, Runtime, SplitSpatialGate
+from partialnet.layers.inference import RUNTIMES, Runtime
 from partialnet.layers.self_attention import MapSelfAttention
-from partialnet.models.blocks import EagerPartialNetBlock
+from partialnet.layers.spatial_gate import PositionGate, SplitSpatialGate
+from partialnet.models.folded_block import EagerPartialNetBlock
 
 VARIANTS = ("partialnet_t0", "partialnet_t1", "partialnet_t2", "partialnet_s", "partialnet_m", "partialnet_l")
 PAT_CH_3 = ("pat_ch", "pat_ch", "pat_ch")

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any, Self, TypeGuard
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 #: Most memory, in bytes, of an intermediate result of positions that are computed together: what a core's cache keeps.
@@ -98,7 +97,7 @@ class PositionwiseLinear(nn.Module):
 
     def product(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """The same without hooks, written into ``out`` if it is given."""
-        parameters: dict[str, Any] = self._parameters
+        parameters: dict[str, Any] = self._parameters  # for speed, see above
         return torch.addmm(parameters["bias"], x, parameters["weight"], out=out)
 
     # copies and other data types would lose the space between the weight's rows; files do without it
@@ -195,7 +194,7 @@ class EagerPATConv(nn.Module):
 
     def in_place(self, x: Tensor) -> Tensor:
         """The same without autograd, in the channels_last layout."""
-        modules = self._modules
+        modules = self._modules  # for speed, see above
         conv: Any = modules["conv"]
         attn: Any = modules.get("attn")
         gate: Any = modules.get("gate")
@@ -216,39 +215,3 @@ class EagerPATConv(nn.Module):
         if self.conv_first:
             return x.narrow(1, 0, self.conv_channels), x.narrow(1, self.conv_channels, others)
         return x.narrow(1, others, self.conv_channels), x.narrow(1, 0, others)
-
-
-class PositionGate(nn.Module):
-    """PAT_sp's gate on positions, (positions, C) → (positions, C).
-
-    Args:
-        conv: 1×1 convolution of the gated channels, the leading ones, to one, without bias.
-        scale: Scale behind the gate, (number of gated channels,); None if the layers before have absorbed it.
-        shift: Shift behind the gate, (number of gated channels,).
-    """
-
-    def __init__(self, conv: nn.Conv2d, scale: Tensor | None, shift: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(conv.weight.detach()[0, :, 0, 0][:, None].contiguous())  # (gated channels, 1)
-        self.scale = None if scale is None else nn.Parameter(scale.detach().clone())
-        self.shift = nn.Parameter(shift.detach().clone())
-        self.gated_channels = len(shift)
-        self.eval()
-
-    def forward(self, y: Tensor) -> Tensor:
-        attended = y[:, : self.gated_channels]
-        gate = F.hardsigmoid(torch.mm(attended, self.weight))
-        if self.scale is not None:
-            gate = gate * self.scale
-        return torch.cat((torch.addcmul(self.shift, attended, gate), y[:, self.gated_channels :]), 1)
-
-    def in_place(self, y: Tensor) -> Tensor:
-        """The same written into ``y``, without autograd."""
-        parameters: dict[str, Any] = self._parameters
-        attended = y.narrow(1, 0, self.gated_channels)
-        gate = F.hardsigmoid(torch.mm(attended, parameters["weight"]), inplace=True)
-        scale = parameters.get("scale")
-        if scale is not None:
-            gate = gate * scale
-        torch.addcmul(parameters["shift"], attended, gate, out=attended)
-        return y

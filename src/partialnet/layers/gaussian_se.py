@@ -292,7 +292,7 @@ class EagerGaussianGate(nn.Module):
 
     def in_place(self, x: Tensor) -> Tensor:
         """The same without autograd."""
-        parameters: dict[str, Any] = self._parameters
+        parameters: dict[str, Any] = self._parameters  # for speed; ``eager`` says why
         bias, for_mean, for_std = parameters["bias"], parameters["for_mean"], parameters["for_std"]
         count = x.shape[2] * x.shape[3]
         factor = math.sqrt(count / max(count - 1, 1))

@@ -290,6 +290,7 @@ class TokenSelfAttention(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
+        # taken from _modules and called without hooks for speed; ``eager`` says why
         norm: Any = self._modules["norm"]
         position_bias: Any = self._modules.get("position_bias")
         qkv: Any = self._modules["qkv"]

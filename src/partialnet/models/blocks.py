@@ -10,31 +10,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import DropPath, register_notrace_function
 from torch import Tensor, nn
 
-from partialnet.layers import DPConv, PATConv, SpatialGate, pat_ch, pat_sf, pat_sp
-from partialnet.layers.affine import (
-    ChannelAffine,
-    batch_norm_affine,
-    fold_batch_norm,
-    fold_input_affine,
-    keeps_forward,
-    with_weights,
-)
-from partialnet.layers.eager import (
-    EagerPATConv,
-    PositionGate,
-    PositionwiseLinear,
-    activate_in_place,
-    cached_parts,
-    map_of,
-    may_write_in_place,
-    positions_of,
-    rows_of,
-)
-from partialnet.layers.inference import Runtime, SplitSpatialGate, absorb_gate_scale, clipped_sigmoid
+from partialnet.layers import PATConv, pat_ch, pat_sf, pat_sp
+from partialnet.layers.affine import ChannelAffine, batch_norm_affine, fold_batch_norm
+
+from .folded_block import FoldedPartialNetBlock
 
 #: A mixer's name, or a mapping with its name under "name" and arguments for it, such as an attention or a scope.
 MixerSpec = str | Mapping[str, Any]
@@ -147,165 +129,6 @@ class PartialNetBlock(nn.Module):
     def fuse(self) -> nn.Module:
         """The block for inference: PAT_sp's convolution and all BatchNorms folded into the MLP."""
         return FoldedPartialNetBlock(copy.deepcopy(self))
-
-
-class FoldedPartialNetBlock(nn.Module):
-    """``PartialNetBlock`` at inference.
-
-    With y the output of the MLP, into whose second convolution PAT_sp's is merged, and a the gate:
-    ``x + y · (passed + gated · a) + shift``. ``gated`` is the scale of the BatchNorm behind the gate on gated channels
-    and 0 elsewhere, ``passed`` is 1 on the other channels. Runtimes fuse this form into one pass, without the split and
-    concatenation of PAT_sp.
-
-    Source: paper, Sec. 3.1 (PAT_sp merges into the MLP); the algebra is ours.
-    """
-
-    def __init__(self, block: PartialNetBlock) -> None:
-        super().__init__()
-        self.mixer_residual = block.mixer_residual
-        mixer, fc1 = block.mixer, fold_batch_norm(block.mlp.fc1, block.mlp.norm)
-        if isinstance(mixer, DPConv):
-            mixer = mixer.to_static()
-        if keeps_forward(mixer, PATConv) and not block.mixer_residual:
-            mixer, scale, shift = mixer.fuse_up_to_affine()
-            fc1 = fold_input_affine(fc1, scale, shift)
-        elif keeps_forward(mixer, PATConv):
-            mixer = mixer.fuse()
-        self.mixer = mixer
-        self.fc1 = fc1
-        self.act = block.mlp.act
-        attention = block.mlp_attention
-        self.fc2: nn.Module = block.mlp.fc2
-        self.gate: nn.Module = attention
-        if keeps_forward(attention, PATConv) and keeps_forward(attention.attn, SpatialGate):
-            self.fc2 = _merge_convolution(block.mlp.fc2, attention)
-            self.gate = _SpatialGate(attention)
-        elif keeps_forward(attention, PATConv):
-            self.gate = attention.fuse()
-        self.eval()
-
-    def forward(self, x: Tensor) -> Tensor:
-        mixed = self.mixer(x)
-        if self.mixer_residual:
-            x = x + mixed
-            mixed = x
-        return x + self.gate(self.fc2(self.act(self.fc1(mixed))))
-
-    @torch.jit.ignore
-    def for_runtime(self, runtime: Runtime) -> nn.Module:
-        """The form that suits a runtime."""
-        if runtime == "torch" and isinstance(self.gate, (_SpatialGate, nn.Identity)):
-            return EagerPartialNetBlock(self)
-        if runtime == "onnxruntime" and isinstance(self.gate, _SpatialGate) and isinstance(self.fc2, nn.Conv2d):
-            self.gate = self.gate.split_gate(self.fc2)
-            self.fc2 = nn.Identity()
-        return self
-
-
-class EagerPartialNetBlock(nn.Module):
-    """``FoldedPartialNetBlock`` for eager PyTorch, (B, C, H, W) → (B, C, H, W).
-
-    The MLP and PAT_sp's gate see a map in the channels_last layout as a matrix of positions, which takes neither copies
-    nor PyTorch's slow 1×1 convolution. Without autograd they go through it part by part, so that a part's hidden
-    features are still in the cache when the next layer reads them, and write in place. The hooks of the block's parts
-    are then passed over.
-    """
-
-    def __init__(self, block: FoldedPartialNetBlock) -> None:
-        super().__init__()
-        self.mixer_residual = block.mixer_residual
-        self.mixer = block.mixer
-        fc2, self.gate = block.fc2, block.gate
-        if isinstance(block.gate, _SpatialGate) and isinstance(fc2, nn.Conv2d):
-            fc2, self.gate = block.gate.position_gate(fc2)
-        self.fc1, self.act, self.fc2 = _positionwise(block.fc1), block.act, _positionwise(fc2)
-        self.eval()
-
-    def forward(self, x: Tensor) -> Tensor:
-        if may_write_in_place():
-            return self._in_place(x)
-        mixed = self.mixer(x)
-        if self.mixer_residual:
-            x = mixed = mixed + x
-        return map_of(self.gate(self.fc2(self.act(self.fc1(positions_of(mixed))))) + positions_of(x), x)
-
-    def _in_place(self, x: Tensor) -> Tensor:
-        modules: dict[str, Any] = self._modules
-        mixer, gate = modules["mixer"], modules["gate"]
-        fc1, act, fc2 = modules["fc1"], modules["act"], modules["fc2"]
-        mixed = mixer.in_place(x) if isinstance(mixer, EagerPATConv) else mixer(x)
-        if self.mixer_residual:
-            x = mixed.add_(x)
-        positions, residual = positions_of(mixed), positions_of(x)
-        y = torch.empty_like(residual)
-        for rows in cached_parts(y.shape[0], fc1.out_features, y.element_size()):
-            hidden = activate_in_place(act, fc1.product(rows_of(positions, rows)))
-            part = fc2.product(hidden, out=rows_of(y, rows))
-            if isinstance(gate, PositionGate):
-                gate.in_place(part)
-            part.add_(rows_of(residual, rows))
-        return map_of(y, x)
-
-
-def _positionwise(conv: nn.Module) -> PositionwiseLinear:
-    assert isinstance(conv, nn.Conv2d)
-    return PositionwiseLinear(conv.weight[:, :, 0, 0], conv.bias)
-
-
-class _SpatialGate(nn.Module):
-    """PAT_sp's gate with its BatchNorm, over all channels at once; (B, C, H, W) → (B, C, H, W)."""
-
-    passed: Tensor
-
-    def __init__(self, pat_sp: PATConv) -> None:
-        super().__init__()
-        gate: Any = pat_sp.attn
-        row = gate.conv.weight.detach()[:, :, 0, 0]  # (1, number of gated channels)
-        scale, shift = batch_norm_affine(gate.norm, row[0])
-        padding = (0, pat_sp.out_channels - row.shape[1])
-        self.conv = with_weights(gate.conv, F.pad(row, padding)[:, :, None, None], None)
-        self.gated = nn.Parameter(F.pad(scale, padding)[:, None, None])
-        self.register_buffer("passed", F.pad(torch.zeros_like(scale), padding, value=1.0)[:, None, None])
-        self.shift = nn.Parameter(F.pad(shift, padding)[:, None, None])
-        self.hard_sigmoid: Callable[[Tensor], Tensor] = F.hardsigmoid
-
-    def forward(self, y: Tensor) -> Tensor:
-        return y * (self.passed + self.gated * self.hard_sigmoid(self.conv(y))) + self.shift
-
-    @torch.jit.ignore
-    def for_runtime(self, runtime: Runtime) -> nn.Module:
-        """The form that suits a runtime; OpenVINO fuses this one into a single pass."""
-        if runtime == "openvino":
-            self.hard_sigmoid = clipped_sigmoid
-        return self
-
-    def split_gate(self, fc2: nn.Conv2d) -> SplitSpatialGate:
-        """The same gate together with the convolution before it."""
-        return SplitSpatialGate(fc2, *self._gated())
-
-    def position_gate(self, fc2: nn.Conv2d) -> tuple[nn.Conv2d, PositionGate]:
-        """The convolution before the gate, and the same gate on a matrix of positions."""
-        conv, scale, shift = self._gated()
-        fc2, conv, left = absorb_gate_scale(fc2, conv, scale)
-        return fc2, PositionGate(conv, left, shift)
-
-    def _gated(self) -> tuple[nn.Conv2d, Tensor, Tensor]:
-        """Convolution, scale, (gated channels,), and shift, (gated channels,), of the gated channels alone."""
-        gated = int((self.passed == 0).sum())
-        weight = self.conv.weight.detach()[:, :gated]
-        return with_weights(self.conv, weight, None), self.gated[:gated, 0, 0], self.shift[:gated, 0, 0]
-
-
-def _merge_convolution(fc2: nn.Conv2d, pat_sp: PATConv) -> nn.Conv2d:
-    """One 1×1 convolution for ``fc2`` and the convolution of PAT_sp, with its BatchNorm, on the last channels."""
-    conv = fold_input_affine(pat_sp.conv, *batch_norm_affine(pat_sp.conv_norm, pat_sp.conv.weight[0, :, 0, 0]))
-    weight = fc2.weight.detach()[:, :, 0, 0]  # (C, hidden)
-    kernel = conv.weight.detach()[:, :, 0, 0]
-    attended, convolved = torch.split(weight, [pat_sp.attn_channels, pat_sp.conv_channels])
-    bias = weight.new_zeros(kernel.shape[0]) if conv.bias is None else conv.bias.detach()
-    return with_weights(
-        fc2, torch.cat((attended, kernel @ convolved))[:, :, None, None], F.pad(bias, (pat_sp.attn_channels, 0))
-    )
 
 
 @register_notrace_function

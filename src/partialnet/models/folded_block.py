@@ -1,0 +1,170 @@
+"""PartialNet's block at inference: folded, and in the forms that runtimes are fastest with.
+
+Source: paper, Sec. 3.1 and Fig. 8.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from partialnet.layers import DPConv, PATConv, SpatialGate
+from partialnet.layers.affine import (
+    batch_norm_affine,
+    fold_batch_norm,
+    fold_input_affine,
+    keeps_forward,
+    with_weights,
+)
+from partialnet.layers.eager import (
+    EagerPATConv,
+    PositionwiseLinear,
+    activate_in_place,
+    cached_parts,
+    map_of,
+    may_write_in_place,
+    positions_of,
+    rows_of,
+)
+from partialnet.layers.inference import Runtime
+from partialnet.layers.spatial_gate import FoldedSpatialGate, PositionGate
+
+if TYPE_CHECKING:
+    from .blocks import PartialNetBlock
+
+
+class FoldedPartialNetBlock(nn.Module):
+    """``PartialNetBlock`` at inference.
+
+    With y the output of the MLP, into whose second convolution PAT_sp's is merged, and a the gate:
+    ``x + y · (passed + gated · a) + shift``. ``gated`` is the scale of the BatchNorm behind the gate on gated channels
+    and 0 elsewhere, ``passed`` is 1 on the other channels. Runtimes fuse this form into one pass, without the split and
+    concatenation of PAT_sp.
+
+    Source: paper, Sec. 3.1 (PAT_sp merges into the MLP); the algebra is ours.
+    """
+
+    def __init__(self, block: PartialNetBlock) -> None:
+        super().__init__()
+        self.mixer_residual = block.mixer_residual
+        mixer, fc1 = block.mixer, fold_batch_norm(block.mlp.fc1, block.mlp.norm)
+        if isinstance(mixer, DPConv):
+            mixer = mixer.to_static()
+        if keeps_forward(mixer, PATConv) and not block.mixer_residual:
+            mixer, scale, shift = mixer.fuse_up_to_affine()
+            fc1 = fold_input_affine(fc1, scale, shift)
+        elif keeps_forward(mixer, PATConv):
+            mixer = mixer.fuse()
+        self.mixer = mixer
+        self.fc1 = fc1
+        self.act = block.mlp.act
+        attention = block.mlp_attention
+        self.fc2 = block.mlp.fc2
+        self.gate: nn.Module = attention
+        if keeps_forward(attention, PATConv) and keeps_forward(attention.attn, SpatialGate):
+            self.fc2 = _merge_convolution(block.mlp.fc2, attention)
+            self.gate = FoldedSpatialGate(attention.attn, attention.out_channels)
+        elif keeps_forward(attention, PATConv):
+            self.gate = attention.fuse()
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.mixer(x)
+        if self.mixer_residual:
+            x = x + mixed
+            mixed = x
+        return x + self.gate(self.fc2(self.act(self.fc1(mixed))))
+
+    @torch.jit.ignore
+    def for_runtime(self, runtime: Runtime) -> nn.Module:
+        """The form that suits a runtime."""
+        if runtime == "torch" and isinstance(self.gate, (FoldedSpatialGate, nn.Identity)):
+            return EagerPartialNetBlock(self)
+        if runtime == "onnxruntime" and isinstance(self.gate, FoldedSpatialGate):
+            return SplitPartialNetBlock(self, self.gate)
+        return self
+
+
+class SplitPartialNetBlock(nn.Module):
+    """``FoldedPartialNetBlock`` for onnxruntime, whose gate is one with the MLP's second convolution.
+
+    (B, C, H, W) → (B, C, H, W).
+    """
+
+    def __init__(self, block: FoldedPartialNetBlock, gate: FoldedSpatialGate) -> None:
+        super().__init__()
+        self.mixer_residual = block.mixer_residual
+        self.mixer, self.fc1, self.act = block.mixer, block.fc1, block.act
+        self.fc2 = gate.split_gate(block.fc2)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = self.mixer(x)
+        if self.mixer_residual:
+            x = x + mixed
+            mixed = x
+        return x + self.fc2(self.act(self.fc1(mixed)))
+
+
+class EagerPartialNetBlock(nn.Module):
+    """``FoldedPartialNetBlock`` for eager PyTorch, (B, C, H, W) → (B, C, H, W).
+
+    The MLP and PAT_sp's gate see a map in the channels_last layout as a matrix of positions, which takes neither copies
+    nor PyTorch's slow 1×1 convolution. Without autograd they go through it part by part, so that a part's hidden
+    features are still in the cache when the next layer reads them, and write in place. The hooks of the block's parts
+    are then passed over.
+    """
+
+    def __init__(self, block: FoldedPartialNetBlock) -> None:
+        super().__init__()
+        self.mixer_residual = block.mixer_residual
+        self.mixer = block.mixer
+        fc2, self.gate = block.fc2, block.gate
+        if isinstance(block.gate, FoldedSpatialGate):
+            fc2, self.gate = block.gate.position_gate(fc2)
+        self.fc1, self.act, self.fc2 = _positionwise(block.fc1), block.act, _positionwise(fc2)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if may_write_in_place():
+            return self._in_place(x)
+        mixed = self.mixer(x)
+        if self.mixer_residual:
+            x = mixed = mixed + x
+        return map_of(self.gate(self.fc2(self.act(self.fc1(positions_of(mixed))))) + positions_of(x), x)
+
+    def _in_place(self, x: Tensor) -> Tensor:
+        modules: dict[str, Any] = self._modules  # for speed; ``layers.eager`` says why
+        mixer, gate = modules["mixer"], modules["gate"]
+        fc1, act, fc2 = modules["fc1"], modules["act"], modules["fc2"]
+        mixed = mixer.in_place(x) if isinstance(mixer, EagerPATConv) else mixer(x)
+        if self.mixer_residual:
+            x = mixed.add_(x)
+        positions, residual = positions_of(mixed), positions_of(x)
+        y = torch.empty_like(residual)
+        for rows in cached_parts(y.shape[0], fc1.out_features, y.element_size()):
+            hidden = activate_in_place(act, fc1.product(rows_of(positions, rows)))
+            part = fc2.product(hidden, out=rows_of(y, rows))
+            if isinstance(gate, PositionGate):
+                gate.in_place(part)
+            part.add_(rows_of(residual, rows))
+        return map_of(y, x)
+
+
+def _positionwise(conv: nn.Conv2d) -> PositionwiseLinear:
+    return PositionwiseLinear(conv.weight[:, :, 0, 0], conv.bias)
+
+
+def _merge_convolution(fc2: nn.Conv2d, pat_sp: PATConv) -> nn.Conv2d:
+    """One 1×1 convolution for ``fc2`` and the convolution of PAT_sp, with its BatchNorm, on the last channels."""
+    conv = fold_input_affine(pat_sp.conv, *batch_norm_affine(pat_sp.conv_norm, pat_sp.conv.weight[0, :, 0, 0]))
+    weight = fc2.weight.detach()[:, :, 0, 0]  # (C, hidden)
+    kernel = conv.weight.detach()[:, :, 0, 0]
+    attended, convolved = torch.split(weight, [pat_sp.attn_channels, pat_sp.conv_channels])
+    bias = weight.new_zeros(kernel.shape[0]) if conv.bias is None else conv.bias.detach()
+    return with_weights(
+        fc2, torch.cat((attended, kernel @ convolved))[:, :, None, None], F.pad(bias, (pat_sp.attn_channels, 0))
+    )
