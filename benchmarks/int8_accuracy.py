@@ -22,7 +22,8 @@ from partialnet.checkpoint import Checkpoint, load
 from partialnet.data import FolderImages, LabelledImages, spread
 from partialnet.data.handwritten_digits import open_digits
 from partialnet.demo import run_demo
-from partialnet.deploy.export import SUFFIXES, export
+from partialnet.deploy.export import export
+from partialnet.deploy.exported_files import SUFFIXES
 from partialnet.deploy.photos import CALIBRATION_IMAGES
 from partialnet.deploy.runtimes import load_exported
 from partialnet.deploy.verify import compare_accuracy

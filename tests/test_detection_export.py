@@ -171,6 +171,8 @@ def test_mistakes_are_told(detector: DetectorCheckpoint, tmp_path: Path) -> None
         export_detector(detector, tmp_path / "detector.onnx", "openvino")
     with pytest.raises(UserError, match="multiples of 32"):
         export_detector(detector, tmp_path / "detector.onnx", canvas=(100, 128))
+    with pytest.raises(UserError, match="folder cannot be made"):
+        export_detector(detector, Path(__file__) / "detector.onnx")
     with pytest.raises(UserError, match="folded already"):
         export_detector(detector.fold(), tmp_path / "detector.onnx")
     assert not list(tmp_path.iterdir())

@@ -68,8 +68,9 @@ def export(
     Example: partialnet export runs/demo --format openvino -o digits.xml
     """
     from partialnet.checkpoint import load
-    from partialnet.deploy.export import LEAST_AGREEMENT, SUFFIXES, check_export
+    from partialnet.deploy.export import LEAST_AGREEMENT, check_export
     from partialnet.deploy.export import export as run_export
+    from partialnet.deploy.exported_files import SUFFIXES
     from partialnet.errors import UserError
     from partialnet.images import find_images
     from partialnet.stored_network import WEIGHTS_NAME

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
-import json
 import logging
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -25,13 +23,21 @@ from partialnet.data import LabelledImages
 from partialnet.errors import UserError
 from partialnet.evaluation import Evaluation, evaluate
 from partialnet.extras import require
-from partialnet.files import write_atomically
-from partialnet.layers.inference import Runtime
 from partialnet.prediction import Classifier
 
+from .exported_files import (
+    FORMS,
+    prepare_output,
+    put_in_place,
+    save_onnx,
+    save_openvino,
+    size_mb,
+    workspace_for,
+    write_report,
+)
 from .photos import Photos, collect_photos
 from .precision import convert_onnx, convert_openvino
-from .runtimes import CONFIG_KEY, load_exported
+from .runtimes import load_exported
 from .verify import Accuracy, Agreement, compare_accuracy, compare_logits, image_batches, random_batches
 
 PRECISIONS: dict[str, tuple[str, ...]] = {
@@ -39,14 +45,11 @@ PRECISIONS: dict[str, tuple[str, ...]] = {
     "openvino": ("fp32", "fp16", "bf16", "int8"),
     "torch": ("fp32", "fp16", "bf16"),
 }
-SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".safetensors"}
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 #: Share of images on which an export must name PyTorch's class, or one in fp32 is written too.
 LEAST_AGREEMENT = 0.98
 #: The first opset with an operator for GELU, which onnxruntime runs twice as fast as its five parts.
 _OPSET = 20
-#: Which form of our layers suits a format; a PyTorch file has the plain one, whose parameters have the usual names.
-_FORMS: dict[str, Runtime] = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 
 @dataclass(frozen=True)
@@ -125,16 +128,16 @@ def export(
     checkpoint = checkpoint.resized(img_size)
     classifier = Classifier(checkpoint)
     photos = collect_photos(calibration, labelled, calibrated=precision == "int8")
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as workspace:
+    with workspace_for(output) as workspace:
         height, width = checkpoint.input_config["input_size"][1:]
-        folded = checkpoint.fold((height, width) if fixed_size else None, _FORMS.get(format))
+        folded = checkpoint.fold((height, width) if fixed_size else None, FORMS.get(format))
         draft = _Draft(Path(workspace), checkpoint, classifier, folded, photos, dynamic_batch, progress)
         result = draft.write(output, format, precision)
         if precision != "fp32" and result.same_class < LEAST_AGREEMENT:
             kept = draft.write(_free_name(output.with_stem(f"{output.stem}_fp32")), format, "fp32")
-            _write_report(kept)
+            write_report(kept.path, kept.as_dict())
             result = replace(result, kept=kept.path)
-    _write_report(result)
+    write_report(output, result.as_dict())
     return result
 
 
@@ -158,20 +161,11 @@ def check_export(output: Path, format: str, precision: str, calibrated: bool) ->
     """
     if precision not in PRECISIONS[format]:
         raise UserError(f"{format} is exported in {', '.join(PRECISIONS[format])}, not in {precision}.")
-    if output.suffix != SUFFIXES[format]:
-        raise UserError(f"{str(output)!r} should end in {SUFFIXES[format]} for {format}.")
     if precision == "int8" and not calibrated:
         raise UserError("int8 needs images like those to come: give a folder of at least 100 with --calibration.")
-    if format == "openvino":
-        require("openvino", "openvino")
     if format == "openvino" and precision == "int8":
         require("nncf", "quantize")
-    if output.is_dir():
-        raise UserError(f"{str(output)!r} is a folder; name a file to write.")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{str(output)!r} cannot be written, its folder cannot be made: {error.strerror}.") from error
+    prepare_output(output, format)
 
 
 @dataclass
@@ -195,8 +189,7 @@ class _Draft:
         else:
             (self._finish_onnx if format == "onnx" else self._finish_openvino)(finished, precision)
             exported = Classifier(load_exported(finished))
-        files = [file for file in (finished.with_suffix(".bin"), finished) if file.exists()]
-        size_mb = sum(file.stat().st_size for file in files) / 1e6
+        size = size_mb(finished)
         comparison = self.photos.images(self.photos.comparison)
         agreement = {
             "noise": compare_logits(
@@ -208,14 +201,13 @@ class _Draft:
         if self.photos.test is not None and self.original_evaluation is not None:
             evaluation = evaluate(exported, self.photos.test, progress=self.progress)
             accuracy = compare_accuracy(self.original_evaluation, evaluation, self.photos.held_out)
-        for file in files:
-            file.replace(output.with_suffix(file.suffix))
+        put_in_place(finished, output)
         return Export(
             output,
             format,
             precision,
             tuple(self.checkpoint.input_config["input_size"]),
-            size_mb,
+            size,
             sum(parameter.numel() for parameter in self.folded.model.parameters()) / 1e6,
             agreement,
             self.photos.held_out,
@@ -249,27 +241,17 @@ class _Draft:
         return [batch.numpy() for batch in image_batches(self.classifier, photos, batch_size=1)]
 
     def _finish_onnx(self, path: Path, precision: str) -> None:
-        import onnx
-
         batches = self._calibration_batches() if precision == "int8" else ()
         with quiet():
             model = convert_onnx(self.graph, precision, batches)
-        onnx.helper.set_model_props(model, {CONFIG_KEY: json.dumps(self.checkpoint.config())})
-        onnx.save(model, path)
+        save_onnx(model, path, self.checkpoint.config())
 
     def _finish_openvino(self, path: Path, precision: str) -> None:
-        openvino = require("openvino", "openvino")
         batches = self._calibration_batches() if precision == "int8" else ()
         with quiet():
             model = convert_openvino(self.graph, precision, batches)
         config = self.checkpoint.config() | {"inference_precision": "bf16" if precision == "bf16" else "f32"}
-        model.set_rt_info(json.dumps(config), [CONFIG_KEY])
-        openvino.save_model(model, path, compress_to_fp16=precision in ("fp16", "bf16"))
-
-
-def _write_report(result: Export) -> None:
-    path = result.path.with_name(f"{result.path.name}.json")
-    write_atomically(path, (json.dumps(result.as_dict(), indent=1) + "\n").encode())
+        save_openvino(model, path, config, half=precision in ("fp16", "bf16"))
 
 
 def write_onnx(model: nn.Module, shape: Sequence[int], path: Path, dynamic_batch: bool = False) -> None:

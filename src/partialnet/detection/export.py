@@ -6,8 +6,6 @@ the newer one stops at sizes that depend on what is detected (pytorch/vision iss
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,14 +18,21 @@ from torchvision.ops import box_iou
 from torchvision.transforms.functional import to_tensor
 from tqdm import tqdm
 
-from partialnet.deploy.export import SUFFIXES, quiet
-from partialnet.deploy.runtimes import CONFIG_KEY
+from partialnet.deploy.export import quiet
+from partialnet.deploy.exported_files import (
+    FORMS,
+    prepare_output,
+    put_in_place,
+    save_onnx,
+    save_openvino,
+    size_mb,
+    workspace_for,
+    write_report,
+)
 from partialnet.deploy.verify import sample_photos
 from partialnet.errors import UserError
 from partialnet.extras import require
-from partialnet.files import write_atomically
 from partialnet.images import read_image
-from partialnet.layers.inference import Runtime
 
 from .checkpoint import DetectorCheckpoint
 from .evaluator import MASK_THRESHOLD
@@ -41,7 +46,6 @@ SAME_IOU = 0.5
 #: With a smaller share of detections found again, the command warns.
 LEAST_MATCHED = 0.99
 _OPSET = 18
-_FORMS: dict[str, Runtime] = {"onnx": "onnxruntime", "openvino": "openvino"}
 _DIVISIBLE = 32
 
 
@@ -139,31 +143,24 @@ def export_detector(
     """
     if format not in FORMATS:
         raise UserError(f"Detectors are exported to {' and '.join(FORMATS)}, not to {format}.")
-    if output.suffix != SUFFIXES[format]:
-        raise UserError(f"{str(output)!r} should end in {SUFFIXES[format]} for {format}.")
     canvas = canvas or default_canvas(checkpoint.img_size)
     if any(side < _DIVISIBLE or side % _DIVISIBLE for side in canvas):
         raise UserError(f"The canvas {canvas[0]}×{canvas[1]} must have sides that are multiples of {_DIVISIBLE}.")
     if checkpoint.folded:
         raise UserError("The detector is folded already; give the run it came from.")
-    if format == "openvino":
-        require("openvino", "openvino")
     photos = _photos(images)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as workspace:
+    prepare_output(output, format)
+    with workspace_for(output) as workspace:
         finished = Path(workspace) / output.name
-        folded = checkpoint.fold_for(canvas, _FORMS[format])
-        config = json.dumps({**checkpoint.config(), "canvas": list(canvas), "inference_precision": "f32"})
+        folded = checkpoint.fold_for(canvas, FORMS[format])
+        config = {**checkpoint.config(), "canvas": list(canvas), "inference_precision": "f32"}
         _write(CanvasGraph(folded, canvas), canvas, finished, format, config)
         same_canvas, own_sizes = _verify(checkpoint, finished, canvas, photos, progress)
-        files = [file for file in (finished.with_suffix(".bin"), finished) if file.exists()]
-        size_mb = sum(file.stat().st_size for file in files) / 1e6
-        for file in files:
-            file.replace(output.with_suffix(file.suffix))
+        size = size_mb(finished)
+        put_in_place(finished, output)
     params_m = sum(parameter.numel() for parameter in folded.parameters()) / 1e6
-    result = DetectorExport(output, format, canvas, size_mb, params_m, same_canvas, own_sizes)
-    report = output.with_name(f"{output.name}.json")
-    write_atomically(report, (json.dumps(result.as_dict(), indent=1) + "\n").encode())
+    result = DetectorExport(output, format, canvas, size, params_m, same_canvas, own_sizes)
+    write_report(output, result.as_dict())
     return result
 
 
@@ -176,20 +173,15 @@ def _photos(paths: Sequence[Path]) -> list[Tensor]:
     return [to_tensor(image) for image in found]
 
 
-def _write(graph: CanvasGraph, canvas: tuple[int, int], path: Path, format: str, config: str) -> None:
+def _write(graph: CanvasGraph, canvas: tuple[int, int], path: Path, format: str, config: dict[str, Any]) -> None:
     import onnx
 
     onnx_path = path.with_suffix(".onnx")
     write_detector_onnx(graph, canvas, onnx_path)
     if format == "onnx":
-        model = onnx.load(onnx_path)
-        onnx.helper.set_model_props(model, {CONFIG_KEY: config})
-        onnx.save(model, onnx_path)
-        return
-    openvino = require("openvino", "openvino")
-    converted = openvino.convert_model(onnx_path)
-    converted.set_rt_info(config, [CONFIG_KEY])
-    openvino.save_model(converted, path, compress_to_fp16=False)
+        save_onnx(onnx.load(onnx_path), path, config)
+    else:
+        save_openvino(require("openvino", "openvino").convert_model(onnx_path), path, config)
 
 
 def write_detector_onnx(graph: CanvasGraph, canvas: tuple[int, int], path: Path) -> None:

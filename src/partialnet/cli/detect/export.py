@@ -51,7 +51,7 @@ def export(
 
     Example: partialnet detect export runs/coco --format openvino --images photos/ -o detector.xml
     """
-    from partialnet.deploy.export import SUFFIXES
+    from partialnet.deploy.exported_files import SUFFIXES
     from partialnet.detection.checkpoint import load_detector
     from partialnet.detection.export import LEAST_MATCHED, export_detector
     from partialnet.errors import UserError

@@ -1,0 +1,79 @@
+"""The files of an export: checked before any work, written beside their place, and put there when all is well."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from partialnet.errors import UserError
+from partialnet.extras import require
+from partialnet.files import write_atomically
+from partialnet.layers.inference import Runtime
+
+from .runtimes import CONFIG_KEY
+
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".safetensors"}
+#: Which form of our layers suits a format; a PyTorch file has the plain one, whose parameters have the usual names.
+FORMS: dict[str, Runtime] = {"onnx": "onnxruntime", "openvino": "openvino"}
+
+
+def prepare_output(output: Path, format: str) -> None:
+    """Refuse a file that cannot be written in this format; make its folder.
+
+    Raises:
+        UserError: Its name ends otherwise, it is a folder or its folder cannot be made, or a package is missing.
+    """
+    if output.suffix != SUFFIXES[format]:
+        raise UserError(f"{str(output)!r} should end in {SUFFIXES[format]} for {format}.")
+    if format == "openvino":
+        require("openvino", "openvino")
+    if output.is_dir():
+        raise UserError(f"{str(output)!r} is a folder; name a file to write.")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{str(output)!r} cannot be written, its folder cannot be made: {error.strerror}.") from error
+
+
+def workspace_for(output: Path) -> tempfile.TemporaryDirectory[str]:
+    """A hidden folder on the disk of ``output``, so that finished files only have to be moved."""
+    return tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.")
+
+
+def save_onnx(model: Any, path: Path, config: Mapping[str, Any]) -> None:
+    """Write an ``onnx.ModelProto`` with the network's configuration in it."""
+    import onnx
+
+    onnx.helper.set_model_props(model, {CONFIG_KEY: json.dumps(config)})
+    onnx.save(model, path)
+
+
+def save_openvino(model: Any, path: Path, config: Mapping[str, Any], half: bool = False) -> None:
+    """Write an ``openvino.Model`` with the network's configuration in it; ``half`` stores weights in 16 bits."""
+    model.set_rt_info(json.dumps(config), [CONFIG_KEY])
+    require("openvino", "openvino").save_model(model, path, compress_to_fp16=half)
+
+
+def size_mb(path: Path) -> float:
+    """Size of an exported file, and of the weights beside it, in megabytes (10⁶ bytes)."""
+    return sum(file.stat().st_size for file in _files(path)) / 1e6
+
+
+def put_in_place(finished: Path, output: Path) -> None:
+    """Move an exported file, and the weights beside it, to where they are wanted."""
+    for file in _files(finished):
+        file.replace(output.with_suffix(file.suffix))
+
+
+def write_report(output: Path, report: Mapping[str, Any]) -> None:
+    """Write what there is to say of an exported file beside it, as ``<file>.json``."""
+    path = output.with_name(f"{output.name}.json")
+    write_atomically(path, (json.dumps(report, indent=1) + "\n").encode())
+
+
+def _files(path: Path) -> list[Path]:
+    """The file, after the weights that OpenVINO's format keeps beside it."""
+    return [file for file in (path.with_suffix(".bin"), path) if file.exists()]
