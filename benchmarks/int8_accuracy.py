@@ -21,13 +21,14 @@ from partialnet.bench import environment
 from partialnet.checkpoint import Checkpoint, load
 from partialnet.data import FolderImages, LabelledImages, spread
 from partialnet.data.handwritten_digits import open_digits
+from partialnet.data.sources import evaluation_folder
 from partialnet.demo import run_demo
 from partialnet.deploy.export import export
 from partialnet.deploy.exported_files import SUFFIXES
 from partialnet.deploy.photos import CALIBRATION_IMAGES
 from partialnet.deploy.runtimes import load_exported
 from partialnet.deploy.verify import compare_accuracy
-from partialnet.evaluation import evaluate, evaluation_folder
+from partialnet.evaluation import evaluate
 
 
 def measure(checkpoint: Checkpoint, train: FolderImages, test: LabelledImages) -> list[dict]:

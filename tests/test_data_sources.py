@@ -20,6 +20,7 @@ from PIL import Image
 from partialnet.data import ImageData, LabelledImages
 from partialnet.data.shards import expand_braces
 from partialnet.data.sources import open_data
+from partialnet.data.splits import part_of
 from partialnet.errors import UserError
 
 
@@ -57,6 +58,22 @@ def check(data: ImageData) -> None:
         image = part.read(len(part) - 1)
         assert image.mode == "RGB"
         assert pickle.loads(pickle.dumps(part)).read(len(part) - 1).tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("path", "part"),
+    [
+        ("shards/imagenet-train-000.tar", "train"),
+        ("Training/000.tar", "train"),
+        ("valid/000.tar", "valid"),
+        ("train/val-000.tar", "val"),
+        ("annotations/val_of_train.json", "val"),
+        ("annotations/trainval.json", ""),
+        ("test/more/000.tar", ""),
+    ],
+)
+def test_part_of_a_file(path: str, part: str) -> None:
+    assert part_of(Path(path)) == part
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from partialnet.checkpoint import Checkpoint, create_checkpoint
 from partialnet.cli.main import cli
 from partialnet.data import FolderImages, LabelledImages, Subset
+from partialnet.data.sources import evaluation_folder
 from partialnet.errors import UserError
-from partialnet.evaluation import Evaluation, evaluate, evaluation_folder, match_classes
+from partialnet.evaluation import Evaluation, evaluate, match_classes
 from partialnet.prediction import Classifier, Prediction
 from partialnet.preprocessing import Preprocessing
 

@@ -489,9 +489,9 @@ def test_categories_are_matched_by_name_or_as_given(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot be read as JSON"),
+        ("{", "no complete JSON file"),
         ("[]", "no COCO file"),
-        ('{"images": [], "annotations": []}', "'categories' is missing"),
+        ('{"images": [], "annotations": []}', "no list 'categories'"),
         (
             '{"categories": [], "images": [], "annotations": [{"bbox": [0, 0, 1, 1], "image_id": 3}]}',
             "3 is missing or refers to nothing",

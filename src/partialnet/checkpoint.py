@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from .errors import UserError
 from .fold import fold
 from .foreign_checkpoints import build_released, read_foreign, variant_of
 from .layers.inference import Runtime
+from .messages import first_line, similar_names
 from .models.partialnet import default_cfgs
 from .models.released import ReleasedNetwork
 from .stored_network import load_tensors, read_network, save_network, serialize_network
@@ -95,8 +95,9 @@ class Checkpoint:
             with torch.no_grad():
                 self.model(torch.zeros(1, channels, img_size, img_size, dtype=like.dtype, device=like.device))
         except (ValueError, AssertionError, RuntimeError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError(f"{self.architecture} takes no images of {img_size}×{img_size} pixels: {reason}") from error
+            raise UserError(
+                f"{self.architecture} takes no images of {img_size}×{img_size} pixels: {first_line(error)}"
+            ) from error
         return replace(self, input_config={**self.input_config, "input_size": [channels, img_size, img_size]})
 
     def config(self) -> dict[str, Any]:
@@ -147,11 +148,9 @@ def create_checkpoint(name: str, class_names: Sequence[str] = (), **model_args: 
     if name.startswith(PREFIX):
         return create_checkpoint(ARCHITECTURE, class_names, network=name.removeprefix(PREFIX), **model_args)
     if ":" in name or not timm.is_model(name):
-        near = get_close_matches(name, timm.list_models(), n=3)
-        hint = f" Similar names: {', '.join(near)}." if near else ""
         # a caller that takes files, too, comes here only when there is none
         missing = "" if Path(name).exists() else ", and no such file or folder"
-        raise UserError(f"There is no model named {name!r}{missing}.{hint}")
+        raise UserError(f"There is no model named {name!r}{missing}.{similar_names(name, timm.list_models())}")
     forbidden = set(model_args) & set(inspect.signature(timm.create_model).parameters)
     if forbidden:
         raise UserError(f"Model arguments may not contain {', '.join(sorted(forbidden))}.")

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,15 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from .checkpoint import Checkpoint
-from .data import FolderImages, LabelledImages
-from .data.folders import class_folders
-from .data.splits import HELD_OUT, TRAINING
+from .data import LabelledImages
 from .errors import UserError
+from .messages import listed
 from .prediction import Classifier
 from .preprocessing import Preprocessing
 
-#: Folders that are parts of a data set, in any case; of those held out the first that is there is evaluated.
-PARTS = (*TRAINING, *HELD_OUT)
 CALIBRATION_BINS = 15
 _TOP = 5
 
@@ -277,48 +273,7 @@ def match_classes(images: LabelledImages, classifier: Classifier) -> np.ndarray:
         # compared without case, in which alien names differ more often than in anything else
         folded = {name.casefold(): name for name in known}
         near = get_close_matches(unknown[0].casefold(), folded, n=1, cutoff=0.5)
-        hint = f"its nearest name is {folded[near[0]]!r}" if near else f"it knows {_listed(classifier.class_names)}"
+        hint = f"its nearest name is {folded[near[0]]!r}" if near else f"it knows {listed(classifier.class_names, 8)}"
         others = f", nor {len(unknown) - 1} more of the folders" if len(unknown) > 1 else ""
         raise UserError(f"The network has no class {unknown[0]!r}{others}; {hint}.")
     return np.array([known[name] for name in images.class_names], np.int64)
-
-
-def _listed(names: Sequence[str], most: int = 8) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
-
-
-def evaluation_folder(folder: str | Path, split: str | None = None) -> Path:
-    """The folder of class folders to evaluate: ``folder`` itself, or a part such as ``val`` inside it.
-
-    A part is looked for where all folders inside are parts of a data set (train, val, test, …); ``split`` names it.
-
-    Raises:
-        UserError: There is no such folder or part.
-    """
-    folder = Path(folder)
-    if folder.is_file():
-        raise UserError(
-            f"{str(folder)!r} is a file; give a folder that holds one folder of images for each class. To classify "
-            "single images, use `partialnet predict`."
-        )
-    if not folder.is_dir():
-        raise UserError(f"There is no folder {str(folder)!r}.")
-    inside = class_folders(folder)
-    if split is not None:
-        if split not in inside:
-            raise UserError(f"{str(folder)!r} has no folder {split!r}; it has {_listed(inside) or 'none'}.")
-        return folder / split
-    parts = {name.lower(): name for name in inside}  # as training takes them
-    if parts and set(parts) <= set(PARTS):
-        part = next((parts[name] for name in HELD_OUT if name in parts), None)
-        # a folder with nothing but training images is not evaluated unasked
-        if part is None:
-            raise UserError(f"{str(folder)!r} has no part to evaluate, only {_listed(inside)}; name one with --split.")
-        return folder / part
-    return folder
-
-
-def labelled_folder(folder: str | Path, split: str | None = None) -> FolderImages:
-    """The images of ``evaluation_folder``, labelled by the folders they are in."""
-    return FolderImages(evaluation_folder(folder, split))

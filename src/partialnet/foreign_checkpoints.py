@@ -18,6 +18,7 @@ from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
 from .errors import UserError
+from .messages import first_line
 from .models import PartialNet
 from .models.released import ReleasedNetwork, convert_released, is_released
 from .stored_network import load_tensors
@@ -121,7 +122,7 @@ def _read_pickled(path: Path) -> Any:
     except Exception as error:  # torch's reader raises whatever a damaged file leads it to
         # of a file without structure it stumbles over its own lists and keys, which says nothing to a reader
         spoken = isinstance(error, (RuntimeError, EOFError, OSError)) and str(error)
-        reason = f": {str(error).splitlines()[0]}" if spoken else "."
+        reason = f": {first_line(error)}" if spoken else "."
         raise UserError(f"{str(path)!r} is damaged or no checkpoint{reason}") from error
 
 

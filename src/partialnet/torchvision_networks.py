@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import Any
 
 import torchvision
@@ -10,6 +9,7 @@ from timm.models import register_model
 from torch import nn
 
 from .errors import UserError
+from .messages import similar_names
 from .timm_configuration import finish_network, take_configuration
 
 __all__ = ["ARCHITECTURE", "PREFIX"]
@@ -40,9 +40,7 @@ def torchvision_classifier(
     """
     known = torchvision.models.list_models(torchvision.models)
     if network not in known:
-        near = get_close_matches(str(network), known, n=3)
-        hint = f" Similar names: {', '.join(near)}." if near else ""
-        raise UserError(f"torchvision has no classifier {network!r}.{hint}")
+        raise UserError(f"torchvision has no classifier {network!r}.{similar_names(str(network), known)}")
     if in_chans != 3:
         raise ValueError(f"torchvision builds its networks for 3 channels, not {in_chans}")
     told = take_configuration(kwargs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,9 +65,3 @@ def refuse_folded(source: str, folded: bool) -> None:
     """Raise UserError for weights in the form for inference."""
     if folded:
         raise UserError(f"{source!r} is folded for inference and cannot be trained; give the run it came from.")
-
-
-def listed(names: Sequence[str], limit: int = 5) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

@@ -20,6 +20,7 @@ from partialnet.errors import UserError
 from partialnet.extras import require
 from partialnet.fold import fold
 from partialnet.layers.inference import Runtime
+from partialnet.messages import first_line
 
 from .runners import TorchRunner, exported_runner
 from .timing import synchronizer
@@ -143,6 +144,5 @@ def open_and_prepare(names: list[str], setting: Setting) -> dict[str, Callable[[
         except (UserError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever a runtime makes of a network that it cannot run
-            reason = next(iter(str(error).split("\n")), "") or type(error).__name__
-            raise UserError(f"{name} cannot be run in {setting.runtime}: {reason}") from error
+            raise UserError(f"{name} cannot be run in {setting.runtime}: {first_line(error)}") from error
     return contestants

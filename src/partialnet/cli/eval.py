@@ -57,16 +57,17 @@ def evaluate(
     """
     import numpy as np
 
-    from partialnet.data import Subset, spread
+    from partialnet.data import FolderImages, Subset, spread
+    from partialnet.data.sources import evaluation_folder
     from partialnet.evaluation import evaluate as run_evaluation
-    from partialnet.evaluation import evaluation_folder, labelled_folder, match_classes
+    from partialnet.evaluation import match_classes
     from partialnet.files import check_destinations
     from partialnet.prediction import Classifier
     from partialnet.sources import device_for, open_source
 
     check_destinations(csv_path, confusion)
     folder = evaluation_folder(data, split)
-    images: LabelledImages = labelled_folder(data, split)
+    images: LabelledImages = FolderImages(folder)
     classifier = Classifier(open_source(source, trained=True), device_for(source, device))
     match_classes(images, classifier)
     notes = _notes(data, folder, images.class_names, classifier)

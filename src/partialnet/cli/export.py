@@ -125,15 +125,17 @@ def export(
 
 def _labelled(folder: str, checkpoint: Checkpoint) -> LabelledImages | None:
     """The images of a folder of class folders; None where the folders are no classes of the network."""
+    from partialnet.data import FolderImages
     from partialnet.data.folders import class_folders
+    from partialnet.data.sources import evaluation_folder
     from partialnet.errors import UserError
-    from partialnet.evaluation import labelled_folder, match_classes
+    from partialnet.evaluation import match_classes
     from partialnet.prediction import Classifier
 
     if not class_folders(Path(folder)):
         return None
     try:
-        images = labelled_folder(folder)
+        images = FolderImages(evaluation_folder(folder))
         match_classes(images, Classifier(checkpoint))
     except UserError as error:
         click.echo(f"The accuracy is not compared: {error}", err=True)

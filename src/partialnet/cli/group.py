@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from partialnet.errors import RunInterrupted
+from partialnet.messages import did_you_mean
 
 from .next_command import next_command
 
@@ -27,10 +28,6 @@ class Group(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """The named command; an unknown name is an error with the nearest ones."""
-        from difflib import get_close_matches
-
         if args and args[0] not in self.commands and not args[0].startswith("-"):
-            near = get_close_matches(args[0], self.commands, n=1)
-            hint = f" Did you mean {near[0]}?" if near else f" Choose one of {', '.join(sorted(self.commands))}."
-            ctx.fail(f"There is no command {args[0]!r}.{hint}")
+            ctx.fail(f"There is no command {args[0]!r}.{did_you_mean(args[0], sorted(self.commands))}")
         return super().resolve_command(ctx, args)

@@ -93,7 +93,7 @@ def _planned(source: str, given: dict[str, Any]) -> dict[str, Any]:
 
 def _has_held_out_folder(data: str) -> bool:
     """Whether ``partialnet eval`` would take other images of ``data`` than were learnt from."""
-    from partialnet.evaluation import evaluation_folder
+    from partialnet.data.sources import evaluation_folder
 
     try:
         return evaluation_folder(data) != Path(data)

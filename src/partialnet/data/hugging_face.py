@@ -12,8 +12,9 @@ from PIL import Image
 from ..errors import UserError
 from ..extras import require
 from ..images import decode_image, read_image
+from ..messages import first_line
 from .labelled_images import ImageData, LabelledImages
-from .splits import HELD_OUT, split_by_class
+from .splits import HELD_OUT, first_part, split_by_class
 
 #: What ``save_to_disk`` leaves in a folder: one for a data set, the other for its parts together.
 _SAVED = ("state.json", "dataset_dict.json")
@@ -76,13 +77,13 @@ def open_hugging_face(name: str, val_share: float, seed: int) -> ImageData:
         saved = any((Path(name) / file).is_file() for file in _SAVED)
         loaded = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
     except Exception as error:  # of the network, the hub, the data set's own code
-        reason = str(error).partition("\n")[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise UserError(f"Data set {name!r} of the Hugging Face hub cannot be had: {reason}.") from error
     if not isinstance(loaded, Mapping):
         loaded = {"train": loaded}
     if "train" not in loaded:
         raise UserError(f"Data set {name!r} has no part 'train', only {', '.join(map(repr, loaded))}.")
-    held_out = next((part for part in HELD_OUT if part in loaded), None)
+    held_out = first_part(loaded, HELD_OUT)
     parts = ["train"] if held_out is None else ["train", held_out]
     image_column, label_column = _columns(datasets, name, loaded["train"].features)
     values = {part: np.asarray(loaded[part][label_column]) for part in parts}

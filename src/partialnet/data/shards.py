@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..images import SUFFIXES, decode_image
 from .labelled_images import ImageData, LabelledImages
 from .packed_names import PackedNames
-from .splits import HELD_OUT, TRAINING, split_by_class
+from .splits import HELD_OUT, first_part, part_of, split_by_class
 
 #: Files of a sample that tell its class, in this order; a JSON file has it under one of ``JSON_KEYS``.
 LABEL_SUFFIXES = (".cls", ".json")
@@ -88,8 +88,8 @@ def open_shards(source: str, val_share: float, seed: int) -> ImageData:
     paths = _find(source)
     parts: dict[str, list[Path]] = {}
     for path in paths:
-        parts.setdefault(_part(path), []).append(path)
-    held_out = next((name for name in HELD_OUT if name in parts), None)
+        parts.setdefault(part_of(path), []).append(path)
+    held_out = first_part(parts, HELD_OUT)
     given = _given_names(paths[0])
     if "train" in parts and held_out:
         train, validation = _index(parts["train"]), _index(parts[held_out])
@@ -135,16 +135,6 @@ def _find(source: str) -> list[Path]:
             raise UserError(f"There is no shard {pattern!r}.")
         found += matches
     return found
-
-
-def _part(path: Path) -> str:
-    """The part of the data that a shard belongs to, by its file's name or else its folder's; "" if they do not say."""
-    for text in (path.stem, path.parent.name):
-        words = re.split(r"[^a-z]+", text.lower())
-        for part in (*TRAINING, *HELD_OUT):
-            if part in words:
-                return "train" if part in TRAINING else part
-    return ""
 
 
 def _index(paths: Sequence[Path]) -> _Index:

@@ -6,9 +6,10 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from ..errors import UserError
+from ..messages import listed
 from .folders import FolderImages, class_folders
 from .labelled_images import ImageData
-from .splits import HELD_OUT, TRAINING, split_by_class
+from .splits import HELD_OUT, TRAINING, first_part, split_by_class
 
 #: How sources other than folders and "digits" begin, and what separates the beginning from the name.
 SCHEMES = {"torchvision": ":", "hfds": "/", "wds": "/"}
@@ -55,10 +56,40 @@ def open_data(source: str, val_share: float = 0.1, seed: int = 0, root: str | Pa
     return data
 
 
+def evaluation_folder(folder: str | Path, split: str | None = None) -> Path:
+    """The folder of class folders to evaluate: ``folder`` itself, or a part such as ``val`` inside it.
+
+    A part is looked for where all folders inside are parts of a data set (train, val, test, …); ``split`` names it.
+
+    Raises:
+        UserError: There is no such folder or part.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise UserError(
+            f"{str(folder)!r} is a file; give a folder that holds one folder of images for each class. To classify "
+            "single images, use `partialnet predict`."
+        )
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {str(folder)!r}.")
+    inside = class_folders(folder)
+    if split is not None:
+        if split not in inside:
+            raise UserError(f"{str(folder)!r} has no folder {split!r}; it has {listed(inside, 8) or 'none'}.")
+        return folder / split
+    if inside and all(name.lower() in (*TRAINING, *HELD_OUT) for name in inside):
+        part = first_part(inside, HELD_OUT)
+        # a folder with nothing but training images is not evaluated unasked
+        if part is None:
+            found = listed(inside, 8)
+            raise UserError(f"{str(folder)!r} has no part to evaluate, only {found}; name one with --split.")
+        return folder / part
+    return folder
+
+
 def _open_folder(root: Path, val_share: float, seed: int) -> ImageData:
-    folders = {name.lower(): name for name in class_folders(root)}
-    train = next((folders[name] for name in TRAINING if name in folders), None)
-    held_out = next((folders[name] for name in HELD_OUT if name in folders), None)
+    folders = class_folders(root)
+    train, held_out = first_part(folders, TRAINING), first_part(folders, HELD_OUT)
     if train and held_out:
         class_names = FolderImages(root / train).class_names
         differing = sorted(set(class_names) ^ set(class_folders(root / held_out)))

@@ -1,9 +1,11 @@
-"""Hold out a part of each class where a data set has no validation part of its own."""
+"""The parts of a data set by their names; where it has none, a part of each class is held out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
+from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +16,23 @@ from .labelled_images import ImageData, LabelledImages, Subset
 TRAINING = ("train", "training")
 #: Names of the held-out part, the first found is taken.
 HELD_OUT = ("val", "valid", "validation", "test", "testing")
+
+
+def first_part(names: Iterable[str], wanted: Sequence[str]) -> str | None:
+    """The name of the first wanted part, ``TRAINING`` or ``HELD_OUT``, that is there in any case; None without any."""
+    found = {name.lower(): name for name in names}
+    return next((found[part] for part in wanted if part in found), None)
+
+
+def part_of(path: Path) -> str:
+    """The part of a file: "train" or a name of ``HELD_OUT``, the first word of its name or else its folder's; or ""."""
+    for text in (path.stem, path.parent.name):
+        for word in re.findall(r"[a-z]+", text.lower()):
+            if word in TRAINING:
+                return "train"
+            if word in HELD_OUT:
+                return word
+    return ""
 
 
 def split_by_class(images: LabelledImages, share: float, seed: int) -> ImageData:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from ..images import to_rgb
+from ..messages import first_line
 from .labelled_images import ImageData, LabelledImages
 from .splits import HELD_OUT, split_by_class
 
@@ -104,7 +105,7 @@ def _open(builder: Any, root: str | Path, name: str, options: dict[str, Any]) ->
     try:
         dataset = builder(root, **options, download=True)
     except Exception as error:  # of the network, the server, the disk, a missing reader of its format
-        reason = str(error).partition("\n")[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise UserError(f"torchvision:{builder.__name__} cannot be had in {str(root)!r}: {reason}.") from error
     return TorchvisionImages(name, dataset, _labels(builder, root, dataset, options))
 

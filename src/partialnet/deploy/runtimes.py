@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from partialnet.checkpoint import Checkpoint
 from partialnet.errors import UserError
 from partialnet.extras import require
+from partialnet.messages import first_line
 from partialnet.stored_network import TASKS
 
 #: Key of the configuration in an exported file's metadata.
@@ -118,7 +119,7 @@ def _open_onnx(path: Path) -> _Opened:
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common class
-        raise UserError(f"{str(path)!r} is damaged or no ONNX file: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{str(path)!r} is damaged or no ONNX file: {first_line(error)}") from error
     entry = session.get_inputs()[0]
 
     def run(images: np.ndarray) -> list[np.ndarray]:

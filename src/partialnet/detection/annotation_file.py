@@ -47,7 +47,7 @@ def read_annotations(path: Path, folders: Sequence[Path], class_names: Sequence[
         UserError: The file is missing, damaged or of another format, has no image or no object that can be used, or
             categories other than ``class_names``.
     """
-    content = _read_json(path)
+    content = read_lists(path)
     faults = FaultCounter()
     labels, names, category_ids = _read_categories(content["categories"], content["annotations"], path, class_names)
     root = _choose_folder(content["images"], folders, path)
@@ -73,7 +73,12 @@ def read_annotations(path: Path, folders: Sequence[Path], class_names: Sequence[
     return DetectionImages(root, names, category_ids, images.usable, objects, reader.has_outlines, faults.faults())
 
 
-def _read_json(path: Path) -> dict[str, list[Any]]:
+def read_lists(path: Path) -> dict[str, list[Any]]:
+    """The lists of a COCO file: ``images``, ``annotations`` and ``categories``, their entries as they are.
+
+    Raises:
+        UserError: The file is missing, no JSON, or not of that format.
+    """
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:

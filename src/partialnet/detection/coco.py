@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..data.splits import HELD_OUT, TRAINING, choose_by_name
+from ..data.splits import HELD_OUT, choose_by_name, first_part, part_of
 from ..errors import UserError
 from .annotation_file import read_annotations
 from .annotations import DetectionImages, DetectionSubset
@@ -85,7 +84,7 @@ def open_coco(
         train = _read(parts.get("train") or _only(parts, data))
         held_out = _read(_held_out(_find_parts(validation), validation), train.class_names)
         split = f"{data} and {validation}"
-    elif "train" in parts and (name := next((name for name in HELD_OUT if name in parts), None)):
+    elif "train" in parts and (name := first_part(parts, HELD_OUT)):
         train = _read(parts["train"])
         held_out = _read(parts[name], train.class_names)
         files = parts["train"].path, parts[name].path
@@ -127,7 +126,7 @@ def open_held_out(data: str, class_names: Sequence[str] | None = None) -> Detect
 
 def has_held_out(data: str) -> bool:
     """Whether ``data`` has a part to evaluate on, so that no images of its training have to serve."""
-    return any(name in HELD_OUT for name in _find_parts(data))
+    return first_part(_find_parts(data), HELD_OUT) is not None
 
 
 def images_without_objects(images: DetectionImages) -> np.ndarray:
@@ -146,9 +145,9 @@ def _only(parts: dict[str, _Part], data: str) -> _Part:
 
 
 def _held_out(parts: dict[str, _Part], data: str) -> _Part:
-    for name in (*HELD_OUT, ""):
-        if name in parts:
-            return parts[name]
+    name = first_part(parts, (*HELD_OUT, ""))
+    if name is not None:
+        return parts[name]
     raise UserError(f"{data!r} has a training part only; to evaluate on it, name it as IMAGES,JSON.")
 
 
@@ -186,7 +185,7 @@ def _parts_of_folder(root: Path) -> dict[str, _Part]:
             break
     parts: dict[str, Path] = {}
     for path in found:
-        part = _part(path.relative_to(root))
+        part = part_of(path.relative_to(root))
         if part in parts:
             where = f"for {part!r} " if part else ""
             raise UserError(
@@ -199,21 +198,9 @@ def _parts_of_folder(root: Path) -> dict[str, _Part]:
     return {part: _Part(path, _image_folders(path, root)) for part, path in parts.items()}
 
 
-def _part(path: Path) -> str:
-    """What part a file is of, by the words in its name or else its folder's."""
-    for text in (path.name, path.parent.name):
-        words = re.findall(r"[a-z]+", text.lower())
-        for word in words:
-            if word in TRAINING:
-                return "train"
-            if word in HELD_OUT:
-                return word
-    return ""
-
-
 def _image_folders(path: Path, root: Path) -> list[Path]:
     """Where the images of a JSON file may be, the likeliest first."""
-    part = _part(path.relative_to(root))
+    part = part_of(path.relative_to(root))
     synonyms = ["val", "valid", "validation"] if part in ("val", "valid", "validation") else []
     names = dict.fromkeys([path.stem.removeprefix("instances_"), part, *synonyms, "images", ""])
     nested = [f"images/{name}" for name in names] + [f"{name}/images" for name in names]

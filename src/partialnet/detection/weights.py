@@ -8,8 +8,9 @@ from typing import Any
 
 from partialnet.checkpoint import Checkpoint
 from partialnet.errors import UserError
+from partialnet.messages import listed
 from partialnet.stored_network import is_stored_as
-from partialnet.transfer import Fit, fit, listed, open_weights, refuse_folded
+from partialnet.transfer import Fit, fit, open_weights, refuse_folded
 
 from .checkpoint import DetectorCheckpoint, load_detector
 

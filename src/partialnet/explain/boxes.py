@@ -6,17 +6,17 @@ pixels beside an object; here it has to lie in one of the boxes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from partialnet.detection.annotation_file import read_lists
 from partialnet.errors import UserError
 from partialnet.images import read_image
+from partialnet.messages import similar_names
 from partialnet.preprocessing import Region
 
 from .cam import Explainer
@@ -118,12 +118,7 @@ def read_boxes(path: str | Path) -> BoxSet:
         UserError: The file is missing, no JSON, or not of that format.
     """
     path = Path(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError(f"There is no file {str(path)!r}.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{str(path)!r} cannot be read as JSON: {error}") from error
+    content = read_lists(path)
     try:
         names = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
         files = {entry["id"]: entry for entry in content["images"]}
@@ -171,9 +166,7 @@ def match_categories(explainer: Explainer, boxes: BoxSet, given: Mapping[str, st
         classes |= {category: own[_plain(category)] for category in boxes.categories if _plain(category) in own}
     for name, category in (given or {}).items():
         if category not in boxes.categories:
-            near = get_close_matches(category, boxes.categories, n=3)
-            hint = f" Similar names: {', '.join(near)}." if near else ""
-            raise UserError(f"The boxes have no category {category!r}.{hint}")
+            raise UserError(f"The boxes have no category {category!r}.{similar_names(category, boxes.categories)}")
         classes[category] = explainer.find_class(name)
     if not classes:
         raise UserError(

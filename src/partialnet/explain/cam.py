@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from partialnet.checkpoint import Checkpoint
 from partialnet.errors import UserError
 from partialnet.extras import require
+from partialnet.messages import did_you_mean
 from partialnet.preprocessing import Preprocessing, Region
 
 from .layers import TargetLayer, target_layers
@@ -323,9 +324,7 @@ def library_class(method: str) -> tuple[Any, Any]:
         UserError: There is no such method, or the library is not installed.
     """
     if method not in METHODS:
-        near = get_close_matches(method, METHODS, n=1)
-        hint = f" Did you mean {near[0]}?" if near else f" Choose one of {', '.join(METHODS)}."
-        raise UserError(f"There is no method {method!r}.{hint}")
+        raise UserError(f"There is no method {method!r}.{did_you_mean(method, METHODS)}")
     library = require("pytorch_grad_cam", "explain")
     targets = require("pytorch_grad_cam.utils.model_targets", "explain")
     return getattr(library, METHODS[method]), targets.ClassifierOutputTarget

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ..errors import UserError
 from ..extras import require
 from ..files import write_atomically
+from ..messages import first_line
 from ..training.engine import STATES_NAME
 from .config import SearchConfig
 from .plan import PLAN_NAME
@@ -52,7 +53,7 @@ class RayCluster:
         try:
             ray.init(None if self.address == "local" else self.address, log_to_driver=False, logging_level="warning")
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(f"The Ray cluster {self.address!r} cannot be reached: {_first_line(error)}") from error
+            raise UserError(f"The Ray cluster {self.address!r} cannot be reached: {first_line(error)}") from error
         try:
             self._search(points, _absolute(data))
         finally:
@@ -76,7 +77,7 @@ class RayCluster:
                     except UserError:
                         raise
                     except ray.exceptions.RayError as error:
-                        raise UserError(f"A search on the cluster failed: {_first_line(error)}") from error
+                        raise UserError(f"A search on the cluster failed: {first_line(error)}") from error
                     _write(folders[task], files)
                     bar.update()
                 bar.refresh()
@@ -127,7 +128,3 @@ def _absolute(source: str) -> str:
     path = Path(source.removeprefix(prefix))
     is_path = prefix == "wds/" or (source != "digits" and path.exists())
     return f"{prefix}{path.absolute()}" if is_path else source
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -12,6 +12,7 @@ from timm.data import create_transform
 from timm.optim import list_optimizers
 
 from ..errors import UserError
+from ..messages import similar_names
 from ..torchvision_networks import PREFIX
 from .settings import Settings, setting
 
@@ -119,8 +120,7 @@ class RunConfig(Settings):
             hint = f" Did you mean {' or '.join(near)}?" if near else " `timm.list_models()` names them all."
             raise UserError(f"timm has no model {self.model!r}.{hint}")
         if self.optimizer.lower() not in list_optimizers():
-            near = get_close_matches(self.optimizer, [str(name) for name in list_optimizers()], n=3)
-            hint = f" Similar names: {', '.join(near)}." if near else ""
+            hint = similar_names(self.optimizer, map(str, list_optimizers()))
             raise UserError(f"timm has no optimiser named {self.optimizer!r}.{hint}")
         if self.schedule in ("step", "multistep") and not (self.decay_epochs and min(self.decay_epochs) > 0):
             raise UserError(f"decay_epochs must hold a positive number for the schedule {self.schedule!r}.")

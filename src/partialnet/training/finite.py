@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..messages import listed
 from .items import TrainingItems
 
 #: Names in the message; the rest is counted.
@@ -67,9 +68,8 @@ class FiniteCheck:
             losses = step.flags[:-1].tolist()
             spoilt = [part for part, finite in zip(step.indices, losses, strict=True) if not finite]
             names = [images.name(int(index)) for part in spoilt or step.indices for index in part]
-            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             raise UserError(
                 f"The {'loss' if spoilt else 'gradient'} is NaN or infinite in {step.place}, so training stopped; the "
                 f"checkpoints of the last whole epoch are untouched. A lower lr or clip_grad helps if the images are "
-                f"sound. Images: {', '.join(names[:SHOWN])}{more}."
+                f"sound. Images: {listed(names, SHOWN)}."
             )

@@ -11,8 +11,9 @@ from torch import nn
 
 from ..checkpoint import Checkpoint, create_checkpoint
 from ..errors import UserError
+from ..messages import listed
 from ..timm_configuration import configuration_of
-from ..transfer import fit, listed, open_weights
+from ..transfer import fit, open_weights
 from .config import TrainConfig
 
 

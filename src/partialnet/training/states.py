@@ -16,6 +16,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from ..errors import UserError
 from ..files import NO_ROOM, write_atomically
+from ..messages import first_line
 
 _NAME = re.compile(r"(\d+)-.*-([0-9a-f]{16})\.pt")
 
@@ -78,8 +79,7 @@ class StateFiles(CheckpointIO):
             try:
                 return State(path, self._read(path))
             except Exception as error:  # torch's reader raises whatever a damaged file leads it to
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                self.say(f"The state {str(path)!r} is damaged ({reason}); trying the one before.")
+                self.say(f"The state {str(path)!r} is damaged ({first_line(error)}); trying the one before.")
         if self.files():
             raise UserError(f"None of the states in {str(self.folder)!r} is whole; train anew in another folder.")
         return None

@@ -24,6 +24,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from partialnet.errors import UserError
+from partialnet.messages import first_line
 
 from .answers import Busy, Forgotten, Viewer
 
@@ -166,8 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise
         except Exception as error:
             _logger.exception("A question could not be answered.")
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            status, answer = HTTPStatus.INTERNAL_SERVER_ERROR, {"error": f"That did not work: {reason}"}
+            status, answer = HTTPStatus.INTERNAL_SERVER_ERROR, {"error": f"That did not work: {first_line(error)}"}
         self._send(status, json.dumps(answer, allow_nan=False).encode(), "application/json")
 
     def _check_sender(self) -> None:

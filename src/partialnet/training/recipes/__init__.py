@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from difflib import get_close_matches
 from importlib import resources
 from typing import Any, TypeVar
 
 import yaml
 
 from ...errors import UserError
+from ...messages import did_you_mean
 from ..config import RunConfig, TrainConfig
 from ..settings import create_settings
 
@@ -39,9 +39,7 @@ def recipe_values(name: str, model: str | None = None, kind: type[RunConfig] = T
     """
     names = recipe_names(kind)
     if name not in names:
-        near = get_close_matches(name, names, n=1)
-        hint = f"Did you mean {near[0]}?" if near else f"Choose one of {', '.join(names)}."
-        raise UserError(f"There is no recipe {name!r}. {hint}")
+        raise UserError(f"There is no recipe {name!r}.{did_you_mean(name, names)}")
     content: dict[str, Any] = yaml.safe_load(
         (resources.files(kind.recipes) / f"{name}.yaml").read_text(encoding="utf-8")
     )

@@ -1,0 +1,30 @@
+"""Parts of sentences that are told in several places."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def similar_names(name: str, known: Iterable[str]) -> str:
+    """A sentence, after a space, with the names that are most like an unknown one; empty where none is."""
+    near = get_close_matches(name, list(known), n=3)
+    return f" Similar names: {', '.join(near)}." if near else ""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence, after a space, with the name that an unknown one stands for, or else all names."""
+    choices = list(known)
+    near = get_close_matches(name, choices, n=1)
+    return f" Did you mean {near[0]}?" if near else f" Choose one of {', '.join(choices)}."
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
