@@ -5,16 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # Threads gain nothing on tensors this small. While another process has the cores they wait for each other and the
 # tests take 20 times as long. The variable is for the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import pytest
 import torch
+from commands import CLASSES, Command, Result
+from PIL import Image
 from torch import nn
 
 import partialnet  # noqa: F401 - registers the variants with timm
+from partialnet.checkpoint import create_checkpoint
+from partialnet.cli import main
 
 torch.set_num_threads(1)
 
@@ -73,3 +79,84 @@ def randomize_parameters(model: nn.Module) -> nn.Module:
         else:
             tensor.copy_(0.2 * torch.randn_like(tensor))
     return model
+
+
+# -- things to run the commands on -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run a command in this process; an exception that a user would see as a traceback fails the test."""
+
+    def run(*args: Any) -> Result:
+        capsys.readouterr()
+        code: Any = 0
+        try:
+            main([str(argument) for argument in args])
+        except SystemExit as error:
+            code = error.code
+        return Result(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny network for 64×64 images of three classes."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    checkpoint = create_checkpoint(
+        "partialnet_t0", CLASSES, num_classes=3, embed_dim=16, depths=[1, 1, 2, 1], head_hidden_size=24
+    )
+    torch.manual_seed(0)
+    randomize_parameters(checkpoint.model)
+    checkpoint.input_config |= {"input_size": [3, 64, 64], "crop_pct": 1.0}
+    checkpoint.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Good images of every kind, in a nested folder, beside a text that is no image."""
+    folder = tmp_path_factory.mktemp("photos")
+    noise = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    rgb = Image.fromarray(noise)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rgb.save(folder / "turned.jpg", exif=exif)
+    rgb.convert("L").save(folder / "grey.png")
+    rgb.convert("1").save(folder / "bits.png")
+    rgb.convert("CMYK").save(folder / "cmyk.jpg")
+    rgb.convert("P").save(folder / "palette.png", transparency=3)
+    rgb.convert("LA").save(folder / "la.png")
+    Image.fromarray(np.dstack((noise, noise[:, :, :1]))).save(folder / "rgba.png")
+    Image.fromarray(noise[:, :, 0].astype(np.uint16) * 257).save(folder / "deep.png")
+    Image.fromarray(noise[:, :, 0].astype(np.uint16) * 257).save(folder / "deep.tif")
+    Image.fromarray(noise[:, :, 0] / np.float32(255)).save(folder / "float.tif")
+    rgb.save(folder / "moving.gif", save_all=True, append_images=[rgb.rotate(90)])
+    (folder / "more" / "names with spaces").mkdir(parents=True)
+    Image.new("RGB", (1, 1), "red").save(folder / "more" / "pixel.png")
+    Image.new("RGB", (3000, 1), "red").save(folder / "more" / "wide.bmp")
+    Image.new("RGB", (1, 3000), "red").save(folder / "more" / "high.webp")
+    rgb.save(folder / "more" / "names with spaces" / "ümläut 猫.PNG")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+@pytest.fixture
+def broken(tmp_path: Path, photos: Path) -> Path:
+    """Six images that cannot be read among two that can."""
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    jpeg = (photos / "turned.jpg").read_bytes()
+    (folder / "a_good.jpg").write_bytes(jpeg)
+    (folder / "b_truncated.jpg").write_bytes(jpeg[: len(jpeg) // 2])
+    (folder / "c_empty.png").touch()
+    (folder / "d_text.jpg").write_text("This is a text.")
+    tiff = (photos / "deep.tif").read_bytes()
+    (folder / "e_truncated.tif").write_bytes(tiff[: len(tiff) // 2])
+    (folder / "f_start.tif").write_bytes(tiff[:60])
+    bomb = bytearray((photos / "grey.png").read_bytes())
+    bomb[16:24] = (60000).to_bytes(4, "big") * 2
+    (folder / "g_bomb.png").write_bytes(bomb)
+    (folder / "h_good.png").write_bytes((photos / "grey.png").read_bytes())
+    return folder

@@ -94,9 +94,13 @@ def test_confusion(size: int, figures: list[Figure], tmp_path: Path) -> None:
     assert max(Image.open(tmp_path / "m.png").size) < 2400
 
 
-def test_confusion_of_classes_without_images(tmp_path: Path) -> None:
+def test_confusion_of_classes_without_images(figures: list[Figure], tmp_path: Path) -> None:
     plots.confusion_matrix(tmp_path / "m.png", [0], [0], ["a", "b", "c"], "one image")
     plots.confusion_matrix(tmp_path / "n.png", [], [], [str(i) for i in range(100)], "no image")
+    shares = [np.asarray(figure.axes[0].images[0].get_array()) for figure in figures]
+    assert shares[0].tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
+    assert not shares[1].any()
+    assert figures[1].axes[1].get_title(loc="left") == "no mistakes"
 
 
 @pytest.mark.parametrize("number", [1, 5, 40])
