@@ -1,5 +1,6 @@
 """The measuring instrument: interleaving, ratios, files, and the command with every runtime."""
 
+import contextlib
 import csv
 import json
 from types import SimpleNamespace
@@ -8,10 +9,12 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from torch._dynamo import config as dynamo_config
 
 import partialnet
 from partialnet.bench import environment, interleave
-from partialnet.bench.contestants import Setting, default_peer
+from partialnet.bench.contestants import Setting, default_peer, prepare
+from partialnet.bench.torch_settings import torch_settings
 from partialnet.checkpoint import create_checkpoint, load
 from partialnet.cli import main
 from partialnet.errors import UserError
@@ -66,6 +69,29 @@ def test_environment_has_the_command_without_private_folders(monkeypatch, tmp_pa
     monkeypatch.setattr("sys.argv", ["benchmarks/eager.py", "--threads", "2"])
     assert environment()["command"] == "benchmarks/eager.py --threads 2"
     assert {"cpu", "versions", "commit", "date"} <= set(found)
+
+
+def test_preparing_leaves_the_network_as_it_is():
+    checkpoint = create_checkpoint("test_resnet")
+    checkpoint.model.train()
+    before = {name: value.clone() for name, value in checkpoint.model.state_dict().items()}
+    prepare(checkpoint, Setting("eager", "bf16", img_size=32))
+    assert checkpoint.model.training
+    for name, value in checkpoint.model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+def test_measuring_gives_back_the_settings_of_the_process():
+    def found() -> tuple[int, bool, int]:
+        return torch.get_num_threads(), torch.backends.cudnn.allow_tf32, dynamo_config.recompile_limit
+
+    before = found()
+    with contextlib.suppress(ZeroDivisionError), torch_settings(before[0] + 1):
+        within = found()
+        raise ZeroDivisionError
+    assert within == (before[0] + 1, False, max(256, before[2]))
+    assert found() == before
+    assert before[1]
 
 
 def test_peers_are_folded_like_ours():

@@ -10,6 +10,7 @@ import torch
 
 from partialnet.bench.contestants import Setting, prepare
 from partialnet.bench.timing import Timing, interleave, synchronizer
+from partialnet.bench.torch_settings import torch_settings
 from partialnet.checkpoint import Checkpoint, create_checkpoint
 from partialnet.complexity import measure
 from partialnet.deploy.export import quiet
@@ -136,9 +137,10 @@ def time_rows(
     for images, what in ((1, "latency"), (batch_size, "throughput")):
         setting = Setting(runtime, "fp32", threads, images, None, device)
         setting.check()
-        with quiet():
-            contestants = {name: prepare(checkpoint, setting) for name, checkpoint in networks.items()}
-        label = f"{runtime}, {what}"
-        found.append(interleave(contestants, reference, seconds, 7, 2, wait, description=label, clock=clock))
+        with torch_settings(threads):
+            with quiet():
+                contestants = {name: prepare(checkpoint, setting) for name, checkpoint in networks.items()}
+            label = f"{runtime}, {what}"
+            found.append(interleave(contestants, reference, seconds, 7, 2, wait, description=label, clock=clock))
     latencies, throughputs = found
     return {name: Speed(runtime, latencies[name], throughputs[name], batch_size) for name in networks}

@@ -23,6 +23,7 @@ from .environment import environment
 from .peak import Peak, measure_peak
 from .presets import PresetRow
 from .timing import Timing, interleave, synchronizer
+from .torch_settings import torch_settings
 
 RESULT_NAME = "comparison.json"
 
@@ -202,28 +203,29 @@ def measure_rows(
     ]
     if not todo:
         return
-    reference = load(conditions.against)
-    peak, run_peak = measure_peak(conditions.threads, conditions.precision, conditions.device)
-    comparison.peaks.append(peak)
-    comparison.sessions.append(environment())
-    on_row(f"Fastest convolution here: {peak.gflops:.0f} GFLOP/s in {peak.precision} ({peak.runtime}).")
-    for number, (runtime, row, prepared) in enumerate(_with_reference(todo, reference, conditions), 1):
-        label = f"[{number}/{len(todo)}] {row.name} · {runtime}"
-        try:
-            found = _measure(row, runtime, prepared, conditions, peak.gflop, run_peak)
-        except Exception as error:  # networks fail in as many ways as there are runtimes; the others go on
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            comparison.failures[f"{row.name} · {runtime}"] = reason
-            on_row(f"{label}: not measured: {reason}")
-            continue
-        finally:
-            gc.collect()  # the last network's memory, before the next one is built
-        comparison.measurements.append(found)
-        comparison.save(folder)
-        on_row(
-            f"{label}: {found.latency.median_ms:.2f} ms, {found.images_per_second:.0f} images/s, "
-            f"{found.share_of_peak:.0%} of peak"
-        )
+    with torch_settings(conditions.threads):
+        reference = load(conditions.against)
+        peak, run_peak = measure_peak(conditions.threads, conditions.precision, conditions.device)
+        comparison.peaks.append(peak)
+        comparison.sessions.append(environment())
+        on_row(f"Fastest convolution here: {peak.gflops:.0f} GFLOP/s in {peak.precision} ({peak.runtime}).")
+        for number, (runtime, row, prepared) in enumerate(_with_reference(todo, reference, conditions), 1):
+            label = f"[{number}/{len(todo)}] {row.name} · {runtime}"
+            try:
+                found = _measure(row, runtime, prepared, conditions, peak.gflop, run_peak)
+            except Exception as error:  # networks fail in as many ways as there are runtimes; the others go on
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                comparison.failures[f"{row.name} · {runtime}"] = reason
+                on_row(f"{label}: not measured: {reason}")
+                continue
+            finally:
+                gc.collect()  # the last network's memory, before the next one is built
+            comparison.measurements.append(found)
+            comparison.save(folder)
+            on_row(
+                f"{label}: {found.latency.median_ms:.2f} ms, {found.images_per_second:.0f} images/s, "
+                f"{found.share_of_peak:.0%} of peak"
+            )
 
 
 def _with_reference(

@@ -7,13 +7,14 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
-from torch._dynamo import config as dynamo_config
 
+from partialnet.batch_norms import is_batch_norm
 from partialnet.checkpoint import Checkpoint, load
 from partialnet.deploy.export import quiet
 from partialnet.errors import UserError
@@ -27,8 +28,6 @@ from .timing import synchronizer
 
 RUNTIMES = ("eager", "compile", "onnxruntime", "openvino")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-#: Compiled variants of one class of networks in one process.
-_MOST_VARIANTS = 256
 #: Which form of our layers suits a runtime on the CPU; compilers and GPUs get the plain one.
 _FORMS: dict[str, Runtime] = {"eager": "torch", "onnxruntime": "onnxruntime", "openvino": "openvino"}
 
@@ -74,21 +73,23 @@ class Setting:
 
 
 def prepare(checkpoint: Checkpoint, setting: Setting) -> Callable[[], object]:
-    """What runs the network once on one batch of random images under ``setting``."""
+    """What runs a copy of the network once on one batch of random images under ``setting``.
+
+    Both this and what it returns are to be called within ``torch_settings``.
+    """
     channels, height, width = checkpoint.input_config["input_size"]
     size = (setting.img_size or height, setting.img_size or width)
     images = torch.randn(setting.batch_size, channels, *size, generator=torch.Generator().manual_seed(0))
-    _shift_fresh_norms(checkpoint.model)
-    model = fold(checkpoint.model.eval(), size, _FORMS.get(setting.runtime) if setting.device == "cpu" else None)
+    model = copy.deepcopy(checkpoint.model).eval()
+    _shift_fresh_norms(model)
+    model = fold(model, size, _FORMS.get(setting.runtime) if setting.device == "cpu" else None)
     if setting.runtime == "eager":
         return fastest_layout(model, images, setting)
     if setting.runtime == "compile":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # a variant for each row and batch size: the ninth of a class would silently run uncompiled
-            dynamo_config.recompile_limit = max(dynamo_config.recompile_limit, _MOST_VARIANTS)
             model.compile(mode="max-autotune-no-cudagraphs", dynamic=False)
-            return _torch_runner(model, images, setting, torch.channels_last)
+            return TorchRunner(model, images, setting.precision, setting.device, torch.channels_last)
     return exported_runner(model, images, setting.runtime, setting.precision, setting.threads)
 
 
@@ -99,15 +100,18 @@ def _shift_fresh_norms(model: nn.Module) -> None:
     """
     generator = torch.Generator().manual_seed(0)
     for norm in model.modules():
-        mean = getattr(norm, "running_mean", None)
-        if isinstance(norm, nn.modules.batchnorm._BatchNorm) and mean is not None and not mean.any():
+        mean: Any = getattr(norm, "running_mean", None)
+        if is_batch_norm(norm) and not mean.any():
             mean.copy_(0.1 * torch.randn(mean.shape, generator=generator))
 
 
-def fastest_layout(model: nn.Module, images: Tensor, setting: Setting) -> Callable[[], object]:
-    """The faster of contiguous and channels_last by the best of a few runs, which other programs disturb least."""
+def fastest_layout(model: nn.Module, images: Tensor, setting: Setting) -> TorchRunner:
+    """What runs a copy of the network in the faster of contiguous and channels_last, within ``torch_settings``.
+
+    They take turns, and the best of a few runs counts, which other programs disturb least.
+    """
     runs = [
-        _torch_runner(copy.deepcopy(model), images, setting, layout)
+        TorchRunner(copy.deepcopy(model), images, setting.precision, setting.device, layout)
         for layout in (torch.contiguous_format, torch.channels_last)
     ]
     wait = synchronizer(torch.device(setting.device))
@@ -119,11 +123,6 @@ def fastest_layout(model: nn.Module, images: Tensor, setting: Setting) -> Callab
             wait()
             times.append(time.perf_counter() - start)
     return runs[int(np.argmin([min(times[1:]) for times in seconds]))]
-
-
-def _torch_runner(model: nn.Module, images: Tensor, setting: Setting, layout: torch.memory_format) -> TorchRunner:
-    torch.set_num_threads(setting.threads)
-    return TorchRunner(model, images, setting.precision, setting.device, layout)
 
 
 def default_peer(name: str) -> str | None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from .runners import TorchRunner, exported_runner
 from .timing import synchronizer
+from .torch_settings import torch_settings
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def measure_peak(
         images = torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(0))
         run = _runner(nn.Sequential(*convolutions).eval(), images, runtime, precision, threads, device)
         gflop = 2 * _LAYERS * batch * size**2 * channels**2 * kernel**2 / 1e9
-        gflops = gflop / _shortest(run, seconds, synchronizer(torch.device(device)))
+        with torch_settings(threads):
+            gflops = gflop / _shortest(run, seconds, synchronizer(torch.device(device)))
         name = f"{kernel}×{kernel}, {channels} channels, {size}×{size}, batch {batch}"
         found.append((Peak(gflops, gflop, precision, runtime, name, threads), run))
     return max(found, key=lambda pair: pair[0].gflops)
@@ -75,7 +77,6 @@ def _runner(
     model: nn.Module, images: torch.Tensor, runtime: str, precision: str, threads: int, device: str
 ) -> Callable[[], object]:
     if runtime == "eager":
-        torch.set_num_threads(threads)
         return TorchRunner(model, images, precision, device, torch.channels_last)
     return exported_runner(model, images, runtime, precision, threads)
 

@@ -23,7 +23,7 @@ _CALIBRATION_BATCHES = 4
 
 
 class TorchRunner:
-    """A module of PyTorch with one batch in its device, dtype and memory layout.
+    """A module of PyTorch with one batch in its device, dtype and memory layout; called within ``torch_settings``.
 
     Args:
         model: Network in evaluation mode; moved in place.
@@ -36,10 +36,8 @@ class TorchRunner:
     def __init__(
         self, model: nn.Module, images: Tensor, precision: str, device: str, layout: torch.memory_format
     ) -> None:
-        if device.startswith("cuda"):
-            # PyTorch's own choice is TF32 in convolutions but not in matrix products, which is neither
-            torch.backends.cudnn.allow_tf32 = False
         dtype = TORCH_DTYPES[precision]
+        self.layout = layout
         self.model = model.to(device, dtype, memory_format=layout)  # type: ignore[call-overload]
         self.images = images.to(device, dtype).contiguous(memory_format=layout)
 

@@ -8,19 +8,20 @@ head and 100 detections through the masks', as in the paper's framework. Untrain
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from partialnet.bench import Timing, interleave
+from partialnet.bench.contestants import Setting, fastest_layout
 from partialnet.bench.timing import synchronizer
+from partialnet.bench.torch_settings import torch_settings
 from partialnet.errors import UserError
 from partialnet.files import write_csv
 from partialnet.fold import fold
@@ -168,7 +169,8 @@ class _Contestant:
             name, NUM_CATEGORIES, img_size=(min(size), max(size)), pyramid_channels=pyramid_channels
         )
         form: Runtime | None = "torch" if device == "cpu" else None
-        self.layout = _faster_layout(fold(detector.backbone, runtime=form), device)
+        image = torch.rand(1, 3, *_LAYOUT_SIZE)
+        self.layout = fastest_layout(fold(detector.backbone, runtime=form), image, Setting(device=device)).layout
         folded: Any = fold(detector)
         folded.backbone = fold(detector.backbone, size, form)
         self.model = folded.to(device, memory_format=self.layout)
@@ -190,24 +192,6 @@ class _Contestant:
         with torch.inference_mode():
             found: list[dict[str, Tensor]] = self.model([self.image])
         return found
-
-
-def _faster_layout(backbone: nn.Module, device: str) -> torch.memory_format:
-    image = torch.rand(1, 3, *_LAYOUT_SIZE, device=device)
-    seconds: dict[torch.memory_format, float] = {}
-    wait = synchronizer(torch.device(device))
-    for layout in (torch.contiguous_format, torch.channels_last):
-        model = backbone.to(device, memory_format=layout)  # type: ignore[call-overload]
-        batch = image.contiguous(memory_format=layout)
-        times = []
-        for _ in range(4):
-            start = time.perf_counter()
-            with torch.inference_mode():
-                model(batch)
-            wait()
-            times.append(time.perf_counter() - start)
-        seconds[layout] = min(times[1:])
-    return min(seconds, key=lambda layout: seconds[layout])
 
 
 def bench_detectors(
@@ -250,15 +234,11 @@ def bench_detectors(
 
     # all are counted first, which finds out about names that cannot be built
     counts = {kind: count_detector(kind[0], size, kind[1]) for kind in with_bar("counting")}
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with torch_settings(threads):
         contestants = {_label(kind): _Contestant(*kind, size, device) for kind in with_bar("preparing")}
         wait = synchronizer(torch.device(device))
         reference = _label((against, pyramid_channels[0]))
         timings = interleave(contestants, reference, seconds, min_rounds, 1, wait, "measuring", progress)
-    finally:
-        torch.set_num_threads(before)
     layouts = {
         name: "channels_last" if contestant.layout is torch.channels_last else "contiguous"
         for name, contestant in contestants.items()

@@ -11,6 +11,7 @@ from torch import nn
 
 from partialnet.bench.contestants import Setting, fastest_layout
 from partialnet.bench.timing import interleave, synchronizer
+from partialnet.bench.torch_settings import torch_settings
 from partialnet.checkpoint import Checkpoint
 from partialnet.errors import UserError
 from partialnet.fold import fold
@@ -40,24 +41,25 @@ def measure_folding(
     threads = torch.get_num_threads()
     contestants: dict[tuple[str, str], Callable[[], object]] = {}
     sizes = {}
-    for name, checkpoint in checkpoints.items():
-        channels, height, width = checkpoint.input_config["input_size"]
-        setting = Setting(threads=threads, device=device.type)
-        image = torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(0))
-        sizes[name] = [height, width]
-        forms: dict[str, nn.Module] = {}
-        if not checkpoint.folded:
-            forms["unfolded"] = copy.deepcopy(checkpoint.model)
-        forms["folded"] = fold(checkpoint.model, (height, width), "torch" if device.type == "cpu" else None)
-        for form, model in forms.items():
-            contestants[name, form] = fastest_layout(model, image, setting)
-    keys = {f"{name}\n{form}": (name, form) for name, form in contestants}
-    timings = interleave(
-        {key: contestants[pair] for key, pair in keys.items()},
-        next(iter(keys)),
-        seconds,
-        synchronize=synchronizer(device),
-        progress=False,
-    )
+    with torch_settings(threads):
+        for name, checkpoint in checkpoints.items():
+            channels, height, width = checkpoint.input_config["input_size"]
+            setting = Setting(threads=threads, device=device.type)
+            image = torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(0))
+            sizes[name] = [height, width]
+            forms: dict[str, nn.Module] = {}
+            if not checkpoint.folded:
+                forms["unfolded"] = copy.deepcopy(checkpoint.model)
+            forms["folded"] = fold(checkpoint.model, (height, width), "torch" if device.type == "cpu" else None)
+            for form, model in forms.items():
+                contestants[name, form] = fastest_layout(model, image, setting)
+        keys = {f"{name}\n{form}": (name, form) for name, form in contestants}
+        timings = interleave(
+            {key: contestants[pair] for key, pair in keys.items()},
+            next(iter(keys)),
+            seconds,
+            synchronize=synchronizer(device),
+            progress=False,
+        )
     rows = [{"network": keys[key][0], "form": keys[key][1], **vars(timing)} for key, timing in timings.items()]
     return {"rows": rows, "threads": threads, "device": device.type, "sizes": sizes}
