@@ -20,7 +20,6 @@ choose.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import statistics
@@ -38,7 +37,7 @@ from tqdm import tqdm
 import partialnet  # noqa: F401 - registers the models
 from partialnet.bench import environment
 from partialnet.complexity import measure
-from partialnet.files import write_atomically
+from partialnet.files import write_json
 from partialnet.inverted_bottleneck import mix_before_expansion
 from partialnet.timm_configuration import build_variant
 
@@ -150,7 +149,6 @@ def run_one(
     rows = read_metrics(folder)
     model = timm.create_model(network.model, num_classes=10, **network.args)
     complexity = measure(model, (3, experiment.img_size, experiment.img_size))
-    counts = complexity.folded or complexity.training
     return {
         "network": network.label,
         "seed": seed,
@@ -159,7 +157,7 @@ def run_one(
         "train_loss": [row["train_loss"] for row in rows],
         "seconds": sum(row["seconds"] for row in rows),
         "params_m": round(complexity.training.params_m, 3),
-        "macs_m": round(1e3 * counts.macs_g, 2),
+        "macs_m": round(1e3 * complexity.folded.macs_g, 2),
     }
 
 
@@ -223,7 +221,7 @@ def main() -> None:
                 "summary": summarize(rows),
                 "rows": rows,
             }
-            write_atomically(output, (json.dumps(content, indent=1) + "\n").encode())
+            write_json(output, content)
     for row in summarize(rows):
         spread = "" if row["stdev"] is None else f" ± {row['stdev']:.2%}"
         print(f"{row['network']:32}{row['mean']:.2%}{spread}  {row['params_m']} M, {row['macs_m']} M MACs")

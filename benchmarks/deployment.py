@@ -14,7 +14,6 @@ processor time.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -30,6 +29,7 @@ from partialnet.bench.contestants import Setting, fastest_layout, open_and_prepa
 from partialnet.bench.runners import exported_runner
 from partialnet.complexity import measure as measure_complexity
 from partialnet.errors import UserError
+from partialnet.files import write_json
 
 SIZES = ("t0", "t1", "t2", "s", "m", "l")
 SETTINGS = tuple(
@@ -125,7 +125,7 @@ def main() -> None:
     content = {"environment": environment(), "threads": 1, "clock": "processor time", "batch_size": options.batch_size}
     if unavailable:
         content["not_available"] = unavailable
-    options.output.write_text(json.dumps({**content, "rows": rows}, indent=1) + "\n")
+    write_json(options.output, {**content, "rows": rows})
     print(f"written: {options.output.name}")
 
 

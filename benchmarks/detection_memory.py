@@ -15,7 +15,6 @@ bf16 is autocast's for the CPU; which operators it casts differs from CUDA's in 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from partialnet.bench import environment
 from partialnet.detection.model import create_mask_rcnn
-from partialnet.files import write_atomically
+from partialnet.files import write_json
 
 #: Regions of one image that torchvision's heads learn from: all, and the share that are objects.
 REGIONS, OBJECT_REGIONS = 512, 128
@@ -119,7 +118,7 @@ def main() -> None:
                     "setting": setting,
                     "rows": rows,
                 }
-                write_atomically(arguments.json, (json.dumps(content, indent=1) + "\n").encode())
+                write_json(arguments.json, content)
 
 
 if __name__ == "__main__":

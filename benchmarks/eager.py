@@ -9,7 +9,6 @@ float32, networks as timm builds them (nothing folded).
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from torch import nn
 
 import partialnet  # noqa: F401 - registers the models
 from partialnet.bench import environment, interleave
+from partialnet.files import write_json
 
 SIZES = ("t0", "t1", "t2", "s", "m", "l")
 #: images in a training step; the largest networks would need minutes a step at 32
@@ -91,9 +91,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     rows = [row for size in options.sizes for row in measure(size, options.seconds)]
     path = options.output or Path(__file__).parent / "results" / f"eager_{options.threads}t.json"
-    path.write_text(
-        json.dumps({"environment": environment(), "threads": options.threads, "rows": rows}, indent=1) + "\n"
-    )
+    write_json(path, {"environment": environment(), "threads": options.threads, "rows": rows})
     print(f"written: {path.name}")
 
 

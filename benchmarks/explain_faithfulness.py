@@ -11,7 +11,6 @@ folder, the same for all.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from partialnet.bench import environment
 from partialnet.checkpoint import load
 from partialnet.explain import Explainer, deletion_and_insertion, play_pointing_game, read_boxes
 from partialnet.explain.boxes import match_categories
-from partialnet.files import write_atomically
+from partialnet.files import write_json
 from partialnet.images import find_images, read_image
 
 SETTINGS = (("gradcam", 0), ("layercam", 0), ("gradcam", -1), ("layercam", -1))
@@ -108,7 +107,7 @@ def main() -> None:
                 }
             )
     content = {"results": results, "environment": environment()}
-    write_atomically(Path(options.output), f"{json.dumps(content, indent=1)}\n".encode())
+    write_json(Path(options.output), content)
     for row in results:
         areas, game = row["areas"], row["pointing"]
         print(

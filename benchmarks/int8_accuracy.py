@@ -10,7 +10,6 @@ images. Writes benchmarks/results/int8_accuracy.json.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -29,6 +28,7 @@ from partialnet.deploy.photos import CALIBRATION_IMAGES
 from partialnet.deploy.runtimes import load_exported
 from partialnet.deploy.verify import compare_accuracy
 from partialnet.evaluation import evaluate
+from partialnet.files import write_json
 
 
 def measure(checkpoint: Checkpoint, train: FolderImages, test: LabelledImages) -> list[dict]:
@@ -85,7 +85,7 @@ def main() -> None:
                 "rows": measure(checkpoint, FolderImages(data / "train"), FolderImages(evaluation_folder(data))),
             }
     path = Path(__file__).parent / "results" / "int8_accuracy.json"
-    path.write_text(json.dumps({"environment": environment(), "results": results}, indent=1) + "\n")
+    write_json(path, {"environment": environment(), "results": results})
     print(f"written: {path.name}")
 
 

@@ -9,7 +9,6 @@ these choices. Two threads, float32, channels_last.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 import partialnet  # noqa: F401 - registers the models
 from partialnet.bench import Timing, environment, interleave
+from partialnet.files import write_json
 from partialnet.layers import PATConv, SpatialGate
 from partialnet.layers.gaussian_se import GaussianSE, channel_statistics
 from partialnet.layers.self_attention import distance_buckets
@@ -127,7 +127,7 @@ def main() -> None:
             print(f"{name:36} {contestant:30} {timing.median_ms:9.3f} ms   ratio {timing.ratio:.2f}", flush=True)
     path = Path(__file__).parent / "results" / "layer_choices.json"
     rows = {name: {key: asdict(value) for key, value in timings.items()} for name, timings in results.items()}
-    path.write_text(json.dumps({"environment": environment(), "results": rows}, indent=1) + "\n")
+    write_json(path, {"environment": environment(), "results": rows})
     print(f"written: {path.name}")
 
 

@@ -10,7 +10,6 @@ of wall time, and of CPU time of all reading processes, which other programs on 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from partialnet.bench import environment
 from partialnet.data.sources import open_data
-from partialnet.files import write_atomically
+from partialnet.files import write_json
 from partialnet.training.batches import train_loader
 from partialnet.training.config import TrainConfig
 
@@ -89,7 +88,7 @@ def main() -> None:
         "rows": rows,
     }
     path = Path(__file__).parent / "results" / "loader_speed.json"
-    write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
+    write_json(path, result)
     print(f"written: {path.name}")
 
 

@@ -12,7 +12,6 @@ by the processor's time that it took.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -25,7 +24,7 @@ from torch import nn
 
 import partialnet  # noqa: F401 - registers the models
 from partialnet.bench import environment, interleave
-from partialnet.files import write_atomically
+from partialnet.files import write_json
 from partialnet.search import Objective, dynamic_layers, make_dynamic
 
 SIZES = ("t0", "t1", "t2", "s")
@@ -101,7 +100,7 @@ def main() -> None:
             print(f"{size:3} {name:36}{timing.median_ms:9.1f} ms   ratio {timing.ratio:.2f}", flush=True)
     content = {"environment": environment(), "threads": options.threads, "batch_size": options.batch_size, "rows": rows}
     path = Path(__file__).parent / "results" / "search_step.json"
-    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+    write_json(path, content)
     print(f"written: {path.name}")
 
 

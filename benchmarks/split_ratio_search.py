@@ -16,7 +16,6 @@ The stem's stride is 2 instead of 4, which leaves maps of 16 to 2 positions a si
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import statistics
@@ -33,7 +32,7 @@ from tqdm import tqdm
 import partialnet  # noqa: F401 - registers the models
 from partialnet.bench import environment
 from partialnet.complexity import measure
-from partialnet.files import write_atomically
+from partialnet.files import write_json
 from partialnet.search import Plan, load_plan
 from partialnet.search.config import SearchConfig
 from partialnet.search.pictures import draw_sweep
@@ -151,7 +150,7 @@ def main() -> None:
     content = {"environment": environment(), "train_images": count_images(options.data)}
     content |= run_sweep(options) if options.part == "sweep" else run_compare(options)
     path = RESULTS / f"split_ratio_{options.part}.json"
-    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+    write_json(path, content)
     print(f"written: {path.name}")
 
 

@@ -35,7 +35,7 @@ from partialnet.bench.contestants import Setting, prepare
 from partialnet.checkpoint import create_checkpoint
 from partialnet.complexity import measure as measure_complexity
 from partialnet.deploy.export import quiet
-from partialnet.files import write_atomically
+from partialnet.files import write_json
 from partialnet.surgery import convert
 
 RUNTIMES = ("openvino", "onnxruntime", "eager")
@@ -145,7 +145,7 @@ def main() -> None:
             for runtime in options.runtimes:
                 rows[batch_size, network.base, runtime] = measure(network, runtime, batch_size, options.seconds)
                 content["rows"] = [rows[key] for key in sorted(rows)]
-                write_atomically(options.output, (json.dumps(content, indent=1) + "\n").encode())
+                write_json(options.output, content)
     print(f"written: {options.output.name}")
 
 

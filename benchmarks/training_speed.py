@@ -13,7 +13,6 @@ benchmarks/results/training_speed.json.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -35,7 +34,7 @@ import partialnet  # noqa: F401 - registers the models
 from partialnet.bench import environment, interleave
 from partialnet.data import LabelledImages
 from partialnet.data.sources import open_data
-from partialnet.files import write_atomically
+from partialnet.files import write_json
 from partialnet.training.batches import Batch, train_loader
 from partialnet.training.config import TrainConfig
 from partialnet.training.recipes import load_recipe
@@ -169,7 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
             f"{row['share_of_time_waiting_for_images']['median']:.1%} of the time"
         )
     content = {"environment": environment(), "load_average": os.getloadavg()[0], "images": len(images), "rows": rows}
-    write_atomically(options.output, (json.dumps(content, indent=1) + "\n").encode())
+    write_json(options.output, content)
     print(f"written: {options.output}")
 
 

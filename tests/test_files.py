@@ -17,7 +17,7 @@ from conftest import Randomize
 from stored_networks import tiny
 
 from partialnet.checkpoint import load
-from partialnet.files import distinct_files, write_atomically, write_csv
+from partialnet.files import distinct_files, write_atomically, write_csv, write_json
 from partialnet.stored_network import CONFIG_NAME, WEIGHTS_NAME
 
 
@@ -33,6 +33,16 @@ def test_write_atomically(tmp_path: Path) -> None:
         write_atomically(path, content)
         assert path.read_bytes() == content
         assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_is_written_for_people_and_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    write_json(path, {"rows": [1, None]})
+    expected = '{\n "rows": [\n  1,\n  null\n ]\n}\n'
+    assert path.read_text() == expected
+    with pytest.raises(TypeError):
+        write_json(path, {"rows": object()})
+    assert path.read_text() == expected
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from partialnet.bench import environment
-from partialnet.files import write_atomically
+from partialnet.files import write_json
 
 from .ceilings import measure_ceilings
 from .networks import missing, work
@@ -206,7 +206,7 @@ class Suite:
     def write(self) -> None:
         """Put the result file as it is now in place of the last."""
         self.results["seconds"] = round(time.monotonic() - self.begin, 1)
-        write_atomically(self.path, (json.dumps(self.results, indent=1) + "\n").encode())
+        write_json(self.path, self.results)
 
 
 def _sentence(error: BaseException) -> str:

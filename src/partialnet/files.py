@@ -6,6 +6,7 @@ import csv
 import errno
 import io
 import itertools
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -84,6 +85,11 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[s
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(path, as_bytes(text.getvalue()))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write plain values as JSON for people, atomically."""
+    write_atomically(path, f"{json.dumps(content, indent=1)}\n".encode())
 
 
 def as_bytes(text: str) -> bytes:

@@ -16,7 +16,7 @@ from partialnet.checkpoint import Checkpoint, load
 from partialnet.complexity import measure
 from partialnet.deploy.export import quiet
 from partialnet.errors import UserError
-from partialnet.files import write_atomically
+from partialnet.files import write_json
 
 from .contestants import Setting, prepare
 from .environment import environment
@@ -125,7 +125,7 @@ class Comparison:
 
     def save(self, folder: Path) -> None:
         """Write the result file in one step."""
-        write_atomically(folder / RESULT_NAME, (json.dumps(asdict(self), indent=1) + "\n").encode())
+        write_json(folder / RESULT_NAME, asdict(self))
 
 
 def open_comparison(folder: Path, conditions: Conditions) -> Comparison:

@@ -10,7 +10,7 @@ from typing import Any
 
 from partialnet.errors import UserError
 from partialnet.extras import require
-from partialnet.files import write_atomically
+from partialnet.files import write_json
 from partialnet.layers.inference import Runtime
 
 from .runtimes import CONFIG_KEY
@@ -71,7 +71,7 @@ def put_in_place(finished: Path, output: Path) -> None:
 def write_report(output: Path, report: Mapping[str, Any]) -> None:
     """Write what there is to say of an exported file beside it, as ``<file>.json``."""
     path = output.with_name(f"{output.name}.json")
-    write_atomically(path, (json.dumps(report, indent=1) + "\n").encode())
+    write_json(path, report)
 
 
 def _files(path: Path) -> list[Path]:

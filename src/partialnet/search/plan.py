@@ -13,7 +13,7 @@ from torch import nn
 
 from ..checkpoint import Checkpoint
 from ..errors import UserError
-from ..files import write_atomically
+from ..files import write_json
 from ..layers import PATConv
 from ..models import PartialNet
 from .network import searchable_layers
@@ -80,7 +80,7 @@ class Plan:
     def save(self, path: Path) -> None:
         """Write the plan as JSON."""
         content = {"format": FORMAT, **asdict(self), "constraint_met": self.satisfied}
-        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+        write_json(path, content)
 
 
 def planned_network(start: Checkpoint, model: nn.Module) -> tuple[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from ..errors import UserError
-from ..files import write_atomically
+from ..files import write_json
 from .config import RunConfig
 
 #: Names under which the run is known to W&B and MLflow, so that its continuation is the same run there.
@@ -48,7 +48,7 @@ def create_loggers(config: RunConfig, folder: Path, first_epoch: int, continues:
             raise UserError(f"The logger {name} cannot begin: {' '.join(str(error).split())}") from error
         tracked[name] = run
         found.append(logger)
-    write_atomically(folder / TRACKED_NAME, (json.dumps(tracked, indent=1) + "\n").encode())
+    write_json(folder / TRACKED_NAME, tracked)
     return found
 
 

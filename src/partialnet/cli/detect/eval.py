@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -57,7 +56,7 @@ def evaluate(
     from partialnet.detection.run import evaluate_detector
     from partialnet.detection.sources import open_detector
     from partialnet.devices import find_device
-    from partialnet.files import write_atomically
+    from partialnet.files import write_json
 
     detector = open_detector(source)
     images = open_held_out(data, tuple(detector.categories.values()))
@@ -81,8 +80,7 @@ def evaluate(
         "broken_images": list(result.broken),
         "environment": environment(),
     }
-    text = json.dumps(content, indent=1)
-    write_atomically(folder / "evaluation.json", f"{text}\n".encode())
+    write_json(folder / "evaluation.json", content)
     write_detections(folder / "detections.json", result.detections)
     draw_results(folder, images, result.evaluation, result.detections)
     written = json_output.write(content)
