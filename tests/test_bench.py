@@ -14,6 +14,7 @@ from torch._dynamo import config as dynamo_config
 import partialnet
 from partialnet.bench import environment, interleave
 from partialnet.bench.contestants import Setting, default_peer, prepare
+from partialnet.bench.measure import measure_models
 from partialnet.bench.torch_settings import torch_settings
 from partialnet.checkpoint import create_checkpoint, load
 from partialnet.cli import main
@@ -141,6 +142,21 @@ def test_torchvision_names():
     assert load("torchvision:mobilenet_v2").input_config["input_size"] == [3, 224, 224]
     with pytest.raises(UserError, match="no classifier"):
         load("torchvision:mobilenet_v99")
+
+
+def test_models_are_measured_from_python_beside_the_reference():
+    said: list[str] = []
+    settings = [Setting(runtime, img_size=32, batch_size=2) for runtime in ("eager", "onnxruntime")]
+    rows = measure_models(["test_resnet"], settings, against="test_efficientnet", seconds=0.01, say=said.append)
+    assert [(row.setting, row.model) for row in rows] == [
+        (setting, model) for setting in settings for model in ("test_resnet", "test_efficientnet")
+    ]
+    assert [row.timing.ratio for row in rows if row.model == "test_efficientnet"] == [1, 1]
+    assert {(row.against, row.input_size) for row in rows} == {("test_efficientnet", (3, 32, 32))}
+    model = create_checkpoint("test_resnet").model
+    folded = sum(parameter.numel() for parameter in partialnet.fold(model.eval(), 32).parameters())
+    assert rows[0].params_m == pytest.approx(folded / 1e6)
+    assert said == ["Preparing 2 networks for eager …", "Preparing 2 networks for onnxruntime …"]
 
 
 def test_command_compares_with_the_peer(capsys):

@@ -110,49 +110,23 @@ def bench(
         raise UserError("-o is for presets; use --json, --csv and --plot for single models.")
     if not models:
         raise UserError("Name at least one model, or a --preset; see partialnet bench --help.")
-    import torch
-
-    from partialnet.bench import environment, interleave
-    from partialnet.bench.contestants import Setting, default_peer, open_and_prepare
-    from partialnet.bench.report import Row, as_table
+    from partialnet.bench import environment
+    from partialnet.bench.contestants import Setting
+    from partialnet.bench.measure import measure_models
+    from partialnet.bench.report import as_table
     from partialnet.bench.speed_bars import speed_bars
-    from partialnet.bench.timing import synchronizer
-    from partialnet.checkpoint import load
-    from partialnet.complexity import measure
     from partialnet.files import check_destinations, write_csv
 
-    batch_size, seconds = batch_size or 1, seconds or 10.0
-    settings = [Setting(name, precision, threads, batch_size, img_size, device) for name in runtimes]
-    for setting in settings:
-        setting.check()
+    settings = [Setting(name, precision, threads, batch_size or 1, img_size, device) for name in runtimes]
     check_destinations(csv_path, plot_path)
     if plot_path is not None and plot_path.suffix != ".png":
         raise UserError(f"The plot is a PNG; {str(plot_path)!r} should end in .png.")
-    reference = against or default_peer(models[0]) or models[0]
-    names = list(dict.fromkeys([*models, reference]))
-    sizes, inputs = {}, {}
-    for name in names:
-        checkpoint = load(name).resized(img_size)
-        channels, height, width = checkpoint.input_config["input_size"]
-        inputs[name] = (channels, height, width)
-        sizes[name] = measure(checkpoint.model, inputs[name]).folded
-    if len(set(inputs.values())) > 1:
-        each = ", ".join(f"{name} {height}×{width}" for name, (_, height, width) in inputs.items())
-        click.echo(f"Warning: image sizes differ ({each}); --img-size sets one for all.", err=True)
-    rows = []
-    for setting in settings:
-        click.echo(f"Preparing {len(names)} networks for {setting.runtime} …", err=True)
-        contestants = open_and_prepare(names, setting)
-        timings = interleave(
-            contestants, reference, seconds, synchronize=synchronizer(torch.device(device)), description=setting.runtime
-        )
-        rows += [
-            Row(model, reference, setting, inputs[model], timing, sizes[model].params_m, sizes[model].macs_g)
-            for model, timing in timings.items()
-        ]
+    rows = measure_models(models, settings, against, seconds or 10.0, lambda text: click.echo(text, err=True))
     if not json_output.prints:
         click.echo(as_table(rows))
-        click.echo(f"\nratio: time ÷ that of {reference} in the same round; {threads} CPU thread(s), {precision}.")
+        click.echo(
+            f"\nratio: time ÷ that of {rows[0].against} in the same round; {threads} CPU thread(s), {precision}."
+        )
     written = []
     if json_output.wanted:
         written += json_output.write({"environment": environment(), "rows": [row.as_dict() for row in rows]})
