@@ -189,7 +189,7 @@ def test_ratios_of_layers_that_are_not_there() -> None:
 def test_gates_have_a_learning_rate_of_their_own(photos: Path) -> None:
     run = SearchRun()
     config = replace(CONFIG, layer_decay=0.5)
-    task, _ = run.create_task(config, run.open_data(str(photos), config), 1, False)
+    task, _ = run.create_task(config, run.open_data(str(photos), config), 1)
     assert isinstance(task, SearchTask)
     optimizer = task.create_optimizer(config.lr)
     gates = {id(layer.gates) for layer in task.layers.values()}

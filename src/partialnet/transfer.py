@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .checkpoint import Checkpoint, load
 from .errors import UserError
+from .messages import listed
 
 
 @dataclass(frozen=True)
@@ -65,3 +66,28 @@ def refuse_folded(source: str, folded: bool) -> None:
     """Raise UserError for weights in the form for inference."""
     if folded:
         raise UserError(f"{source!r} is folded for inference and cannot be trained; give the run it came from.")
+
+
+def refuse_strangers(body: Sequence[str], found: Mapping[str, Tensor], place: str, source: str, given: str) -> None:
+    """Raise UserError where less than half of a network's layers are found in another.
+
+    Args:
+        body: Names of the tensors that both should have.
+        found: What fits.
+        place: What ``body`` is, for the error: "below the head of NETWORK".
+        source: Where the other network is from.
+        given: Name of the other network.
+    """
+    matched = sum(name in found for name in body)
+    if 2 * matched < len(body):
+        raise UserError(
+            f"{matched or 'None'} of the {len(body)} tensors {place} are in {source!r}, which is a {given}; choose "
+            f"--model {given}, or other weights."
+        )
+
+
+def differing(new: Sequence[str], left: Sequence[str]) -> list[str]:
+    """Sentences on what is new though it should not be, and on what nothing takes; batch counters are passed over."""
+    new, left = ([name for name in names if not name.endswith("num_batches_tracked")] for names in (new, left))
+    sentences = [f"NEW, because they are missing or shaped otherwise there: {listed(new)}."] if new else []
+    return sentences + ([f"NOT USED: {listed(left)}."] if left else [])

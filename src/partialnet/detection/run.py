@@ -88,21 +88,14 @@ class DetectorRun(RunKind[DetectionConfig, DetectionData, DetectorTask, Detectio
             "objects": [images.fingerprint() for images in (data.train, data.validation)],
         }
 
-    def create_task(
-        self, config: DetectionConfig, data: DetectionData, world_size: int, continues: bool
-    ) -> tuple[DetectorTask, str]:
+    def create_task(self, config: DetectionConfig, data: DetectionData, world_size: int) -> tuple[DetectorTask, str]:
         """The detector, its backbone new or from other weights."""
         ids = data.train.category_ids.tolist()
         categories = dict(zip(ids, data.class_names, strict=True))
         checkpoint = create_detector(config.model, categories, **config.detector_settings)
-        weights = "Weights: new."
-        if continues:
-            # a state holds all weights, so those that a run began with may be gone when it continues
-            weights = "Weights: from the saved state."
-        elif config.weights is not None:
-            weights = load_weights(checkpoint, config.weights)
+        weights = "Weights: new." if config.weights is None else load_weights(checkpoint, config.weights)
         num_batches = len(train_batches(config, data, epoch=0, world_size=world_size))
-        return DetectorTask(checkpoint, config, data, num_batches), f"{weights} {_parameters(checkpoint)}"
+        return DetectorTask(checkpoint, config, data, num_batches), weights
 
     def announce(self, task: DetectorTask) -> list[str]:
         """Images, objects, network and sides; and what was wrong with the data."""
@@ -192,10 +185,3 @@ def evaluate_detector(
         in_order(found.detections),
         tuple(images.name(index) for index in sorted(found.broken)),
     )
-
-
-def _parameters(checkpoint: DetectorCheckpoint) -> str:
-    parameters = list(checkpoint.model.parameters())
-    every = sum(parameter.numel() for parameter in parameters)
-    learn = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    return f"{learn / 1e6:.2f} M of {every / 1e6:.2f} M parameters learn."

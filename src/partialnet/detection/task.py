@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -36,13 +36,15 @@ class DetectorTask(Task):
         num_batches: Batches of an epoch, in each process.
     """
 
+    num_sums: ClassVar[int] = len(LOSSES) + 1
+
     config: DetectionConfig
     data: DetectionData
 
     def __init__(
         self, checkpoint: DetectorCheckpoint, config: DetectionConfig, data: DetectionData, num_batches: int
     ) -> None:
-        super().__init__(checkpoint.model, config, data, num_batches, num_sums=len(LOSSES) + 1)
+        super().__init__(checkpoint.model, config, data, num_batches)
         self.start = checkpoint
         # batches come resized
         checkpoint.model.transform._skip_resize = True  # type: ignore[union-attr]

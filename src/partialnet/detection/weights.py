@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from partialnet.checkpoint import Checkpoint
-from partialnet.errors import UserError
-from partialnet.messages import listed
 from partialnet.stored_network import is_stored_as
-from partialnet.transfer import Fit, fit, open_weights, refuse_folded
+from partialnet.transfer import Fit, differing, fit, open_weights, refuse_folded, refuse_strangers
 
 from .checkpoint import DetectorCheckpoint, load_detector
 
@@ -40,10 +38,12 @@ def load_weights(detector: DetectorCheckpoint, source: str | Path) -> str:
     own = {name: tensor for name, tensor in backbone.state_dict().items() if not name.startswith("fpn.")}
     found = fit(own, other.model.state_dict(), _names_in_backbone)
     body = [name for name in own if name.startswith("maps.")]
-    _refuse_strangers(body, found, detector, source, other.architecture)
+    refuse_strangers(body, found.tensors, f"of the backbone {detector.backbone}", source, other.architecture)
     backbone.load_state_dict(found.tensors, strict=False)
     sentences = [f"Weights: {_counted(body, found)} of the backbone from {source} ({other.architecture})."]
-    sentences += _rest(found, "pyramid and heads are new")
+    norms = [name for name in found.new if name.startswith("out_norms.")]
+    sentences.append(f"As they must, {'output norms, ' if norms else ''}pyramid and heads are new.")
+    sentences += differing([name for name in found.new if name not in norms], found.left)
     sentences += _take_normalisation(detector, other)
     return " ".join(sentences)
 
@@ -57,16 +57,17 @@ def _load_detector_weights(detector: DetectorCheckpoint, source: str) -> str:
         given = {name: tensor for name, tensor in given.items() if not _tells_categories(name)}
     found = fit(own, given)
     body = [name for name in own if name.startswith("backbone.maps.")]
-    _refuse_strangers(body, found, detector, source, other.backbone)
+    refuse_strangers(body, found.tensors, f"of the backbone {detector.backbone}", source, other.backbone)
     detector.model.load_state_dict(found.tensors, strict=False)
     transform: Any = detector.model.transform
     transform.image_mean, transform.image_std = list(other.mean), list(other.std)
+    new = found.new
     sentences = [f"Weights: {_counted(list(own), found)} of the detector from {source} ({other.backbone})."]
     if other.categories != detector.categories:
         count, others = len(detector.categories), len(other.categories)
         sentences.append(f"The last layers of the heads are new: {count} categories here, {others} others there.")
-        found = Fit(found.tensors, [name for name in found.new if not _tells_categories(name)], found.left)
-    return " ".join(sentences + _rest(found, ""))
+        new = [name for name in new if not _tells_categories(name)]
+    return " ".join(sentences + differing(new, found.left))
 
 
 def _tells_categories(name: str) -> bool:
@@ -82,33 +83,8 @@ def _names_in_backbone(name: str) -> Iterator[str]:
     yield f"maps.body.{name.replace('.', '_', 1)}"
 
 
-def _refuse_strangers(body: list[str], found: Fit, detector: DetectorCheckpoint, source: str, given: str) -> None:
-    matched = sum(name in found.tensors for name in body)
-    if 2 * matched < len(body):
-        raise UserError(
-            f"{matched or 'None'} of the {len(body)} tensors of the backbone {detector.backbone} are in {source!r}, "
-            f"which is a {given}; choose --model {given}, or other weights."
-        )
-
-
 def _counted(names: list[str], found: Fit) -> str:
     return f"{sum(name in found.tensors for name in names)} of {len(names)} tensors"
-
-
-def _rest(found: Fit, expected: str) -> list[str]:
-    """What is new and what was not used; counters of batches are of no interest."""
-    new = [name for name in found.new if not name.endswith("num_batches_tracked")]
-    left = [name for name in found.left if not name.endswith("num_batches_tracked")]
-    norms = [name for name in new if name.startswith("out_norms.")]
-    new = [name for name in new if name not in norms]
-    if expected:
-        expected = f"output norms, {expected}" if norms else expected
-    sentences = [f"As they must, {expected}."] if expected else []
-    if new:
-        sentences.append(f"NEW, because they are missing or shaped otherwise there: {listed(new)}.")
-    if left:
-        sentences.append(f"NOT USED: {listed(left)}.")
-    return sentences
 
 
 def _take_normalisation(detector: DetectorCheckpoint, other: Checkpoint) -> list[str]:

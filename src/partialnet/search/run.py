@@ -7,17 +7,12 @@ from pathlib import Path
 
 from ..checkpoint import Checkpoint, load
 from ..complexity import measure
-from ..data.labelled_images import ImageData
 from ..errors import UserError
 from ..plots import learning_curves
-from ..training.batches import train_loader
-from ..training.classifier import trained_parameters
 from ..training.engine import run, say
-from ..training.network import create_network
 from ..training.pictures import CURVES_NAME
 from ..training.run import FILES, ImageRun, describe_task
 from ..training.states import describe
-from ..training.teacher import load_teacher
 from . import pictures
 from .config import SearchConfig
 from .network import make_dynamic
@@ -68,21 +63,14 @@ class SearchRun(ImageRun[SearchConfig, SearchTask, SearchResult]):
     """Search of split ratios."""
 
     command = ("search",)
+    task = SearchTask
 
-    def create_task(
-        self, config: SearchConfig, data: ImageData, world_size: int, continues: bool
-    ) -> tuple[SearchTask, str]:
-        """The classifier with its partial convolutions made dynamic."""
-        checkpoint, weights = create_network(replace(config, weights=None) if continues else config, data.class_names)
+    def adapt(self, checkpoint: Checkpoint, config: SearchConfig) -> Checkpoint:
+        """The network with its partial convolutions made dynamic."""
         try:
-            dynamic = make_dynamic(checkpoint.model, config.layer_pattern, config.attention)
+            return replace(checkpoint, model=make_dynamic(checkpoint.model, config.layer_pattern, config.attention))
         except ValueError as error:
             raise UserError(f"{config.model}: {error}") from error
-        checkpoint = replace(checkpoint, model=dynamic)
-        teacher = load_teacher(config.teacher, data.class_names, checkpoint.input_config) if config.teacher else None
-        batches = train_loader(data.train, config, checkpoint.input_config, epoch=0, world_size=world_size)
-        task = SearchTask(checkpoint, config, data, len(batches), teacher)
-        return task, f"{'Weights: from the saved state.' if continues else weights} {trained_parameters(task)}"
 
     def announce(self, task: SearchTask) -> list[str]:
         """Images, network, and what the objective asks for."""

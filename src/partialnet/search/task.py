@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ class SearchTask(ClassifierTask):
         teacher: A network to learn from as well.
     """
 
+    num_sums: ClassVar[int] = 5
+
     config: SearchConfig
     updates_above: Tensor
 
@@ -46,7 +48,6 @@ class SearchTask(ClassifierTask):
         teacher: Teacher | None = None,
     ) -> None:
         super().__init__(checkpoint, config, data, num_batches, teacher)
-        self.progress.sums = torch.zeros(5, dtype=torch.float64)
         #: Updates of the gates that began with too high a complexity; a part of the saved state.
         self.register_buffer("updates_above", torch.zeros((), dtype=torch.int64))
 

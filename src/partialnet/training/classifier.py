@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,8 @@ class ClassifierTask(Task):
         teacher: A network to learn from as well.
     """
 
+    num_sums: ClassVar[int] = 3
+
     config: TrainConfig
     data: ImageData
 
@@ -47,7 +49,7 @@ class ClassifierTask(Task):
         num_batches: int,
         teacher: Teacher | None = None,
     ) -> None:
-        super().__init__(checkpoint.model, config, data, num_batches, num_sums=3)
+        super().__init__(checkpoint.model, config, data, num_batches)
         self.start = checkpoint
         self.input_config = checkpoint.input_config
         # in a tuple, as it is not for Lightning's state dict or DDP: the teacher does not change
@@ -125,6 +127,13 @@ class ClassifierTask(Task):
             f"loss {row['train_loss']:.4f}  validation loss {row['val_loss']:.4f}, accuracy {row['val_accuracy']:.2%}"
         )
 
+    def trained_parameters(self) -> str:
+        """How many parameters learn, in words, and which where only the last layer does."""
+        words = super().trained_parameters()
+        if self.config.freeze_backbone:
+            words += f" (only {', '.join(sorted(classifier_parameters(self.network)))})"
+        return words
+
     def draw(self, folder: Path) -> None:
         """Curves so far."""
         plots.learning_curves(folder / CURVES_NAME, self.progress.rows, self.summary(self.progress.rows[-1]))
@@ -132,11 +141,3 @@ class ClassifierTask(Task):
     def checkpoint(self, training: dict[str, Any]) -> Checkpoint | None:
         """The network that is evaluated, with classes and preprocessing."""
         return replace(self.start, model=self.evaluated, training=training)
-
-
-def trained_parameters(task: ClassifierTask) -> str:
-    """Number of the parameters that learn, in words."""
-    every = sum(p.numel() for p in task.network.parameters())
-    learn = sum(p.numel() for p in task.network.parameters() if p.requires_grad)
-    head = f" (only {', '.join(sorted(classifier_parameters(task.network)))})" if task.config.freeze_backbone else ""
-    return f"{learn / 1e6:.2f} M of {every / 1e6:.2f} M parameters learn{head}."

@@ -10,7 +10,7 @@ import json
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -66,14 +66,13 @@ class RunKind(ABC, Generic[ConfigT, DataT, TaskT, ResultT]):
         """What of the data must be the same when a run continues, as plain values."""
 
     @abstractmethod
-    def create_task(self, config: ConfigT, data: DataT, world_size: int, continues: bool) -> tuple[TaskT, str]:
+    def create_task(self, config: ConfigT, data: DataT, world_size: int) -> tuple[TaskT, str]:
         """The task with its network, and a sentence on where the weights come from.
 
         Args:
             config: How to train.
             data: What to learn from.
             world_size: Number of training processes.
-            continues: Whether a saved state will replace the weights.
 
         Raises:
             UserError: Something does not fit.
@@ -186,11 +185,12 @@ def _prepare(
 def _create_task(
     kind: RunKind[ConfigT, DataT, TaskT, ResultT], config: ConfigT, data: DataT, world_size: int, continues: bool
 ) -> tuple[TaskT, str]:
-    """The task, drawn from the run's seed, and where its weights come from."""
+    """The task, drawn from the run's seed; and where its weights come from and how many learn, in words."""
     torch.manual_seed(config.seed % 2**64)
-    task, weights = kind.create_task(config, data, world_size, continues)
+    # a state holds all weights, so those that a run began with may be gone when it continues
+    task, weights = kind.create_task(replace(config, weights=None) if continues else config, data, world_size)
     task.create_optimizer(config.lr)  # what it objects to, it is to say before anything is written
-    return task, weights
+    return task, f"{'Weights: from the saved state.' if continues else weights} {task.trained_parameters()}."
 
 
 def _announce(

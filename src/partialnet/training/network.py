@@ -11,9 +11,8 @@ from torch import nn
 
 from ..checkpoint import Checkpoint, create_checkpoint
 from ..errors import UserError
-from ..messages import listed
 from ..timm_configuration import configuration_of
-from ..transfer import fit, open_weights
+from ..transfer import differing, fit, open_weights, refuse_strangers
 from .config import TrainConfig
 
 
@@ -66,23 +65,13 @@ def _load_weights(network: Checkpoint, source: str) -> str:
     found = fit(own, given)
     fitting = {name: tensor for name, tensor in found.tensors.items() if not (names_differ and name in head)}
     body = [name for name in own if name not in head]
-    matched = sum(name in fitting for name in body)
-    if 2 * matched < len(body):
-        raise UserError(
-            f"{matched or 'None'} of the {len(body)} tensors below the head of {network.architecture} are in "
-            f"{source!r}, which is a {other.architecture}; choose --model {other.architecture}, or other weights."
-        )
+    refuse_strangers(body, fitting, f"below the head of {network.architecture}", source, other.architecture)
     network.model.load_state_dict(fitting, strict=False)
     sentences = [f"Weights: {len(fitting)} of {len(own)} tensors from {source} ({other.architecture})."]
     if head - fitting.keys():
         count = len(other.class_names) or other.num_classes
         sentences.append(f"The head is new: {len(network.class_names)} classes here, {count} others there.")
-    new = [name for name in body if name not in fitting]
-    if new:
-        sentences.append(f"NEW, because they are missing or shaped otherwise there: {listed(new)}.")
-    if found.left:
-        sentences.append(f"NOT USED: {listed(found.left)}.")
-    return " ".join(sentences)
+    return " ".join(sentences + differing([name for name in body if name not in fitting], found.left))
 
 
 def _freeze_backbone(model: nn.Module, config: TrainConfig) -> None:

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..checkpoint import load
+from ..checkpoint import Checkpoint, load
 from ..data.labelled_images import ImageData
 from ..data.sources import open_data
 from ..evaluation import Evaluation, evaluate
 from ..stored_network import WEIGHTS_NAME
 from . import pictures
 from .batches import train_loader
-from .classifier import ClassifierTask, trained_parameters
+from .classifier import ClassifierTask
 from .config import TrainConfig
 from .engine import CONFIG_NAME, RunKind, is_trained, run, say
 from .keeper import BROKEN_NAME, LAST_NAME, METRICS_NAME
@@ -82,7 +82,13 @@ def is_finished(config: TrainConfig, images: ImageData, folder: Path) -> bool:
 
 
 class ImageRun(RunKind[ConfigT, ImageData, TaskT, ResultT]):
-    """A run that learns from labelled images."""
+    """A run that learns from labelled images.
+
+    Attributes:
+        task: Class of its task.
+    """
+
+    task: type[TaskT]
 
     def open_data(self, source: str, config: ConfigT) -> ImageData:
         """Labelled images."""
@@ -91,6 +97,18 @@ class ImageRun(RunKind[ConfigT, ImageData, TaskT, ResultT]):
     def describe_data(self, data: ImageData) -> dict[str, Any]:
         """Numbers of images, classes, and a fingerprint of the labels."""
         return describe_images(data)
+
+    def create_task(self, config: ConfigT, data: ImageData, world_size: int) -> tuple[TaskT, str]:
+        """The classifier, new or from other weights, and its teacher."""
+        checkpoint, weights = create_network(config, data.class_names)
+        checkpoint = self.adapt(checkpoint, config)
+        teacher = load_teacher(config.teacher, data.class_names, checkpoint.input_config) if config.teacher else None
+        batches = train_loader(data.train, config, checkpoint.input_config, epoch=0, world_size=world_size)
+        return self.task(checkpoint, config, data, len(batches), teacher), weights
+
+    def adapt(self, checkpoint: Checkpoint, config: ConfigT) -> Checkpoint:
+        """The network in the form in which it learns; a kind of run may change it."""
+        return checkpoint
 
     def draw_beginning(self, task: TaskT, folder: Path) -> None:
         """The first training batch as the network sees it."""
@@ -102,17 +120,7 @@ class ClassifierRun(ImageRun[TrainConfig, ClassifierTask, TrainResult]):
     """Training of a classifier."""
 
     command = ("train",)
-
-    def create_task(
-        self, config: TrainConfig, data: ImageData, world_size: int, continues: bool
-    ) -> tuple[ClassifierTask, str]:
-        """The classifier, new or from other weights, and its teacher."""
-        # a state holds all weights, so those that a run began with may be gone when it continues
-        checkpoint, weights = create_network(replace(config, weights=None) if continues else config, data.class_names)
-        teacher = load_teacher(config.teacher, data.class_names, checkpoint.input_config) if config.teacher else None
-        batches = train_loader(data.train, config, checkpoint.input_config, epoch=0, world_size=world_size)
-        task = ClassifierTask(checkpoint, config, data, len(batches), teacher)
-        return task, f"{'Weights: from the saved state.' if continues else weights} {trained_parameters(task)}"
+    task = ClassifierTask
 
     def announce(self, task: ClassifierTask) -> list[str]:
         """Images, classes, network and size."""

@@ -6,7 +6,7 @@ import contextlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import numpy as np
@@ -35,18 +35,20 @@ class Task(L.LightningModule):
         config: How to train it.
         data: What to learn from.
         num_batches: Batches of an epoch, in each process.
+
+    Attributes:
         num_sums: Length of the sums that ``training_loss`` gives.
     """
 
-    def __init__(
-        self, network: nn.Module, config: RunConfig, data: TrainingData, num_batches: int, num_sums: int
-    ) -> None:
+    num_sums: ClassVar[int]
+
+    def __init__(self, network: nn.Module, config: RunConfig, data: TrainingData, num_batches: int) -> None:
         super().__init__()
         self.config = config
         self.data = data
         self.num_batches = num_batches
         self.network = network
-        self.progress = Progress(sums=torch.zeros(num_sums, dtype=torch.float64))
+        self.progress = Progress(sums=torch.zeros(self.num_sums, dtype=torch.float64))
         self.finite = FiniteCheck()
         self._schedule: Scheduler | None = None
         # in a tuple, as it is not for Lightning's state dict or DDP: the average is no part of the step
@@ -95,6 +97,12 @@ class Task(L.LightningModule):
 
     def draw(self, folder: Path) -> None:
         """Pictures of how the run stands after an epoch, for the run folder; a kind of run may have none."""
+
+    def trained_parameters(self) -> str:
+        """How many parameters learn, in words."""
+        every = sum(parameter.numel() for parameter in self.network.parameters())
+        learn = sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
+        return f"{learn / 1e6:.2f} M of {every / 1e6:.2f} M parameters learn"
 
     def nothing_kept(self, folder: Path) -> str:
         """Why there is no checkpoint at the end, in a sentence."""
