@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 import partialnet
 from partialnet.layers import DPConv, PATConv, SelfAttention2d
-from partialnet.layers.channel_subset import attend
 
 CHANNELS = (24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512)
 ATTENTIONS: dict[str, object] = {
@@ -129,7 +128,7 @@ def test_gradients_are_those_of_the_masked_dense_convolution(
 
     def by_definition(x: Tensor) -> Tensor:
         mask = conv.mask()
-        rest = x if attention == "none" else attend(conv.attn, x, 1 - mask)
+        rest = x if attention == "none" else conv.attn(x, 1 - mask)
         masked = conv.conv.weight * torch.outer(mask, mask)[:, :, None, None]
         return torch.conv2d(x, masked, padding=1) + (1 - mask)[:, None, None] * rest
 

@@ -13,6 +13,7 @@ from torch import nn
 import partialnet
 from partialnet.errors import UserError
 from partialnet.layers import DPConv, PATConv
+from partialnet.layers.partial_attention import PartialAttention
 from partialnet.search import Objective, Plan, dynamic_layers, load_plan, make_dynamic, settle
 from partialnet.search.network import with_ratios
 
@@ -104,6 +105,33 @@ def test_shared_layer_stays_shared() -> None:
     chosen = with_ratios(static, {"0": 1 / 2})
     assert chosen[0].conv_channels == 8
     assert chosen[1] is chosen[0]
+
+
+class MeanGate(PartialAttention):
+    """Weights each channel by a learned multiple of the mean of all kept channels."""
+
+    def __init__(self, channels: int, device: object = None, dtype: object = None) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.randn(channels, device=device, dtype=dtype))
+
+    def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        keep = torch.ones_like(self.factor) if keep is None else keep
+        mean = (x * keep[:, None, None]).sum((1, 2, 3), keepdim=True) / (keep.sum() * x[0, 0].numel())
+        return x * mean * self.factor[:, None, None]
+
+    def settings(self) -> dict[str, object]:
+        return {}
+
+    def _copy_kept(self, selected: "MeanGate", kept: torch.Tensor) -> None:
+        selected.factor.copy_(self.factor[kept])
+
+
+def test_further_attention_is_searched_by_its_own_methods() -> None:
+    dynamic = make_dynamic(nn.Sequential(PATConv(16, attention=MeanGate))).double().eval()
+    assert isinstance(dynamic[0].attn, MeanGate)
+    put_in_order(dynamic, 2)
+    images = torch.randn(2, 16, 9, 9, dtype=torch.float64)
+    torch.testing.assert_close(settle(dynamic)(images), dynamic(images), rtol=1e-9, atol=1e-9)
 
 
 def test_a_layer_alone_can_be_searched() -> None:

@@ -187,5 +187,5 @@ def _channel(gate: GaussianSE, inputs: Sequence[Any]) -> np.ndarray:
 
 def _attention(attention: SelfAttention2d, inputs: Sequence[Any]) -> np.ndarray:
     height, width = inputs[0].shape[2:]
-    weights = attention.weights(inputs[0])[0].float().cpu()
+    weights = attention.weights(*inputs)[0].float().cpu()
     return weights.unflatten(2, (height, width)).unflatten(1, (height, width)).numpy()

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import AttentionLike, create_attention
-from .channel_subset import attend, select_channels, smallest_subset_step
 from .leading_conv import convolve_leading, convolve_scattered
+from .partial_attention import PartialAttention
 from .pat_conv import PATConv
 
 #: Distance of a fresh gate from the threshold at which it flips.
@@ -112,7 +112,12 @@ class DPConv(nn.Module):
             dtype=dtype,
         )
         self.attn = create_attention(attention, channels, device=device, dtype=dtype)
-        step = smallest_subset_step(self.attn)
+        if not isinstance(self.attn, (nn.Identity, PartialAttention)):
+            raise ValueError(
+                f"{type(self.attn).__name__} cannot attend over a changing number of channels. Use gaussian_se, srm, "
+                "spatial_gate, self_attention or None."
+            )
+        step = self.attn.subset_step if isinstance(self.attn, PartialAttention) else 1
         least = step if min_channels is None else min_channels
         blocks = self.blocks
         fixed = next((ones for ones, block in enumerate(blocks) if block >= least and block % step == 0), None)
@@ -221,17 +226,17 @@ class DPConv(nn.Module):
         passes = isinstance(self.attn, nn.Identity)
         if torch.compiler.is_compiling():
             # a compiled graph has no way to tell how many channels the block has
-            rest = x if passes else attend(self.attn, x, 1 - mask)
+            rest = x if passes else self.attn(x, 1 - mask)
             weight = self.conv.weight * torch.outer(mask, mask)[:, :, None, None]
             convolved = F.conv2d(x, weight, None, padding=self.conv.padding, dilation=self.conv.dilation)
             return torch.addcmul(convolved, rest, (1 - mask)[:, None, None].to(rest.dtype))
         attended: Tensor | None = None
         if not passes and self.conv_channels < self.channels:
-            attended = attend(self.attn, x, 1 - mask)
+            attended = self.attn(x, 1 - mask)
         elif not passes:
             # the mask's gradient needs what attention over no channel makes of the map; all others of it are 0
             with torch.no_grad():
-                attended = attend(self.attn, x, 1 - mask)
+                attended = self.attn(x, 1 - mask)
             mask = mask + _zero_of(self.attn)
         convolve = convolve_leading if self.in_order else convolve_scattered
         return convolve(x, self.conv, mask, self.conv_channels, attended)
@@ -249,13 +254,12 @@ class DPConv(nn.Module):
             raise ValueError("The gates of this DPConv are out of order; train on with its order_loss.")
         width = self.conv_channels
         kept = torch.arange(width, self.channels, device=self.conv.weight.device)
-        attends = len(kept) > 0 and not isinstance(self.attn, nn.Identity)
         static = PATConv(
             self.channels,
             kernel_size=self.conv.kernel_size[0],
             dilation=self.conv.dilation[0],
             split_ratio=width / self.channels,
-            attention=select_channels(self.attn, kept) if attends else None,
+            attention=self.attn.select(kept) if len(kept) and isinstance(self.attn, PartialAttention) else None,
             device=self.conv.weight.device,
             dtype=self.conv.weight.dtype,
         )

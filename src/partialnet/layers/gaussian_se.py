@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .affine import ChannelAffine, batch_norm_affine
 from .inference import Runtime, clipped_sigmoid, pointwise
+from .partial_attention import PartialAttention, copy_kept_norm
 
 
 def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,7 +94,7 @@ def mean_and_deviation(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @register_notrace_module
-class GaussianSE(nn.Module):
+class GaussianSE(PartialAttention):
     """Gate every channel by a function of all channels' means and standard deviations, then normalise.
 
     The squeeze of SE-Net extended by the standard deviation ("enhanced Gaussian-SE"), the attention of PAT_ch.
@@ -188,6 +189,16 @@ class GaussianSE(nn.Module):
         mean, variance = channel_statistics(x)
         std = standard_deviation(variance, x.shape[2] * x.shape[3])
         return self._gate(mean, std, keep)[:, :, None, None].to(x.dtype)
+
+    @torch.jit.ignore
+    def settings(self) -> dict[str, Any]:
+        return {"dense": self.dense, "normalize": not isinstance(self.norm, nn.Identity)}
+
+    def _copy_kept(self, selected: GaussianSE, kept: Tensor) -> None:
+        columns = torch.cat((kept, kept + self.channels)) if self.dense else slice(None)
+        selected.weight.copy_(self.weight[kept][:, columns])
+        copy_kept_norm(self.gate_norm, selected.gate_norm, kept)
+        copy_kept_norm(self.norm, selected.norm, kept)
 
     @torch.jit.ignore
     def fuse_up_to_affine(self) -> tuple[GaussianGate, Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .eager import PositionwiseLinear, map_of, positions_of
 from .inference import MapNorm, Runtime, TokenNorm, pointwise
+from .partial_attention import PartialAttention, copy_kept_norm
 
 # iRPE's piecewise index with the released network's settings: exact up to EXACT, logarithmic up to FAR, constant beyond
 EXACT = 20
@@ -94,7 +95,7 @@ class FixedPositionBias(nn.Module):
 
 
 @register_notrace_module
-class SelfAttention2d(nn.Module):
+class SelfAttention2d(PartialAttention):
     """Layer-normalised multi-head self-attention over all positions, the attention of PAT_sf.
 
     Args:
@@ -106,7 +107,8 @@ class SelfAttention2d(nn.Module):
         dtype: Data type of the parameters.
 
     Shape:
-        (B, C, H, W) → (B, C, H, W), any H and W. Memory grows with (H·W)².
+        (B, C, H, W) → (B, C, H, W), any H and W. Memory grows with (H·W)². ``forward(x, keep)`` with ``keep``, (C,), of
+        zeros and ones attends over the channels at 1 alone, an equal number for each head.
 
     Raises:
         ValueError: ``channels`` is not a multiple of ``num_heads``.
@@ -145,7 +147,9 @@ class SelfAttention2d(nn.Module):
 
         self.scale = (channels // num_heads) ** -0.5
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        if keep is not None and not torch.jit.is_scripting():  # searched layers, which keep channels, are not scripted
+            return self._attend_kept(x, keep)
         height, width = x.shape[2:]
         query, key, value = self._query_key_value(x)
         bias: Tensor | None = None
@@ -156,10 +160,10 @@ class SelfAttention2d(nn.Module):
         return tokens.transpose(1, 2).unflatten(2, (height, width))
 
     @torch.jit.ignore
-    def weights(self, x: Tensor) -> Tensor:
+    def weights(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """How much each position takes from every other, (B, heads, N, N) with N = H·W; rows sum to 1."""
-        query, key, _ = self._query_key_value(x)
-        logits = self.scale * (query @ key.transpose(-2, -1))
+        query, key, _ = self._query_key_value(x) if keep is None else self._kept_query_key_value(x, keep)
+        logits = (self.scale if keep is None else 1.0) * (query @ key.transpose(-2, -1))
         if self.position_bias is not None:
             logits = logits + self.position_bias(*x.shape[2:])
         return logits.softmax(-1)
@@ -171,6 +175,63 @@ class SelfAttention2d(nn.Module):
         qkv = self.qkv(tokens).reshape(batch, height * width, 3, self.num_heads, channels // self.num_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         return query, key, value
+
+    # Over some of the channels, heads take turns: channel i belongs to head i mod heads, so that any number of kept
+    # channels is spread evenly over them, whereas heads are ranges of channels otherwise. Which channels of q, k and v
+    # form a head has no meaning outside, so the cut-out layer has its rows sorted by head.
+
+    @property
+    @torch.jit.unused
+    def subset_step(self) -> int:
+        """The number of heads, as they share the kept channels equally."""
+        return self.num_heads
+
+    @torch.jit.unused
+    def _attend_kept(self, x: Tensor, keep: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        query, key, value = self._kept_query_key_value(x, keep)
+        bias: Tensor | None = None
+        if self.position_bias is not None:
+            bias = self.position_bias(height, width)[None].to(query.dtype)
+        tokens = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
+        tokens = self.proj(tokens.permute(0, 2, 3, 1).flatten(2))  # channel i is again i // heads, i mod heads
+        return tokens.transpose(1, 2).unflatten(2, (height, width))
+
+    @torch.jit.unused
+    def _kept_query_key_value(self, x: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Each (B, heads, N, C / heads), the query with the scale of the logits."""
+        channels, heads = x.shape[1], self.num_heads
+        count = keep.sum().clamp(min=1)  # no channel at all attends over nothing
+        tokens = x.flatten(2).transpose(1, 2)
+        if isinstance(self.norm, nn.LayerNorm):
+            mean = (tokens * keep).sum(-1, keepdim=True) / count
+            centred = (tokens - mean) * keep
+            variance = centred.square().sum(-1, keepdim=True) / count
+            tokens = centred * torch.rsqrt(variance + self.norm.eps) * self.norm.weight + self.norm.bias
+        tokens = tokens * keep
+        masked = self.qkv.weight * keep.repeat(3)[:, None]
+        qkv = F.linear(tokens, masked.to(tokens.dtype)).unflatten(2, (3, channels // heads, heads))
+        query, key, value = qkv.permute(2, 0, 4, 1, 3).unbind(0)
+        return query * (count / heads).rsqrt(), key, value
+
+    @torch.jit.ignore
+    def settings(self) -> dict[str, Any]:
+        return {
+            "num_heads": self.num_heads,
+            "normalize": not isinstance(self.norm, nn.Identity),
+            "relative_position": self.position_bias is not None,
+        }
+
+    def _copy_kept(self, selected: SelfAttention2d, kept: Tensor) -> None:
+        weight, heads = self.qkv.weight, self.num_heads
+        by_head = torch.cat([kept[kept % heads == head] for head in range(heads)])
+        rows = torch.cat([by_head + part * weight.shape[1] for part in range(3)])
+        selected.qkv.weight.copy_(weight[rows][:, kept])
+        selected.proj.weight.copy_(self.proj.weight[kept][:, by_head])
+        selected.proj.bias.copy_(self.proj.bias[kept])
+        copy_kept_norm(self.norm, selected.norm, kept)
+        if self.position_bias is not None and selected.position_bias is not None:
+            selected.position_bias.load_state_dict(self.position_bias.state_dict())
 
     @torch.jit.ignore
     def fuse(self) -> nn.Module:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from .affine import ChannelAffine, batch_norm_affine, with_weights
 from .inference import Runtime, clipped_sigmoid
+from .partial_attention import PartialAttention, copy_kept_norm
 
 
-class SpatialGate(nn.Module):
+class SpatialGate(PartialAttention):
     """Weight every position by a function of its channels, then normalise; the attention of PAT_sp.
 
     ``BN(x · hard_sigmoid(w·x))`` with a 1×1 convolution w to a single channel, without bias.
@@ -51,6 +52,14 @@ class SpatialGate(nn.Module):
         """Weight of each position, (B, 1, H, W), in [0, 1]."""
         seen = x if keep is None else x * keep[:, None, None]
         return F.hardsigmoid(self.conv(seen))
+
+    @torch.jit.ignore
+    def settings(self) -> dict[str, Any]:
+        return {"normalize": not isinstance(self.norm, nn.Identity)}
+
+    def _copy_kept(self, selected: SpatialGate, kept: Tensor) -> None:
+        selected.conv.weight.copy_(self.conv.weight[:, kept])
+        copy_kept_norm(self.norm, selected.norm, kept)
 
     @torch.jit.ignore
     def fuse(self) -> nn.Module:

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..layers import DPConv, GaussianSE, PATConv, SelfAttention2d, SpatialGate
+from ..layers import DPConv, PATConv
 from ..layers.attention import AttentionLike
+from ..layers.partial_attention import PartialAttention
 from ..replacement import replace_modules
 
 
@@ -117,26 +118,14 @@ def _is_replaceable(layer: PATConv) -> bool:
         and conv.bias is None
         and conv.in_channels == conv.out_channels
         and isinstance(layer.attn_proj, nn.Identity)
-        and isinstance(layer.attn, (nn.Identity, GaussianSE, SpatialGate, SelfAttention2d))
+        and isinstance(layer.attn, (nn.Identity, PartialAttention))
         and (conv.in_channels + layer.attn_channels) % 2 == 0
     )
 
 
 def _attention_for_all_channels(attention: nn.Module) -> AttentionLike:
     """What builds an attention of the same kind and settings for another number of channels."""
-    if isinstance(attention, GaussianSE):
-        normalize = not isinstance(attention.norm, nn.Identity)
-        return partial(GaussianSE, dense=attention.dense, normalize=normalize)
-    if isinstance(attention, SpatialGate):
-        return partial(SpatialGate, normalize=not isinstance(attention.norm, nn.Identity))
-    if isinstance(attention, SelfAttention2d):
-        return partial(
-            SelfAttention2d,
-            num_heads=attention.num_heads,
-            normalize=not isinstance(attention.norm, nn.Identity),
-            relative_position=attention.position_bias is not None,
-        )
-    return None
+    return partial(type(attention), **attention.settings()) if isinstance(attention, PartialAttention) else None
 
 
 @torch.no_grad()
@@ -149,7 +138,7 @@ def _dynamic(layer: PATConv, attention: bool) -> DPConv:
         "split_ratio": layer.split_ratio,
         "attention": _attention_for_all_channels(layer.attn) if attention else None,
         # the static layer's heads must divide what is left, also where the search passes the rest through
-        "min_channels": layer.attn.num_heads if isinstance(layer.attn, SelfAttention2d) else None,
+        "min_channels": layer.attn.subset_step if isinstance(layer.attn, PartialAttention) else None,
     }
     dynamic = DPConv(channels, **arguments, device=weight.device, dtype=weight.dtype)
     dynamic.conv.weight.normal_().mul_(weight.std())
