@@ -18,7 +18,12 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
 from partialnet.detection.annotations import DetectionImages
-from partialnet.detection.batches import DetectionBatch, detection_eval_loader, detection_train_loader
+from partialnet.detection.batches import (
+    DetectionBatch,
+    detection_eval_loader,
+    detection_train_loader,
+    for_resized_batches,
+)
 from partialnet.detection.coco import open_coco, open_held_out
 from partialnet.detection.evaluator import to_detections
 from partialnet.detection.transforms import prepare, resized_size
@@ -190,7 +195,7 @@ class Pixels(nn.Module):
 
 
 def detector(**options: object) -> MaskRCNN:
-    return MaskRCNN(
+    model = MaskRCNN(
         Pixels(),
         4,
         rpn_anchor_generator=AnchorGenerator(((16, 32),), ((0.5, 1.0, 2.0),)),
@@ -200,9 +205,17 @@ def detector(**options: object) -> MaskRCNN:
         max_size=64,
         box_score_thresh=0.0,
         size_divisible=16,
-        _skip_resize=True,
         **options,
     )
+    model.transform = for_resized_batches(model.transform)
+    return model
+
+
+def test_training_images_are_resized_once() -> None:
+    transform = detector().transform
+    image = torch.rand(3, 24, 30)
+    for training, size in ((True, (24, 30)), (False, (40, 50))):
+        assert transform.train(training)([image])[0].image_sizes == [size]
 
 
 def test_losses_are_finite_whatever_is_wrong_with_the_data(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from ..errors import UserError
 from ..training.batch_loader import batch_loader, read_or_replace
@@ -85,7 +86,7 @@ def detection_train_loader(
     come together, and tall ones. What is left at the end of the epoch is dropped, unless there is less than one batch
     in all: then this is the epoch's only batch.
 
-    The detector must not resize again: torchvision's take ``_skip_resize=True`` for it, which holds for training.
+    The detector must not resize again; see ``for_resized_batches``.
 
     Args:
         images: What is learnt from.
@@ -149,6 +150,18 @@ def detection_eval_loader(
     """
     batches = _EvalBatches(images, batch_size, rank, world_size, img_size, size_divisible)
     return batch_loader(batches, range(len(batches)), workers, pin_memory)
+
+
+def for_resized_batches(transform: GeneralizedRCNNTransform) -> GeneralizedRCNNTransform:
+    """A detector's transform that takes training images in the size in which they come, and resizes in evaluation."""
+    sides = transform.min_size, transform.max_size
+    normalisation = transform.image_mean, transform.image_std
+    return _ForResizedBatches(*sides, *normalisation, transform.size_divisible, transform.fixed_size)
+
+
+class _ForResizedBatches(GeneralizedRCNNTransform):  # type: ignore[misc] # torchvision has no types
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        return (image, target) if self.training else super().resize(image, target)
 
 
 class _TrainBatches(Dataset[DetectionBatch | UserError]):

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..errors import UserError
 from ..training.task import Task
 from . import pictures
-from .batches import DetectionBatch, detection_eval_loader, detection_train_loader
+from .batches import DetectionBatch, detection_eval_loader, detection_train_loader, for_resized_batches
 from .checkpoint import DetectorCheckpoint
 from .coco import DetectionData
 from .config import DetectionConfig
@@ -46,8 +46,7 @@ class DetectorTask(Task):
     ) -> None:
         super().__init__(checkpoint.model, config, data, num_batches)
         self.start = checkpoint
-        # batches come resized
-        checkpoint.model.transform._skip_resize = True  # type: ignore[union-attr]
+        checkpoint.model.transform = for_resized_batches(checkpoint.model.transform)
         #: The last validation, and its detections on the images that are drawn; of the first process.
         self._validated: tuple[DetectionEvaluation, list[Detection]] | None = None
 
