@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from partialnet.detection.batches import (
     for_resized_batches,
 )
 from partialnet.detection.coco import open_coco, open_held_out
+from partialnet.detection.config import DetectionConfig
 from partialnet.detection.evaluator import to_detections
 from partialnet.detection.transforms import prepare, resized_size
 from partialnet.errors import UserError
@@ -45,9 +47,10 @@ def with_broken(tmp_path: Path) -> DetectionImages:
     return open_held_out(str(root))
 
 
-def train(images: DetectionImages, **settings: object) -> list[DetectionBatch]:
-    arguments = {"batch_size": 4, "epoch": 0, **SETTINGS, **settings}
-    return list(detection_train_loader(images, **arguments))  # type: ignore[arg-type]
+def train(images: DetectionImages, epoch: int = 0, **settings: Any) -> list[DetectionBatch]:
+    place = {name: settings.pop(name) for name in ("first_batch", "rank", "world_size") if name in settings}
+    config = DetectionConfig(**{"batch_size": 4, **SETTINGS, **settings})
+    return list(detection_train_loader(images, config, epoch, **place))
 
 
 def same_targets(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -66,18 +69,20 @@ def same(one: DetectionBatch, other: DetectionBatch) -> bool:
 
 
 def test_batches_do_not_depend_on_workers_or_the_start(with_broken: DetectionImages) -> None:
-    alone = train(with_broken, random_sides=(32, 40, 48))
+    alone = train(with_broken, random_scales=(0.8, 1.0, 1.2))
     assert [len(batch) for batch in alone] == [4] * 5
     assert sorted({index for batch in alone for index in batch.broken}) == [4, 17]
     for workers in (0, 2):
-        again = train(with_broken, random_sides=(32, 40, 48), workers=workers, first_batch=2)
+        again = train(with_broken, random_scales=(0.8, 1.0, 1.2), workers=workers, first_batch=2)
         assert len(again) == 3
         assert all(map(same, alone[2:], again)), workers
 
 
 def test_processes_share_the_batch_of_one(images: DetectionImages) -> None:
-    whole = train(images, batch_size=6, epoch=2, random_sides=(32, 40))
-    parts = [train(images, batch_size=2, epoch=2, random_sides=(32, 40), rank=rank, world_size=3) for rank in range(3)]
+    whole = train(images, batch_size=6, epoch=2, random_scales=(0.8, 1.0))
+    parts = [
+        train(images, batch_size=2, epoch=2, random_scales=(0.8, 1.0), rank=rank, world_size=3) for rank in range(3)
+    ]
     assert [len(part) for part in parts] == [len(whole)] * 3 == [3] * 3
     for number, batch in enumerate(whole):
         shared = [part[number] for part in parts]
@@ -283,7 +288,7 @@ def test_small_sets(images: DetectionImages) -> None:
 
 
 def test_batches_move_and_can_be_sent_to_a_fresh_process(images: DetectionImages) -> None:
-    loader = detection_train_loader(images, batch_size=2, epoch=0, img_size=(40, 64), workers=0)
+    loader = detection_train_loader(images, DetectionConfig(batch_size=2, img_size=(40, 64), workers=0), epoch=0)
     batch = loader.dataset[1]
     assert same(pickle.loads(pickle.dumps(loader.dataset))[1], batch)
     moved = batch.to("meta")
@@ -296,7 +301,7 @@ def test_batches_move_and_can_be_sent_to_a_fresh_process(images: DetectionImages
 
 def test_the_process_keeps_its_random_state(images: DetectionImages) -> None:
     before = torch.get_rng_state()
-    train(images, random_sides=(32, 40))
+    train(images, random_scales=(0.8, 1.0))
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -6,7 +6,7 @@ of the image or the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -21,6 +21,7 @@ from ..errors import UserError
 from ..training.batch_loader import batch_loader, read_or_replace
 from ..training.seeding import BATCH_ORDER, IMAGE, ORDER, SIZE, generator
 from .annotations import DetectionImages
+from .config import DetectionConfig
 from .transforms import IMG_SIZE, prepare, resized_size, to_tensor
 
 
@@ -66,57 +67,35 @@ class DetectionBatch:
 
 def detection_train_loader(
     images: DetectionImages,
-    *,
-    batch_size: int,
+    config: DetectionConfig,
     epoch: int,
     first_batch: int = 0,
     rank: int = 0,
     world_size: int = 1,
-    seed: int = 0,
-    img_size: tuple[int, int] = IMG_SIZE,
-    random_sides: Sequence[int] = (),
-    horizontal_flip: float = 0.5,
-    workers: int = 2,
-    pin_memory: bool = False,
 ) -> DataLoader[DetectionBatch]:
     """The training batches of one epoch for one process, resized.
 
-    All processes together take ``world_size * batch_size`` images a step; these are the same images for any number of
-    processes with the same product. As a batch is filled up with zeros to its largest height and width, wide images
-    come together, and tall ones. What is left at the end of the epoch is dropped, unless there is less than one batch
-    in all: then this is the epoch's only batch.
+    All processes together take ``world_size * config.batch_size`` images a step; these are the same images for any
+    number of processes with the same product. As a batch is filled up with zeros to its largest height and width, wide
+    images come together, and tall ones. What is left at the end of the epoch is dropped, unless there is less than one
+    batch in all: then this is the epoch's only batch.
 
     The detector must not resize again; see ``for_resized_batches``.
 
     Args:
         images: What is learnt from.
-        batch_size: Images in a step of one process.
+        config: Sides, mirroring, batch size, reading processes, seed.
         epoch: Number of the epoch, from 0.
         first_batch: Number of the batch to start with.
         rank: Number of this process.
         world_size: Number of training processes.
-        seed: Of all randomness.
-        img_size: Shorter, and at most longer side of an image, in pixels.
-        random_sides: Shorter sides, one of which is drawn for each batch; empty takes that of ``img_size``.
-        horizontal_flip: Probability of mirroring left and right.
-        workers: Reading processes; 0 reads in this one.
-        pin_memory: Whether the batches are to go to a GPU.
 
     Raises:
         UserError: There are fewer images than processes.
     """
-    batches = _TrainBatches(
-        images,
-        epoch=epoch,
-        rank=rank,
-        world_size=world_size,
-        batch_size=batch_size,
-        seed=seed,
-        img_size=img_size,
-        random_sides=tuple(random_sides),
-        horizontal_flip=horizontal_flip,
-    )
-    return batch_loader(batches, range(min(first_batch, len(batches)), len(batches)), workers, pin_memory)
+    batches = _TrainBatches(images, config, epoch, rank, world_size)
+    numbers = range(min(first_batch, len(batches)), len(batches))
+    return batch_loader(batches, numbers, config.workers, pin_memory=config.device != "cpu")
 
 
 def detection_eval_loader(
@@ -168,35 +147,22 @@ class _TrainBatches(Dataset[DetectionBatch | UserError]):
     """Item k is batch k of one epoch for one process."""
 
     def __init__(
-        self,
-        images: DetectionImages,
-        *,
-        epoch: int,
-        rank: int,
-        world_size: int,
-        batch_size: int,
-        seed: int,
-        img_size: tuple[int, int],
-        random_sides: tuple[int, ...],
-        horizontal_flip: float,
+        self, images: DetectionImages, config: DetectionConfig, epoch: int, rank: int, world_size: int
     ) -> None:
         self.images = images
+        self.config = config
         self.epoch = epoch
-        self.seed = seed
-        self.img_size = img_size
-        self.random_sides = random_sides
-        self.horizontal_flip = horizontal_flip
-        size = min(batch_size, len(images) // world_size)
+        size = min(config.batch_size, len(images) // world_size)
         if size < 1:
             raise UserError(f"{len(images)} training images are too few for {world_size} processes.")
         total = size * world_size
-        order = generator(ORDER, seed, epoch).permutation(len(images))
+        order = generator(ORDER, config.seed, epoch).permutation(len(images))
         wide = images.sizes[order, 1] >= images.sizes[order, 0]
         groups = [order[wide], order[~wide]]
         # what does not fill a batch of wide or of tall images makes mixed ones
         groups.append(np.concatenate([group[len(group) // total * total :] for group in groups]))
         batches = np.concatenate([group[: len(group) // total * total].reshape(-1, total) for group in groups])
-        batches = generator(BATCH_ORDER, seed, epoch).permutation(batches)
+        batches = generator(BATCH_ORDER, config.seed, epoch).permutation(batches)
         self.order = batches[:, rank * size : (rank + 1) * size]
 
     def __len__(self) -> int:
@@ -215,8 +181,8 @@ class _TrainBatches(Dataset[DetectionBatch | UserError]):
         pixels, targets, indices = [], [], []
         for wanted in self.order[number].tolist():
             read = partial(self._read, img_size=img_size)
-            index, image = read_or_replace(read, images.name, wanted, len(images), self.seed, broken)
-            mirrored = generator(IMAGE, self.seed, self.epoch, index).random() < self.horizontal_flip
+            index, image = read_or_replace(read, images.name, wanted, len(images), self.config.seed, broken)
+            mirrored = generator(IMAGE, self.config.seed, self.epoch, index).random() < self.config.horizontal_flip
             size = self._size(index)
             prepared = prepare(image, images.instances(index), size, resized_size(size, img_size), mirrored)
             pixels.append(prepared[0])
@@ -233,10 +199,11 @@ class _TrainBatches(Dataset[DetectionBatch | UserError]):
 
     def _img_size(self, number: int) -> tuple[int, int]:
         """Shorter and longer side of batch ``number``."""
-        if not self.random_sides:
-            return self.img_size
-        drawn = int(generator(SIZE, self.seed, self.epoch, number).integers(len(self.random_sides)))
-        return self.random_sides[drawn], self.img_size[1]
+        sides = self.config.training_sides
+        if not sides:
+            return self.config.sides
+        drawn = int(generator(SIZE, self.config.seed, self.epoch, number).integers(len(sides)))
+        return sides[drawn], self.config.sides[1]
 
 
 class _EvalBatches(Dataset[DetectionBatch]):

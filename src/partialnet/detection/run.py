@@ -17,14 +17,14 @@ from ..training.keeper import BROKEN_NAME, LAST_NAME, METRICS_NAME
 from ..training.states import describe
 from . import pictures
 from .annotations import DetectionImages
-from .batches import detection_eval_loader
+from .batches import detection_eval_loader, detection_train_loader
 from .checkpoint import DetectorCheckpoint, create_detector, load_detector
 from .coco import DetectionData, open_coco
 from .config import DetectionConfig
 from .evaluator import Detection, DetectionEvaluation, evaluate, in_order
 from .inference import find_objects
 from .outlines import mask_functions
-from .task import DetectorTask, train_batches
+from .task import DetectorTask
 from .weights import load_weights
 
 #: What a run folder holds for people, the checkpoint first.
@@ -94,7 +94,7 @@ class DetectorRun(RunKind[DetectionConfig, DetectionData, DetectorTask, Detectio
         categories = dict(zip(ids, data.class_names, strict=True))
         checkpoint = create_detector(config.model, categories, **config.detector_settings)
         weights = "Weights: new." if config.weights is None else load_weights(checkpoint, config.weights)
-        num_batches = len(train_batches(config, data, epoch=0, world_size=world_size))
+        num_batches = len(detection_train_loader(data.train, config, epoch=0, world_size=world_size))
         return DetectorTask(checkpoint, config, data, num_batches), weights
 
     def announce(self, task: DetectorTask) -> list[str]:
@@ -110,7 +110,7 @@ class DetectorRun(RunKind[DetectionConfig, DetectionData, DetectorTask, Detectio
 
     def draw_beginning(self, task: DetectorTask, folder: Path) -> None:
         """The first batch as the network sees it, with the objects to learn."""
-        batches = train_batches(replace(task.config, workers=0), task.data, epoch=0)
+        batches = detection_train_loader(task.data.train, replace(task.config, workers=0), epoch=0)
         pictures.draw_first_batch(folder, next(iter(batches)), task.data.class_names)
 
     def finish(self, task: DetectorTask, folder: Path) -> DetectionResult:

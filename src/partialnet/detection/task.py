@@ -52,7 +52,7 @@ class DetectorTask(Task):
 
     def batches(self, epoch: int, first_batch: int, rank: int, world_size: int) -> Iterable[DetectionBatch]:
         """The training batches of one epoch for one process, from number ``first_batch`` on."""
-        return train_batches(self.config, self.data, epoch, first_batch, rank, world_size)
+        return detection_train_loader(self.data.train, self.config, epoch, first_batch, rank, world_size)
 
     def training_loss(self, batch: DetectionBatch) -> tuple[Tensor, Tensor]:
         """Sum of torchvision's losses; and each of them times images, images."""
@@ -141,23 +141,3 @@ class DetectorTask(Task):
     def checkpoint(self, training: dict[str, Any]) -> DetectorCheckpoint:
         """The detector that is evaluated, with its categories."""
         return replace(self.start, model=self.evaluated, training=training)
-
-
-def train_batches(
-    config: DetectionConfig, data: DetectionData, epoch: int, first_batch: int = 0, rank: int = 0, world_size: int = 1
-) -> Any:
-    """The training batches of one epoch for one process; see ``detection_train_loader``."""
-    return detection_train_loader(
-        data.train,
-        batch_size=config.batch_size,
-        epoch=epoch,
-        first_batch=first_batch,
-        rank=rank,
-        world_size=world_size,
-        seed=config.seed,
-        img_size=config.sides,
-        random_sides=config.training_sides,
-        horizontal_flip=config.horizontal_flip,
-        workers=config.workers,
-        pin_memory=config.device != "cpu" and torch.cuda.is_available(),
-    )
