@@ -138,17 +138,14 @@ def explain(
         except UserError as error:
             unreadable.append(error)
             continue
-        explain_image(image, networks, classes, method, stage, scores)
+        findings = explain_image(image, networks, classes, method, stage, scores)
         if len(read) < num_gates:
-            written += draw_gate_pages(first, image, path, len(read), point, output, _complain)
+            written += draw_gate_pages(first, findings[0], image, path, len(read), point, output, _complain)
         small = small_image(image)
-        for network in networks:
-            last = network.found[-1]
-            assert last.map is not None
-            # what is drawn is small, what is not drawn is not kept
-            last.map = last.map.resized(small.size) if len(drawn) < draw else None
-            last.gates = None
-        if len(drawn) < draw:
+        keep = len(drawn) < draw  # what is drawn is small, what is not drawn is not kept
+        for network, finding in zip(networks, findings, strict=True):
+            network.found.append(finding.without_gates(small.size if keep else None))
+        if keep:
             drawn.append(small)
         read.append((path, image.size))
         if not json_output.prints:

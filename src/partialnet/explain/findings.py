@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from .scores import Scores, deletion_and_insertion
 _PREDICTED = 3  # classes named in the JSON
 
 
-@dataclass
+@dataclass(frozen=True)
 class Finding:
-    """What one network gives for one image: figures, and a small map where it is drawn."""
+    """What one network gives for one image: figures, and map and gates as long as they are to be drawn."""
 
     map: ClassMap | None
     statistics: dict[str, Any]
@@ -35,6 +35,11 @@ class Finding:
     stage: int
     layer: str
     probability: float | None
+
+    def without_gates(self, size: tuple[int, int] | None) -> Finding:
+        """What is kept of many images: the figures, and the map in (width, height) of ``size``; no map if None."""
+        kept = self.map.resized(size) if self.map is not None and size is not None else None
+        return replace(self, map=kept, gates=None)
 
 
 @dataclass
@@ -56,8 +61,9 @@ def explain_image(
     method: str | None,
     stage: int | None,
     scores: bool,
-) -> None:
-    """Maps, predictions, figures of the gates and scores of one image for every network."""
+) -> list[Finding]:
+    """Maps, predictions, gates and scores of one image for every network."""
+    findings: list[Finding] = []
     shared: str | None = None
     for network, target in zip(networks, classes, strict=True):
         explainer = network.explainer
@@ -70,7 +76,7 @@ def explain_image(
         if scores and found.target is None:
             raise UserError(f"--scores need a class, which {found.method} does not look at.")
         gates = None if explainer.checkpoint.folded else read_gates(explainer, image)
-        network.found.append(
+        findings.append(
             Finding(
                 map=found,
                 statistics=found.statistics(),
@@ -86,6 +92,7 @@ def explain_image(
                 probability=found.probability,
             )
         )
+    return findings
 
 
 def scores_of(network: ExplainedNetwork) -> list[Scores]:

@@ -59,6 +59,7 @@ def draw_map_pages(
 
 def draw_gate_pages(
     network: ExplainedNetwork,
+    finding: Finding,
     image: Image.Image,
     path: Path,
     index: int,
@@ -69,7 +70,8 @@ def draw_gate_pages(
     """Gates and attention of one image, where the network has them; the files that were written.
 
     Args:
-        network: Whose; the image is the last that it was shown.
+        network: Whose.
+        finding: What it gives for the image, gates included.
         image: The image.
         path: Where it is from.
         index: Its number, for the files' names.
@@ -77,7 +79,7 @@ def draw_gate_pages(
         output: Folder of the files.
         say: Takes a sentence on what cannot be drawn.
     """
-    found, gates = network.found[-1].map, network.found[-1].gates
+    found, gates = finding.map, finding.gates
     if not gates or found is None:
         return []
     written = []
