@@ -50,7 +50,7 @@ def point(
     rounds = []
     for file, folder in games:
         boxes = read_boxes(file)
-        classes = match_categories(explainer, boxes, given)
+        classes = match_categories(explainer, boxes, list(given.items()))
         game = play_pointing_game(explainer, find_images([str(folder)]), boxes, classes, method, stage)
         rounds += [
             {

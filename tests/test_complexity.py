@@ -277,3 +277,10 @@ def test_multiply_adds_of_known_layers() -> None:
     complexity = measure(model, (8, 6, 5))
     assert complexity.training.macs_g * 1e9 == pytest.approx(8 * 4 * 9 * 6 * 5 + 4 * 10)
     assert round(complexity.training.params_m * 1e6) == 8 * 4 * 9 + 4 + 4 * 10 + 10
+
+
+@pytest.mark.parametrize(("name", "macs_g"), [("pit_ti_224", 0.70), ("cait_xxs24_224", 2.53)])
+def test_networks_with_expanded_parameters(name: str, macs_g: float) -> None:
+    """Their class tokens are views of parameters; figures of timm's result tables, rounded."""
+    network = measure(timm.create_model(name).eval(), (3, 224, 224))
+    assert network.training.macs_g == pytest.approx(macs_g, rel=0.02)

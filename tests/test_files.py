@@ -174,3 +174,20 @@ def test_killed_while_saving(tmp_path: Path) -> None:
         writer.communicate()
     assert len(seen) > 3  # it did save
     assert cut_short  # and was killed in the middle of it
+
+
+def test_a_pipe_gets_the_content_and_stays_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_atomically(pipe, b"content")
+        assert os.read(reader, 100) == b"content"
+    finally:
+        os.close(reader)
+    assert pipe.is_fifo()
+
+
+def test_devices_stay_devices() -> None:
+    write_atomically(Path("/dev/null"), b"content")
+    assert Path("/dev/null").is_char_device()

@@ -568,3 +568,10 @@ def test_subclass_with_another_forward_is_not_folded_as_its_base() -> None:
         model = trained(layer)
         for runtime in (None, *RUNTIMES):
             torch.testing.assert_close(fold(model, runtime=runtime)(x), model(x))
+
+
+@pytest.mark.parametrize("size", [6, 7])
+def test_padding_that_depends_on_the_size_stays(size: int) -> None:
+    model = nn.Sequential(Conv2dSame(16, 32, 2, stride=2)).eval()
+    x = torch.rand(1, 16, size, size)
+    torch.testing.assert_close(fold(model, runtime="torch")(x), model(x))

@@ -296,3 +296,13 @@ def test_gaussian_se_starts_small_and_can_be_reset(randomize: Randomize) -> None
         assert layer.weight.std().item() == pytest.approx(0.02, rel=0.05)
         randomize(layer)
         layer.reset_parameters()
+
+
+def test_norms_with_a_forward_of_their_own_are_called() -> None:
+    layer = timm.layers.convert_splitbn_model(GaussianSE(6), 2).train()
+    x = torch.randn(4, 6, 5, 5)
+    x[2:] += 3
+    layer(x)
+    auxiliary = layer.norm.aux_bn[0]
+    assert auxiliary.num_batches_tracked == 1
+    assert (auxiliary.running_mean - layer.norm.running_mean).abs().max() > 0.01

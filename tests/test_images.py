@@ -496,3 +496,42 @@ def test_nothing_found(source: str, part: str, folder: Callable[..., Path]) -> N
 def test_no_source() -> None:
     with pytest.raises(UserError, match="No image"):
         find_images([])
+
+
+# -- metadata, containers and folders as they come from elsewhere -----------------------------------------------------
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_as_pil_does(orientation: int, tmp_path: Path) -> None:
+    from PIL import ImageOps
+
+    image = Image.fromarray((np.arange(2 * 3 * 3).reshape(2, 3, 3) * 10).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(image, tmp_path / "turned.png", exif=exif)
+    with Image.open(path) as stored:
+        expected = ImageOps.exif_transpose(stored)
+    assert (pixels(path) == np.asarray(expected)).all()
+
+
+def test_damaged_metadata_do_not_make_a_photograph_unreadable(tmp_path: Path) -> None:
+    # orientation 6, and a resolution that is a text where a fraction belongs
+    entries = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack(">HHII", 0x011A, 2, 5, 38)
+    exif = b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 2) + entries + bytes(4) + b"high\0"
+    path = save(Image.new("RGB", (6, 4), RED), tmp_path / "odd.jpg", exif=exif)
+    assert pixels(path).shape == (6, 4, 3)
+
+
+def test_sixteen_bits_are_the_same_in_every_container(tmp_path: Path) -> None:
+    values = np.linspace(8000, 20000, 64).astype(np.uint16).reshape(8, 8)
+    png = save(Image.fromarray(values), tmp_path / "deep.png")
+    (tmp_path / "deep.pgm").write_bytes(b"P5 8 8 65535\n" + values.astype(">u2").tobytes())
+    assert (pixels(png) == pixels(tmp_path / "deep.pgm")).all()
+
+
+def test_hidden_files_of_a_folder_are_left_out(tmp_path: Path) -> None:
+    for name in ("a.png", "._a.png", ".thumbnails/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save(Image.new("RGB", (4, 4)), tmp_path / name)
+    assert [path.name for path in find_images([str(tmp_path)])] == ["a.png"]
+    assert find_images([str(tmp_path / "._a.png")])

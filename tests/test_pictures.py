@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import subprocess
 import sys
 import warnings
@@ -175,3 +176,9 @@ def test_training_loads_neither_measuring_nor_exporting() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "partialnet.plots" in loaded
     assert not [name for name in loaded if name.startswith(("partialnet.bench", "partialnet.deploy"))]
+
+
+def test_names_that_are_not_utf8_are_drawn(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    plots.confusion_matrix(tmp_path / "confusion.png", [0, 1, 1], [0, 0, 1], [name, "tea"], f"{name}: confusions")
+    assert Image.open(tmp_path / "confusion.png").width > 100

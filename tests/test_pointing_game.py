@@ -90,9 +90,9 @@ def test_categories_are_matched_by_name_or_as_given(tmp_path: Path) -> None:
     entries = [("a.png", (8, 8), name, [0.0, 0.0, 4.0, 4.0]) for name in ("dog", "golf-ball", "tench")]
     boxes = read_boxes(coco(tmp_path / "a.json", entries))
     assert match_categories(explainer, boxes) == {"golf-ball": 3, "tench": 0}
-    assert match_categories(explainer, boxes, {"English springer": "dog"})["dog"] == 1
+    assert match_categories(explainer, boxes, [("English springer", "dog")])["dog"] == 1
     with pytest.raises(UserError, match=r"no category 'dgo'. Similar names: dog"):
-        match_categories(explainer, boxes, {"church": "dgo"})
+        match_categories(explainer, boxes, [("church", "dgo")])
     with pytest.raises(UserError, match="say which belong together with --category"):
         match_categories(Explainer(network()), boxes)
 

@@ -31,7 +31,7 @@ from .timm_training import TimmTraining
 from .torchvision_networks import ARCHITECTURE, PREFIX
 
 _INPUT_KEYS = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
-_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random")
+_INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 
 @dataclass

@@ -95,7 +95,8 @@ class ModuleCounts:
     """Multiply–adds, parameters and output shapes of every module, from one pass without data."""
 
     def __init__(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
-        self.model = copy.deepcopy(model).eval().to("meta")
+        # the counter wants a gradient function behind every view of a parameter, such as an expanded class token
+        self.model = copy.deepcopy(model).eval().to("meta").requires_grad_(False)
         self.shapes: dict[str, torch.Size] = {}
         for name, module in self.model.named_modules():
             module.register_forward_hook(self._record_shape(name))

@@ -59,7 +59,9 @@ def convert_checkpoint(checkpoint: Checkpoint, dry_run: bool = False, **options:
     # a network built from the arguments shows that they suffice, and has timm's configuration
     rebuilt = create_checkpoint(_ARCHITECTURE, checkpoint.class_names, **arguments)
     rebuilt.model.load_state_dict(surgery.model.state_dict())
-    return replace(checkpoint, model=rebuilt.model, architecture=_ARCHITECTURE, model_args=arguments), surgery
+    # new layers are not trained: what was measured of the network before is not true of this one
+    changed = replace(checkpoint, model=rebuilt.model, architecture=_ARCHITECTURE, model_args=arguments, training={})
+    return changed, surgery
 
 
 @register_model

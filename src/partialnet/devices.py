@@ -18,7 +18,7 @@ def find_device(name: str | None = None) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
         raise UserError(f"PyTorch sees no device {name!r} here; `cpu` is always there.") from None
     if device.type == "meta":
         raise UserError("The device 'meta' computes nothing; give cpu or cuda.")

@@ -22,10 +22,18 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that at any moment either the old or the whole new content is there.
 
+    What is no file, such as a pipe or ``/dev/stdout``, gets the content and stays what it is.
+
     Raises:
         UserError: There cannot be a file of this name.
         OSError: It cannot be written whole; one of ``NO_ROOM`` says that the disk is full.
     """
+    if _is_stream(path):
+        try:
+            path.write_bytes(content)
+        except OSError as error:
+            raise UserError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
+        return
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
@@ -42,6 +50,13 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether a path leads to a pipe, a terminal or another device; ``/dev/stdout`` may also lead to a file."""
+    if path.absolute().parent in (Path("/dev"), Path("/dev/fd")):
+        return True
+    return path.exists() and not (path.is_file() or path.is_dir())
 
 
 def check_destinations(*paths: Path | None) -> None:

@@ -11,13 +11,23 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 #: What a file may hold, whatever its name, as PIL calls it: not all that PIL reads, as EPS would start Ghostscript.
 FORMATS = {"JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF"}
+#: What turns an image upright, by EXIF's orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 #: Images of more pixels are refused, as they may be made to exhaust the memory ("decompression bombs"): PIL's limit.
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 
@@ -25,7 +35,7 @@ MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 def find_images(sources: Iterable[str]) -> list[Path]:
     """Image files among files, folders (searched recursively) and glob patterns, sorted within each source.
 
-    A file named directly is kept whatever its suffix.
+    A file named directly is kept whatever its suffix; hidden files of a folder, such as macOS leaves, are not.
 
     Raises:
         UserError: A source does not exist, a folder or pattern has no image, or nothing is given.
@@ -34,7 +44,7 @@ def find_images(sources: Iterable[str]) -> list[Path]:
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            matches = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            matches = sorted(file for file in path.rglob("*") if _is_image_of(path, file))
             if not matches:
                 raise UserError(f"Folder {source!r} holds no image ({', '.join(SUFFIXES)}).")
             found += matches
@@ -50,6 +60,11 @@ def find_images(sources: Iterable[str]) -> list[Path]:
     if not found:
         raise UserError("No image was given.")
     return found
+
+
+def _is_image_of(folder: Path, file: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return file.suffix.lower() in SUFFIXES and not hidden and file.is_file()
 
 
 def read_image(path: str | Path, min_side: int | None = None, upright: bool = True) -> Image.Image:
@@ -79,7 +94,7 @@ def image_sizes(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:
     """
     with _opened(path, str(path)) as image:
         size = image.size
-        quarter_turn = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        quarter_turn = _orientation(image) >= 5
     return size, size[::-1] if quarter_turn else size
 
 
@@ -95,7 +110,20 @@ def _read(
         if min_side is not None:
             image.draft(None, (min_side, min_side))  # does nothing to other formats than JPEG
         image.load()
-        return to_rgb(ImageOps.exif_transpose(image) if upright else image)
+        turn = _TURNS.get(_orientation(image)) if upright else None
+        if image.format == "PPM" and image.mode == "I":
+            image = Image.fromarray(np.asarray(image).astype(np.uint16))  # 16-bit data, which PIL reads as 32-bit
+        rgb = to_rgb(image)
+        return rgb if turn is None else rgb.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8; 1 where metadata are damaged, as the pixels may be sound."""
+    try:
+        found = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # PIL's reader of metadata raises what it likes
+        return 1
+    return found if found in _TURNS else 1
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
@@ -215,12 +216,19 @@ def image_grid(
 
 def shorten(name: str, limit: int = 16) -> str:
     """A class name that fits above an image; a first of several synonyms, or its beginning."""
-    name = name.split(",")[0].strip() or name.strip()
+    name = printable(name.split(",")[0].strip() or name.strip())
     return name if len(name) <= limit else f"{name[: limit - 1]}…"
+
+
+def printable(name: str) -> str:
+    """A name of a file as fonts can draw it, also one that is not UTF-8."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def save(figure: Figure, path: Path, dpi: float = 120) -> None:
     """Write a figure as PNG of ``dpi`` pixels an inch, in one step."""
+    for text in figure.findobj(Text):
+        text.set_text(printable(text.get_text()))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     write_atomically(path, buffer.getvalue())

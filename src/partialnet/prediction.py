@@ -63,17 +63,24 @@ class Classifier:
     def predict(
         self, paths: Iterable[Path], topk: int = 5, batch_size: int = 16
     ) -> Iterator[tuple[Path, Prediction | UserError]]:
-        """Classify image files in order, ``batch_size`` at a time; one that cannot be read yields its error."""
+        """Classify image files in order, ``batch_size`` at a time; one that cannot be read yields its error.
+
+        Of the photographs only one at a time is in memory in full size.
+        """
         topk = min(topk, len(self.class_names))
-        results = read_images(paths)
+        results = (
+            (path, image if isinstance(image, UserError) else self.preprocess(image))
+            for path, image in read_images(paths)
+        )
         while batch := list(islice(results, batch_size)):
-            images = [image for _, image in batch if isinstance(image, Image.Image)]
-            best = self.logits(images).softmax(1).topk(topk) if images else None
+            inputs = [item for _, item in batch if isinstance(item, Tensor)]
+            best = self.run(torch.stack(inputs)).softmax(1).topk(topk) if inputs else None
             row = 0
-            for path, image in batch:
-                if isinstance(image, UserError) or best is None:
-                    yield path, image  # type: ignore[misc]
+            for path, item in batch:
+                if isinstance(item, UserError):
+                    yield path, item
                     continue
+                assert best is not None
                 names = (self.class_names[index] for index in best.indices[row].tolist())
                 yield path, Prediction(path, tuple(zip(names, best.values[row].tolist(), strict=True)))
                 row += 1

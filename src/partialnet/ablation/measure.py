@@ -77,16 +77,12 @@ def build(
         num_classes: Classes of the head.
 
     Raises:
-        UserError: ``model`` is no PartialNet, or an argument does not fit.
+        UserError: ``model`` is no PartialNet, an argument does not fit, or the images are too small for it.
     """
     networks = {}
     for row in rows:
         arguments = {"num_classes": num_classes, **row.arguments(model, model_args)}
-        checkpoint = create_checkpoint(model, **arguments)
-        if img_size is not None:
-            channels = checkpoint.input_config["input_size"][0]
-            checkpoint.input_config["input_size"] = (channels, img_size, img_size)
-        networks[row.name] = checkpoint
+        networks[row.name] = create_checkpoint(model, **arguments).resized(img_size)
     return networks
 
 

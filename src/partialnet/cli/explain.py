@@ -228,8 +228,8 @@ def _parse_position(text: str | None) -> Position | None:
 def _match(explainer: Explainer, boxes: BoxSet, given: Sequence[str]) -> dict[str, int]:
     from partialnet.explain.boxes import match_categories
 
-    pairs = dict(entry.partition("=")[::2] for entry in given)
-    if not all(name and category for name, category in pairs.items()):
+    pairs = [(name, category) for name, _, category in (entry.partition("=") for entry in given)]
+    if not all(name and category for name, category in pairs):
         raise UserError("--category must be CLASS=CATEGORY, such as 'Labrador retriever=dog'.")
     return match_categories(explainer, boxes, pairs)
 

@@ -144,13 +144,13 @@ def read_boxes(path: str | Path) -> BoxSet:
     return BoxSet(images, tuple(names.values()))
 
 
-def match_categories(explainer: Explainer, boxes: BoxSet, given: Mapping[str, str] | None = None) -> dict[str, int]:
+def match_categories(explainer: Explainer, boxes: BoxSet, given: Sequence[tuple[str, str]] = ()) -> dict[str, int]:
     """Which class of the network stands for a category: the one of its name, and those given.
 
     Args:
         explainer: The network.
         boxes: Boxes with the names of the categories.
-        given: Category of a class, by the class's name or number; these go before equal names.
+        given: Classes, by name or number, each with a category; these go before equal names.
 
     Returns:
         Index of the class by the name of the category.
@@ -164,7 +164,7 @@ def match_categories(explainer: Explainer, boxes: BoxSet, given: Mapping[str, st
         own |= {_plain(part): index for part in name.split(",")}
     if explainer.names_known:
         classes |= {category: own[_plain(category)] for category in boxes.categories if _plain(category) in own}
-    for name, category in (given or {}).items():
+    for name, category in given:
         if category not in boxes.categories:
             raise UserError(f"The boxes have no category {category!r}.{similar_names(category, boxes.categories)}")
         classes[category] = explainer.find_class(name)

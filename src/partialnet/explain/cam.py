@@ -82,11 +82,14 @@ class ClassMap:
     def peak(self) -> tuple[float, float]:
         """x and y of the most important place, in pixels of the image.
 
-        A map is constant between the outermost positions of the layer and the border, so a peak there is a plateau; of
-        all its pixels that is taken which is nearest to the middle of what the network sees, the layer's position.
+        The middle of what the network sees where the map is empty. A map is constant between the outermost positions of
+        the layer and the border, so a peak there is a plateau; of all its pixels that is taken which is nearest to the
+        middle of what the network sees, the layer's position.
         """
-        rows, columns = np.nonzero(self.values == self.values.max())
         middle_x, middle_y = (self.region[0] + self.region[2]) / 2, (self.region[1] + self.region[3]) / 2
+        if self.empty:
+            return middle_x, middle_y
+        rows, columns = np.nonzero(self.values == self.values.max())
         nearest = np.argmin((rows + 0.5 - middle_y) ** 2 + (columns + 0.5 - middle_x) ** 2)
         return float(columns[nearest]) + 0.5, float(rows[nearest]) + 0.5
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,8 +50,9 @@ def target_layers(model: nn.Module, input_size: tuple[int, int, int]) -> dict[in
     if not ends:
         raise ValueError(f"{type(model).__name__} has no layer whose output is a map of more than one position.")
     layers = {}
+    channels = _declared_channels(model)
     for stage, (name, module) in enumerate(ends[-MAX_STAGES:], 1):
-        layers[stage] = TargetLayer(stage, name, module, _layout(model))
+        layers[stage] = TargetLayer(stage, name, module, _layout(model, name, channels.get(name)))
     last = max(layers)
     layers[last] = _before_attention(model, layers[last])
     return layers
@@ -69,11 +70,22 @@ def stage_of(name: str, model: nn.Module, layers: Iterable[TargetLayer]) -> int:
     return number
 
 
+def _declared(model: nn.Module) -> list[Mapping[str, Any]]:
+    """timm's ``feature_info``: resolution, channels and path of each stage's end."""
+    declared: Any = getattr(model, "feature_info", None) or ()
+    return list(getattr(declared, "info", declared))
+
+
+def _declared_channels(model: nn.Module) -> dict[str, int]:
+    """Channels by the path of the layer."""
+    found = ((_find(model, entry.get("module", "") or ""), entry) for entry in _declared(model))
+    return {end[0]: entry["num_chs"] for end, entry in found if end is not None and "num_chs" in entry}
+
+
 def _declared_ends(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Path and module of the last layer of each resolution, as timm's ``feature_info`` has them."""
-    declared: Any = getattr(model, "feature_info", None) or ()
     ends: dict[int, tuple[str, nn.Module]] = {}
-    for entry in getattr(declared, "info", declared):
+    for entry in _declared(model):
         found = _find(model, entry.get("module", "") or "")
         if found is not None:
             ends[entry["reduction"]] = found
@@ -123,19 +135,29 @@ def _before_attention(model: nn.Module, layer: TargetLayer) -> TargetLayer:
     return TargetLayer(layer.stage, f"{layer.name}.norm1", norm, layer.to_map)
 
 
-def _layout(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """From a layer's output to (B, C, H, W): maps with the channels last, and tokens, are turned round."""
+def _layout(model: nn.Module, name: str, channels: int | None) -> Callable[[Tensor], Tensor]:
+    """From a layer's output to (B, C, H, W): maps with the channels last, and tokens, are turned round.
+
+    Args:
+        model: The network.
+        name: The layer's path.
+        channels: What the network says to be the number of its channels; not all say where they put them.
+    """
     inner: Any = getattr(model, "model", model)  # networks that return features may hold the network
     prefix = int(getattr(inner, "num_prefix_tokens", 0) or 0)
     channels_last = getattr(inner, "output_fmt", None) == "NHWC"
     grid = getattr(getattr(inner, "patch_embed", None), "grid_size", None)
+    reroll = getattr(inner, "reroll", None)  # Hiera's tokens are in the order of its windows
 
     def to_map(x: Tensor) -> Tensor:
+        if x.ndim == 3 and reroll is not None:
+            return reroll(x, int(name.rpartition(".")[2])).permute(0, 3, 1, 2).clone()
         if x.ndim == 3:  # tokens, (B, N, C)
             x = x[:, prefix:].transpose(1, 2)
             count = x.shape[2]
             height = int(grid[0]) if grid and grid[0] * grid[1] == count else math.isqrt(count)
             return x.unflatten(2, (height, count // height)).clone()
-        return x.permute(0, 3, 1, 2).clone() if channels_last else x.clone()
+        last = channels_last or x.shape[1] != channels == x.shape[3]
+        return x.permute(0, 3, 1, 2).clone() if last else x.clone()
 
     return to_map

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def draw_gate_pages(
     if not gates or found is None:
         return []
     written = []
-    stem = f"{index + 1:02d}-{path.stem}"
+    stem = f"{index + 1:02d}-{_short_stem(path)}"
     if gates.spatial or gates.channel:
         file = output / f"{stem}-gates.png"
         draw_gates(file, image, found, gates, f"{_clip(path.name)}: what {_title(network)} weighs")
@@ -173,6 +174,11 @@ def _clip(name: str, limit: int = 22) -> str:
     """A name of a file or run that fits above or beside an image; of a long one beginning and end."""
     end = limit // 2
     return name if len(name) <= limit else f"{name[: limit - end - 1]}…{name[-end:]}"
+
+
+def _short_stem(path: Path) -> str:
+    """A file's name without its suffix, short enough to be part of another one; systems take 255 bytes."""
+    return os.fsencode(path.stem)[:150].decode("utf-8", "ignore")
 
 
 def _percent(probability: float) -> str:

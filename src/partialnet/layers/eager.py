@@ -13,7 +13,10 @@ from collections.abc import Callable
 from typing import Any, Self, TypeGuard
 
 import torch
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
+
+from .affine import is_linear_layer
 
 #: Most memory, in bytes, of an intermediate result of positions that are computed together: what a core's cache keeps.
 CACHED_BYTES = 1 << 20
@@ -154,7 +157,9 @@ def is_patchwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     Stems are none: to gather patches of an image's three channels costs more than the matrix product saves.
     """
     return (
-        isinstance(module, nn.Conv2d)
+        is_linear_layer(module)
+        and isinstance(module, nn.Conv2d)
+        and not isinstance(module, Conv2dSame)  # pads what its size asks for
         and module.in_channels >= 8
         and module.stride == module.kernel_size
         and module.padding in ((0, 0), "valid")

@@ -171,8 +171,8 @@ class GaussianSE(PartialAttention):
         in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing() or not torch.is_grad_enabled()
         mean, variance = channel_statistics(x) if in_graph else _Statistics.apply(x)
         gate = self._gate(mean, standard_deviation(variance, count), keep)
-        if not isinstance(self.norm, nn.BatchNorm2d):
-            # none, frozen or synchronised over processes: the layer itself knows what to do
+        if not isinstance(self.norm, nn.BatchNorm2d) or type(self.norm).forward is not nn.BatchNorm2d.forward:
+            # none, frozen, split or synchronised over processes: the layer itself knows what to do
             return self.norm(x * gate[:, :, None, None].to(x.dtype))
         scale, shift = _gated_batch_norm(self.norm, gate.to(mean.dtype), mean, variance, count)
         return torch.addcmul(shift[:, :, None, None].to(x.dtype), x, scale[:, :, None, None].to(x.dtype))
