@@ -167,3 +167,15 @@ def test_bias_starts_at_zero_and_uses_distances_only() -> None:
     assert torch.equal(bias(7, 5), values.reshape(3, 5, 7, 5, 7).permute(0, 2, 1, 4, 3).reshape(3, 35, 35))
     values.sum().backward()
     assert not bias.table.grad[:, :40].any()
+
+
+def test_attention_over_some_channels_weighs_positions_as_the_cut_out_layer_does() -> None:
+    attention = SelfAttention2d(16, num_heads=2, dtype=torch.float64)
+    for parameter in attention.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    keep = (torch.arange(16) >= 6).double()
+    kept = keep.nonzero().flatten()
+    x = torch.randn(2, 16, 3, 4, dtype=torch.float64)
+    selected = attention.select(kept)
+    torch.testing.assert_close(attention.weights(x, keep), selected.weights(x[:, kept]), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(attention(x, keep)[:, kept], selected(x[:, kept]), rtol=1e-9, atol=1e-12)
