@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import timm
+import torchvision
 
 from partialnet.torchvision_networks import PREFIX
 
@@ -59,7 +60,6 @@ class PresetRow:
         """Whether the installed timm or torchvision has it."""
         if not self.model.startswith(PREFIX):
             return bool(timm.is_model(self.model))
-        import torchvision
 
         return self.model.removeprefix(PREFIX) in torchvision.models.list_models(torchvision.models)
 

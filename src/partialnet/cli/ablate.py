@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
 from partialnet.errors import UserError
+from partialnet.files import check_destinations, write_atomically, write_csv
 from partialnet.training.config import TrainConfig
 from partialnet.training.settings import read_settings
 
+from .bench import parse_runtimes
 from .json_output import JsonOutput, json_option
 from .next_command import next_command
 from .settings import GroupedCommand, configure, default_recipe, given_settings, run_folder, setting_options
@@ -104,7 +107,6 @@ def ablate(
               partialnet ablate --table 4 --data cifar10/ --recipe cifar10 --model-args patch_size=2
     """
     from partialnet.ablation.tables import PAPER_MODEL, TABLES
-    from partialnet.files import check_destinations, write_atomically, write_csv
 
     given = given_settings(ctx, options)
     from_file = read_settings(config_file) if config_file else {}
@@ -121,8 +123,6 @@ def ablate(
     from partialnet.bench import environment
     from partialnet.bench.contestants import Setting
 
-    from .bench import parse_runtimes
-
     device = "cuda" if config.device == "cuda" else "cpu"
     if processor_time and (device != "cpu" or bench_threads != 1):
         raise UserError("--processor-time adds up all threads, so it tells the speed of one CPU thread only.")
@@ -131,8 +131,6 @@ def ablate(
         Setting(each, threads=bench_threads, device=device).check()
     num_classes, trained, training = 1000, {}, {}
     if data is not None:
-        from dataclasses import asdict
-
         from partialnet.ablation.accuracy import row_configs, train_rows
         from partialnet.data.sources import open_data
 

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import click
 
+from partialnet.checkpoint import load
+from partialnet.converted import convert_checkpoint
+from partialnet.errors import UserError
+
 from .json_output import JsonOutput, json_option
 from .next_command import next_command
 
@@ -68,9 +72,6 @@ def convert(
               partialnet convert torchvision:regnet_y_400mf --select grouped
               partialnet convert runs/photos --select 'layer[34]' -o runs/photos-pat
     """
-    from partialnet.checkpoint import load
-    from partialnet.converted import convert_checkpoint
-    from partialnet.errors import UserError
 
     if output is None:
         path = Path(model)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import numpy as np
+
+from partialnet.data import FolderImages, LabelledImages, Subset, spread
+from partialnet.files import check_destinations, write_csv
 
 from .json_output import JsonOutput, json_option
 from .next_command import next_command
 
 if TYPE_CHECKING:
-    from partialnet.data import LabelledImages
     from partialnet.evaluation import Evaluation
     from partialnet.prediction import Classifier
 
@@ -55,13 +59,10 @@ def evaluate(
 
     Example: partialnet eval runs/flowers flowers/val --csv answers.csv
     """
-    import numpy as np
 
-    from partialnet.data import FolderImages, Subset, spread
     from partialnet.data.sources import evaluation_folder
     from partialnet.evaluation import evaluate as run_evaluation
     from partialnet.evaluation import match_classes
-    from partialnet.files import check_destinations
     from partialnet.prediction import Classifier
     from partialnet.sources import device_for, open_source
 
@@ -107,7 +108,6 @@ def _notes(data: str, folder: Path, found: tuple[str, ...], classifier: Classifi
 
 def _default_workers(num_images: int) -> int:
     """None for few images, which are read before processes have started; else a process for each core but one."""
-    import os
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 0 if num_images < 500 else min(cores - 1, 8)
@@ -152,10 +152,8 @@ def _write(
     confusion: Path | None,
 ) -> list[str]:
     """Write what was asked for; the names of the files."""
-    import numpy as np
 
     from partialnet.bench.environment import environment
-    from partialnet.files import write_csv
 
     written = []
     if json_output.wanted:

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from PIL import Image
+from tqdm import tqdm
 
+from partialnet.checkpoint import load
 from partialnet.errors import UserError
+from partialnet.images import find_images, read_image
+from partialnet.layers import SelfAttention2d
 
 from .json_output import JsonOutput, json_option
 from .next_command import next_command
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from partialnet.explain import Explainer
     from partialnet.explain.boxes import BoxSet
     from partialnet.explain.findings import ExplainedNetwork
@@ -95,7 +98,6 @@ def explain(
               partialnet explain runs/flowers photos/ --against runs/resnet --scores --json f.json
               partialnet explain runs/flowers rose.jpg --target tulip --stage 3 --position 120,80
     """
-    from tqdm import tqdm
 
     from partialnet.devices import find_device
     from partialnet.explain import read_boxes
@@ -103,7 +105,6 @@ def explain(
     from partialnet.explain.drawing import small_image
     from partialnet.explain.findings import explain_image
     from partialnet.explain.report import draw_gate_pages, draw_map_pages, draw_point_page, draw_score_page, line_of
-    from partialnet.images import find_images, read_image
 
     library_class(method or next(iter(METHODS)))  # a mistyped name or a missing library is told before anything is read
     point = _parse_position(position)
@@ -174,7 +175,6 @@ def explain(
 
 
 def _open(source: str, device: Any, img_size: int | None) -> ExplainedNetwork:
-    from partialnet.checkpoint import load
     from partialnet.explain import Explainer
     from partialnet.explain.findings import ExplainedNetwork
     from partialnet.sources import short_name
@@ -189,7 +189,6 @@ def _complain(sentence: str) -> None:
 
 def _notes(networks: Sequence[ExplainedNetwork], method: str | None, position: str | None) -> list[str]:
     """What one should know before reading the figures."""
-    from partialnet.layers import SelfAttention2d
 
     notes = [
         f"{network.name} is a model name: its weights are random, and so is what it looks at."
@@ -257,7 +256,6 @@ def _play(
     method: str | None,
     stage: int | None,
 ) -> None:
-    from tqdm import tqdm
 
     from partialnet.explain import play_pointing_game
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from partialnet.checkpoint import Checkpoint, load
+from partialnet.data import FolderImages, LabelledImages
+from partialnet.data.folders import class_folders
+from partialnet.errors import UserError
+from partialnet.images import find_images
+from partialnet.stored_network import WEIGHTS_NAME
+
 from .json_output import JsonOutput, json_option
 from .next_command import next_command
-
-if TYPE_CHECKING:
-    from partialnet.checkpoint import Checkpoint
-    from partialnet.data import LabelledImages
 
 
 @click.command()
@@ -67,13 +69,9 @@ def export(
 
     Example: partialnet export runs/demo --format openvino -o digits.xml
     """
-    from partialnet.checkpoint import load
     from partialnet.deploy.export import LEAST_AGREEMENT, check_export
     from partialnet.deploy.export import export as run_export
     from partialnet.deploy.exported_files import SUFFIXES
-    from partialnet.errors import UserError
-    from partialnet.images import find_images
-    from partialnet.stored_network import WEIGHTS_NAME
 
     if output is None:
         name = Path(model).resolve().name if Path(model).is_dir() else Path(model).stem
@@ -125,10 +123,7 @@ def export(
 
 def _labelled(folder: str, checkpoint: Checkpoint) -> LabelledImages | None:
     """The images of a folder of class folders; None where the folders are no classes of the network."""
-    from partialnet.data import FolderImages
-    from partialnet.data.folders import class_folders
     from partialnet.data.sources import evaluation_folder
-    from partialnet.errors import UserError
     from partialnet.evaluation import match_classes
     from partialnet.prediction import Classifier
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from partialnet.checkpoint import Checkpoint, create_checkpoint, load
+from partialnet.complexity import PAPER, Complexity, measure
+from partialnet.search import load_plan
+
 from .json_output import JsonOutput, json_option
 from .next_command import next_command
-
-if TYPE_CHECKING:
-    from partialnet.checkpoint import Checkpoint
-    from partialnet.complexity import Complexity
 
 
 @click.command()
@@ -34,7 +34,6 @@ def info(model: str | None, plan_source: str | None, img_size: int | None, json_
     Examples: partialnet info partialnet_t2
               partialnet info --plan runs/searched/plan.json
     """
-    from partialnet.complexity import measure
 
     if (model is None) == (plan_source is None):
         raise click.UsageError("Give either a MODEL or a --plan.")
@@ -59,8 +58,6 @@ def info(model: str | None, plan_source: str | None, img_size: int | None, json_
 
 def _open(model: str | None, plan_source: str | None) -> Checkpoint:
     """The network of that name or file, or the one that a plan describes."""
-    from partialnet.checkpoint import create_checkpoint, load
-    from partialnet.search import load_plan
 
     if model is not None:
         return load(model)
@@ -78,7 +75,6 @@ def _open(model: str | None, plan_source: str | None) -> Checkpoint:
 
 def _paper(checkpoint: Checkpoint, size: tuple[int, int, int]) -> tuple[float, float] | None:
     """The paper's parameters (M) and multiply–adds (G), where they are of this very network and image size."""
-    from partialnet.complexity import PAPER
 
     unchanged = set(checkpoint.model_args) <= {"num_classes"} and checkpoint.num_classes == 1000
     return PAPER.get(checkpoint.architecture) if unchanged and size == (3, 224, 224) else None

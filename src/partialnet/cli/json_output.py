@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from partialnet.files import check_destinations, write_atomically
+
 _STANDARD_OUTPUT = "-"
 
 
@@ -52,7 +54,6 @@ class JsonOutput:
             click.echo(json.dumps(record))
 
     def _write(self, text: str) -> list[str]:
-        from partialnet.files import write_atomically
 
         if self.prints:
             click.echo(text)
@@ -80,7 +81,6 @@ def json_option(content: str) -> Callable[[Callable[..., Any]], Callable[..., An
 
 
 def _open(_ctx: click.Context, _option: click.Parameter, target: str | None) -> JsonOutput:
-    from partialnet.files import check_destinations
 
     output = JsonOutput(target)
     check_destinations(output.path)

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from tqdm import tqdm
 
 from partialnet.errors import UserError
+from partialnet.images import find_images
 
 from .json_output import JsonOutput, json_option
 
@@ -40,9 +42,7 @@ def predict(
 
     Example: partialnet predict runs/demo photos/ "more/*.png" --topk 3
     """
-    from tqdm import tqdm
 
-    from partialnet.images import find_images
     from partialnet.prediction import Classifier
     from partialnet.sources import device_for, open_source
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from partialnet.errors import UserError
+from partialnet.search import load_plan
 from partialnet.training.config import TrainConfig
 from partialnet.training.settings import as_yaml
 
@@ -83,7 +84,6 @@ def train(
 
 def _planned(source: str, given: dict[str, Any]) -> dict[str, Any]:
     """The settings that were given, with the network of a plan."""
-    from partialnet.search import load_plan
 
     plan = load_plan(source)
     if given.get("model", plan.model) != plan.model:

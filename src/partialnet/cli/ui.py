@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 from pathlib import Path
+from threading import Thread
 
 import click
 
@@ -78,7 +79,6 @@ def _why_not(error: OSError, port: int) -> str:
 def _open_in_browser(url: str) -> None:
     """Ask for the page in a browser, where there is a screen: one that runs in the terminal would take it over."""
     import webbrowser
-    from threading import Thread
 
     screen = sys.platform in ("win32", "darwin") or any(
         os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")

@@ -11,6 +11,7 @@ import timm
 from timm.data import create_transform
 from timm.optim import list_optimizers
 
+from ..checkpoint import load
 from ..errors import UserError
 from ..messages import similar_names
 from ..torchvision_networks import PREFIX
@@ -134,8 +135,6 @@ class RunConfig(Settings):
         Raises:
             UserError: Nothing usable is there.
         """
-        from ..checkpoint import load
-
         source = load(run)
         # classes and image size follow from the images and the recipe
         left = ("num_classes", "img_size")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from tqdm import tqdm
 
 from partialnet.errors import UserError
+from partialnet.files import check_destinations
 
 from ..json_output import JsonOutput, json_option
 
@@ -63,7 +65,6 @@ def bench(
 
     Example: partialnet detect bench partialnet_s fasternet_s --against fasternet_s --json detectors.json
     """
-    from tqdm import tqdm
 
     from partialnet.bench.environment import environment
     from partialnet.detection.bench import (
@@ -76,7 +77,6 @@ def bench(
         write_detector_csv,
     )
     from partialnet.devices import find_device
-    from partialnet.files import check_destinations
 
     check_destinations(csv_path)
     names = list(dict.fromkeys(models)) or list(MODELS)

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from partialnet.errors import UserError
+from partialnet.images import find_images
+
 from ..json_output import JsonOutput, json_option
 from ..next_command import next_command
 
@@ -54,8 +57,6 @@ def export(
     from partialnet.deploy.exported_files import SUFFIXES
     from partialnet.detection.checkpoint import load_detector
     from partialnet.detection.export import LEAST_MATCHED, export_detector
-    from partialnet.errors import UserError
-    from partialnet.images import find_images
     from partialnet.sources import is_exported
 
     if is_exported(run):

@@ -7,6 +7,11 @@ from collections import Counter
 from pathlib import Path
 
 import click
+from tqdm import tqdm
+
+from partialnet.errors import UserError
+from partialnet.files import distinct_files, write_atomically
+from partialnet.images import find_images
 
 from ..json_output import JsonOutput, json_option
 
@@ -43,14 +48,10 @@ def predict(
 
     Example: partialnet detect predict runs/boxes photos/ -o drawn
     """
-    from tqdm import tqdm
 
     from partialnet.detection.prediction import detect
     from partialnet.detection.sources import open_detector
     from partialnet.devices import find_device
-    from partialnet.errors import UserError
-    from partialnet.files import distinct_files, write_atomically
-    from partialnet.images import find_images
 
     paths = find_images(images)
     pictures = distinct_files(output, [path.stem for path in paths], ".png")
