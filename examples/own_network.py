@@ -3,7 +3,7 @@
     python examples/own_network.py                      # all of it, in half a minute, on random images
     partialnet --import examples/own_network.py convert smallnet --dry-run
     partialnet --import examples/own_network.py convert smallnet -o runs/smallnet
-    partialnet --import examples/own_network.py train digits --model runs/smallnet --epochs 5
+    partialnet --import examples/own_network.py train digits --model runs/smallnet --epochs 5 -o runs/digits
     partialnet --import examples/own_network.py export runs/digits
 
 ``register_model`` gives the network a name, under which all commands know it, before and after its conversion.

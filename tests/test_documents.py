@@ -6,13 +6,23 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from PIL import Image
 
+from partialnet.checkpoint import create_checkpoint
 from partialnet.search import dynamic_layers
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_python_of_the_readme() -> None:
+def test_python_of_the_readme(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # with a run as the demo leaves it
+    create_checkpoint("partialnet_t0", ("one", "two"), num_classes=2, embed_dim=16, depths=(1, 1, 1, 1)).save(
+        "runs/demo"
+    )
+    Path("runs/demo/samples").mkdir()
+    Image.new("RGB", (64, 64)).save("runs/demo/samples/a.png")
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     names: dict[str, object] = {}
     for block in blocks:
@@ -21,6 +31,7 @@ def test_python_of_the_readme() -> None:
     assert [tuple(feature.shape[1:]) for feature in names["maps"]] == [(192, 32, 40), (384, 16, 20), (768, 8, 10)]
     assert names["block"].eval()(torch.rand(1, 64, 8, 8)).shape == (1, 128, 4, 4)
     assert not dynamic_layers(names["static"])
+    assert re.search(r"samples/a.png \('(one|two)', 0\.\d+\)", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(
