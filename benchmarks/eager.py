@@ -89,9 +89,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows = [row for size in options.sizes for row in measure(size, options.seconds)]
     path = options.output or Path(__file__).parent / "results" / f"eager_{options.threads}t.json"
-    write_json(path, {"environment": environment(), "threads": options.threads, "rows": rows})
+    rows = []
+    for size in options.sizes:
+        rows += measure(size, options.seconds)
+        write_json(
+            path, {"environment": environment(), "threads": options.threads, "rows": rows}
+        )  # should it be cut off
     print(f"written: {path.name}")
 
 
