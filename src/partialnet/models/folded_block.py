@@ -5,6 +5,7 @@ Source: paper, Sec. 3.1 and Fig. 8.
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -84,29 +85,10 @@ class FoldedPartialNetBlock(nn.Module):
         if runtime == "torch" and isinstance(self.gate, (FoldedSpatialGate, nn.Identity)):
             return EagerPartialNetBlock(self)
         if runtime == "onnxruntime" and isinstance(self.gate, FoldedSpatialGate):
-            return SplitPartialNetBlock(self, self.gate)
+            split = copy.copy(self)  # its second convolution gates, too
+            split._modules = {**self._modules, "fc2": self.gate.split_gate(self.fc2), "gate": nn.Identity()}
+            return split
         return self
-
-
-class SplitPartialNetBlock(nn.Module):
-    """``FoldedPartialNetBlock`` for onnxruntime, whose gate is one with the MLP's second convolution.
-
-    (B, C, H, W) → (B, C, H, W).
-    """
-
-    def __init__(self, block: FoldedPartialNetBlock, gate: FoldedSpatialGate) -> None:
-        super().__init__()
-        self.mixer_residual = block.mixer_residual
-        self.mixer, self.fc1, self.act = block.mixer, block.fc1, block.act
-        self.fc2 = gate.split_gate(block.fc2)
-        self.eval()
-
-    def forward(self, x: Tensor) -> Tensor:
-        mixed = self.mixer(x)
-        if self.mixer_residual:
-            x = x + mixed
-            mixed = x
-        return x + self.fc2(self.act(self.fc1(mixed)))
 
 
 class EagerPartialNetBlock(nn.Module):
