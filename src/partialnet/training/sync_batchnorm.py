@@ -11,16 +11,22 @@ from timm.layers import convert_sync_batchnorm as convert_for_gpu
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..replacement import replace_modules
+
 
 def convert_sync_batchnorm(network: nn.Module, on_gpu: bool) -> nn.Module:
     """The network with every BatchNorm sharing its statistics over processes; parameters and their names stay."""
-    if on_gpu:
-        return convert_for_gpu(network)
-    for name, child in network.named_children():
-        convert_sync_batchnorm(child, on_gpu)
-        if isinstance(child, _BatchNorm) and child.affine and child.track_running_stats:
-            setattr(network, name, SyncBatchNorm(child))
-    return network
+    return replace_modules(network, _for_gpu if on_gpu else _for_any_device)
+
+
+def _for_gpu(module: nn.Module) -> nn.Module:
+    # layer by layer, as timm's own walk through a network passes over second names
+    return convert_for_gpu(module) if isinstance(module, _BatchNorm) else module
+
+
+def _for_any_device(module: nn.Module) -> nn.Module:
+    replaced = isinstance(module, _BatchNorm) and module.affine and module.track_running_stats
+    return SyncBatchNorm(module) if replaced else module
 
 
 class SyncBatchNorm(_BatchNorm):
