@@ -9,7 +9,7 @@ import torch
 from torch._dynamo import config as dynamo_config
 
 #: Compiled variants of one class of networks, one for each network and batch size: beyond PyTorch's limit of eight, a
-#: network would silently run uncompiled.
+#: network would silently run uncompiled. The limit is Dynamo's: torch.compiler.config has none in PyTorch 2.8.
 _MOST_VARIANTS = 256
 
 
