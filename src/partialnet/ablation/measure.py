@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from partialnet.bench.torch_settings import torch_settings
 from partialnet.checkpoint import Checkpoint, create_checkpoint
 from partialnet.complexity import measure
 from partialnet.deploy.export import quiet
+from partialnet.errors import UserError
 from partialnet.models import PartialNet
 
 from .tables import Row
@@ -60,6 +62,38 @@ class Speed:
         return 1e3 * self.batch_size / self.throughput.median_ms
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """How rows are timed.
+
+    Attributes:
+        runtimes: Some of ``partialnet.bench.contestants.RUNTIMES``; without any, nothing is timed.
+        threads: CPU threads.
+        batch_size: Images in a batch for the throughput; the latency is that of one image.
+        device: "cpu" or "cuda".
+        seconds: Time for the latencies of all rows in a runtime, and as much again for the throughputs.
+        processor_time: Count the time of the processor, which leaves out what else a busy machine does.
+    """
+
+    runtimes: Sequence[str] = ("eager",)
+    threads: int = 1
+    batch_size: int = 16
+    device: str = "cpu"
+    seconds: float = 10.0
+    processor_time: bool = False
+
+    def setting(self, runtime: str, images: int) -> Setting:
+        """The setting of one measurement with ``images`` at a time."""
+        return Setting(runtime, "fp32", self.threads, images, None, self.device)
+
+    def check(self) -> None:
+        """Raise UserError for what cannot be timed like this."""
+        if self.processor_time and (self.device != "cpu" or self.threads != 1):
+            raise UserError("--processor-time adds up all threads, so it tells the speed of one CPU thread only.")
+        for runtime in self.runtimes:
+            self.setting(runtime, self.batch_size).check()
+
+
 def build(
     rows: Sequence[Row],
     model: str,
@@ -101,14 +135,7 @@ def count(checkpoint: Checkpoint) -> Cost:
 
 
 def time_rows(
-    networks: Mapping[str, Checkpoint],
-    reference: str,
-    runtime: str,
-    threads: int = 1,
-    batch_size: int = 16,
-    device: str = "cpu",
-    seconds: float = 10.0,
-    clock: Callable[[], float] | None = None,
+    networks: Mapping[str, Checkpoint], reference: str, runtime: str, conditions: Conditions
 ) -> dict[str, Speed]:
     """Time all rows in turn in one runtime, folded: one image, then a batch.
 
@@ -116,11 +143,7 @@ def time_rows(
         networks: Each row's network, by name.
         reference: Name of the row that the ratios refer to.
         runtime: One of ``partialnet.bench.contestants.RUNTIMES``.
-        threads: CPU threads.
-        batch_size: Images in a batch for the throughput.
-        device: "cpu" or "cuda".
-        seconds: Time for the latencies of all rows, and as much again for the throughputs.
-        clock: See ``partialnet.bench.timing.interleave``.
+        conditions: All else.
 
     Returns:
         The speed of each row, by name.
@@ -129,14 +152,17 @@ def time_rows(
         UserError: The runtime is not installed or does not offer the setting.
     """
     found: list[dict[str, Timing]] = []
-    wait = synchronizer(torch.device(device))
-    for images, what in ((1, "latency"), (batch_size, "throughput")):
-        setting = Setting(runtime, "fp32", threads, images, None, device)
+    wait = synchronizer(torch.device(conditions.device))
+    clock = time.process_time if conditions.processor_time else None
+    for images, what in ((1, "latency"), (conditions.batch_size, "throughput")):
+        setting = conditions.setting(runtime, images)
         setting.check()
-        with torch_settings(threads):
+        with torch_settings(conditions.threads):
             with quiet():
                 contestants = {name: prepare(checkpoint, setting) for name, checkpoint in networks.items()}
             label = f"{runtime}, {what}"
-            found.append(interleave(contestants, reference, seconds, 7, 2, wait, description=label, clock=clock))
+            found.append(
+                interleave(contestants, reference, conditions.seconds, 7, 2, wait, description=label, clock=clock)
+            )
     latencies, throughputs = found
-    return {name: Speed(runtime, latencies[name], throughputs[name], batch_size) for name in networks}
+    return {name: Speed(runtime, latencies[name], throughputs[name], conditions.batch_size) for name in networks}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -119,62 +117,36 @@ def ablate(
     rows = chosen.select(names)
     check_destinations(csv_path, markdown_path)
 
-    from partialnet.ablation import measure, report
+    from partialnet.ablation.measure import Conditions
+    from partialnet.ablation.report import as_markdown, as_text, csv_records
+    from partialnet.ablation.run import Trainings, run_ablation
     from partialnet.bench import environment
-    from partialnet.bench.contestants import Setting
 
     device = "cuda" if config.device == "cuda" else "cpu"
-    if processor_time and (device != "cpu" or bench_threads != 1):
-        raise UserError("--processor-time adds up all threads, so it tells the speed of one CPU thread only.")
     runtimes = parse_runtimes(runtime) if seconds else []
-    for each in runtimes:
-        Setting(each, threads=bench_threads, device=device).check()
-    num_classes, trained, training = 1000, {}, {}
-    if data is not None:
-        from partialnet.ablation.accuracy import row_configs, train_rows
-        from partialnet.data.sources import open_data
-
-        configs = row_configs(rows, config, seeds)
-        num_classes = len(open_data(data, config.val_share, config.seed).class_names)
-    networks = measure.build(rows, config.model, config.model_args, config.img_size, num_classes)
-    if data is not None:
-        folder = run_folder(output, data, "ablation")
-        trained = train_rows(chosen, configs, data, folder, lambda text: click.echo(text, err=True))
-        settings = {key: value for key, value in asdict(config).items() if key != "seed"}
-        training = {"data": Path(data).name or data, "recipe": name, "config": settings}
-    costs = {row: measure.count(network) for row, network in networks.items()}
-    against = chosen.reference if chosen.reference in networks else rows[0].name
-    speeds, clock = {}, time.process_time if processor_time else None
-    for each in runtimes:
-        click.echo(f"Preparing {len(networks)} networks for {each} …", err=True)
-        speeds[each] = measure.time_rows(
-            networks, against, each, bench_threads, bench_batch_size, device, seconds, clock
-        )
-
-    ablation = report.Ablation(
-        *(chosen, rows, config.model, costs, against, bench_threads, device, speeds, training, trained),
-        processor_time=processor_time,
-    )
+    conditions = Conditions(runtimes, bench_threads, bench_batch_size, device, seconds, processor_time)
+    trainings = None if data is None else Trainings(data, run_folder(output, data, "ablation"), seeds, name)
+    ablation = run_ablation(chosen, rows, config, conditions, trainings, lambda text: click.echo(text, err=True))
     content = ablation.as_dict()
     if not json_output.prints:
-        click.echo(report.as_text(content))
+        click.echo(as_text(content))
     written = []
     if json_output.wanted:
         written += json_output.write({"environment": environment(), **content})
     if csv_path:
-        records = report.csv_records(ablation)
+        records = csv_records(ablation)
         write_csv(csv_path, records, list(records[0]))
         written.append(str(csv_path))
     if markdown_path:
-        write_atomically(markdown_path, report.as_markdown(content).encode())
+        write_atomically(markdown_path, as_markdown(content).encode())
         written.append(str(markdown_path))
     if json_output.prints:
         return
     click.echo()
     if written:
         click.echo(f"Written: {', '.join(written)}")
-    if trained:
-        first = next(iter(trained.values())).folders[0]
+    if ablation.trained:
+        first = next(iter(ablation.trained.values())).folders[0]
         click.echo(f"Run folders: {first.parent}/")
         click.echo(f"Next: {next_command('predict', first)} IMAGE…")
     elif not written:
