@@ -2,8 +2,8 @@
 
     python benchmarks/tables.py
 
-prints the README's table, those of docs/measurements.md, docs/surgery.md, docs/search.md and docs/ablations.md, and the
-accuracies that were measured.
+prints the README's table, those of docs/training.md (which size), docs/speed_comparison.md, docs/surgery.md,
+docs/search.md and docs/ablations.md, and the accuracies that were measured.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import timm
 
 import partialnet  # noqa: F401 - registers the models
 from partialnet.ablation.report import as_markdown
+from partialnet.bench import presets
 from partialnet.complexity import PAPER, measure
 from partialnet.search.pictures import as_fraction, short_layer_name
 
@@ -49,7 +50,29 @@ def readme(rows: list[dict]) -> None:
         )
 
 
-def measurements(threads: int, rows: list[dict]) -> None:
+def which_size(training: list[dict], inference: list[dict]) -> None:
+    """What each size costs: milliseconds of one image, images a second of training, and the time of a small run."""
+    quoted = {row.model: row.top1_quoted for row in presets.PAPER}
+    latency = {(row["size"], row["runtime"]): row["timings"][f"partialnet_{row['size']}"] for row in inference}
+    print("\n| | ImageNet top-1 %, quoted | parameters M | OpenVINO ms | onnxruntime ms ", end="")
+    print("| training images/s | 60 epochs of 1,000 images |\n|---|---|---|---|---|---|---|")
+    for size in SIZES:
+        name = f"partialnet_{size}"
+        complexity = measure(timm.create_model(name, device="meta"), (3, 224, 224))
+        batch, _, ours = timing(training, size, "training step", True)
+        images_per_second = 1e3 * batch / ours["median_ms"]
+        minutes = 60 * 1000 / images_per_second / 60
+        cells = [
+            f"{quoted[name]:.1f}",
+            f"{complexity.training.params_m:.2f}",
+            *(f"{latency[size, runtime]['median_ms']:.0f}" for runtime in ("openvino", "onnxruntime")),
+            f"{images_per_second:.{0 if images_per_second > 20 else 1}f}",
+            f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h",
+        ]
+        print(f"| `{name}` | {' | '.join(cells)} |")
+
+
+def against_fasternet(threads: int, rows: list[dict]) -> None:
     print(f"\n{threads} thread(s)\n")
     print("| | forward, batch 1 | forward, larger batch | training step | batch |\n|---|---|---|---|---|")
     for size in SIZES:
@@ -186,8 +209,9 @@ def speed_ratio(timing: dict) -> str:
 def main() -> None:
     files = {threads: json.loads((RESULTS / f"eager_{threads}t.json").read_text()) for threads in (2, 1)}
     readme(files[2]["rows"])
+    which_size(files[2]["rows"], json.loads((RESULTS / "deployment_epyc.json").read_text())["rows"])
     for threads, content in files.items():
-        measurements(threads, content["rows"])
+        against_fasternet(threads, content["rows"])
         print(content["environment"])
     for path in sorted(RESULTS.glob("deployment*.json")):  # one for each processor
         content = json.loads(path.read_text())
