@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from PIL import Image
 from tqdm import tqdm
 
-from partialnet.checkpoint import load
 from partialnet.errors import UserError
-from partialnet.images import find_images, read_image
+from partialnet.images import find_images
 from partialnet.layers import SelfAttention2d
 
 from .json_output import JsonOutput, json_option
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
     from partialnet.explain.boxes import BoxSet
     from partialnet.explain.findings import ExplainedNetwork
     from partialnet.explain.report import Position
+    from partialnet.explain.run import ExplainedImages
 
 
 @click.command()
@@ -102,9 +101,8 @@ def explain(
     from partialnet.devices import find_device
     from partialnet.explain import read_boxes
     from partialnet.explain.cam import CLASSLESS_METHODS, METHODS, library_class
-    from partialnet.explain.drawing import small_image
-    from partialnet.explain.findings import explain_image
-    from partialnet.explain.report import draw_gate_pages, draw_map_pages, draw_point_page, draw_score_page, line_of
+    from partialnet.explain.report import draw_point_page
+    from partialnet.explain.run import Pictures, explain_images, open_network, play_with_all
 
     library_class(method or next(iter(METHODS)))  # a mistyped name or a missing library is told before anything is read
     point = _parse_position(position)
@@ -115,76 +113,48 @@ def explain(
         raise UserError("--category says what the boxes' categories are called; give the boxes with --boxes.")
     paths = find_images(images)
     place = find_device(device)
-    networks = [_open(source, place, img_size) for source in dict.fromkeys((checkpoint, *against))]
+    networks = [open_network(source, place, img_size) for source in dict.fromkeys((checkpoint, *against))]
     for network in networks:
         network.explainer.target_layer(stage)
-    first = networks[0]
     classes = [None if target is None else network.explainer.find_class(target) for network in networks]
     matched = [_match(network.explainer, box_set, category) for network in networks] if box_set else []
 
     for note in _notes(networks, method, position):
         click.echo(note, err=True)
-    output.mkdir(parents=True, exist_ok=True)
-    read: list[tuple[Path, tuple[int, int]]] = []
-    drawn: list[Image.Image] = []
-    unreadable: list[UserError] = []
-    written: list[str] = []
     # with boxes the game goes over all images, and the maps of what is predicted over those that are drawn
     chosen = paths[:draw] if box_set else paths
     # lines that scroll by on a terminal are progress enough; None shows a bar on a terminal, but not in a file
     hide_bar = True if sys.stdout.isatty() and not json_output.prints else None
-    for path in tqdm(chosen, desc="explaining", unit="image", delay=2, disable=hide_bar):
-        try:
-            image = read_image(path)
-        except UserError as error:
-            unreadable.append(error)
-            continue
-        findings = explain_image(image, networks, classes, method, stage, scores)
-        if len(read) < num_gates:
-            written += draw_gate_pages(first, findings[0], image, path, len(read), point, output, _complain)
-        small = small_image(image)
-        keep = len(drawn) < draw  # what is drawn is small, what is not drawn is not kept
-        for network, finding in zip(networks, findings, strict=True):
-            network.found.append(finding.without_gates(small.size if keep else None))
-        if keep:
-            drawn.append(small)
-        read.append((path, image.size))
-        if not json_output.prints:
-            click.echo(line_of(path, networks))
-    names = [path for path, _ in read]
-    written = draw_map_pages(networks, names, drawn, output) + written
-    if scores and read:
-        written += draw_score_page(networks, output)
+    explained = explain_images(
+        tqdm(chosen, desc="explaining", unit="image", delay=2, disable=hide_bar),
+        networks,
+        classes,
+        method,
+        stage,
+        scores,
+        Pictures(output, draw, num_gates, point),
+        on_image=lambda line: None if json_output.prints else click.echo(line),
+        say=lambda sentence: click.echo(sentence, err=True),
+    )
+    written = [*explained.written]
+    if scores and explained.read:
         _print_scores(networks, err=json_output.prints)
     if box_set is not None:
-        _play(networks, paths, box_set, matched, method, stage)
-        written += draw_point_page(first, box_set, matched[0], method, stage, output)
+        play_with_all(networks, paths, box_set, matched, method, stage)
+        written += draw_point_page(networks[0], box_set, matched[0], method, stage, output)
         _print_game(networks, err=json_output.prints)
     if json_output.wanted:
-        written += json_output.write(_figures(networks, read, unreadable))
-    for failure in unreadable:
+        written += json_output.write(_figures(networks, explained))
+    for failure in explained.unreadable:
         click.echo(f"partialnet: {failure}", err=True)
     if written:
         shown = written if len(written) <= 6 else [*written[:5], f"and {len(written) - 5} more in {output}"]
         click.echo(f"Written: {', '.join(shown)}", err=json_output.prints)
-    if not json_output.prints and read and not scores:
+    if not json_output.prints and explained.read and not scores:
         command = next_command("explain", checkpoint, *images, "--scores", "-o", output)
         click.echo(f"\nNext, to measure how faithful the maps are: {command}")
-    if unreadable:
-        raise UserError(f"{len(unreadable)} of {len(chosen)} images could not be read.")
-
-
-def _open(source: str, device: Any, img_size: int | None) -> ExplainedNetwork:
-    from partialnet.explain import Explainer
-    from partialnet.explain.findings import ExplainedNetwork
-    from partialnet.sources import short_name
-
-    explainer = Explainer(load(source).resized(img_size), device)
-    return ExplainedNetwork(short_name(source), source, explainer, untrained=not Path(source).exists())
-
-
-def _complain(sentence: str) -> None:
-    click.echo(sentence, err=True)
+    if explained.unreadable:
+        raise UserError(f"{len(explained.unreadable)} of {len(chosen)} images could not be read.")
 
 
 def _notes(networks: Sequence[ExplainedNetwork], method: str | None, position: str | None) -> list[str]:
@@ -248,24 +218,6 @@ def _print_scores(networks: Sequence[ExplainedNetwork], err: bool) -> None:
     click.echo("A good map has a small area for deletion and a large one for insertion.", err=err)
 
 
-def _play(
-    networks: Sequence[ExplainedNetwork],
-    paths: Sequence[Path],
-    boxes: BoxSet,
-    matched: Sequence[dict[str, int]],
-    method: str | None,
-    stage: int | None,
-) -> None:
-
-    from partialnet.explain import play_pointing_game
-
-    if not any(boxes.of(path) for path in paths):
-        raise UserError("None of the images is in the file of boxes; its file_name must be the end of their paths.")
-    for network, classes in zip(networks, matched, strict=True):
-        bar = tqdm(paths, desc=f"pointing, {network.name}", unit="image", delay=2)
-        network.game = play_pointing_game(network.explainer, bar, boxes, classes, method, stage)
-
-
 def _print_game(networks: Sequence[ExplainedNetwork], err: bool) -> None:
     width = max(8, *(len(network.name) for network in networks))
     click.echo(f"\n{'pointing':{width}}  rounds    hits  middle  chance   mean over categories", err=err)
@@ -284,17 +236,13 @@ def _print_game(networks: Sequence[ExplainedNetwork], err: bool) -> None:
             click.echo(f"  left out: {path}: {reason}", err=True)
 
 
-def _figures(
-    networks: Sequence[ExplainedNetwork],
-    read: Sequence[tuple[Path, tuple[int, int]]],
-    unreadable: Sequence[UserError],
-) -> dict[str, Any]:
+def _figures(networks: Sequence[ExplainedNetwork], explained: ExplainedImages) -> dict[str, Any]:
     """Everything that was found, as it is written."""
     from partialnet.bench.environment import environment
     from partialnet.explain.findings import figures_of
 
     return {
-        "networks": [figures_of(network, read) for network in networks],
-        "unreadable": [str(error) for error in unreadable],
+        "networks": [figures_of(network, explained.read) for network in networks],
+        "unreadable": [str(error) for error in explained.unreadable],
         "environment": environment(),
     }

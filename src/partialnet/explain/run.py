@@ -1,0 +1,154 @@
+"""Many images explained by several networks: findings, pictures of them, and the pointing game."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from ..checkpoint import load
+from ..errors import UserError
+from ..images import read_image
+from ..sources import short_name
+from .boxes import BoxSet, play_pointing_game
+from .cam import Explainer
+from .drawing import small_image
+from .findings import ExplainedNetwork, explain_image
+from .report import Position, draw_gate_pages, draw_map_pages, draw_score_page, line_of
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What is drawn of many images.
+
+    Attributes:
+        folder: Where the pictures go.
+        num_maps: Images whose maps are drawn, the first ones.
+        num_gates: Images whose gates and attention are drawn, the first ones.
+        point: From where the attention is drawn; None takes the map's peak.
+    """
+
+    folder: Path
+    num_maps: int = 12
+    num_gates: int = 3
+    point: Position | None = None
+
+
+@dataclass(frozen=True)
+class ExplainedImages:
+    """What became of many images; the findings are with the networks.
+
+    Attributes:
+        read: Path and (width, height) of each image that could be read.
+        unreadable: Why the others could not.
+        written: Files of the pictures.
+    """
+
+    read: Sequence[tuple[Path, tuple[int, int]]]
+    unreadable: Sequence[UserError]
+    written: Sequence[str]
+
+
+def open_network(source: str, device: torch.device, img_size: int | None = None) -> ExplainedNetwork:
+    """A network that is ready to explain its answers.
+
+    Args:
+        source: Run folder, checkpoint or model name; see ``partialnet.checkpoint.load``.
+        device: Where it runs.
+        img_size: Height and width of its input; None takes its own.
+
+    Raises:
+        UserError: Nothing usable is there, or the size does not fit.
+    """
+    explainer = Explainer(load(source).resized(img_size), device)
+    return ExplainedNetwork(short_name(source), source, explainer, untrained=not Path(source).exists())
+
+
+def explain_images(
+    paths: Iterable[Path],
+    networks: Sequence[ExplainedNetwork],
+    classes: Sequence[int | None],
+    method: str | None,
+    stage: int | None,
+    scores: bool,
+    pictures: Pictures,
+    on_image: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] = lambda sentence: None,
+) -> ExplainedImages:
+    """Explain images one after another and draw what was found; the networks keep the figures.
+
+    Args:
+        paths: Image files.
+        networks: The networks, side by side; gates and attention are those of the first.
+        classes: For each network the class that is looked for; None takes what is predicted.
+        method: One of ``METHODS``; None takes each network's own.
+        stage: Stage whose output is looked at; None takes the last.
+        scores: Whether pixels are deleted and inserted in the maps' order.
+        pictures: What is drawn, and where.
+        on_image: Takes one or more lines on each image as soon as it is explained.
+        say: Takes a sentence on what cannot be drawn.
+
+    Raises:
+        UserError: There are to be scores of a map that is of no class.
+    """
+    pictures.folder.mkdir(parents=True, exist_ok=True)
+    read: list[tuple[Path, tuple[int, int]]] = []
+    unreadable: list[UserError] = []
+    drawn: list[Image.Image] = []
+    gate_pages: list[str] = []
+    for path in paths:
+        try:
+            image = read_image(path)
+        except UserError as error:
+            unreadable.append(error)
+            continue
+        findings = explain_image(image, networks, classes, method, stage, scores)
+        index = len(read)
+        if index < pictures.num_gates:
+            gate_pages += draw_gate_pages(
+                networks[0], findings[0], image, path, index, pictures.point, pictures.folder, say
+            )
+        small = small_image(image)
+        keep = len(drawn) < pictures.num_maps  # what is drawn is small, what is not drawn is not kept
+        for network, finding in zip(networks, findings, strict=True):
+            network.found.append(finding.without_gates(small.size if keep else None))
+        if keep:
+            drawn.append(small)
+        read.append((path, image.size))
+        on_image(line_of(path, networks))
+    written = draw_map_pages(networks, [path for path, _ in read], drawn, pictures.folder) + gate_pages
+    if scores and read:
+        written += draw_score_page(networks, pictures.folder)
+    return ExplainedImages(read, unreadable, written)
+
+
+def play_with_all(
+    networks: Sequence[ExplainedNetwork],
+    paths: Sequence[Path],
+    boxes: BoxSet,
+    classes: Sequence[Mapping[str, int]],
+    method: str | None = None,
+    stage: int | None = None,
+) -> None:
+    """The pointing game with one network after the other; each keeps its own.
+
+    Args:
+        networks: The networks.
+        paths: Image files; those without boxes are passed over.
+        boxes: Where the objects are.
+        classes: For each network the class of each category; see ``match_categories``.
+        method: One of ``METHODS``; None takes each network's own.
+        stage: Stage whose output is looked at; None takes the last.
+
+    Raises:
+        UserError: No image has boxes.
+    """
+    if not any(boxes.of(path) for path in paths):
+        raise UserError("None of the images is in the file of boxes; its file_name must be the end of their paths.")
+    for network, own in zip(networks, classes, strict=True):
+        bar = tqdm(paths, desc=f"pointing, {network.name}", unit="image", delay=2)
+        network.game = play_pointing_game(network.explainer, bar, boxes, own, method, stage)
