@@ -5,15 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 CLASSES = ("cat", "dog", "Übergröße")
 
 
-@dataclass
-class Result:
+class Result(NamedTuple):
     """How a command ended."""
 
     code: int

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Threads gain nothing on tensors this small. While another process has the cores they wait for each other and the
 # tests take 20 times as long. The variable is for the processes that tests start.
@@ -22,9 +23,15 @@ import partialnet  # noqa: F401 - registers the variants with timm
 from partialnet.checkpoint import create_checkpoint
 from partialnet.cli import main
 
+if TYPE_CHECKING:
+    from training_runs import Train
+
+    from partialnet.training.run import TrainResult
+
 torch.set_num_threads(1)
 
 MAX_PROCESSES = 8  # each takes up to 2 GB
+TINY: dict[str, Any] = {"embed_dim": 16, "depths": [1, 1, 2, 1], "head_hidden_size": 24}
 
 Randomize = Callable[[nn.Module], nn.Module]
 
@@ -81,6 +88,17 @@ def randomize_parameters(model: nn.Module) -> nn.Module:
     return model
 
 
+def save_run(folder: Path, name: str = "partialnet_t0", classes: tuple[str, ...] = CLASSES, **model_args: Any) -> Path:
+    """A network for 64×64 images, with weights as after training."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        checkpoint = create_checkpoint(name, classes, num_classes=len(classes), **model_args)
+        randomize_parameters(checkpoint.model)
+    checkpoint.input_config |= {"input_size": [3, 64, 64], "crop_pct": 1.0}
+    checkpoint.save(folder)
+    return folder
+
+
 # -- things to run the commands on -----------------------------------------------------------------------------------
 
 
@@ -103,15 +121,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny network for 64×64 images of three classes."""
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    checkpoint = create_checkpoint(
-        "partialnet_t0", CLASSES, num_classes=3, embed_dim=16, depths=[1, 1, 2, 1], head_hidden_size=24
-    )
-    torch.manual_seed(0)
-    randomize_parameters(checkpoint.model)
-    checkpoint.input_config |= {"input_size": [3, 64, 64], "crop_pct": 1.0}
-    checkpoint.save(folder)
-    return folder
+    return save_run(tmp_path_factory.mktemp("runs") / "tiny", **TINY)
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +170,42 @@ def broken(tmp_path: Path, photos: Path) -> Path:
     (folder / "g_bomb.png").write_bytes(bomb)
     (folder / "h_good.png").write_bytes((photos / "grey.png").read_bytes())
     return folder
+
+
+# -- training runs -----------------------------------------------------------------------------------------------------
+# What they need takes seconds to import, so that other tests should not have to.
+
+
+@pytest.fixture(scope="session")
+def colour_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve images of each of three classes that a tiny network soon tells apart; not to be changed."""
+    from training_runs import write_photos
+
+    return write_photos(tmp_path_factory.mktemp("data") / "photos", 12)
+
+
+@pytest.fixture
+def train_tiny(colour_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """Train on the photos with some settings changed, without pictures, which take as long as these trainings."""
+    from training_runs import CONFIG
+
+    from partialnet.training import pictures
+    from partialnet.training.run import train
+
+    monkeypatch.setattr(pictures, "draw_first_batch", lambda *arguments: None)
+    monkeypatch.setattr(pictures, "draw_results", lambda *arguments: None)
+
+    def run(folder: str = "run", data: Path = colour_photos, resume: bool = False, **settings: Any) -> TrainResult:
+        return train(replace(CONFIG, **settings), str(data), tmp_path / folder, resume)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished_run(colour_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    """A run of four epochs with an average of the weights; not to be changed."""
+    from training_runs import FINISHED
+
+    from partialnet.training.run import train
+
+    return train(FINISHED, str(colour_photos), tmp_path_factory.mktemp("finished") / "run")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+from commands import Command
 from PIL import Image
 from torch import nn
 
@@ -19,7 +19,6 @@ from partialnet.ablation import accuracy, measure, report
 from partialnet.ablation.tables import PAPER_MODEL, TABLES, Row
 from partialnet.bench.timing import Timing
 from partialnet.checkpoint import load
-from partialnet.cli.main import main
 from partialnet.complexity import ModuleCounts
 from partialnet.errors import RunInterrupted, UserError
 from partialnet.fold import fold
@@ -27,23 +26,7 @@ from partialnet.layers import PATConv, create_attention
 from partialnet.training import engine
 from partialnet.training.recipes import load_recipe
 
-Command = Callable[..., tuple[int, str, str]]
 ROWS = [(number, row) for number, table in TABLES.items() for row in table.rows if row.model_args or number == 3]
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run ``partialnet ablate``; its exit code and what it wrote to both streams."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = 0
-        try:
-            main(["ablate", *map(str, arguments)])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +54,7 @@ TRAINING = ("--batch-size", "16", "--workers", "0", "--threads", "1", "--no-chan
 
 def train_rows(command: Command, photos: Path, runs: Path, *arguments: str) -> tuple[int, str, str]:
     rows = ("--table", "4", "--row", "ch", "--row", "none", "--seconds", "0")
-    return command(*rows, "--data", str(photos), "-o", str(runs), *SMALL, *TRAINING, *arguments)
+    return command("ablate", *rows, "--data", str(photos), "-o", str(runs), *SMALL, *TRAINING, *arguments)
 
 
 # -- the tables --------------------------------------------------------------------------------------------------------
@@ -193,6 +176,7 @@ def test_other_networks_are_not_compared_with_the_printed_sizes(
 def test_sizes_and_speeds_in_all_files(command: Command, tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("t.json", "t.csv", "t.md")]
     code, out, _ = command(
+        "ablate",
         *("--table", "12", "--row", "srm", "--row", "gaussian-se", *SMALL),
         *("--runtime", "eager", "--seconds", "0.05", "--bench-batch-size", "2", "--processor-time"),
         *("--json", str(files[0]), "--csv", str(files[1]), "--markdown", str(files[2])),
@@ -297,7 +281,7 @@ def test_an_interrupted_run_goes_on(photos: Path, tmp_path: Path, monkeypatch: p
     ],
 )
 def test_mistakes_are_told_in_one_sentence(command: Command, arguments: tuple[str, ...], sentence: str) -> None:
-    code, out, err = command(*arguments)
+    code, out, err = command("ablate", *arguments)
     assert code == 2
     assert sentence in err
     assert "Traceback" not in err

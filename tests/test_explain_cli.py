@@ -4,41 +4,29 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from conftest import randomize_parameters
+from commands import Command
+from conftest import TINY, save_run
 from PIL import Image
 
 from partialnet.checkpoint import create_checkpoint
-from partialnet.cli import main
 
 CLASSES = ("English springer, springer", "church", "golf ball")
-TINY = {"embed_dim": 16, "depths": [1, 1, 2, 1], "head_hidden_size": 24}
-
-
-def save_run(folder: Path, name: str = "partialnet_t0", classes: tuple[str, ...] = CLASSES, **model_args: Any) -> Path:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        checkpoint = create_checkpoint(name, classes, num_classes=len(classes), **model_args)
-        randomize_parameters(checkpoint.model)
-    checkpoint.input_config |= {"input_size": [3, 64, 64], "crop_pct": 1.0}
-    checkpoint.save(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_run(tmp_path_factory.mktemp("runs") / "tiny", **TINY)
+    return save_run(tmp_path_factory.mktemp("runs") / "tiny", classes=CLASSES, **TINY)
 
 
 @pytest.fixture(scope="module")
 def peer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_run(tmp_path_factory.mktemp("peers") / "peer", "resnet10t")
+    return save_run(tmp_path_factory.mktemp("peers") / "peer", "resnet10t", CLASSES)
 
 
 @pytest.fixture(scope="module")
@@ -50,25 +38,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-Run = Callable[..., tuple[int, str, str]]
-
-
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in this process: exit code, stdout, stderr."""
-
-    def explain(*args: Any) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code: Any = 0
-        try:
-            main(["explain", *(str(argument) for argument in args)])
-        except SystemExit as error:
-            code = error.code
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return code, out, err
-
-    return explain
+def explain(command: Command) -> Command:
+    return partial(command, "explain")
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -77,9 +49,9 @@ def size_of(path: Path) -> tuple[int, int]:
         return picture.size
 
 
-def test_pictures_and_figures_of_a_folder(run: Run, run_folder: Path, photos: Path, tmp_path: Path) -> None:
+def test_pictures_and_figures_of_a_folder(explain: Command, run_folder: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    code, text, err = run(run_folder, photos, "-o", out, "--gates", 1, "--json", tmp_path / "figures.json")
+    code, text, err = explain(run_folder, photos, "-o", out, "--gates", 1, "--json", tmp_path / "figures.json")
     assert code == 0, err
     assert sorted(path.name for path in out.iterdir()) == ["01-0-attention.png", "01-0-gates.png", "maps.png"]
     assert all(min(size_of(path)) > 400 for path in out.iterdir())
@@ -100,10 +72,10 @@ def test_pictures_and_figures_of_a_folder(run: Run, run_folder: Path, photos: Pa
 
 
 def test_several_networks_side_by_side_with_scores(
-    run: Run, run_folder: Path, peer_folder: Path, photos: Path, tmp_path: Path
+    explain: Command, run_folder: Path, peer_folder: Path, photos: Path, tmp_path: Path
 ) -> None:
     command = [run_folder, photos / "0.png", photos / "1.png", "--against", peer_folder, "--target", "Springer"]
-    code, text, err = run(*command, "--stage", 3, "--scores", "--gates", 0, "-o", tmp_path, "--json", "-")
+    code, text, err = explain(*command, "--stage", 3, "--scores", "--gates", 0, "-o", tmp_path, "--json", "-")
     assert code == 0, err
     networks = json.loads(text)["networks"]
     assert [network["architecture"] for network in networks] == ["partialnet_t0", "resnet10t"]
@@ -118,34 +90,36 @@ def test_several_networks_side_by_side_with_scores(
 
 
 def test_all_networks_show_the_class_that_the_first_predicts(
-    run: Run, run_folder: Path, peer_folder: Path, photos: Path, tmp_path: Path
+    explain: Command, run_folder: Path, peer_folder: Path, photos: Path, tmp_path: Path
 ) -> None:
     command = [run_folder, photos, "--against", peer_folder, "--gates", 0, "-o", tmp_path, "--json", "-"]
-    _, text, _ = run(*command)
+    _, text, _ = explain(*command)
     first, second = json.loads(text)["networks"]
     assert [entry["target"] for entry in first["images"]] == [entry["target"] for entry in second["images"]]
 
 
-def test_a_model_name_works_and_says_that_its_weights_are_random(run: Run, photos: Path, tmp_path: Path) -> None:
-    code, _, err = run("resnet10t", photos / "0.png", "-o", tmp_path, "--img-size", 64, "--position", "10,10")
+def test_a_model_name_works_and_says_that_its_weights_are_random(
+    explain: Command, photos: Path, tmp_path: Path
+) -> None:
+    code, _, err = explain("resnet10t", photos / "0.png", "-o", tmp_path, "--img-size", 64, "--position", "10,10")
     assert code == 0
     assert "its weights are random" in err
     assert "no self-attention of ours" in err
     assert [path.name for path in tmp_path.iterdir()] == ["maps.png"]
 
 
-def test_the_point_of_the_attention(run: Run, run_folder: Path, photos: Path, tmp_path: Path) -> None:
-    code, _, err = run(run_folder, photos / "0.png", "-o", tmp_path, "--draw", 1, "--position", " 60 , 50%")
+def test_the_point_of_the_attention(explain: Command, run_folder: Path, photos: Path, tmp_path: Path) -> None:
+    code, _, err = explain(run_folder, photos / "0.png", "-o", tmp_path, "--draw", 1, "--position", " 60 , 50%")
     assert code == 0, err
     assert (tmp_path / "01-0-attention.png").is_file()
     # what lies outside of one image costs the others nothing
-    code, _, err = run(run_folder, photos, "-o", tmp_path / "far", "--position", "2,50", "--gates", 1, "--draw", 1)
+    code, _, err = explain(run_folder, photos, "-o", tmp_path / "far", "--position", "2,50", "--gates", 1, "--draw", 1)
     assert code == 0
     assert "does not see the point 2,50: of this image it sees x from" in err
     assert (tmp_path / "far" / "maps.png").is_file()
 
 
-def test_the_pointing_game(run: Run, run_folder: Path, photos: Path, tmp_path: Path) -> None:
+def test_the_pointing_game(explain: Command, run_folder: Path, photos: Path, tmp_path: Path) -> None:
     content = {
         "categories": [{"id": 3, "name": "church"}, {"id": 5, "name": "dog"}],
         "images": [{"id": n, "file_name": f"{n}.png", "width": 120, "height": 100} for n in range(3)],
@@ -157,7 +131,7 @@ def test_the_pointing_game(run: Run, run_folder: Path, photos: Path, tmp_path: P
     boxes = tmp_path / "instances.json"
     boxes.write_text(json.dumps(content))
     command = [run_folder, photos, "--boxes", boxes, "--category", "springer=dog", "-o", tmp_path / "out", "--draw", 0]
-    code, text, err = run(*command, "--json", tmp_path / "figures.json")
+    code, text, err = explain(*command, "--json", tmp_path / "figures.json")
     assert code == 0, err
     game = json.loads((tmp_path / "figures.json").read_text())["networks"][0]["pointing_game"]
     assert game["num_points"] == 2
@@ -166,15 +140,15 @@ def test_the_pointing_game(run: Run, run_folder: Path, photos: Path, tmp_path: P
     assert game["classes"] == {"church": "church", "dog": CLASSES[0]}
     assert (tmp_path / "out" / "pointing.png").is_file()
     assert "pointing" in text
-    code, _, err = run(run_folder, photos / "3.png", "--boxes", boxes, "-o", tmp_path / "out", "--draw", 0)
+    code, _, err = explain(run_folder, photos / "3.png", "--boxes", boxes, "-o", tmp_path / "out", "--draw", 0)
     assert code == 2
     assert "None of the images is in the file of boxes" in err
 
 
-def test_broken_images_are_told_and_the_others_explained(run: Run, run_folder: Path, tmp_path: Path) -> None:
+def test_broken_images_are_told_and_the_others_explained(explain: Command, run_folder: Path, tmp_path: Path) -> None:
     Image.new("RGB", (80, 80), "teal").save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    code, text, err = run(run_folder, tmp_path, "-o", tmp_path / "out", "--gates", 0)
+    code, text, err = explain(run_folder, tmp_path, "-o", tmp_path / "out", "--gates", 0)
     assert code == 2
     assert "good.png" in text
     assert "bad.png" in err
@@ -202,34 +176,34 @@ def test_broken_images_are_told_and_the_others_explained(run: Run, run_folder: P
     ],
 )
 def test_mistakes_are_one_sentence(
-    run: Run, run_folder: Path, photos: Path, tmp_path: Path, arguments: list[str], message: str
+    explain: Command, run_folder: Path, photos: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    code, text, err = run(run_folder, photos / "0.png", "-o", tmp_path / "out", *arguments)
+    code, text, err = explain(run_folder, photos / "0.png", "-o", tmp_path / "out", *arguments)
     assert code == 2
     assert text == ""
     assert message in err
     assert len(err.splitlines()) == 1
 
 
-def test_without_the_library_it_is_named(run: Run, run_folder: Path, photos: Path, monkeypatch: Any) -> None:
+def test_without_the_library_it_is_named(explain: Command, run_folder: Path, photos: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
-    code, _, err = run(run_folder, photos)
+    code, _, err = explain(run_folder, photos)
     assert code == 2
     assert 'pip install ".[explain]"' in err
 
 
-def test_a_folded_checkpoint_has_maps_and_no_gates(run: Run, photos: Path, tmp_path: Path) -> None:
+def test_a_folded_checkpoint_has_maps_and_no_gates(explain: Command, photos: Path, tmp_path: Path) -> None:
     checkpoint = create_checkpoint("partialnet_t0", CLASSES, num_classes=3, **TINY)
     checkpoint.input_config |= {"input_size": [3, 64, 64], "crop_pct": 1.0}
     checkpoint.fold().save(tmp_path / "folded")
-    code, _, err = run(tmp_path / "folded", photos / "0.png", "-o", tmp_path / "out")
+    code, _, err = explain(tmp_path / "folded", photos / "0.png", "-o", tmp_path / "out")
     assert code == 0
     assert "is folded, its gates are merged" in err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["maps.png"]
 
 
-def test_help_has_examples(run: Run) -> None:
-    code, text, _ = run("--help")
+def test_help_has_examples(explain: Command) -> None:
+    code, text, _ = explain("--help")
     assert code == 0
     assert "partialnet explain runs/flowers rose.jpg" in text
     assert "--position X,Y" in text

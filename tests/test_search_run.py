@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
+from training_runs import write_photos
 
 from partialnet.checkpoint import create_checkpoint, load
 from partialnet.cli import main
@@ -49,15 +48,7 @@ CONFIG = SearchConfig(
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    data = tmp_path_factory.mktemp("data") / "photos"
-    generator = np.random.default_rng(0)
-    for channel, name in enumerate(("blue", "green", "red")):
-        (data / name).mkdir(parents=True)
-        for number in range(20):
-            pixels = generator.integers(0, 120, (36, 40, 3))
-            pixels[..., 2 - channel] += 100
-            Image.fromarray(pixels.astype(np.uint8)).save(data / name / f"{number:02d}.png")
-    return data
+    return write_photos(tmp_path_factory.mktemp("data") / "photos", 20)
 
 
 @pytest.fixture(scope="module")

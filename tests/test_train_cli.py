@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Command
 
 from partialnet.cli.main import main
 from partialnet.training import run as engine
 from partialnet.training.config import TrainConfig
 from partialnet.training.settings import settings_of
 
-Command = Callable[..., tuple[int, str, str]]
 Calls = list[tuple[TrainConfig, str, Path, bool]]
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run ``partialnet train``; its exit code and what it wrote to both streams."""
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        code = 0
-        try:
-            main(["train", *arguments])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture
@@ -47,7 +31,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
 
 def test_help_has_groups_and_pairs_of_flags(command: Command) -> None:
-    code, out, _ = command("--help")
+    code, out, _ = command("train", "--help")
     assert code == 0
     for setting in settings_of(TrainConfig).values():
         assert f"\n{setting.metadata['group']}:\n" in out
@@ -57,7 +41,7 @@ def test_help_has_groups_and_pairs_of_flags(command: Command) -> None:
 
 def test_an_option_at_its_default_still_replaces(command: Command, calls: Calls) -> None:
     default = TrainConfig().lr
-    assert command("digits", "--lr", str(default), "--no-compile")[0] == 0
+    assert command("train", "digits", "--lr", str(default), "--no-compile")[0] == 0
     assert calls[0][0].lr == default
 
 
@@ -71,14 +55,14 @@ def test_an_option_at_its_default_still_replaces(command: Command, calls: Calls)
     ],
 )
 def test_defaults(data: str, recipe: str, folder: str, command: Command, calls: Calls) -> None:
-    code, _, err = command(data, "--model", "resnet18")
+    code, _, err = command("train", data, "--model", "resnet18")
     assert code == 0
     assert f"Recipe {recipe}, resnet18" in err
     assert calls[0][1:] == (data, Path("runs") / folder, False)
 
 
 def test_ending(command: Command, calls: Calls) -> None:
-    code, out, _ = command("my photos", "-o", "out dir", "--resume")
+    code, out, _ = command("train", "my photos", "-o", "out dir", "--resume")
     assert code == 0
     assert calls[0][2:] == (Path("out dir"), True)
     assert "Accuracy 87.5% on 8 held-out images" in out
@@ -91,15 +75,15 @@ def test_next_is_an_evaluation_of_held_out_images_only(command: Command, calls: 
     divided, whole = tmp_path / "divided", tmp_path / "whole"
     for folder in (divided / "train" / "cat", divided / "val" / "cat", whole / "cat"):
         folder.mkdir(parents=True)
-    assert f"partialnet eval run {divided}" in command(str(divided), "-o", "run")[1]
+    assert f"partialnet eval run {divided}" in command("train", str(divided), "-o", "run")[1]
     for data in ("digits", "torchvision:CIFAR10", str(whole)):
-        assert "partialnet eval" not in command(data, "-o", "run")[1]
+        assert "partialnet eval" not in command("train", data, "-o", "run")[1]
 
 
 def test_a_file_can_name_the_recipe(command: Command, calls: Calls, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("recipe: cifar10\nlr: 5e-4\n")
-    code, _, err = command("photos", "--config", str(path))
+    code, _, err = command("train", "photos", "--config", str(path))
     assert code == 0
     assert "Recipe cifar10" in err
     assert (calls[0][0].img_size, calls[0][0].lr) == (32, 5e-4)
@@ -108,7 +92,7 @@ def test_a_file_can_name_the_recipe(command: Command, calls: Calls, tmp_path: Pa
 def test_mistake_in_a_file_names_the_file(command: Command, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("learning_rate: 1\nlr_bach: 3\n")
-    code, _, err = command("photos", "--config", str(path))
+    code, _, err = command("train", "photos", "--config", str(path))
     assert code == 2
     assert "learning_rate" in err
     assert "mine.yaml" in err

@@ -11,12 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import safetensors.torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from PIL import Image
+from training_runs import write_photos
 
 from partialnet.errors import UserError
 from partialnet.training.config import TrainConfig
@@ -47,14 +46,7 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data") / "photos"
-    generator = np.random.default_rng(0)
-    for channel, name in enumerate(("blue", "green", "red")):
-        (root / name).mkdir(parents=True)
-        for number in range(15):
-            pixels = generator.integers(0, 120, (40, 48, 3))
-            pixels[..., 2 - channel] += 100
-            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{number:02d}.png")
+    root = write_photos(tmp_path_factory.mktemp("data") / "photos", 15)
     (root / "red" / "03.png").write_bytes(b"no image")
     return root
 

@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from PIL import Image
+from training_runs import write_photos
+
+from partialnet.training.signals import StopSignals
 
 # Trains in a fork of a process that has imported everything, as imports take longer than these runs. Reads a job as a
 # line of JSON, writes the number of the training process and then its exit code.
@@ -132,15 +133,7 @@ class TrainingProcess:
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainingProcess]:
-    data = tmp_path_factory.mktemp("data") / "photos"
-    generator = np.random.default_rng(0)
-    for channel, name in enumerate(("blue", "green", "red")):
-        (data / name).mkdir(parents=True)
-        for number in range(14):
-            pixels = generator.integers(0, 120, (40, 48, 3))
-            pixels[..., 2 - channel] += 100
-            Image.fromarray(pixels.astype(np.uint8)).save(data / name / f"{number:02d}.png")
-    found = TrainingProcess(data)
+    found = TrainingProcess(write_photos(tmp_path_factory.mktemp("data") / "photos", 14))
     yield found
     assert found.server.stdin is not None
     found.server.stdin.close()
@@ -245,3 +238,12 @@ def wait_for_text(path: Path, text: str) -> None:
     end = time.monotonic() + 60
     while not (path.exists() and text in path.read_text()) and time.monotonic() < end:
         time.sleep(0.01)
+
+
+def test_signals_are_noted_and_given_back() -> None:
+    before = signal.getsignal(signal.SIGUSR1)
+    with StopSignals() as signals:
+        assert signals.received is None
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert signals.received == "SIGUSR1"
+    assert signal.getsignal(signal.SIGUSR1) == before

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import randomize_parameters
+from conftest import TINY, save_run
 from PIL import Image
 
 from partialnet.checkpoint import create_checkpoint
@@ -37,23 +37,12 @@ from partialnet.ui import server as ui_server
 pytest.importorskip("pytorch_grad_cam")
 
 CLASSES = ("tench", "church", "<b>golf ball</b>")
-TINY = {"embed_dim": 16, "depths": [1, 1, 2, 1], "head_hidden_size": 24}
-
-
-def save_run(folder: Path, name: str = "partialnet_t0", **model_args: Any) -> Path:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        checkpoint = create_checkpoint(name, CLASSES, num_classes=len(CLASSES), **model_args)
-        randomize_parameters(checkpoint.model)
-    checkpoint.input_config |= {"input_size": [3, 64, 64], "crop_pct": 1.0}
-    checkpoint.save(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("runs")
-    return save_run(folder / "tiny", **TINY), save_run(folder / "peer", "resnet10t")
+    return save_run(folder / "tiny", classes=CLASSES, **TINY), save_run(folder / "peer", "resnet10t", CLASSES)
 
 
 def photo_bytes(seed: int = 0, size: tuple[int, int] = (120, 80)) -> bytes:
