@@ -5,14 +5,22 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
 import timm
 import torch
 from conftest import Randomize
-from folding import outputs, relative_error, small, trained
+from folding import (
+    SETTINGS,
+    SmallCnn,
+    assert_no_batch_norm,
+    outputs,
+    relative_error,
+    small,
+    snapshot,
+    trained,
+)
 from stored_networks import assert_bitwise_equal
 from timm.layers import freeze_batch_norm_2d
 from timm.utils import reparameterize_model
@@ -21,68 +29,14 @@ from torch import Tensor, nn
 from partialnet import fold
 from partialnet.layers import (
     GaussianSE,
-    PATConv,
-    RelativePositionBias,
     SelfAttention2d,
     SpatialGate,
     pat_ch,
-    pat_sf,
     pat_sp,
 )
 from partialnet.layers.inference import RUNTIMES, Runtime
-from partialnet.layers.self_attention import MapSelfAttention
-from partialnet.layers.spatial_gate import PositionGate, SplitSpatialGate
-from partialnet.models.folded_block import EagerPartialNetBlock
 
 VARIANTS = ("partialnet_t0", "partialnet_t1", "partialnet_t2", "partialnet_s", "partialnet_m", "partialnet_l")
-PAT_CH_3 = ("pat_ch", "pat_ch", "pat_ch")
-#: A layer that is in a network folded for the runtime alone
-FORMS = {"torch": EagerPartialNetBlock, "onnxruntime": SplitSpatialGate, "openvino": MapSelfAttention}
-
-#: Settings of the paper's ablations and others that a user may choose, as arguments of PartialNet
-SETTINGS: dict[str, dict[str, Any]] = {
-    "no attention": {"mixers": (*({"name": "pat_ch", "attention": None},) * 3, "pat_sf")},
-    "SRM": {"mixers": (*({"name": "pat_ch", "attention": "srm"},) * 3, "pat_sf")},
-    "SE": {"mixers": (*({"name": "pat_ch", "attention": "se"},) * 3, "pat_sf")},
-    "ECA": {"mixers": (*({"name": "pat_ch", "attention": "eca"},) * 3, "pat_sf")},
-    "CBAM": {"mixers": (*({"name": "pat_ch", "attention": "cbam"},) * 3, "pat_sf")},
-    "gate without norm": {
-        "mixers": (*({"name": "pat_ch", "attention": partial(GaussianSE, normalize=False)},) * 3, "pat_sf")
-    },
-    "PAT_ch full": {"mixers": (*({"name": "pat_ch", "attention_scope": "full"},) * 3, "pat_sf")},
-    "PAT_sf full": {"mixers": (*PAT_CH_3, {"name": "pat_sf", "attention_scope": "full"})},
-    "PAT_sf, 2 heads": {"mixers": (*PAT_CH_3, {"name": "pat_sf", "num_heads": 2})},
-    "PAT_sp full": {"mlp_attention": {"attention_scope": "full"}},
-    "all full": {
-        "mixers": (
-            *({"name": "pat_ch", "attention_scope": "full"},) * 3,
-            {"name": "pat_sf", "attention_scope": "full"},
-        ),
-        "mlp_attention": {"attention_scope": "full"},
-    },
-    "conv": {"mixers": ("conv", "conv", "conv", "pat_sf")},
-    "conv everywhere": {"mixers": ("conv",) * 4},
-    "depthwise conv": {"mixers": ("dwconv", "dwconv", "dwconv", "pat_sf")},
-    "PAT_ch in stage 4": {"mixers": ("pat_ch",) * 4},
-    "PAT_sf everywhere": {"mixers": ("pat_sf",) * 4},
-    "no PAT_sp": {"mlp_attention": False},
-    "no PAT_sp, PAT_ch in stage 4": {"mlp_attention": False, "mixers": ("pat_ch",) * 4},
-    "PAT_sp of 1/4": {"mlp_attention": {"split_ratio": 0.25}},
-    "PAT_sp without gate": {"mlp_attention": {"attention": None}},
-    "PAT_sp with Gaussian-SE": {"mlp_attention": {"attention": "gaussian_se"}},
-    "PAT_sp with a gate that is not normalised": {
-        "mlp_attention": {"attention": partial(SpatialGate, normalize=False)}
-    },
-    "a ratio for each block": {"split_ratio": [1 / 2, *[1 / 4] * 6, *[1 / 8] * 6]},
-    "wide MLP": {"mlp_ratio": 3.0},
-    "ReLU": {"act_layer": "relu"},
-    "other input and head": {"in_chans": 1, "num_classes": 7, "global_pool": "max", "head_hidden_size": 24},
-    "no classifier": {"num_classes": 0},
-    "feature map": {"num_classes": 0, "global_pool": ""},
-}
-
-#: What a setting that is given block by block becomes in a network of one block for each stage
-ONE_BLOCK: dict[str, dict[str, Any]] = {"a ratio for each block": {"split_ratio": [1 / 2, 1 / 4, 1 / 4, 1 / 8]}}
 
 
 def wild_statistics(model: nn.Module) -> nn.Module:
@@ -92,17 +46,6 @@ def wild_statistics(model: nn.Module) -> nn.Module:
             module.running_var.copy_(10 ** torch.empty_like(module.running_var).uniform_(-4, 4))
             module.running_mean.copy_(10 * torch.randn_like(module.running_mean))
     return model
-
-
-def assert_no_batch_norm(model: nn.Module) -> None:
-    left = [name for name, module in model.named_modules() if isinstance(module, nn.modules.batchnorm._NormBase)]
-    assert not left
-    affine = [n for n, m in model.named_modules() if isinstance(m, nn.LayerNorm) and m.elementwise_affine]
-    assert not affine
-
-
-def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 # -- the outputs stay ------------------------------------------------------------------------------------------------
@@ -239,150 +182,7 @@ def test_after_training_steps() -> None:
     assert relative_error(model, fold(model), torch.randn(2, 3, 64, 64, dtype=torch.float64)) < 1e-9
 
 
-# -- for one image size ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["partialnet_t0", "partialnet_t2"])
-@pytest.mark.parametrize("img_size", [64, (64, 128)])
-def test_one_image_size(name: str, img_size: int | tuple[int, int], randomize: Randomize) -> None:
-    model = trained(timm.create_model(name, num_classes=10), randomize)
-    folded = fold(model, img_size)
-    assert not [name for name, module in folded.named_modules() if isinstance(module, RelativePositionBias)]
-    assert_no_batch_norm(folded)
-    size = (img_size, img_size) if isinstance(img_size, int) else img_size
-    images = torch.randn(3, 3, *size, dtype=torch.float64)
-    assert relative_error(model, folded, images) < 1e-9
-    assert relative_error(model, fold(fold(model), img_size), images) < 1e-9
-    for twice in (fold(folded), fold(folded, img_size), reparameterize_model(folded)):
-        assert_bitwise_equal(twice.state_dict(), folded.state_dict())
-
-
-def test_one_image_size_of_features(randomize: Randomize) -> None:
-    model = trained(small(features_only=True, out_norms=True), randomize)
-    images = torch.randn(2, 3, 96, 64, dtype=torch.float64)
-    assert relative_error(model, fold(model, (96, 64)), images) < 1e-9
-
-
-def test_one_image_size_of_own_network(randomize: Randomize) -> None:
-    model = trained(SmallCnn(), randomize)
-    images = torch.randn(2, 3, 40, 56, dtype=torch.float64)
-    assert relative_error(model, fold(model, (40, 56)), images) < 1e-9
-
-
-def test_other_size_than_folded_for_is_refused(randomize: Randomize) -> None:
-    folded = fold(trained(small(), randomize), 64)
-    with pytest.raises(ValueError, match=r"folded for a 2×2 map but got 3×3.*without img_size"):
-        folded(torch.randn(1, 3, 96, 96, dtype=torch.float64))
-
-
-def test_too_small_size_is_refused() -> None:
-    with pytest.raises(ValueError, match="too small"):
-        fold(small().eval(), 16)
-
-
-def test_one_image_size_leaves_the_original(randomize: Randomize) -> None:
-    model = trained(small(), randomize)
-    state = snapshot(model)
-    fold(model, 64)
-    assert_bitwise_equal(model.state_dict(), state)
-    assert not any(module._forward_pre_hooks for module in model.modules())
-    outputs(model, torch.randn(1, 3, 96, 64, dtype=torch.float64))
-
-
-# -- for one runtime -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize("name", ["partialnet_t0", "partialnet_s"])
-def test_forms_of_a_variant(name: str, runtime: Runtime, randomize: Randomize) -> None:
-    model = trained(timm.create_model(name, depths=(1, 1, 1, 1)), randomize)
-    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
-    for img_size in (None, (64, 96)):
-        folded = fold(model, img_size, runtime)
-        assert_no_batch_norm(folded)
-        for layout in (torch.contiguous_format, torch.channels_last):
-            folded = folded.to(memory_format=layout)
-            assert relative_error(model, folded, images.contiguous(memory_format=layout)) < 1e-9
-            with torch.enable_grad():  # nothing is written in place then
-                logits = folded(images.contiguous(memory_format=layout))
-            assert (logits.detach() - outputs(model, images)[0]).abs().max() < 1e-9 * logits.abs().max()
-    assert any(isinstance(module, FORMS[runtime]) for module in folded.modules())
-
-
-@pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_forms_of_a_setting(setting: str, runtime: Runtime, randomize: Randomize) -> None:
-    arguments = SETTINGS[setting]
-    model = trained(small(**{"depths": (1, 1, 1, 1), **arguments, **ONE_BLOCK.get(setting, {})}), randomize)
-    images = torch.randn(2, arguments.get("in_chans", 3), 64, 64, dtype=torch.float64)
-    assert relative_error(model, fold(model, 64, runtime), images) < 1e-9
-
-
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_forms_of_features_and_own_networks(runtime: Runtime, randomize: Randomize) -> None:
-    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
-    for model in (small(features_only=True, out_norms=True), SmallCnn()):
-        model = trained(model, randomize)
-        folded = fold(model, runtime=runtime)
-        assert relative_error(model, folded, images) < 1e-9
-        assert relative_error(model, fold(folded), images) < 1e-9
-        assert relative_error(model, fold(folded, (64, 96), runtime), images) < 1e-9
-
-
-@pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
-def test_scale_of_zero_behind_a_gate(runtime: Runtime, randomize: Randomize) -> None:
-    """These forms divide by the scale where they can."""
-    model = trained(small(depths=(1, 1, 1, 1)), randomize)
-    with torch.no_grad():
-        model.get_submodule("stages.0.blocks.0.mlp_attention.attn.norm").weight[3] = 0.0  # type: ignore[index]
-    folded = fold(model, 64, runtime)
-    gates = [module for module in folded.modules() if isinstance(module, (SplitSpatialGate, PositionGate))]
-    assert [gate.scale is not None for gate in gates] == [True, False, False, False]
-    assert relative_error(model, folded, torch.randn(2, 3, 64, 64, dtype=torch.float64)) < 1e-9
-
-
-def test_unknown_runtime_is_refused() -> None:
-    with pytest.raises(ValueError, match="Unknown runtime 'tensorrt'"):
-        fold(small().eval(), runtime="tensorrt")  # type: ignore[arg-type]
-
-
 # -- a user's own network --------------------------------------------------------------------------------------------
-
-
-class SmallCnn(nn.Module):
-    """Plain convolutions and every layer of ours, used directly."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU())
-        self.shrink = PATConv(16, 32, stride=2, bias=True)
-        self.named = nn.ModuleDict({"channel": pat_ch(32), "spatial": pat_sp(32), "self": pat_sf(32)})
-        self.listed = nn.ModuleList(
-            [
-                GaussianSE(32),
-                GaussianSE(32, dense=False),
-                GaussianSE(32, normalize=False),
-                SpatialGate(32),
-                SpatialGate(32, normalize=False),
-                SelfAttention2d(32),
-                SelfAttention2d(32, normalize=False, relative_position=False),
-                PATConv(32, kernel_size=5, dilation=2, split_ratio=0.5, conv_norm=nn.BatchNorm2d),
-                PATConv(
-                    32, kernel_size=1, conv_norm=nn.BatchNorm2d, conv_first=False, attention_scope="full", bias=True
-                ),
-                PATConv(32, split_ratio=1, attention="gaussian_se", attention_scope="full"),
-                PATConv(32, attention=None),
-                PATConv(32, attention="ese"),
-                PATConv(32, conv_first=False, attention="spatial_gate"),
-            ]
-        )
-        self.head = nn.Linear(32, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.shrink(self.stem(x))
-        for layer in (*self.named.values(), *self.listed):
-            x = x + layer(x)
-        return self.head(x.mean((2, 3)))
 
 
 def test_users_own_network(randomize: Randomize) -> None:
@@ -616,25 +416,3 @@ def test_folding_drops_parameters(randomize: Randomize) -> None:
     model = trained(timm.create_model("partialnet_t0"), randomize)
     count = [sum(parameter.numel() for parameter in m.parameters()) for m in (model, fold(model))]
     assert count[1] < 0.99 * count[0]
-
-
-def test_fixed_size_where_a_layer_sees_two(randomize: Randomize) -> None:
-    class Pyramid(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.mixer = nn.Conv2d(3, 32, 1), pat_sf(32)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.stem(x)
-            levels = (x, nn.functional.avg_pool2d(x, 2))
-            return torch.stack([self.mixer(level).mean((2, 3)) for level in levels])
-
-    model = trained(Pyramid(), randomize)
-    x = torch.randn(2, 3, 12, 12, dtype=torch.float64)
-    torch.testing.assert_close(fold(model, 12)(x), model(x))
-
-
-def test_parts_of_networks_take_no_size() -> None:
-    for layer in (pat_sf(32), SelfAttention2d(32)):
-        with pytest.raises(ValueError, match=r"8×8 pixels; fold parts of networks.*without img_size"):
-            fold(layer.eval(), 8)

@@ -1,19 +1,12 @@
-"""The page: its server over real HTTP, its answers, and the whole of it in a browser."""
+"""The page's server over real HTTP: what it answers, and what may go wrong."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import http.client
 import io
 import json
-import os
 import shutil
-import signal
 import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, save_run
+from conftest import TINY
 from PIL import Image
+from ui_pages import CLASSES, photo_bytes, save_networks, serving
 
 from partialnet.checkpoint import create_checkpoint
 from partialnet.cli import main
@@ -36,33 +30,16 @@ from partialnet.ui import server as ui_server
 
 pytest.importorskip("pytorch_grad_cam")
 
-CLASSES = ("tench", "church", "<b>golf ball</b>")
-
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("runs")
-    return save_run(folder / "tiny", classes=CLASSES, **TINY), save_run(folder / "peer", "resnet10t", CLASSES)
-
-
-def photo_bytes(seed: int = 0, size: tuple[int, int] = (120, 80)) -> bytes:
-    values = np.random.default_rng(seed).integers(0, 256, (8, 12, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(values).resize(size, Image.Resampling.BICUBIC).save(file, "PNG")
-    return file.getvalue()
+    return save_networks(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")
 def server(runs: tuple[Path, Path]) -> Iterator[PageServer]:
-    viewer = Viewer(open_networks([str(run) for run in runs]))
-    server = PageServer(viewer)
-    thread = Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    viewer.close()
-    thread.join(5)
+    with serving(runs) as server:
+        yield server
 
 
 def request(
@@ -393,204 +370,6 @@ def test_network_that_overflows(part: str) -> None:
     json.dumps(own, allow_nan=False)
 
 
-# ---- the command
-
-
-def start(*args: Any, cwd: Path | None = None) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-    environment.pop("DISPLAY", None)
-    return subprocess.Popen(
-        [sys.executable, "-m", "partialnet", "ui", *map(str, args)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd, env=environment,
-        # what runs in the background of a shell ignores the interrupt, and so would its children
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
-
-
-def test_command_serves_and_ends(runs: tuple[Path, Path], tmp_path: Path) -> None:
-    """runs/demo by default; Ctrl-C is the way to end it, not a failure."""
-    shutil.copytree(runs[0], tmp_path / "runs" / "demo")
-    process = start("--no-open", cwd=tmp_path)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line.startswith("Showing demo at http://127.0.0.1:"), process.stderr and process.stderr.read()
-        port = int(line.split("127.0.0.1:")[1].split("/")[0])
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-        connection.request("GET", "/api/networks")
-        assert json.loads(connection.getresponse().read())["networks"][0]["name"] == "demo"
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
-    finally:
-        process.kill()
-    assert (process.returncode, out.strip(), err) == (0, "The page is closed.", "")
-
-
-def test_command_without_anything_to_show(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as end:
-        main(["ui", "--no-open"])
-    assert end.value.code == 2
-    assert "`partialnet demo`" in capsys.readouterr().err
-
-
-def test_port_in_use(runs: tuple[Path, Path], server: PageServer, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(["ui", str(runs[0]), "--no-open", "--port", str(server.port)])
-    assert end.value.code == 2
-    error = capsys.readouterr().err
-    assert f"Port {server.port} is in use" in error
-    assert error.count("\n") == 1
-
-
-@pytest.mark.parametrize("number", [errno.EADDRINUSE, errno.EACCES])
-def test_reasons_for_a_port(number: int) -> None:
-    from partialnet.cli.ui import _why_not
-
-    assert "any free one" in _why_not(OSError(number, os.strerror(number)), 80)
-
-
 def test_sources_that_cannot_be_shown(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no file or folder"):
         open_networks([str(tmp_path / "nothing")])
-
-
-# ---- in a browser
-
-BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver")
-    if not BROWSER or not DRIVER:
-        pytest.skip("there is no Chromium with its driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in (
-        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1300,900",
-        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):  # fmt: skip
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
-
-
-def wait(browser: Any, condition: Any, seconds: float = 60) -> Any:
-    """What the condition gives once it holds; an element that the page replaces while it is asked does not yet."""
-    from selenium.common.exceptions import StaleElementReferenceException
-
-    end = time.monotonic() + seconds
-    while True:
-        with contextlib.suppress(StaleElementReferenceException):
-            if value := condition():
-                return value
-        assert time.monotonic() < end, browser.find_element("tag name", "body").text
-        time.sleep(0.05)
-
-
-def find(browser: Any, selector: str) -> list[Any]:
-    return browser.find_elements("css selector", selector)
-
-
-@pytest.fixture
-def page(browser: Any, server: PageServer) -> Any:
-    browser.get(server.url)
-    wait(browser, lambda: find(browser, "body[data-ready]"))
-    return browser
-
-
-def upload(page: Any, path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-    find(page, "#file")[0].send_keys(str(path))
-
-
-def pictures(page: Any, selector: str) -> list[str]:
-    return page.execute_script("return [...document.querySelectorAll(arguments[0])].map(i => i.src)", selector)
-
-
-def test_photo_in_the_browser(page: Any, tmp_path: Path) -> None:
-    assert [element.text for element in find(page, "h2")][:2] == ["tiny", "peer"]
-    upload(page, tmp_path / "rose.png", photo_bytes())
-    wait(page, lambda: find(page, "#attention-0 .blocks img"))
-    assert find(page, "#photo")[0].get_attribute("alt") == "rose.png, 120×80 pixels"
-    for index in (0, 1):
-        names = [element.text for element in find(page, f"#classes-{index} .name")]
-        assert sorted(names) == sorted(CLASSES)  # also the one that looks like HTML
-        (shown,) = find(page, f"#map-{index} figure img")
-        assert shown.get_property("naturalWidth") == 120
-        assert "stage 4" in find(page, f"#map-{index} figcaption")[0].text
-    assert len(find(page, "#spatial-0 .stage")) == 4
-    assert len(find(page, "#channel-0 svg")) == 4
-    assert "no gates" in find(page, "#attention-1")[0].text
-    assert not find(page, "#spatial-1 img, #channel-1 svg, img:not([alt])")
-    # nothing failed to load, no style or script was refused
-    assert page.get_log("browser") == []
-
-
-def test_stage_class_and_place_in_the_browser(page: Any, tmp_path: Path) -> None:
-    from selenium.webdriver import ActionChains
-
-    upload(page, tmp_path / "a.png", photo_bytes())
-    wait(page, lambda: find(page, "#attention-0 .blocks img"))
-    find(page, "#stages input[value='3']")[0].click()
-    wait(page, lambda: "stage 3" in find(page, "#map-1 figcaption")[0].text)
-    last = find(page, "#classes-0 li:last-child button")[0]
-    last.click()
-    wait(page, lambda: find(page, "#classes-0 li:last-child button[aria-pressed=true]"))
-    name = last.find_element("css selector", ".name").text
-    assert all(name in element.text for element in find(page, ".map figcaption"))
-    # the photograph: click, then the arrow keys
-    before = pictures(page, "#attention-0 .blocks > figure > img")
-    place = find(page, "#place")[0]
-    across, down = -int(0.2 * place.size["width"]), -int(0.4 * place.size["height"])
-    ActionChains(page).move_to_element_with_offset(place, across, down).click().perform()
-    clicked = wait(page, lambda: (now := pictures(page, "#attention-0 .blocks > figure > img")) != before and now)
-    place.send_keys("\ue015" * 12)  # the arrow down
-    wait(page, lambda: pictures(page, "#attention-0 .blocks > figure > img") not in (before, clicked))
-    assert find(page, "#error:not([hidden])") == []
-
-
-def test_bad_file_in_the_browser(page: Any, tmp_path: Path) -> None:
-    upload(page, tmp_path / "a.png", photo_bytes())
-    wait(page, lambda: find(page, "#map-0 figure img"))
-    upload(page, tmp_path / "notes.jpg", b"no picture")
-    (error,) = wait(page, lambda: find(page, "#error:not([hidden])"))
-    assert error.text == "'notes.jpg' is not an image."
-    assert error.get_attribute("role") == "alert"
-    # what was shown stays, and the next good one takes its place
-    assert find(page, "#map-0 figure img")
-    upload(page, tmp_path / "b.png", photo_bytes(1))
-    wait(page, lambda: find(page, "#photo")[0].get_attribute("alt").startswith("b.png"))
-    assert not find(page, "#error:not([hidden])")
-
-
-def test_speed_in_the_browser(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    measure = ui_answers.measure_folding
-    monkeypatch.setattr(ui_answers, "measure_folding", lambda *args: measure(*args, seconds=0.1))
-    find(page, "#measure")[0].click()
-    wait(page, lambda: len(find(page, "#timings tbody tr")) == 4)
-    assert "quartiles" in find(page, "#timings")[0].text
-
-
-def test_narrow_and_dark(page: Any, tmp_path: Path) -> None:
-    """On a phone nothing sticks out, and the colours follow the system's."""
-    page.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {"width": 360, "height": 700, "deviceScaleFactor": 1, "mobile": True}
-    )
-    upload(page, tmp_path / "a.png", photo_bytes())
-    wait(page, lambda: find(page, "#attention-0 .blocks img"))
-    assert page.execute_script("return document.documentElement.scrollWidth") == 360
-    colors = []
-    for scheme in ("light", "dark"):
-        page.execute_cdp_cmd(
-            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        )
-        colors.append(page.execute_script("return getComputedStyle(document.body).backgroundColor"))
-    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
-    assert colors[0] != colors[1]

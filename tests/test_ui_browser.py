@@ -1,0 +1,160 @@
+"""The page in a browser: what is shown, clicked and said."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ui_pages import CLASSES, photo_bytes, save_networks, serving
+
+from partialnet.ui import PageServer
+from partialnet.ui import answers as ui_answers
+
+pytest.importorskip("pytorch_grad_cam")
+
+BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageServer]:
+    with serving(save_networks(tmp_path_factory.mktemp("runs"))) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    webdriver = pytest.importorskip("selenium.webdriver")
+    if not BROWSER or not DRIVER:
+        pytest.skip("there is no Chromium with its driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for flag in (
+        "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1300,900",
+        f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
+    ):  # fmt: skip
+        options.add_argument(flag)
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+def wait(browser: Any, condition: Any, seconds: float = 60) -> Any:
+    """What the condition gives once it holds; an element that the page replaces while it is asked does not yet."""
+    from selenium.common.exceptions import StaleElementReferenceException
+
+    end = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(StaleElementReferenceException):
+            if value := condition():
+                return value
+        assert time.monotonic() < end, browser.find_element("tag name", "body").text
+        time.sleep(0.05)
+
+
+def find(browser: Any, selector: str) -> list[Any]:
+    return browser.find_elements("css selector", selector)
+
+
+@pytest.fixture
+def page(browser: Any, server: PageServer) -> Any:
+    browser.get(server.url)
+    wait(browser, lambda: find(browser, "body[data-ready]"))
+    return browser
+
+
+def upload(page: Any, path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    find(page, "#file")[0].send_keys(str(path))
+
+
+def pictures(page: Any, selector: str) -> list[str]:
+    return page.execute_script("return [...document.querySelectorAll(arguments[0])].map(i => i.src)", selector)
+
+
+def test_photo_in_the_browser(page: Any, tmp_path: Path) -> None:
+    assert [element.text for element in find(page, "h2")][:2] == ["tiny", "peer"]
+    upload(page, tmp_path / "rose.png", photo_bytes())
+    wait(page, lambda: find(page, "#attention-0 .blocks img"))
+    assert find(page, "#photo")[0].get_attribute("alt") == "rose.png, 120×80 pixels"
+    for index in (0, 1):
+        names = [element.text for element in find(page, f"#classes-{index} .name")]
+        assert sorted(names) == sorted(CLASSES)  # also the one that looks like HTML
+        (shown,) = find(page, f"#map-{index} figure img")
+        assert shown.get_property("naturalWidth") == 120
+        assert "stage 4" in find(page, f"#map-{index} figcaption")[0].text
+    assert len(find(page, "#spatial-0 .stage")) == 4
+    assert len(find(page, "#channel-0 svg")) == 4
+    assert "no gates" in find(page, "#attention-1")[0].text
+    assert not find(page, "#spatial-1 img, #channel-1 svg, img:not([alt])")
+    # nothing failed to load, no style or script was refused
+    assert page.get_log("browser") == []
+
+
+def test_stage_class_and_place_in_the_browser(page: Any, tmp_path: Path) -> None:
+    from selenium.webdriver import ActionChains
+
+    upload(page, tmp_path / "a.png", photo_bytes())
+    wait(page, lambda: find(page, "#attention-0 .blocks img"))
+    find(page, "#stages input[value='3']")[0].click()
+    wait(page, lambda: "stage 3" in find(page, "#map-1 figcaption")[0].text)
+    last = find(page, "#classes-0 li:last-child button")[0]
+    last.click()
+    wait(page, lambda: find(page, "#classes-0 li:last-child button[aria-pressed=true]"))
+    name = last.find_element("css selector", ".name").text
+    assert all(name in element.text for element in find(page, ".map figcaption"))
+    # the photograph: click, then the arrow keys
+    before = pictures(page, "#attention-0 .blocks > figure > img")
+    place = find(page, "#place")[0]
+    across, down = -int(0.2 * place.size["width"]), -int(0.4 * place.size["height"])
+    ActionChains(page).move_to_element_with_offset(place, across, down).click().perform()
+    clicked = wait(page, lambda: (now := pictures(page, "#attention-0 .blocks > figure > img")) != before and now)
+    place.send_keys("\ue015" * 12)  # the arrow down
+    wait(page, lambda: pictures(page, "#attention-0 .blocks > figure > img") not in (before, clicked))
+    assert find(page, "#error:not([hidden])") == []
+
+
+def test_bad_file_in_the_browser(page: Any, tmp_path: Path) -> None:
+    upload(page, tmp_path / "a.png", photo_bytes())
+    wait(page, lambda: find(page, "#map-0 figure img"))
+    upload(page, tmp_path / "notes.jpg", b"no picture")
+    (error,) = wait(page, lambda: find(page, "#error:not([hidden])"))
+    assert error.text == "'notes.jpg' is not an image."
+    assert error.get_attribute("role") == "alert"
+    # what was shown stays, and the next good one takes its place
+    assert find(page, "#map-0 figure img")
+    upload(page, tmp_path / "b.png", photo_bytes(1))
+    wait(page, lambda: find(page, "#photo")[0].get_attribute("alt").startswith("b.png"))
+    assert not find(page, "#error:not([hidden])")
+
+
+def test_speed_in_the_browser(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = ui_answers.measure_folding
+    monkeypatch.setattr(ui_answers, "measure_folding", lambda *args: measure(*args, seconds=0.1))
+    find(page, "#measure")[0].click()
+    wait(page, lambda: len(find(page, "#timings tbody tr")) == 4)
+    assert "quartiles" in find(page, "#timings")[0].text
+
+
+def test_narrow_and_dark(page: Any, tmp_path: Path) -> None:
+    """On a phone nothing sticks out, and the colours follow the system's."""
+    page.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 360, "height": 700, "deviceScaleFactor": 1, "mobile": True}
+    )
+    upload(page, tmp_path / "a.png", photo_bytes())
+    wait(page, lambda: find(page, "#attention-0 .blocks img"))
+    assert page.execute_script("return document.documentElement.scrollWidth") == 360
+    colors = []
+    for scheme in ("light", "dark"):
+        page.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        )
+        colors.append(page.execute_script("return getComputedStyle(document.body).backgroundColor"))
+    page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert colors[0] != colors[1]
