@@ -4,11 +4,11 @@
 
 writes benchmarks/results/deployment.json and prints a line for each pair: one 224×224 image, or ``--batch-size``, one
 thread; eager PyTorch, onnxruntime and OpenVINO in float32, OpenVINO in bfloat16 where the CPU has it, and, with
-``--precisions int8``, onnxruntime and OpenVINO in int8. FasterNet's BatchNorms are folded too, and eager PyTorch runs
-both in the memory layout that is faster for each; once with FasterNet's 1×1 convolutions as matrix products, like ours,
-and once with its layers as they are. Beside each network stand the GFLOP/s that it reaches, and those of
-one large convolution in OpenVINO, in float32 or bfloat16, measured just before: what the core can do. Times are
-processor time.
+``--precisions int8``, onnxruntime and OpenVINO in int8; with ``--runtimes compile``, PyTorch's compiler. FasterNet's
+BatchNorms are folded too, and eager PyTorch runs both in the memory layout that is faster for each; once with
+FasterNet's 1×1 convolutions as matrix products, like ours, and once with its layers as they are. Beside each network
+stand the GFLOP/s that it reaches, and those of one large convolution in OpenVINO, in float32 or bfloat16, measured just
+before: what the core can do. Times are processor time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import nn
 
 import partialnet
 from partialnet.bench import environment, interleave
-from partialnet.bench.contestants import Setting, fastest_layout, open_and_prepare
+from partialnet.bench.contestants import RUNTIMES, Setting, fastest_layout, open_and_prepare
 from partialnet.bench.runners import exported_runner
 from partialnet.complexity import measure as measure_complexity
 from partialnet.errors import UserError
@@ -35,7 +35,7 @@ SIZES = ("t0", "t1", "t2", "s", "m", "l")
 SETTINGS = tuple(
     Setting(runtime, precision)
     for runtime, precision in (
-        *(("openvino", "fp32"), ("onnxruntime", "fp32"), ("eager", "fp32")),
+        *(("openvino", "fp32"), ("onnxruntime", "fp32"), ("eager", "fp32"), ("compile", "fp32")),
         *(("openvino", "bf16"), ("openvino", "int8"), ("onnxruntime", "int8")),
     )
 )
@@ -96,7 +96,7 @@ def measure(size: str, setting: Setting, own_layers: bool, seconds: float) -> di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=SIZES, choices=SIZES)
-    parser.add_argument("--runtimes", nargs="+", default=("eager", "onnxruntime", "openvino"))
+    parser.add_argument("--runtimes", nargs="+", default=("eager", "onnxruntime", "openvino"), choices=RUNTIMES)
     parser.add_argument("--precisions", nargs="+", default=("fp32", "bf16"), choices=("fp32", "bf16", "int8"))
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=10.0, help="time to measure each pair")

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -13,12 +14,13 @@ from torch._dynamo import config as dynamo_config
 
 import partialnet
 from partialnet.bench import environment, interleave
-from partialnet.bench.contestants import Setting, default_peer, prepare
+from partialnet.bench.contestants import RUNTIMES, Setting, default_peer, open_and_prepare, prepare
 from partialnet.bench.measure import measure_models
 from partialnet.bench.torch_settings import torch_settings
 from partialnet.checkpoint import create_checkpoint, load
 from partialnet.cli import main
 from partialnet.errors import UserError
+from partialnet.layers.eager import PositionwiseLinear
 
 
 def test_contestants_take_turns():
@@ -179,6 +181,16 @@ def test_command_with_every_runtime(tmp_path):
     with files["csv"].open() as file:
         assert len(list(csv.DictReader(file))) == len(rows)
     assert Image.open(files["png"]).width > 600
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch's compiler needs a C++ compiler")
+def test_compiled_contestants_have_the_form_of_eager_ones_and_compile_quietly(tmp_path, capfd):
+    small = str(tmp_path / "small")
+    create_checkpoint("partialnet_t0", num_classes=2, embed_dim=16, depths=[0, 0, 0, 1]).save(small)
+    runs = {runtime: open_and_prepare([small], Setting(runtime, img_size=32))[small] for runtime in RUNTIMES[:2]}
+    assert any(isinstance(layer, PositionwiseLinear) for layer in runs["compile"].model.modules())
+    torch.testing.assert_close(runs["compile"](), runs["eager"](), rtol=1e-4, atol=1e-5)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

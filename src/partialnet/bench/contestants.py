@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import io
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +30,13 @@ from .timing import synchronizer
 
 RUNTIMES = ("eager", "compile", "onnxruntime", "openvino")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-#: Which form of our layers suits a runtime on the CPU; compilers and GPUs get the plain one.
-_FORMS: dict[str, Runtime] = {"eager": "torch", "onnxruntime": "onnxruntime", "openvino": "openvino"}
+#: Which form of the layers suits a runtime on the CPU; GPUs get the plain one.
+_FORMS: dict[str, Runtime] = {
+    "eager": "torch",
+    "compile": "torch",
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+}
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,7 @@ def open_and_prepare(names: list[str], setting: Setting) -> dict[str, Callable[[
     for name in names:
         checkpoint = load(name)
         try:
-            with quiet():
+            with quiet(), redirect_stderr(io.StringIO()):  # compilers print tables of all kernels they have tried
                 contestants[name] = prepare(checkpoint, setting)
                 contestants[name]()  # compilers begin here
         except (UserError, torch.OutOfMemoryError):
