@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from ..errors import RunInterrupted, UserError
 from ..files import as_bytes, write_atomically, write_csv
+from .agreement import Agreement
 from .items import TrainingBatch
 from .signals import StopSignals
 from .states import StateFiles, describe
@@ -64,6 +65,7 @@ class RunKeeper(L.Callback):
         self._epoch_start = 0.0
         self._last_save = self._last_pictures = time.monotonic()
         self._known_broken = 0
+        self._agreement = Agreement()
 
     def remove_leftovers(self) -> None:
         """Remove the parts of files that a killed process was writing."""
@@ -111,6 +113,8 @@ class RunKeeper(L.Callback):
         last = progress.batch >= task.num_batches
         if progress.batch % task.config.accumulate and not last:
             return  # gradients in the middle of an addition are in no state
+        if trainer.world_size > 1 and not self._agreement.is_due():
+            return
         due = time.monotonic() - self._last_save > 60 * task.config.save_minutes
         stop, due = self._agree(trainer, task, due)
         if (stop or due) and not last:  # after the last batch the epoch's end does it
@@ -233,9 +237,7 @@ class RunKeeper(L.Callback):
         progress = task.progress
         stop, broken = self.signals.received is not None, len(progress.broken)
         if trainer.world_size > 1:
-            flags = torch.tensor([stop, due, broken], dtype=torch.float64, device=trainer.strategy.root_device)
-            dist.all_reduce(flags)
-            any_stop, any_due, all_broken = flags.tolist()
+            any_stop, any_due, all_broken = self._agreement.total([stop, due, broken], trainer.strategy.root_device)
             stop, due, broken = any_stop > 0, any_due > 0, int(all_broken)
         if broken > self._known_broken:
             self._known_broken = broken
