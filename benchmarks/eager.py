@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import timm
 import torch
-import torch.nn.functional as F
 from torch import nn
+from training_step import random_batch, training_step
 
 import partialnet  # noqa: F401 - registers the models
 from partialnet.bench import environment, interleave
@@ -34,39 +35,18 @@ def forward(model: nn.Module, images: torch.Tensor):
     return run
 
 
-def training_step(
-    model: nn.Module,
-    images: torch.Tensor,
-    labels: torch.Tensor,
-    autocast: torch.dtype | None = None,
-    fused: bool | None = None,
-):
-    """Forward, backward and AdamW, as something to call; mixed precision if ``autocast`` names the lower one."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused)
-
-    def run():
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
-            loss = F.cross_entropy(model(images), labels)
-        loss.backward()
-        optimizer.step()
-
-    return run
-
-
 def measure(size: str, seconds: float) -> list[dict]:
     names = (f"fasternet_{size}", f"partialnet_{size}")
     rows = []
     for what, batch in (("forward", 1), ("forward", TRAIN_BATCH[size]), ("training step", TRAIN_BATCH[size])):
         torch.manual_seed(0)
-        images = torch.randn(batch, 3, 224, 224).to(memory_format=torch.channels_last)
-        labels = torch.randint(0, 1000, (batch,))
+        images, labels = random_batch(batch, 224)
         contestants = {}
         for name in names:
             model = timm.create_model(name).to(memory_format=torch.channels_last)
             model.train(what == "training step")
             contestants[name] = (
-                training_step(model, images, labels) if what == "training step" else forward(model, images)
+                partial(training_step(model), images, labels) if what == "training step" else forward(model, images)
             )
         timings = interleave(contestants, against=names[0], seconds=seconds, description=f"{size} {what} x{batch}")
         ours, theirs = timings[names[1]], timings[names[0]]

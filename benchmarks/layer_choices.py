@@ -9,14 +9,16 @@ these choices. Two threads, float32, channels_last.
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import timm
 import torch
 import torch.nn.functional as F
-from eager import training_step
 from torch import Tensor, nn
+from training_step import random_batch, training_step
 
 import partialnet  # noqa: F401 - registers the models
 from partialnet.bench import Timing, environment, interleave
@@ -68,8 +70,7 @@ def transcribed() -> nn.Module:
 
 def t0_step(model: nn.Module):
     model = model.train().to(memory_format=torch.channels_last)
-    images = torch.randn(32, 3, 224, 224).to(memory_format=torch.channels_last)
-    return training_step(model, images, torch.randint(0, 1000, (32,)))
+    return partial(training_step(model), *random_batch(32, 224))
 
 
 def norm_step(x: Tensor, gradient: Tensor):
@@ -80,6 +81,12 @@ def norm_step(x: Tensor, gradient: Tensor):
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--seconds", type=float, default=2.0, help="time for each choice (2); for the step, four times it"
+    )
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "layer_choices.json")
+    options = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(2)
     features = torch.randn(32, 32, 56, 56).to(memory_format=torch.channels_last)
@@ -122,13 +129,13 @@ def main() -> None:
     assert any(isinstance(module, SpatialGate) for module in transcribed().modules())
     results: dict[str, dict[str, Timing]] = {}
     for name, (against, contestants) in comparisons.items():
-        results[name] = interleave(contestants, against, seconds=8 if "step" in name else 2, description=name)
+        seconds = options.seconds * (4 if "step" in name else 1)
+        results[name] = interleave(contestants, against, seconds=seconds, description=name)
         for contestant, timing in results[name].items():
             print(f"{name:36} {contestant:30} {timing.median_ms:9.3f} ms   ratio {timing.ratio:.2f}", flush=True)
-    path = Path(__file__).parent / "results" / "layer_choices.json"
     rows = {name: {key: asdict(value) for key, value in timings.items()} for name, timings in results.items()}
-    write_json(path, {"environment": environment(), "results": rows})
-    print(f"written: {path.name}")
+    write_json(options.output, {"environment": environment(), "results": rows})
+    print(f"written: {options.output.name}")
 
 
 if __name__ == "__main__":

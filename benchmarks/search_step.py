@@ -20,7 +20,8 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from training_step import random_batch, training_step
 
 import partialnet  # noqa: F401 - registers the models
 from partialnet.bench import environment, interleave
@@ -31,20 +32,19 @@ SIZES = ("t0", "t1", "t2", "s")
 DENSE = "dense 3×3"
 
 
-def training_step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
-    """One step; a searched network's loss is the search's objective."""
-    model = model.to(memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+def search_step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
+    """One training step; a searched network's loss is the search's objective."""
     layers = list(dynamic_layers(model).values())
     objective = Objective()
 
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        value = F.cross_entropy(logits, labels)
+        return objective(value, layers) if layers else value
+
+    step = training_step(model.to(memory_format=torch.channels_last).train(), loss)
+
     def run() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(model(images), labels)
-        if layers:
-            loss = objective(loss, layers)
-        loss.backward()
-        optimizer.step()
+        step(images, labels)
         for layer in layers:
             layer.clamp_gates()
 
@@ -80,9 +80,7 @@ def main() -> None:
     rows = []
     for size in options.sizes:
         torch.manual_seed(0)
-        images = torch.randn(options.batch_size, 3, options.img_size, options.img_size)
-        images = images.contiguous(memory_format=torch.channels_last)
-        labels = torch.randint(0, 1000, (options.batch_size,))
+        images, labels = random_batch(options.batch_size, options.img_size)
         static = timm.create_model(f"partialnet_{size}")
         networks = {
             DENSE: timm.create_model(f"partialnet_{size}", mixers=("conv",) * 4),
@@ -92,7 +90,7 @@ def main() -> None:
             "DPConv with attention, out of order": out_of_order(make_dynamic(static)),
             "static PATConv": static,
         }
-        steps = {name: training_step(network, images, labels) for name, network in networks.items()}
+        steps = {name: search_step(network, images, labels) for name, network in networks.items()}
         clock = time.process_time if options.threads == 1 else None
         timings = interleave(steps, against=DENSE, seconds=options.seconds, description=size, clock=clock)
         rows += [{"size": size, "layer": name, **asdict(timing)} for name, timing in timings.items()]

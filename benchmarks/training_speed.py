@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import numpy as np
 import timm
 import torch
-from eager import training_step
 from loader_speed import quartiles
 from tqdm import tqdm
+from training_step import random_batch, training_step
 
 import partialnet  # noqa: F401 - registers the models
 from partialnet.bench import environment, interleave
@@ -46,12 +47,9 @@ NAMES = ("fasternet_t0", "partialnet_t0")
 def step_rows(batch_size: int, img_size: int, seconds: float) -> list[dict[str, Any]]:
     """Part 1: a row for each network; ratios are of times, to the first."""
     torch.manual_seed(0)
-    images = torch.randn(batch_size, 3, img_size, img_size).to(memory_format=torch.channels_last)
-    labels = torch.randint(0, 1000, (batch_size,))
-    steps = {
-        name: training_step(timm.create_model(name).train().to(memory_format=torch.channels_last), images, labels)
-        for name in NAMES
-    }
+    batch = random_batch(batch_size, img_size)
+    models = {name: timm.create_model(name).train().to(memory_format=torch.channels_last) for name in NAMES}
+    steps = {name: partial(training_step(model), *batch) for name, model in models.items()}
     timings = interleave(steps, against=NAMES[0], seconds=seconds, description="training step")
     return [
         {
@@ -75,7 +73,11 @@ def together_row(images: LabelledImages, config: TrainConfig, batches: int, roun
     input_config["input_size"] = (3, config.img_size, config.img_size)
     model = timm.create_model(NAMES[1], num_classes=len(images.class_names)).train()
     model.to(memory_format=torch.channels_last)
-    step = stepper(model)
+    train = training_step(model)
+
+    def step(batch: Batch) -> None:
+        train(batch.images, batch.labels)
+
     fixed = next(iter(train_loader(images, replace(config, workers=0), input_config, epoch=0)))
     for _ in range(2):
         step(fixed)
@@ -110,18 +112,6 @@ def together_row(images: LabelledImages, config: TrainConfig, batches: int, roun
         "batches": batches,
         "rounds": rounds,
     }
-
-
-def stepper(model: torch.nn.Module) -> Callable[[Batch], None]:
-    """A training step on a batch."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-
-    def step(batch: Batch) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        torch.nn.functional.cross_entropy(model(batch.images), batch.labels).backward()
-        optimizer.step()
-
-    return step
 
 
 def consume(reader: Iterator[Batch], use: Callable[[Batch], None], batches: int) -> float:

@@ -13,12 +13,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from dataclasses import dataclass
+from functools import partial
 
 import timm
 import torch
-from eager import training_step
 from torch import nn
 from torch._functorch import config as functorch_config
+from training_step import training_step
 
 from .networks import inference_network
 from .plan import Job
@@ -192,4 +193,5 @@ def _inference_run(model: nn.Module, job: Job, device: torch.device) -> Run:
 def _training_run(model: nn.Module, job: Job, device: torch.device) -> Run:
     labels = torch.randint(0, 1000, (job.batch_size,), device=device)
     autocast = torch.bfloat16 if job.precision == "bf16" else None
-    return training_step(model, _images(job, device, torch.float32), labels, autocast=autocast, fused=True)
+    step = training_step(model, autocast=autocast, fused=True)
+    return partial(step, _images(job, device, torch.float32), labels)
