@@ -20,10 +20,6 @@ choose.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
-import statistics
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +28,7 @@ import timm
 from image_subset import count_images, first_of_each_class
 from timm.models import register_model
 from torch import nn
-from tqdm import tqdm
+from trainings import mean_and_stdev, threads_of_each, train_with_seeds
 
 import partialnet  # noqa: F401 - registers the models
 from partialnet.bench import environment
@@ -40,6 +36,8 @@ from partialnet.complexity import measure
 from partialnet.files import write_json
 from partialnet.inverted_bottleneck import mix_before_expansion
 from partialnet.timm_configuration import build_variant
+from partialnet.training.config import TrainConfig
+from partialnet.training.recipes import load_recipe
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -127,35 +125,24 @@ EXPERIMENTS = {
 }
 
 
-def run_one(
-    experiment: Experiment, network: Network, seed: int, data: str, folder: Path, epochs: int, threads: int
-) -> dict[str, Any]:
-    """Train one network with one seed, or take up its run; returns its row of the result file."""
-    from partialnet.training.keeper import read_metrics
-    from partialnet.training.recipes import load_recipe
-    from partialnet.training.run import train
-
-    config = load_recipe(
+def training_config(experiment: Experiment, network: Network, epochs: int, threads: int) -> TrainConfig:
+    """How a network is trained, but for the seed."""
+    return load_recipe(
         experiment.recipe,
         model=network.model,
         model_args=network.args,
         img_size=experiment.img_size,
         epochs=epochs,
-        seed=seed,
         threads=threads,
         workers=0 if threads == 1 else 2,
     )
-    train(config, data, folder, resume=True)
-    rows = read_metrics(folder)
+
+
+def size(experiment: Experiment, network: Network) -> dict[str, float]:
+    """Parameters in training form and multiply–adds of the folded network, in millions."""
     model = timm.create_model(network.model, num_classes=10, **network.args)
     complexity = measure(model, (3, experiment.img_size, experiment.img_size))
     return {
-        "network": network.label,
-        "seed": seed,
-        "accuracy": rows[-1]["val_accuracy"],
-        "curve": [row["val_accuracy"] for row in rows],
-        "train_loss": [row["train_loss"] for row in rows],
-        "seconds": sum(row["seconds"] for row in rows),
         "params_m": round(complexity.training.params_m, 3),
         "macs_m": round(1e3 * complexity.folded.macs_g, 2),
     }
@@ -171,8 +158,7 @@ def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             {
                 "network": label,
                 "seeds": len(own),
-                "mean": statistics.mean(accuracies),
-                "stdev": statistics.stdev(accuracies) if len(own) > 1 else None,
+                **mean_and_stdev(accuracies),
                 "least": min(accuracies),
                 "most": max(accuracies),
                 "params_m": own[0]["params_m"],
@@ -197,31 +183,36 @@ def main() -> None:
     experiment = EXPERIMENTS[options.experiment]
     chosen = options.networks.split(",") if options.networks else [network.label for network in experiment.networks]
     networks = [network for network in experiment.networks if network.label in chosen]
-    threads = max(1, (os.cpu_count() or 1) // options.jobs)
+    threads = threads_of_each(options.jobs)
     data = first_of_each_class(options.data, options.per_class, options.runs / f"data-{options.per_class}")
     output = options.output or RESULTS / f"accuracy_{options.experiment}.json"
 
+    configs = {network.label: training_config(experiment, network, options.epochs, threads) for network in networks}
+    order = list(configs)
+    sizes = {network.label: size(experiment, network) for network in networks}
     rows: list[dict[str, Any]] = []
-    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
-        jobs = {}
-        for seed in range(options.seeds):  # all networks with a seed before the next: equal numbers if interrupted
-            for network in networks:
-                folder = options.runs / f"{network.label.replace(' ', '_')}-{options.epochs}-{seed}"
-                job = pool.submit(run_one, experiment, network, seed, data, folder, options.epochs, threads)
-                jobs[job] = (network.label, seed)
-        for job in tqdm(as_completed(jobs), total=len(jobs), desc="trainings"):
-            rows.append(job.result())
-            order = [network.label for network in experiment.networks]
-            rows.sort(key=lambda row: (order.index(row["network"]), row["seed"]))
-            content = {
-                "environment": environment(),
-                "experiment": experiment.title,
-                "epochs": options.epochs,
-                "train_images": count_images(data),
-                "summary": summarize(rows),
-                "rows": rows,
+    for label, seed, epochs in train_with_seeds(configs, options.seeds, data, options.runs, options.jobs):
+        rows.append(
+            {
+                "network": label,
+                "seed": seed,
+                "accuracy": epochs[-1]["val_accuracy"],
+                "curve": [epoch["val_accuracy"] for epoch in epochs],
+                "train_loss": [epoch["train_loss"] for epoch in epochs],
+                "seconds": sum(epoch["seconds"] for epoch in epochs),
+                **sizes[label],
             }
-            write_json(output, content)
+        )
+        rows.sort(key=lambda row: (order.index(row["network"]), row["seed"]))
+        content = {
+            "environment": environment(),
+            "experiment": experiment.title,
+            "epochs": options.epochs,
+            "train_images": count_images(data),
+            "summary": summarize(rows),
+            "rows": rows,
+        }
+        write_json(output, content)
     for row in summarize(rows):
         spread = "" if row["stdev"] is None else f" ± {row['stdev']:.2%}"
         print(f"{row['network']:32}{row['mean']:.2%}{spread}  {row['params_m']} M, {row['macs_m']} M MACs")

@@ -16,18 +16,14 @@ The stem's stride is 2 instead of 4, which leaves maps of 16 to 2 positions a si
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
 import statistics
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
 from image_subset import count_images, first_of_each_class
-from tqdm import tqdm
+from trainings import mean_and_stdev, run_in_processes, threads_of_each, train_with_seeds
 
 import partialnet  # noqa: F401 - registers the models
 from partialnet.bench import environment
@@ -49,11 +45,6 @@ FIXED = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32)
 ENDS = ("stages.0.blocks.0.mixer", "stages.3.blocks.3.mixer")
 
 
-def search_point(config: SearchConfig, data: str, folder: Path) -> None:
-    """One search, in a process of its own."""
-    search(config, data, folder, resume=True)
-
-
 def run_sweep(options: argparse.Namespace) -> dict[str, Any]:
     """Search for each θ, several at a time; the result file's content."""
     values = {"model": MODEL, "model_args": ARGUMENTS, "epochs": options.epochs, "threads": options.threads}
@@ -61,10 +52,9 @@ def run_sweep(options: argparse.Namespace) -> dict[str, Any]:
     config = apply_recipe(SearchConfig, "cifar10", values)
 
     def in_processes(points: Sequence[tuple[SearchConfig, Path]], data: str) -> None:
-        with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
-            jobs = [pool.submit(search_point, point, data, folder) for point, folder in points]
-            for job in tqdm(jobs, desc="searches"):
-                job.result()
+        configs = {folder: point for point, folder in points}
+        for _ in run_in_processes(search, configs, data, options.jobs, "searches"):
+            pass
 
     thetas = [float(theta) for theta in options.theta.split(",")]
     result = sweep(config, thetas, options.data, options.runs / "sweep", True, in_processes)
@@ -92,13 +82,10 @@ def run_compare(options: argparse.Namespace) -> dict[str, Any]:
     networks = {"planned": plan.model_args, "fixed 1/4": ARGUMENTS}
     if nearest != 1 / 4:
         networks[f"fixed 1/{round(1 / nearest)}"] = {**ARGUMENTS, "split_ratio": nearest}
-    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
-        jobs = {
-            (label, seed): pool.submit(train_one, arguments, seed, label, options)
-            for seed in range(options.seeds)
-            for label, arguments in networks.items()
-        }
-        found = {key: job.result() for key, job in tqdm(jobs.items(), desc="trainings")}
+    shared = {"model": MODEL, "epochs": options.epochs, "threads": options.threads, "workers": 0}
+    configs = {label: load_recipe("cifar10", shared, model_args=arguments) for label, arguments in networks.items()}
+    trainings = train_with_seeds(configs, options.seeds, options.data, options.runs / "compare", options.jobs)
+    found = {(label, seed): epochs[-1]["val_accuracy"] for label, seed, epochs in trainings}
     rows = []
     for label, arguments in networks.items():
         accuracies = [found[label, seed] for seed in range(options.seeds)]
@@ -106,25 +93,11 @@ def run_compare(options: argparse.Namespace) -> dict[str, Any]:
             {
                 "network": label,
                 "macs_g": folded_macs(arguments),
-                "mean": statistics.mean(accuracies),
-                "stdev": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+                **mean_and_stdev(accuracies),
                 "accuracies": accuracies,
             }
         )
     return {"theta": plan.theta, "epochs": options.epochs, "rows": rows}
-
-
-def train_one(arguments: dict[str, Any], seed: int, label: str, options: argparse.Namespace) -> float:
-    """Accuracy of the last epoch of one training from scratch."""
-    from partialnet.training.keeper import read_metrics
-    from partialnet.training.run import train
-
-    config = load_recipe(
-        "cifar10", model=MODEL, model_args=arguments, epochs=options.epochs, seed=seed, threads=options.threads
-    )
-    folder = options.runs / "compare" / f"{label.replace(' ', '_').replace('/', '-')}-{options.epochs}-{seed}"
-    train(replace(config, workers=0), options.data, folder, resume=True)
-    return read_metrics(folder)[-1]["val_accuracy"]
 
 
 def folded_macs(arguments: dict[str, Any]) -> float:
@@ -146,7 +119,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     options = parser.parse_args()
     options.data = first_of_each_class(options.data, options.per_class, options.runs / f"data-{options.per_class}")
-    options.threads = max(1, (os.cpu_count() or 1) // options.jobs)
+    options.threads = threads_of_each(options.jobs)
     content = {"environment": environment(), "train_images": count_images(options.data)}
     content |= run_sweep(options) if options.part == "sweep" else run_compare(options)
     path = RESULTS / f"split_ratio_{options.part}.json"
