@@ -13,12 +13,14 @@ from click.testing import CliRunner
 from conftest import randomize_parameters
 from PIL import Image
 from torch import Tensor
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from partialnet.cli.main import cli
 from partialnet.deploy.runtimes import load_exported
 from partialnet.detection.checkpoint import DetectorCheckpoint, create_detector, load_detector
+from partialnet.detection.evaluator import encode_box_masks, encode_masks
 from partialnet.detection.export import compare_detections, default_canvas, export_detector
-from partialnet.detection.exported import load_exported_detector
+from partialnet.detection.exported import Canvas, load_exported_detector
 from partialnet.errors import UserError
 
 CATEGORIES = {1: "person", 18: "dog"}
@@ -95,6 +97,25 @@ def test_exported_detector_answers_as_pytorch(
     assert (found["boxes"].max(0).values <= torch.tensor([70, 50, 70, 50])).all()
     with pytest.raises(UserError, match="is a detector"):
         load_exported(output)
+
+
+@pytest.mark.parametrize(("height", "width"), [(96, 64), (48, 128)])
+def test_masks_of_objects_at_the_images_edge_keep_their_place(height: int, width: int) -> None:
+    """The box of the whole canvas, of which the object fills the image's part: its mask is the whole image."""
+    drawn = torch.zeros(1, 28, 28)
+    drawn[:, : 28 * height // 96, : 28 * width // 128] = 1
+
+    def run(canvas: Tensor) -> list[Tensor]:
+        return [torch.tensor([[0.0, 0.0, 128.0, 96.0]]), torch.tensor([1]), torch.tensor([0.9]), drawn]
+
+    canvas = Canvas(run, (96, 128), GeneralizedRCNNTransform(96, 128, [0.0] * 3, [1.0] * 3))
+    image = torch.rand(3, height, width)
+    (whole,), (parts,) = canvas([image]), canvas.find([image])
+    for found in (whole, parts):
+        assert found["boxes"].tolist() == [[0, 0, width, height]]
+    mask = whole["masks"][0] > 0.5
+    assert mask.float().mean() > 0.98  # but for the last pixels, where the object ends
+    assert encode_box_masks(parts["box_masks"], parts["mask_boxes"], (height, width)) == encode_masks(mask)
 
 
 def test_graph_has_no_batch_norm_and_any_number_of_detections(

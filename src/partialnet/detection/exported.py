@@ -50,12 +50,12 @@ class Canvas(nn.Module):
         found = self.find(images)
         for image, one in zip(images, found, strict=True):
             size = (int(image.shape[-2]), int(image.shape[-1]))
-            one["masks"] = paste_masks_in_image(one.pop("box_masks"), one["boxes"], size)
+            one["masks"] = paste_masks_in_image(one.pop("box_masks"), one.pop("mask_boxes"), size)
         return found
 
     @torch.no_grad()
     def find(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """The same with ``box_masks``, (N, 1, S, S), of the boxes, in the place of ``masks``, of the images."""
+        """The same with ``box_masks`` and ``mask_boxes`` in the place of ``masks``; see ``Detector.find``."""
         return [self._detect(image) for image in images]
 
     def _detect(self, image: Tensor) -> dict[str, Tensor]:
@@ -65,11 +65,18 @@ class Canvas(nn.Module):
         image = F.interpolate(image[None], size=resized, mode="bilinear", align_corners=False)
         padding = (0, self.size[1] - resized[1], 0, self.size[0] - resized[0])
         boxes, labels, scores, masks = self.run(F.pad(image, padding))
-        boxes = clip_boxes_to_image(resize_boxes(boxes, list(resized), list(original)), original)
+        # the network looked at the whole of these to draw their masks, beside the image too
+        mask_boxes = resize_boxes(boxes, list(resized), list(original))
+        boxes = clip_boxes_to_image(mask_boxes, original)
         # what lies beside the image, on the empty part of the canvas, has no area now
         kept = remove_small_boxes(boxes, _LEAST_SIDE)
-        boxes, labels, scores, masks = boxes[kept], labels[kept], scores[kept], masks[kept]
-        return {"boxes": boxes, "labels": labels, "scores": scores, "box_masks": masks[:, None]}
+        return {
+            "boxes": boxes[kept],
+            "labels": labels[kept],
+            "scores": scores[kept],
+            "box_masks": masks[kept, None],
+            "mask_boxes": mask_boxes[kept],
+        }
 
     def _resized_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width of an image on the canvas: as the detector resizes, or less where there is no room."""

@@ -103,8 +103,8 @@ def detect(
             (output,) = network.find([to_tensor(seen).float().div(255).to(device)])
         kept = output["scores"] >= min_score
         factors = torch.tensor([photo.width / seen.width, photo.height / seen.height], dtype=torch.float64)
-        corners = output["boxes"][kept].double().cpu() * factors.tile(2)
-        masks = encode_box_masks(output["box_masks"][kept].cpu(), corners, (photo.height, photo.width))
+        corners, mask_boxes = (output[name][kept].double().cpu() * factors.tile(2) for name in ("boxes", "mask_boxes"))
+        masks = encode_box_masks(output["box_masks"][kept].cpu(), mask_boxes, (photo.height, photo.width))
         labels, scores = output["labels"][kept].tolist(), output["scores"][kept].tolist()
         yield DetectedPhoto(
             photo,
