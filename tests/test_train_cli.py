@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import types
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,24 @@ def test_a_file_can_name_the_recipe(command: Command, calls: Calls, tmp_path: Pa
     assert code == 0
     assert "Recipe cifar10" in err
     assert (calls[0][0].img_size, calls[0][0].lr) == (32, 5e-4)
+
+
+def test_a_folder_named_like_a_model(
+    command: Command, calls: Calls, tmp_path: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "resnet18"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("model: resnet18\n")
+    same_run = ("--config", "resnet18/config.yaml", "-o", "resnet18", "--resume")
+    assert command("train", "photos", *same_run)[0] == 0
+    assert command("train", "photos", "--model", "resnet18")[0] == 0  # the folder has no network yet
+    shutil.copytree(run_folder, folder, dirs_exist_ok=True)
+    assert command("train", "photos", *same_run)[0] == 0
+    assert command("train", "photos", "--model", "resnet18", "-o", str(folder), "--resume")[0] == 0
+    assert [(config.model, config.weights) for config, *_ in calls] == 4 * [("resnet18", None)]
+    assert command("train", "photos", "--model", "resnet18", "-o", "other")[0] == 0
+    assert (calls[-1][0].model, calls[-1][0].weights) == ("partialnet_t0", "resnet18")
 
 
 def test_mistake_in_a_file_names_the_file(command: Command, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def search(
     given = given_settings(ctx, options)
     if theta is not None and len(theta) == 1:
         given["theta"] = theta[0]
-    config, name = configure(SearchConfig, recipe, default_recipe(data), config_file, given)
+    config, name = configure(SearchConfig, recipe, default_recipe(data), config_file, given, output)
     if print_config:
         click.echo(as_yaml(config, f"Recipe {name}, {config.model}. Use it with: partialnet search DATA --config FILE"))
         return

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import timm
 import yaml
 from click.core import ParameterSource
 
 from partialnet.errors import UserError
+from partialnet.stored_network import WEIGHTS_NAME
 from partialnet.training.config import RunConfig
 from partialnet.training.recipes import apply_recipe, recipe_names
 from partialnet.training.settings import (
@@ -135,7 +137,12 @@ def given_settings(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any
 
 
 def configure(
-    kind: type[ConfigT], recipe: str | None, default: str, config_file: str | None, given: dict[str, Any]
+    kind: type[ConfigT],
+    recipe: str | None,
+    default: str,
+    config_file: str | None,
+    given: dict[str, Any],
+    output: Path | None = None,
 ) -> tuple[ConfigT, str]:
     """The configuration of a run, and the name of the recipe it starts from.
 
@@ -146,7 +153,8 @@ def configure(
         recipe: Name of the recipe; None takes the one that the file names, or ``default``.
         default: Name of the recipe where neither names one.
         config_file: YAML file of settings.
-        given: Settings by name.
+        given: Settings by name; here the model may be a run folder, in a file it is always a name.
+        output: The run folder that was asked for, which is no model of its own run.
 
     Raises:
         UserError: Something is unknown, of the wrong type or not allowed.
@@ -158,12 +166,22 @@ def configure(
     values = {**from_file, **given}
     if "model_args" in given and isinstance(from_file.get("model_args"), dict):
         values["model_args"] = {**from_file["model_args"], **given["model_args"]}
-    if "model" in values and Path(str(values["model"])).is_dir():
+    if "model" in given and _is_run(str(given["model"]), output):
         run = str(values.pop("model"))
         found = kind.network_of_run(run)
         arguments = {**found["model_args"], **values.get("model_args", {})}
         values = {"weights": run, **found, **values, "model_args": arguments}
     return apply_recipe(kind, name, values), name
+
+
+def _is_run(model: str, output: Path | None) -> bool:
+    """Whether a model is meant as a run folder; one may also just happen to be named like a model of timm's."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return False
+    if not timm.is_model(model.split(".")[0]):
+        return True
+    return (folder / WEIGHTS_NAME).is_file() and (output is None or output.resolve() != folder.resolve())
 
 
 def default_recipe(data: str | None) -> str:

@@ -59,7 +59,7 @@ def train(
     given = given_settings(ctx, options)
     if plan is not None:
         given = _planned(plan, given)
-    config, name = configure(TrainConfig, recipe, default_recipe(data), config_file, given)
+    config, name = configure(TrainConfig, recipe, default_recipe(data), config_file, given, output)
     if print_config:
         click.echo(as_yaml(config, f"Recipe {name}, {config.model}. Use it with: partialnet train DATA --config FILE"))
         return

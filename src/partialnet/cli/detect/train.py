@@ -43,7 +43,7 @@ def train(
     Examples: partialnet detect train coco/ --recipe coco_1x --model partialnet_s --weights runs/net
               partialnet detect train photos/,boxes.json -o runs/boxes
     """
-    config, name = configure(DetectionConfig, recipe, "small", config_file, given_settings(ctx, options))
+    config, name = configure(DetectionConfig, recipe, "small", config_file, given_settings(ctx, options), output)
     if print_config:
         title = f"Recipe {name}, {config.model}. Use it with: partialnet detect train DATA --config FILE"
         click.echo(as_yaml(config, title))
