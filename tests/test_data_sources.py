@@ -293,6 +293,31 @@ def test_shards_with_a_validation_part(tmp_path: Path, pattern: str) -> None:
     assert data.validation.labels.tolist() == [0, 1] * 2
 
 
+def test_shards_beside_held_out_ones_are_learnt_from(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    write_shard(folder / "flowers-000.tar", (sample(i, i % 2) for i in range(10)))
+    write_shard(folder / "flowers-val-000.tar", (sample(50 + i, i % 2) for i in range(4)))
+    data = open_data(f"wds/{folder}")
+    assert {name.partition("/")[0] for name in names(data.train)} == {"flowers-000.tar"}
+    assert {name.partition("/")[0] for name in names(data.validation)} == {"flowers-val-000.tar"}
+    write_shard(folder / "flowers-train-000.tar", (sample(100 + i, i % 2) for i in range(4)))
+    with pytest.raises(UserError, match=r"'flowers-000.tar', whose name does not say"):
+        open_data(f"wds/{folder}")
+
+
+def test_a_mask_beside_an_image_in_a_shard_is_left(tmp_path: Path) -> None:
+    samples = [(f"a{i}", {"cls": b"%d" % (i % 2), "png": png(i), "mask.png": png(100 + i)}) for i in range(6)]
+    samples += [(f"b{i}", {"mask.png": png(100 + i), "png": png(i), "cls": b"%d" % (i % 2)}) for i in range(6)]
+    write_shard(tmp_path / "0.tar", samples)
+    data = open_data(f"wds/{tmp_path}")
+    found = names(data.train) | names(data.validation)
+    assert found == {f"0.tar/{letter}{i}.png" for letter in "ab" for i in range(6)}
+    assert data.train.read(0).getpixel((0, 0)) == picture(int(Path(data.train.name(0)).stem[1:])).getpixel((0, 0))
+    write_shard(tmp_path / "0.tar", [*samples, ("c", {"cls": b"0", "left.png": png(0), "right.png": png(1)})])
+    with pytest.raises(UserError, match=r"'c.left.png' and 'c.right.png' .* are images of one sample"):
+        open_data(f"wds/{tmp_path}")
+
+
 def test_mistakes_with_shards(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no shard"):
         open_data(f"wds/{tmp_path}")

@@ -6,8 +6,8 @@ import glob
 import json
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path, PurePosixPath
 
@@ -27,14 +27,22 @@ JSON_KEYS = ("label", "cls", "class")
 
 
 @dataclass(frozen=True)
-class _Index:
-    """Where each image is, and the class that stands beside it."""
+class _Places:
+    """Where each image is."""
 
     paths: tuple[Path, ...]
     shards: np.ndarray
     offsets: np.ndarray
     sizes: np.ndarray
     names: PackedNames
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What shards hold: the images, the classes that occur, and the number of each image's class among these."""
+
+    places: _Places
+    found: tuple[str, ...]
     classes: np.ndarray
 
 
@@ -44,12 +52,11 @@ class ShardImages(LabelledImages):
     def __init__(self, index: _Index, class_names: tuple[str, ...]) -> None:
         self.class_names = class_names
         numbers = {name: number for number, name in enumerate(class_names)}
-        found, inverse = np.unique(index.classes, return_inverse=True)
-        unknown = [name for name in found.tolist() if name not in numbers]
-        if unknown:
-            raise UserError(f"Class {unknown[0]!r} in {str(index.paths[0].parent)!r} is not among the known classes.")
-        self.labels = np.array([numbers[name] for name in found.tolist()], dtype=np.int64)[inverse]
-        self._index = index
+        if unknown := set(index.found) - numbers.keys():
+            folder = str(index.places.paths[0].parent)
+            raise UserError(f"Class {min(unknown)!r} in {folder!r} is not among the known classes.")
+        self.labels = np.array([numbers[name] for name in index.found], dtype=np.int64)[index.classes]
+        self._places = index.places
 
     def read(self, index: int) -> Image.Image:
         """Image ``index`` as 8-bit RGB."""
@@ -61,13 +68,13 @@ class ShardImages(LabelledImages):
 
     def name(self, index: int) -> str:
         """Shard and path within it."""
-        return f"{self._index.paths[self._index.shards[index]].name}/{self._index.names[index]}"
+        return f"{self._places.paths[self._places.shards[index]].name}/{self._places.names[index]}"
 
     def _content(self, index: int) -> bytes:
         try:
-            with self._index.paths[self._index.shards[index]].open("rb") as file:
-                file.seek(int(self._index.offsets[index]))
-                return file.read(int(self._index.sizes[index]))
+            with self._places.paths[self._places.shards[index]].open("rb") as file:
+                file.seek(int(self._places.offsets[index]))
+                return file.read(int(self._places.sizes[index]))
         except OSError as error:
             raise UserError(f"{self.name(index)!r} cannot be read: {error.strerror}.") from error
 
@@ -78,12 +85,14 @@ def open_shards(source: str, val_share: float, seed: int) -> ImageData:
     Args:
         source: A folder of ``*.tar`` (searched in its folders ``train`` and ``val`` too), or a pattern with braces and
             stars such as ``shards/train-{000..099}.tar``. Shards are told apart by "train" and "val", "valid",
-            "validation" or "test" in the names of files or folders; without, each class is split.
+            "validation" or "test" in the names of files or folders; beside the latter, shards without such a word are
+            those to learn from. Where none is held out, each class is split.
         val_share: Share of each class to hold out if there are no validation shards.
         seed: Of the choice of images to hold out.
 
     Raises:
-        UserError: There is no shard, a shard is no tar file, or an image has no class.
+        UserError: There is no shard, a shard is no tar file, an image has no class, or a shard's name does not tell
+            whether it is to be learnt from.
     """
     paths = _find(source)
     parts: dict[str, list[Path]] = {}
@@ -91,18 +100,23 @@ def open_shards(source: str, val_share: float, seed: int) -> ImageData:
         parts.setdefault(part_of(path), []).append(path)
     held_out = first_part(parts, HELD_OUT)
     given = _given_names(paths[0])
-    if "train" in parts and held_out:
-        train, validation = _index(parts["train"]), _index(parts[held_out])
-        names = given or _class_names(np.concatenate((train.classes, validation.classes)))
+    if held_out and "train" in parts and "" in parts:
+        raise UserError(
+            f"{source!r} has shards of train and {held_out}, and {parts[''][0].name!r}, whose name does not say which "
+            "it belongs to."
+        )
+    if held_out and (to_learn := parts.get("train") or parts.get("")):
+        train, validation = _index(to_learn), _index(parts[held_out])
+        names = given or _class_names({*train.found, *validation.found})
         train, validation = _named(train, given), _named(validation, given)
         for name in sorted(set(names)):
-            where = [name in part.classes for part in (train, validation)]
+            where = [name in part.found for part in (train, validation)]
             if where[0] != where[1]:
                 here, there = ("training", "validation") if where[0] else ("validation", "training")
                 raise UserError(f"Class {name!r} is in the {here} shards of {source!r} but not in the {there} shards.")
         return ImageData(ShardImages(train, names), ShardImages(validation, names), f"shards of train and {held_out}")
     index = _index(paths)
-    names = given or _class_names(index.classes)
+    names = given or _class_names(index.found)
     return split_by_class(ShardImages(_named(index, given), names), val_share, seed)
 
 
@@ -139,21 +153,25 @@ def _find(source: str) -> list[Path]:
 
 def _index(paths: Sequence[Path]) -> _Index:
     shards, offsets, sizes, names, classes = [], [], [], [], []
+    found: dict[str, int] = {}
     for number, path in enumerate(tqdm(paths, desc="looking through shards", unit="shard", delay=2)):
         for name, offset, size, class_name in _samples(path):
             shards.append(number)
             offsets.append(offset)
             sizes.append(size)
             names.append(name)
-            classes.append(class_name)
+            classes.append(found.setdefault(class_name, len(found)))
     if not names:
         raise UserError(f"The shards in {str(paths[0].parent)!r} hold no image ({', '.join(SUFFIXES)}).")
     arrays = (np.array(shards, np.int32), np.array(offsets, np.int64), np.array(sizes, np.int64))
-    return _Index(tuple(paths), *arrays, PackedNames(names), np.array(classes))
+    return _Index(_Places(tuple(paths), *arrays, PackedNames(names)), tuple(found), np.array(classes, np.int32))
 
 
 def _samples(path: Path) -> Iterator[tuple[str, int, int, str]]:
-    """Name, offset, size and class of each image in a shard; a sample's files share their name up to the first dot."""
+    """Name, offset, size and class of each image in a shard; a sample's files share their name up to the first dot.
+
+    Of several images in a sample it is the one with the shortest ending, so ``1.png`` and not ``1.mask.png``.
+    """
     images: dict[str, tuple[str, int, int]] = {}
     classes: dict[str, str] = {}
     try:
@@ -165,7 +183,8 @@ def _samples(path: Path) -> Iterator[tuple[str, int, int, str]]:
                 key = f"{place.parent}/{place.name.partition('.')[0]}"
                 suffix = place.suffix.lower()
                 if suffix in SUFFIXES:
-                    images[key] = (member.name, member.offset_data, member.size)
+                    image = (member.name, member.offset_data, member.size)
+                    images[key] = _image_of_sample(path, images.get(key), image)
                 elif suffix in LABEL_SUFFIXES and (suffix == LABEL_SUFFIXES[0] or key not in classes):
                     content = tar.extractfile(member)
                     if content and (text := _class_of(suffix, content.read())) is not None:
@@ -176,6 +195,18 @@ def _samples(path: Path) -> Iterator[tuple[str, int, int, str]]:
         if key not in classes:
             raise UserError(f"{name!r} in shard {str(path)!r} has no class; it needs a .cls or .json file beside it.")
         yield name, offset, size, classes[key]
+
+
+def _image_of_sample(
+    shard: Path, known: tuple[str, int, int] | None, other: tuple[str, int, int]
+) -> tuple[str, int, int]:
+    """Which of two images in a sample it is, each with name, offset and size."""
+    if known is None or known[0] == other[0]:  # the later of two members of one name replaces the other
+        return other
+    dots = [name.count(".") for name in (PurePosixPath(known[0]).name, PurePosixPath(other[0]).name)]
+    if dots[0] == dots[1]:
+        raise UserError(f"{known[0]!r} and {other[0]!r} in shard {str(shard)!r} are images of one sample; leave one.")
+    return known if dots[0] < dots[1] else other
 
 
 def _class_of(suffix: str, content: bytes) -> str | None:
@@ -202,23 +233,22 @@ def _given_names(shard: Path) -> tuple[str, ...]:
     return ()
 
 
-def _class_names(classes: np.ndarray) -> tuple[str, ...]:
+def _class_names(found: Iterable[str]) -> tuple[str, ...]:
     """Classes that occur in the shards: numbers in their order, or names by the alphabet.
 
     Numbers with leading zeros, such as "007", are names.
     """
-    found: list[str] = np.unique(classes).tolist()
-    if all(name.isdecimal() and name == str(int(name)) for name in found):
-        found.sort(key=int)
-    return tuple(found)
+    names = sorted(found)
+    if all(name.isdecimal() and name == str(int(name)) for name in names):
+        names.sort(key=int)
+    return tuple(names)
 
 
 def _named(index: _Index, given: tuple[str, ...]) -> _Index:
     """Numbers of classes replaced by the given names."""
-    found = np.unique(index.classes).tolist()
-    if not given or not all(name.isdecimal() for name in found) or set(found) <= set(given):
+    if not given or not all(name.isdecimal() for name in index.found) or set(index.found) <= set(given):
         return index
-    if max(map(int, found)) >= len(given):
-        raise UserError(f"A shard has class {max(map(int, found))}, but classes.txt names {len(given)} classes.")
-    classes = np.array(given)[index.classes.astype(np.int64)]
-    return _Index(index.paths, index.shards, index.offsets, index.sizes, index.names, classes)
+    numbers = [int(name) for name in index.found]
+    if max(numbers) >= len(given):
+        raise UserError(f"A shard has class {max(numbers)}, but classes.txt names {len(given)} classes.")
+    return replace(index, found=tuple(given[number] for number in numbers))
