@@ -169,6 +169,15 @@ def test_the_whole_image_without_changes() -> None:
         torch.testing.assert_close(batch.images[place], expected)
 
 
+@pytest.mark.parametrize("auto_augment", [None, "rand-m5-mstd0.5"])
+def test_colours_are_changed_beside_other_augmentation(auto_augment: str | None) -> None:
+    def images(color_jitter: float) -> torch.Tensor:
+        settings = config(color_jitter=color_jitter, auto_augment=auto_augment)
+        return next(iter(train_loader(Noise(8), settings, INPUT, epoch=0))).images
+
+    assert not torch.equal(images(0.0), images(0.4))
+
+
 def test_broken_images_are_replaced_and_reported() -> None:
     images = Noise(16, broken=(2, 9))
     batches = list(train_loader(images, config(), INPUT, epoch=0))

@@ -20,7 +20,7 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import str_to_interp_mode
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import Compose, Resize
+from torchvision.transforms import ColorJitter, Compose, Resize
 
 from ..data.labelled_images import LabelledImages
 from ..errors import UserError
@@ -212,13 +212,15 @@ class _TrainBatches(Dataset[Batch | UserError]):
                 is_training=True,
                 scale=(config.crop_scale_min, 1.0),
                 hflip=config.horizontal_flip,
-                color_jitter=config.color_jitter or None,  # type: ignore[arg-type] # 0 would draw and do nothing
+                color_jitter=None,  # type: ignore[arg-type] # timm would leave it out beside auto_augment
                 auto_augment=config.auto_augment,
                 interpolation=interpolation,
                 mean=self.input_config["mean"],
                 separate=True,  # the third part, to a tensor and normalised, is done for the batch as a whole
             )
             steps = [*spatial.transforms, *colour.transforms]
+            if config.color_jitter:
+                steps.append(ColorJitter(*[config.color_jitter] * 3))
             if config.crop_scale_min >= 1:
                 # a random crop of the whole area would still draw a shape and cut the image to it
                 steps[0] = Resize(size, str_to_interp_mode(interpolation))
