@@ -230,6 +230,14 @@ def test_a_box_that_is_not_given_is_that_of_its_polygons(root: Path) -> None:
     np.testing.assert_allclose(images.instances(0).boxes[0], [left, top, left + width, top + height])
 
 
+@pytest.mark.parametrize("written", [str, float, bool])
+def test_crowds_may_be_written_in_several_ways(root: Path, written: Callable[[int], object]) -> None:
+    expected = read_annotations(root / "annotations.json", [root / "images"])
+    images = rewritten(root, lambda c: [one.update(iscrowd=written(one["iscrowd"])) for one in c["annotations"]])
+    assert 0 < images.num_instances.sum() < len(make_content(12)["annotations"])
+    np.testing.assert_array_equal(images.num_instances, expected.num_instances)
+
+
 def test_missing_images(root: Path) -> None:
     (root / "images" / "003.jpg").unlink()
     (root / "images" / "007.jpg").unlink()

@@ -267,7 +267,7 @@ class _ObjectReader:
         box = _read_box(entry.get("bbox"), outline, height, width, name, faults)
         if box is None:
             return None
-        crowd = bool(entry.get("iscrowd"))
+        crowd = entry.get("iscrowd") is True or bool(_whole_number(entry.get("iscrowd", 0)))
         if crowd:
             faults.add("crowd", name)
         inside = _cut(box, height, width)
