@@ -300,6 +300,13 @@ def test_no_objects_at_all(root: Path) -> None:
         open_coco(str(root))
 
 
+def test_a_fault_of_other_held_out_images_is_told_with_their_name(root: Path, tmp_path: Path) -> None:
+    other = Path(write_set(tmp_path / "other"))
+    rewritten(other, lambda content: [one.update(iscrowd=1) for one in content["annotations"]])
+    with pytest.raises(UserError, match=r"The validation images of '[^']*other' have no object"):
+        open_coco(str(root), str(other))
+
+
 def test_images_without_objects_are_not_trained_on_unless_asked(root: Path) -> None:
     def empty(content: dict[str, Any]) -> None:
         content["annotations"] = [one for one in content["annotations"] if one["image_id"] > 112]

@@ -101,9 +101,9 @@ def open_coco(
         train = DetectionSubset(whole, np.flatnonzero(~chosen))
         held_out = DetectionSubset(whole, np.flatnonzero(chosen))
         split = f"{val_share:.0%} of the images held out, seed {seed}"
-    for part, images in (("training", train), ("validation", held_out)):
+    for part, images, source in (("training", train, data), ("validation", held_out, validation or data)):
         if not images.num_instances.any():
-            raise UserError(f"The {part} images of {data!r} have no object that can be used, crowds aside.")
+            raise UserError(f"The {part} images of {source!r} have no object that can be used, crowds aside.")
     empty = np.flatnonzero(images_without_objects(train))
     if len(empty) and not keep_empty:
         train = DetectionSubset(train, np.flatnonzero(~images_without_objects(train)))
