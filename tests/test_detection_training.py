@@ -368,6 +368,18 @@ def test_an_exported_file_is_evaluated_too(data: str, tmp_path: Path) -> None:
     assert ours.evaluation.num_images == len(images)
 
 
+@pytest.mark.parametrize("command", [["eval", "{file}", "{data}"], ["predict", "{file}", "{data}/images"]])
+def test_an_exported_file_is_refused_on_a_gpu(
+    command: list[str], data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [text.format(file=tmp_path / "detector.onnx", data=data) for text in command]
+    with pytest.raises(SystemExit) as stop:
+        main(["detect", *arguments, "--device", "cuda", "-o", str(tmp_path / "out")])
+    assert stop.value.code == 2
+    assert "Exported files run on the CPU" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_normalisation_of_other_weights_survives_a_resume(data: str, trained: Path, tmp_path: Path) -> None:
     other = load_detector(trained)
     other.model.transform.image_mean, other.model.transform.image_std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]  # type: ignore[union-attr]

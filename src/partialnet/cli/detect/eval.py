@@ -55,16 +55,16 @@ def evaluate(
     from partialnet.detection.pictures import COMPARISON_NAME, PRECISION_RECALL_NAME, draw_results
     from partialnet.detection.run import evaluate_detector
     from partialnet.detection.sources import open_detector
-    from partialnet.devices import find_device
     from partialnet.files import write_json
+    from partialnet.sources import device_for
 
+    found = device_for(source, device)
     detector = open_detector(source)
     images = open_held_out(data, tuple(detector.categories.values()))
     for fault in images.faults:
         click.echo(str(fault), err=True)
     if fold and not detector.folded:
         detector = detector.fold()
-    found = find_device(device)
     folder = output or (Path(source) / "evaluation" if Path(source).is_dir() else Path("evaluation"))
     folder.mkdir(parents=True, exist_ok=True)  # what speaks against it is to be told before the work
     result = evaluate_detector(detector, images, found, batch_size, workers, sys.stderr.isatty())

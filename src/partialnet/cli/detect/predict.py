@@ -51,19 +51,20 @@ def predict(
 
     from partialnet.detection.prediction import detect
     from partialnet.detection.sources import open_detector
-    from partialnet.devices import find_device
+    from partialnet.sources import device_for
 
     paths = find_images(images)
     pictures = distinct_files(output, [path.stem for path in paths], ".png")
     if overwritten := {path.resolve() for path in paths} & {picture.resolve() for picture in pictures}:
         raise UserError(f"The pictures would replace {str(min(overwritten))!r}; name another folder by -o.")
+    where = device_for(source, device)
     detector = open_detector(source)
     if not detector.folded:
         detector = detector.fold()
     output.mkdir(parents=True, exist_ok=True)
     unreadable: list[UserError] = []
     records = []
-    results = detect(detector, paths, min_score, find_device(device))
+    results = detect(detector, paths, min_score, where)
     for path, picture, result in tqdm(
         zip(paths, pictures, results, strict=True),
         total=len(paths),
