@@ -142,6 +142,14 @@ def test_categories_are_found_by_their_names(root: Path, tmp_path: Path) -> None
     assert data.train.class_names == data.validation.class_names == ("kite", "square", "blob")
     np.testing.assert_array_equal(data.train.instances(0).labels, data.validation.instances(0).labels)
     assert data.validation.category_ids[:2].tolist() == [2, 1]
+    # what is listed only is no hindrance
+    assert open_coco(str(other), str(root)).class_names == ("square", "kite")
+    data = read_annotations(root / "annotations.json", [root / "images"], ("disc", "kite", "square"))
+    assert data.category_ids.tolist() == [1, 3, 7]
+    rewritten(root, lambda content: content["categories"].append({"id": 1, "name": "never"}))
+    data = read_annotations(root / "annotations.json", [root / "images"], ("disc", "kite", "square"))
+    assert data.category_ids.tolist() == [2, 3, 7]  # the id of "never" means no disc
+    rewritten(root, lambda content: first(content, category_id=90))
     with pytest.raises(UserError, match="has a category 'blob', which is not among the 2 known ones"):
         open_coco(str(other), str(root))
 

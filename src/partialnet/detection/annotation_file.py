@@ -111,9 +111,9 @@ def _read_categories(
         if found.get(category_id, name.strip()) != name.strip():
             raise UserError(f"{str(path)!r} has two categories of id {category_id}: {found[category_id]!r}, {name!r}.")
         found[category_id] = name.strip()
+    used = {_whole_number(entry.get("category_id")) for entry in annotations if isinstance(entry, dict)}
     if len(set(found.values())) < len(found):
         # a superior category may have the name of its only member, and then no object of its own
-        used = {_whole_number(entry.get("category_id")) for entry in annotations if isinstance(entry, dict)}
         twice = {name for name, count in Counter(found.values()).items() if count > 1}
         found = {number: name for number, name in found.items() if name not in twice or number in used}
         if len(set(found.values())) < len(found):
@@ -124,6 +124,9 @@ def _read_categories(
     if class_names is None:
         names = tuple(found[number] for number in ids)
         return {number: label for label, number in enumerate(ids, 1)}, names, ids
+    listed = set(found)
+    # a file may list a whole vocabulary; what no object is of stands in nobody's way
+    found = {number: name for number, name in found.items() if name in class_names or number in used}
     unknown = [name for name in found.values() if name not in class_names]
     if unknown:
         raise UserError(
@@ -131,8 +134,8 @@ def _read_categories(
             f"({', '.join(class_names[:5])}{', …' if len(class_names) > 5 else ''})."
         )
     number_of = {name: number for number, name in found.items()}
-    # classes that this file lacks get ids that it does not use
-    free = iter(number for number in range(1, len(found) + len(class_names) + 1) if number not in found)
+    # classes that this file lacks get ids that it does not list
+    free = iter(number for number in range(1, len(listed) + len(class_names) + 1) if number not in listed)
     of_labels = [number_of[name] if name in number_of else next(free) for name in class_names]
     labels: dict[int | None, int] = {number: label for label, number in enumerate(of_labels, 1) if number in found}
     return labels, tuple(class_names), of_labels
