@@ -332,6 +332,7 @@ def test_training_sizes_follow_the_image_size() -> None:
         (["--model", "vit_tiny_patch16_224"], "feature pyramid"),
         (["--recipe", "coco1x"], "Did you mean coco_1x"),
         (["--mixup", "0.1"], "--mixup"),
+        (["--model-args", "features_only=true"], "may not contain features_only"),
         (["--weights", "nowhere"], "nowhere"),
     ],
 )

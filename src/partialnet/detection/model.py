@@ -199,6 +199,8 @@ def create_mask_rcnn(
     if not 0 < short <= long:
         raise UserError(f"img_size={tuple(img_size)} must be the shorter and the longer side, in pixels.")
     arguments = dict(model_args or {})
+    if "features_only" in arguments:
+        raise UserError("Model arguments of a detector may not contain features_only: it takes feature maps anyway.")
     if drop_path_rate is None:
         drop_path_rate = DROP_PATH_RATES.get(split_model_name_tag(name)[0])
     if drop_path_rate is not None:
