@@ -201,6 +201,21 @@ FAULTY: dict[str, tuple[Change, dict[str, int], int]] = {
         {"run lengths": 1, "no outline": 1},
         0,
     ),
+    "counts as texts": (
+        lambda c: first(c, segmentation={"size": [48, 64], "counts": ["1000", "72", "2000"]}),
+        {"run lengths": 1, "no outline": 1},
+        0,
+    ),
+    "parts of a pixel": (
+        lambda c: first(c, segmentation={"size": [48, 64], "counts": [1000.5, 72, 2000]}),
+        {"run lengths": 1, "no outline": 1},
+        0,
+    ),
+    "numbers with a point": (
+        lambda c: first(c, segmentation={"size": [48.0, 64.0], "counts": [1000.0, 72.0, 2000.0]}),
+        {},
+        0,
+    ),
     "no box": (lambda c: c["annotations"][0].pop("bbox"), {}, 0),
     "no area": (lambda c: c["annotations"][0].pop("area"), {}, 0),
     "no size": (lambda c: c["images"][0].pop("width"), {}, 0),

@@ -22,7 +22,7 @@ from ..errors import UserError
 from ..images import image_sizes
 from .annotations import DetectionImages, ListedImage, ListedObject
 from .faults import FaultCounter, shortened
-from .outlines import Outline, outline_area, usable_polygons, usable_run_lengths
+from .outlines import Outline, outline_area, run_lengths, usable_polygons, usable_run_lengths
 
 #: A box that reaches less than this outside, in pixels, is a matter of rounding.
 _ROUNDING = 1.0
@@ -287,10 +287,12 @@ class _ObjectReader:
 def _read_outline(value: Any, height: int, width: int, name: str, faults: FaultCounter) -> Outline | None:
     """What can be used of an outline."""
     if isinstance(value, dict):
-        if usable_run_lengths(value, height, width):
-            return {"size": value["size"], "counts": value["counts"]}
-        faults.add("run lengths", name)
-        return None
+        if not usable_run_lengths(value, height, width):
+            faults.add("run lengths", name)
+            return None
+        counts = value["counts"]
+        # numbers may be written as 5.0, which the evaluator does not take
+        return {"size": [height, width], "counts": counts if isinstance(counts, str) else run_lengths(counts).tolist()}
     if not isinstance(value, list) or not value:
         return None
     # some tools write a single polygon without the list around it

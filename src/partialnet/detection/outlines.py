@@ -70,11 +70,14 @@ def run_lengths(counts: str | Sequence[int]) -> np.ndarray:
     the fourth number on it is the difference to the last but one.
 
     Raises:
-        ValueError: The text is no run lengths.
+        ValueError: The text is no run lengths, or a number of the list is not whole.
         TypeError: ``counts`` is neither a text nor a list.
     """
     if not isinstance(counts, str):
-        return np.array([int(count) for count in counts], np.int64)
+        whole = [int(count) for count in counts]
+        if whole != list(counts):  # parts of pixels, numbers as texts
+            raise ValueError("not whole numbers")
+        return np.array(whole, np.int64)
     characters = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
     if len(characters) and (characters.min() < 0 or characters.max() > 63 or characters[-1] & 32):
         raise ValueError("not a text of run lengths")
