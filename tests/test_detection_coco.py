@@ -287,6 +287,25 @@ def test_names_with_folders_of_another_machine(root: Path) -> None:
     assert counts(images) == {"missing image": 1}
 
 
+def test_names_that_lead_to_one_file_are_left_out(root: Path) -> None:
+    """A flat folder has a frame of one video at most, and which one, nothing tells."""
+    videos = root / "images" / "video4"
+    videos.mkdir()
+    (root / "images" / "004.jpg").rename(videos / "000.jpg")
+
+    def rename(content: dict[str, Any]) -> None:
+        names = {1: "video1/000.jpg", 2: "video2/000.jpg", 3: "video3/003.jpg", 4: "video4/000.jpg"}
+        for number, name in names.items():
+            content["images"][number]["file_name"] = name
+
+    images = rewritten(root, rename)
+    assert counts(images) == {"shared file": 2}
+    assert images.faults[0].examples == ("video1/000.jpg", "video2/000.jpg")
+    found = [images.name(index) for index in range(len(images))]
+    assert found == ["000.jpg", "003.jpg", "video4/000.jpg", *(f"{number:03}.jpg" for number in range(5, 12))]
+    assert images.image_ids.tolist() == [100, 109, 112, *range(115, 136, 3)]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -175,6 +175,7 @@ class _ListedImages:
 def _read_images(entries: list[Any], root: Path, faults: FaultCounter) -> _ListedImages:
     images = _ListedImages()
     files = FilesBelow(root)
+    shared = _shared_last_parts(entries)
     for entry in entries:
         image_id = _whole_number(entry.get("id")) if isinstance(entry, dict) else None
         name = entry.get("file_name") if isinstance(entry, dict) else None
@@ -189,6 +190,9 @@ def _read_images(entries: list[Any], root: Path, faults: FaultCounter) -> _Liste
         if path is None:
             faults.add("missing image", name)
             continue
+        if path in shared and path != str(_listed_path(name)):
+            faults.add("shared file", name)
+            continue
         height, width = _whole_number(entry.get("height")), _whole_number(entry.get("width"))
         if not height or not width or min(height, width) < 1:
             try:
@@ -199,6 +203,17 @@ def _read_images(entries: list[Any], root: Path, faults: FaultCounter) -> _Liste
         images.places[image_id] = len(images.usable)
         images.usable.append(ListedImage(image_id, path, height, width))
     return images
+
+
+def _listed_path(name: str) -> PurePosixPath:
+    return PurePosixPath(name.replace("\\", "/"))
+
+
+def _shared_last_parts(entries: list[Any]) -> set[str]:
+    """Last parts that several of the listed paths have, as of one frame in several videos."""
+    names = [entry.get("file_name") for entry in entries if isinstance(entry, dict)]
+    paths = {_listed_path(name) for name in names if isinstance(name, str)}
+    return {last for last, count in Counter(path.name for path in paths).items() if count > 1}
 
 
 class FilesBelow:
@@ -214,7 +229,7 @@ class FilesBelow:
 
     def find(self, name: str) -> str | None:
         """Path below the root, or None."""
-        path = PurePosixPath(name.replace("\\", "/"))
+        path = _listed_path(name)
         if not path.is_absolute() and ".." not in path.parts and self._has(path):
             return str(path)
         return path.name if self._has(PurePosixPath(path.name)) else None

@@ -22,6 +22,10 @@ FAULTS = {
         "images have the id of an earlier one and are left out",
     ),
     "missing image": ("listed image is missing and left out", "listed images are missing and left out"),
+    "shared file": (
+        "entry of the image list shares its file with others, as their folders are not there, and is left out",
+        "entries of the image list lead to one file with others, as their folders are not there, and are left out",
+    ),
     "unreadable image": (
         "image without a size in the list cannot be read and is left out",
         "images without a size in the list cannot be read and are left out",
