@@ -17,10 +17,12 @@ from partialnet.batch_norms import is_batch_norm
 from partialnet.checkpoint import Checkpoint, create_checkpoint, load
 from partialnet.detection.bench import as_table, bench_detectors, count_detector, write_detector_csv
 from partialnet.detection.checkpoint import create_detector, load_detector
+from partialnet.detection.config import DetectionConfig
 from partialnet.detection.evaluator import encode_box_masks, encode_masks
 from partialnet.detection.model import count_parameters, create_mask_rcnn
 from partialnet.detection.weights import load_weights
 from partialnet.errors import UserError
+from partialnet.training.optimization import create_optimizer
 
 TINY: dict[str, Any] = {"embed_dim": 16, "depths": (1, 1, 1, 1)}
 CATEGORIES = {1: "person", 18: "dog", 90: "toothbrush"}
@@ -176,6 +178,48 @@ def test_frozen_norms_do_not_learn_but_new_ones_do() -> None:
     changed = {name for name, tensor in model.named_buffers() if name in before and not tensor.equal(before[name])}
     assert changed
     assert all(name.startswith("backbone.out_norms.") for name in changed)
+
+
+# -- groups of parameters ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["partialnet_t0", "resnet10t", "mobilenetv3_small_050", "poolformer_s12"])
+def test_backbones_learn_and_decay_as_their_classifiers(name: str) -> None:
+    """What timm says of a classifier's parameters holds for the backbone's; what is new learns at the full rate."""
+    arguments = TINY if name == "partialnet_t0" else {}
+    groups = []
+    for model in (
+        create_checkpoint(name, **arguments).model,
+        create_mask_rcnn(name, 2, model_args=arguments, pyramid_channels=16),
+    ):
+        optimizer = create_optimizer(model, DetectionConfig(layer_decay=0.5, weight_decay=0.1), 1e-3)
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        groups.append(
+            {
+                names[parameter]: (group["lr_scale"], group["weight_decay"])
+                for group in optimizer.param_groups
+                for parameter in group["params"]
+            }
+        )
+    classifier, detector = groups
+    body = "backbone.maps.body."
+    expected = {
+        form: group
+        for name, group in classifier.items()
+        for form in (f"{body}{name}", f"{body}{name.replace('.', '_', 1)}")
+    }
+    own = {name: group for name, group in detector.items() if name.startswith(body)}
+    assert own == {name: expected[name] for name in own}
+    assert min(scale for scale, _ in own.values()) < 0.1
+    assert {scale for name, (scale, _) in detector.items() if name not in own} == {1.0}
+    tables = {name for name in own if name.endswith("position_bias.table")}
+    assert bool(tables) == (name == "partialnet_t0")
+    plain = create_optimizer(model, DetectionConfig(weight_decay=0.1), 1e-3)
+    decayed = {
+        names[parameter] for group in plain.param_groups if group["weight_decay"] for parameter in group["params"]
+    }
+    assert decayed == {name for name, (_, decay) in detector.items() if decay}
+    assert not decayed & tables
 
 
 # -- folding -----------------------------------------------------------------------------------------------------------

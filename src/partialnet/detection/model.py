@@ -10,8 +10,9 @@ Networks for Object Detection", arXiv:1612.03144.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from partialnet.checkpoint import Checkpoint, create_checkpoint
 from partialnet.errors import UserError
 
+from .backbone_parameters import layers, plain_classifier, undecayed
 from .transforms import IMG_SIZE
 
 #: Stochastic depth when a detector is trained (paper, Table 7); other backbones keep the one they are registered with.
@@ -128,7 +130,24 @@ class PyramidBackbone(nn.Module):
 
 
 class Detector(MaskRCNN):  # type: ignore[misc]
-    """torchvision's Mask R-CNN, which can leave masks in their boxes."""
+    """torchvision's Mask R-CNN, which can leave masks in their boxes and has timm's groups of parameters.
+
+    Attributes:
+        architecture: Name of the backbone and the arguments that timm is given for it.
+    """
+
+    architecture: tuple[str, dict[str, Any]]
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that should not decay: those of the backbone that timm excepts."""
+        own = (name for name, _ in self.backbone.named_parameters())
+        return {f"backbone.{name}" for name in undecayed(plain_classifier(*self.architecture), own)}
+
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], tuple[float]]:
+        """timm's parameter groups, for layer-wise decay: the backbone's, then all the rest as its last layer."""
+        own = (name for name, _ in self.backbone.named_parameters())
+        of_backbone = layers(plain_classifier(*self.architecture), own, coarse)
+        return lambda name: (of_backbone.get(name.removeprefix("backbone."), math.inf),)
 
     def find(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """``forward`` in evaluation mode with ``box_masks``, (N, 1, 28, 28), in the place of ``masks``.
@@ -208,7 +227,7 @@ def create_mask_rcnn(
     network, maps = _create_maps(name, arguments)
     if frozen_bn:
         maps = freeze_batch_norm_2d(maps)
-    return _assemble(
+    model = _assemble(
         PyramidBackbone(maps, out_norm, pyramid_channels),
         num_categories + 1,
         min_size=short,
@@ -221,7 +240,9 @@ def create_mask_rcnn(
         rpn_post_nms_top_n_train=2 * num_proposals,
         rpn_post_nms_top_n_test=num_proposals,
         box_batch_size_per_image=num_sampled,
-    ).eval()
+    )
+    model.architecture = name, arguments
+    return model.eval()
 
 
 def _create_maps(name: str, arguments: Mapping[str, Any]) -> tuple[Checkpoint, FeatureMaps]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from partialnet.checkpoint import Checkpoint
 from partialnet.stored_network import is_stored_as
 from partialnet.transfer import Fit, differing, fit, open_weights, refuse_folded, refuse_strangers
 
+from .backbone_parameters import names_in_backbone
 from .checkpoint import DetectorCheckpoint, load_detector
 
 
@@ -36,7 +36,7 @@ def load_weights(detector: DetectorCheckpoint, source: str | Path) -> str:
     other = open_weights(source)
     backbone: Any = detector.model.backbone
     own = {name: tensor for name, tensor in backbone.state_dict().items() if not name.startswith("fpn.")}
-    found = fit(own, other.model.state_dict(), _names_in_backbone)
+    found = fit(own, other.model.state_dict(), names_in_backbone)
     body = [name for name in own if name.startswith("maps.")]
     refuse_strangers(body, found.tensors, f"of the backbone {detector.backbone}", source, other.architecture)
     backbone.load_state_dict(found.tensors, strict=False)
@@ -72,15 +72,6 @@ def _load_detector_weights(detector: DetectorCheckpoint, source: str) -> str:
 
 def _tells_categories(name: str) -> bool:
     return name.startswith(("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits."))
-
-
-def _names_in_backbone(name: str) -> Iterator[str]:
-    """What a classifier's tensor may be called in ``PyramidBackbone``; timm's feature networks rename in two ways."""
-    name = name.removeprefix("model.")  # an authors' detection backbone is a feature network itself
-    yield name
-    yield f"maps.body.{name}"
-    yield f"maps.body.model.{name}"
-    yield f"maps.body.{name.replace('.', '_', 1)}"
 
 
 def _counted(names: list[str], found: Fit) -> str:
