@@ -410,6 +410,34 @@ def test_detector_gives_all_but_what_tells_categories(tmp_path: Path, randomize:
     assert fresh.model.rpn.head.cls_logits.weight.equal(other.model.rpn.head.cls_logits.weight)
 
 
+def test_categories_that_both_know_come_along(tmp_path: Path, randomize: Randomize) -> None:
+    """By their names, whatever ids and order: a score, four numbers of a box and a mask for each."""
+    other = tiny()
+    randomize(other.model)
+    other.save(tmp_path)
+    detector = create_detector("partialnet_t0", {7: "toothbrush", 5: "lamp", 3: "person"}, **other.settings)
+    before = {name: tensor.clone() for name, tensor in detector.model.state_dict().items()}
+    report = load_weights(detector, tmp_path)
+    assert "know 2 of the 3 categories (toothbrush, person); new are lamp." in report
+    assert "NEW" not in report
+    own, theirs = detector.model.state_dict(), other.model.state_dict()
+    for name, rows in (
+        ("box_predictor.cls_score", 1),
+        ("box_predictor.bbox_pred", 4),
+        ("mask_predictor.mask_fcn_logits", 1),
+    ):
+        for leaf in ("weight", "bias"):
+            mine, fresh, given = (state[f"roi_heads.{name}.{leaf}"] for state in (own, before, theirs))
+            for ours, source, place in ((0, given, 0), (1, given, 3), (2, fresh, 2), (3, given, 1)):
+                expected = source[place * rows : (place + 1) * rows]
+                assert mine[ours * rows : (ours + 1) * rows].equal(expected), (name, leaf, ours)
+    subset = create_detector("partialnet_t0", {18: "dog"}, **other.settings)
+    assert "know all categories here, which are 1 of the 3 there" in load_weights(subset, tmp_path)
+    assert subset.model.roi_heads.box_predictor.cls_score.bias.equal(
+        theirs["roi_heads.box_predictor.cls_score.bias"][[0, 2]]
+    )
+
+
 def test_heads_of_another_width_are_new(tmp_path: Path) -> None:
     other = tiny(pyramid_channels=16)
     other.save(tmp_path)

@@ -5,20 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from partialnet.checkpoint import Checkpoint
+from partialnet.messages import listed
 from partialnet.stored_network import is_stored_as
 from partialnet.transfer import Fit, differing, fit, open_weights, refuse_folded, refuse_strangers
 
 from .backbone_parameters import names_in_backbone
 from .checkpoint import DetectorCheckpoint, load_detector
 
+#: The last layers of the heads, whose outputs are of one category each, the first of the background.
+_CATEGORY_LAYERS = (
+    "roi_heads.box_predictor.cls_score",
+    "roi_heads.box_predictor.bbox_pred",
+    "roi_heads.mask_predictor.mask_fcn_logits",
+)
+
 
 def load_weights(detector: DetectorCheckpoint, source: str | Path) -> str:
     """Copy what fits from another checkpoint into a detector, and say what did.
 
     A classifier, or one of the authors' detection backbones, gives its layers to the backbone; its mean and standard
-    deviation for images come along. A detector gives all its layers, but the last ones of the heads where its
-    categories are others.
+    deviation for images come along. A detector gives all its layers, the last ones of the heads row by row: categories
+    are found by their names, whatever their ids and order, and those that it does not know stay new.
 
     Args:
         detector: Changed in place.
@@ -51,10 +61,13 @@ def load_weights(detector: DetectorCheckpoint, source: str | Path) -> str:
 def _load_detector_weights(detector: DetectorCheckpoint, source: str) -> str:
     other = load_detector(source)
     refuse_folded(source, other.folded)
-    own, given = detector.model.state_dict(), other.model.state_dict()
-    if other.categories != detector.categories:
-        # the layers that tell categories apart may have the same shape and another meaning
-        given = {name: tensor for name, tensor in given.items() if not _tells_categories(name)}
+    own, given = detector.model.state_dict(), dict(other.model.state_dict())
+    tells_categories = [f"{layer}.{leaf}" for layer in _CATEGORY_LAYERS for leaf in ("weight", "bias")]
+    theirs = {name: given.pop(name) for name in tells_categories}
+    common = _common_outputs(detector, other)
+    heads_fit = all(own[name].shape[1:] == theirs[name].shape[1:] for name in tells_categories)
+    if common and heads_fit:
+        given |= {name: _mixed(own[name], theirs[name], detector, other, common) for name in tells_categories}
     found = fit(own, given)
     body = [name for name in own if name.startswith("backbone.maps.")]
     refuse_strangers(body, found.tensors, f"of the backbone {detector.backbone}", source, other.backbone)
@@ -63,15 +76,38 @@ def _load_detector_weights(detector: DetectorCheckpoint, source: str) -> str:
     transform.image_mean, transform.image_std = list(other.mean), list(other.std)
     new = found.new
     sentences = [f"Weights: {_counted(list(own), found)} of the detector from {source} ({other.backbone})."]
-    if other.categories != detector.categories:
-        count, others = len(detector.categories), len(other.categories)
-        sentences.append(f"The last layers of the heads are new: {count} categories here, {others} others there.")
-        new = [name for name in new if not _tells_categories(name)]
+    if heads_fit:
+        sentences += _told_categories(detector, other)
+        new = [name for name in new if name not in tells_categories]
     return " ".join(sentences + differing(new, found.left))
 
 
-def _tells_categories(name: str) -> bool:
-    return name.startswith(("roi_heads.box_predictor.", "roi_heads.mask_predictor.mask_fcn_logits."))
+def _common_outputs(detector: DetectorCheckpoint, other: DetectorCheckpoint) -> list[tuple[int, int]]:
+    """Places here and there of what both tell apart: the background, and categories of one name. Empty without any."""
+    theirs = {name: label for label, name in enumerate(other.categories.values(), 1)}
+    common = [(label, theirs[name]) for label, name in enumerate(detector.categories.values(), 1) if name in theirs]
+    return [(0, 0), *common] if common else []
+
+
+def _mixed(
+    own: Tensor, given: Tensor, detector: DetectorCheckpoint, other: DetectorCheckpoint, common: list[tuple[int, int]]
+) -> Tensor:
+    """A last layer's tensor with the rows of common outputs from ``given``; boxes have four rows for each output."""
+    ours, theirs = (list(places) for places in zip(*common, strict=True))
+    mixed = own.clone().unflatten(0, (len(detector.categories) + 1, -1))
+    mixed[ours] = given.unflatten(0, (len(other.categories) + 1, -1))[theirs]
+    return mixed.flatten(0, 1)
+
+
+def _told_categories(detector: DetectorCheckpoint, other: DetectorCheckpoint) -> list[str]:
+    names, others = tuple(detector.categories.values()), tuple(other.categories.values())
+    count = len(names)
+    known, new = [name for name in names if name in others], [name for name in names if name not in others]
+    if not known:
+        return [f"The last layers of the heads are new: {count} categories here, {len(others)} others there."]
+    if new:
+        return [f"The heads know {len(known)} of the {count} categories ({listed(known)}); new are {listed(new)}."]
+    return [f"The heads know all categories here, which are {count} of the {len(others)} there."] * (names != others)
 
 
 def _counted(names: list[str], found: Fit) -> str:
