@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,15 @@ from PIL import Image
 
 from partialnet.detection.annotation_file import read_annotations
 from partialnet.detection.annotations import DetectionImages
-from partialnet.detection.coco import open_coco, open_held_out
+from partialnet.detection.coco import DetectionData, open_coco, open_held_out
+from partialnet.detection.config import DetectionConfig
 from partialnet.detection.faults import FAULTS, faults_as_json
 from partialnet.detection.outlines import draw_masks, encoded, mask_functions, usable_run_lengths
 from partialnet.detection.outlines import run_lengths as decode_run_lengths
+from partialnet.detection.run import DetectorRun
 from partialnet.errors import UserError
+from partialnet.training.engine import differences
+from partialnet.training.settings import plain
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -374,6 +379,25 @@ def test_other_objects_have_another_fingerprint(root: Path, change: dict[str, An
     first.update(change)
     (root / "annotations.json").write_text(json.dumps(content))
     assert open_held_out(str(root)).fingerprint() != before
+
+
+def test_edited_outlines_and_renamed_images_have_another_fingerprint(root: Path) -> None:
+    (root / "images" / "copies").mkdir()
+    (root / "images" / "copies" / "000.jpg").write_bytes((root / "images" / "000.jpg").read_bytes())
+    change = {"segmentation": [[1, 2, 9, 2, 9, 9]]}
+    seen = set()
+    for edit in (
+        lambda content: None,
+        lambda content: content["annotations"][0].update(change),
+        lambda content: content["images"][0].update(file_name="copies/000.jpg"),
+    ):
+        data = DetectorRun().describe_data(DetectionData(rewritten(root, edit), open_held_out(str(root)), "both"))
+        assert data == DetectorRun().describe_data(DetectionData(*[open_held_out(str(root))] * 2, "both"))
+        seen.add(str(data))
+    assert len(seen) == 3
+    # a state of before outlines counted still fits
+    state = {"config": plain(asdict(DetectionConfig())), "data": {"objects": data["objects"]}}
+    assert differences(state, DetectionConfig(), data) == []
 
 
 def test_a_superior_category_of_the_same_name(root: Path) -> None:

@@ -25,3 +25,8 @@ class PackedNames:
     def __getitem__(self, index: int) -> str:
         start = self._ends[index - 1] if index else 0
         return os.fsdecode(self._bytes[start : self._ends[index]].tobytes())
+
+    def joined(self, start: int, stop: int) -> bytes:
+        """The names from ``start`` to before ``stop``, one after the other."""
+        first = self._ends[start - 1] if start else 0
+        return self._bytes[first : self._ends[stop - 1]].tobytes() if stop > start else b""

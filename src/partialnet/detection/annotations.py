@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,13 +201,22 @@ class DetectionImages:
         return {"images": images, "annotations": annotations, "categories": categories}
 
     def fingerprint(self) -> str:
-        """A short text that another set of images, or of objects on them, does not share."""
+        """A short text that other images, by their ids and sizes, or other objects on them do not share."""
         digest = hashlib.sha256(self.image_ids.tobytes() + self.sizes.tobytes())
         for index in range(len(self)):
             of_image = self._annotations(index)
             digest.update(f"{index}:{of_image.stop - of_image.start}".encode())
             for array in (self._raw_boxes, self._labels, self._areas, self._crowd):
                 digest.update(array[of_image].tobytes())
+        return digest.hexdigest()[:16]
+
+    def outline_fingerprint(self) -> str:
+        """A short text that other outlines of the same objects, or other names of the images, do not share."""
+        digest = hashlib.sha256()
+        for index in range(len(self)):
+            of_image = self._annotations(index)
+            digest.update(os.fsencode(self.name(index)) + b"\0")
+            digest.update(self._outlines.joined(of_image.start, of_image.stop) + b"\0")
         return digest.hexdigest()[:16]
 
     def _annotations(self, index: int) -> slice:

@@ -80,12 +80,17 @@ class DetectorRun(RunKind[DetectionConfig, DetectionData, DetectorTask, Detectio
         return open_coco(source, config.validation, config.val_share, config.seed, config.keep_empty)
 
     def describe_data(self, data: DetectionData) -> dict[str, Any]:
-        """Numbers of images, categories, and fingerprints of the objects."""
+        """Numbers of images, categories, and fingerprints of the objects.
+
+        States of earlier versions, which lack the outlines, are compared by what they have.
+        """
+        parts = (data.train, data.validation)
         return {
             "number_of_training_images": len(data.train),
             "number_of_validation_images": len(data.validation),
             "categories": list(data.class_names),
-            "objects": [images.fingerprint() for images in (data.train, data.validation)],
+            "objects": [images.fingerprint() for images in parts],
+            "outlines_and_file_names": [images.outline_fingerprint() for images in parts],
         }
 
     def create_task(self, config: DetectionConfig, data: DetectionData, world_size: int) -> tuple[DetectorTask, str]:
