@@ -27,13 +27,13 @@ from partialnet.detection.evaluator import (
     CocoNumbers,
     Detection,
     DetectionEvaluation,
-    encode_masks,
     evaluate,
     gather,
     table,
     to_detections,
     write_detections,
 )
+from partialnet.detection.masks import encode_masks
 from partialnet.detection.outlines import draw_masks
 from partialnet.errors import UserError
 

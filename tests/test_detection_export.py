@@ -18,9 +18,9 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from partialnet.cli.main import cli
 from partialnet.deploy.runtimes import load_exported
 from partialnet.detection.checkpoint import DetectorCheckpoint, create_detector, load_detector
-from partialnet.detection.evaluator import encode_box_masks, encode_masks
 from partialnet.detection.export import compare_detections, default_canvas, export_detector
 from partialnet.detection.exported import Canvas, load_exported_detector
+from partialnet.detection.masks import encode_box_masks, encode_masks
 from partialnet.errors import UserError
 
 CATEGORIES = {1: "person", 18: "dog"}

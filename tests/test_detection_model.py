@@ -18,7 +18,7 @@ from partialnet.checkpoint import Checkpoint, create_checkpoint, load
 from partialnet.detection.bench import as_table, bench_detectors, count_detector, write_detector_csv
 from partialnet.detection.checkpoint import create_detector, load_detector
 from partialnet.detection.config import DetectionConfig
-from partialnet.detection.evaluator import encode_box_masks, encode_masks
+from partialnet.detection.masks import encode_box_masks, encode_masks
 from partialnet.detection.model import count_parameters, create_mask_rcnn
 from partialnet.detection.weights import load_weights
 from partialnet.errors import UserError

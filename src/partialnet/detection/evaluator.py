@@ -21,11 +21,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from ..errors import UserError
 from ..files import write_atomically
 from .annotations import DetectionImages
+from .masks import MASK_THRESHOLD, encode_box_masks, encode_masks
 from .outlines import mask_functions
 
 #: IoU from which a detection counts as right.
@@ -34,8 +34,6 @@ IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * step, 2) for step in range(10))
 RECALLS = tuple(step / 100 for step in range(101))
 #: Detections in one image that count at most.
 MAX_DETECTIONS = 100
-#: Where a mask's values, in [0, 1], are above this, the object is.
-MASK_THRESHOLD = 0.5
 _BOXES, _MASKS = "bbox", "segm"
 
 #: One detection as COCO's results have it: ``image_id``, ``category_id``, ``bbox`` (left, top, width, height in
@@ -176,31 +174,6 @@ def _segmentations(output: dict[str, Tensor], size: tuple[int, int]) -> Sequence
     return [None] * len(output["boxes"])
 
 
-def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
-    """Masks, (N, H, W), bool, as compressed run lengths in texts."""
-    if not len(masks):
-        return []
-    # the encoder wants (H, W, N) with each mask column by column
-    columns = masks.transpose(1, 2).contiguous().to(torch.uint8).cpu().numpy().T
-    encoded = mask_functions().encode(columns)
-    return [{"size": [int(side) for side in one["size"]], "counts": _text(one["counts"])} for one in encoded]
-
-
-def encode_box_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Masks of boxes as run lengths of the whole image, one after the other, which takes little memory.
-
-    Args:
-        masks: (N, 1, S, S), in [0, 1].
-        boxes: Left, top, right, bottom in pixels of the image, (N, 4).
-        size: Height and width of the image.
-    """
-    masks, boxes = masks.detach(), boxes.detach()
-    return [
-        encode_masks(paste_masks_in_image(mask[None], box[None], size)[0] > MASK_THRESHOLD)[0]
-        for mask, box in zip(masks, boxes, strict=True)
-    ]
-
-
 def gather(detections: list[Detection], indices: Sequence[int]) -> tuple[list[Detection], list[int]]:
     """Detections, and places of the evaluated images, of all processes of ``torch.distributed``, in a fixed order.
 
@@ -318,10 +291,6 @@ def _mean_over_categories(precision: np.ndarray) -> np.ndarray:
 
 def _defined(value: float) -> float | None:
     return None if value < 0 or math.isnan(value) else float(value)
-
-
-def _text(counts: bytes | str) -> str:
-    return counts.decode() if isinstance(counts, bytes) else counts
 
 
 def write_detections(path: Path, detections: Iterable[Detection]) -> None:

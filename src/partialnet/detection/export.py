@@ -35,8 +35,8 @@ from partialnet.extras import require
 from partialnet.images import read_image
 
 from .checkpoint import DetectorCheckpoint
-from .evaluator import MASK_THRESHOLD
 from .exported import OUTPUTS, Canvas, CanvasGraph, load_exported_detector
+from .masks import MASK_THRESHOLD
 
 FORMATS = ("onnx", "openvino")
 #: Images to compare on at most, and how many cut-outs of sample photographs stand in where none are given.

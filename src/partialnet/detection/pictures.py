@@ -16,7 +16,8 @@ from ..errors import UserError
 from .annotations import DetectionImages
 from .batches import DetectionBatch
 from .drawing import REDUCED_TEXT, DrawnObjects, comparison_grid, draw_objects, precision_recall_plot
-from .evaluator import Detection, DetectionEvaluation, encode_masks
+from .evaluator import Detection, DetectionEvaluation
+from .masks import encode_masks
 
 CURVES_NAME = "curves.png"
 FIRST_BATCH_NAME = "first_batch.png"

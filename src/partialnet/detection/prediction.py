@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..images import read_image
 from .checkpoint import DetectorCheckpoint
 from .drawing import DrawnObjects, draw_objects
-from .evaluator import encode_box_masks
+from .masks import encode_box_masks
 from .transforms import to_tensor
 
 #: The detector sees photographs reduced to this many times its longer side at most: torchvision resizes without
