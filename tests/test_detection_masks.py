@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from partialnet.detection import masks as detection_masks
-from partialnet.detection.masks import encode_box_masks, encode_masks
+from partialnet.detection.masks import MaskWindow, encode_box_masks, encode_masks, paste_windows
 
 Edges = tuple[float, float, float, float]
 sides = st.integers(1, 70)
@@ -72,3 +73,27 @@ def test_only_the_pixels_around_a_box_are_made(monkeypatch: pytest.MonkeyPatch) 
     assert [one["size"] for one in found] == 2 * [[3000, 4000]]
     assert pasted[0] < 1.2 * 200 * 160
     assert pasted[1] < 1.2 * 100 * 100
+
+
+@given(edges=st.lists(four_edges, min_size=2, max_size=2), seed=st.integers(0, 5))
+@settings(deadline=None, max_examples=60)
+def test_overlaps_are_those_of_whole_masks(edges: list[Edges], seed: int) -> None:
+    boxes = some_boxes(edges, 40, 60)
+    masks = some_masks(5, seed)[[1 + seed % 2, 3]]
+    first, second = whole(masks, boxes, (40, 60))
+    union = int((first | second).sum())
+    expected = int((first & second).sum()) / union if union else 1.0
+    one, other = paste_windows(masks, boxes, (40, 60))
+    assert one.iou(other) == other.iou(one) == expected
+
+
+def test_overlaps_by_hand() -> None:
+    def window(left: int, top: int, height: int, width: int) -> MaskWindow:
+        return MaskWindow(left, top, np.ones((height, width), bool))
+
+    empty = MaskWindow(0, 0, np.zeros((0, 0), bool))
+    assert window(2, 3, 4, 5).iou(window(2, 3, 4, 5)) == 1
+    assert window(0, 0, 4, 4).iou(window(2, 2, 4, 4)) == pytest.approx(4 / 28)
+    assert window(0, 0, 4, 4).iou(window(4, 0, 4, 4)) == 0
+    assert empty.iou(window(0, 0, 2, 2)) == 0
+    assert empty.iou(empty) == 1

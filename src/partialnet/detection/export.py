@@ -6,18 +6,19 @@ the newer one stops at sizes that depend on what is detected (pytorch/vision iss
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_iou
 from torchvision.transforms.functional import to_tensor
 from tqdm import tqdm
 
+from partialnet.data.labelled_images import spread
 from partialnet.deploy.export import quiet
 from partialnet.deploy.exported_files import (
     FORMS,
@@ -36,7 +37,8 @@ from partialnet.images import read_image
 
 from .checkpoint import DetectorCheckpoint
 from .exported import OUTPUTS, Canvas, CanvasGraph, load_exported_detector
-from .masks import MASK_THRESHOLD
+from .masks import paste_windows
+from .model import Detector
 
 FORMATS = ("onnx", "openvino")
 #: Images to compare on at most, and how many cut-outs of sample photographs stand in where none are given.
@@ -148,14 +150,16 @@ def export_detector(
         raise UserError(f"The canvas {canvas[0]}×{canvas[1]} must have sides that are multiples of {_DIVISIBLE}.")
     if checkpoint.folded:
         raise UserError("The detector is folded already; give the run it came from.")
-    photos = _photos(images)
+    chosen = [images[number] for number in spread(np.arange(len(images)), MAX_IMAGES).tolist()]
+    for _ in _photos(chosen):
+        pass  # one that cannot be read is told before the work
     prepare_output(output, format)
     with workspace_for(output) as workspace:
         finished = Path(workspace) / output.name
         folded = checkpoint.fold_for(canvas, FORMS[format])
         config = {**checkpoint.config(), "canvas": list(canvas), "inference_precision": "f32"}
         _write(CanvasGraph(folded, canvas), canvas, finished, format, config)
-        same_canvas, own_sizes = _verify(checkpoint, finished, canvas, photos, progress)
+        same_canvas, own_sizes = _verify(checkpoint, finished, canvas, chosen, progress)
         size = size_mb(finished)
         put_in_place(finished, output)
     params_m = sum(parameter.numel() for parameter in folded.parameters()) / 1e6
@@ -164,13 +168,12 @@ def export_detector(
     return result
 
 
-def _photos(paths: Sequence[Path]) -> list[Tensor]:
-    """Images, (3, H, W) in [0, 1] each."""
+def _photos(paths: Sequence[Path]) -> Iterator[Tensor]:
+    """Images, (3, H, W) in [0, 1] each, one after the other."""
     if not paths:
-        return [to_tensor(photo) for photo in sample_photos(SAMPLE_IMAGES)]
-    step = max(1, len(paths) // MAX_IMAGES)
-    found: list[Image.Image] = [read_image(path) for path in paths[::step][:MAX_IMAGES]]
-    return [to_tensor(image) for image in found]
+        yield from map(to_tensor, sample_photos(SAMPLE_IMAGES))
+    for path in paths:
+        yield to_tensor(read_image(path))
 
 
 def _write(graph: CanvasGraph, canvas: tuple[int, int], path: Path, format: str, config: dict[str, Any]) -> None:
@@ -201,41 +204,50 @@ def write_detector_onnx(graph: CanvasGraph, canvas: tuple[int, int], path: Path)
 
 
 def _verify(
-    checkpoint: DetectorCheckpoint, path: Path, canvas: tuple[int, int], photos: Sequence[Tensor], progress: bool
+    checkpoint: DetectorCheckpoint, path: Path, canvas: tuple[int, int], photos: Sequence[Path], progress: bool
 ) -> tuple[Parity, Parity]:
     exported = load_exported_detector(path).model
     transform: Any = checkpoint.model.transform
     on_canvas = Canvas(CanvasGraph(checkpoint.model, canvas), canvas, transform)
+    # masks stay in their boxes: those of sixteen of a camera's photographs in full would take hundreds of gigabytes
     answers: tuple[list[dict[str, Tensor]], ...] = ([], [], [])
-    for photo in tqdm(photos, desc="comparing", unit="image", delay=2, disable=None if progress else True):
+    sizes: list[tuple[int, int]] = []
+    total, hidden = len(photos) or SAMPLE_IMAGES, None if progress else True
+    for photo in tqdm(_photos(photos), desc="comparing", total=total, unit="image", delay=2, disable=hidden):
+        sizes.append((int(photo.shape[-2]), int(photo.shape[-1])))
         with torch.inference_mode():
             for given, model in zip(answers, (exported, on_canvas, checkpoint.model.eval()), strict=True):
-                given += model([photo])
+                given += cast(Detector | Canvas, model).find([photo])
     for found in answers[0]:
-        if not all(bool(found[name].isfinite().all()) for name in ("boxes", "scores", "masks")):
+        if not all(bool(found[name].isfinite().all()) for name in ("boxes", "scores", "box_masks")):
             raise UserError("The exported detector answers NaN or infinity; nothing was written.")
-    return compare_detections(answers[1], answers[0]), compare_detections(answers[2], answers[0])
+    return compare_detections(answers[1], answers[0], sizes), compare_detections(answers[2], answers[0], sizes)
 
 
-def compare_detections(original: Sequence[dict[str, Tensor]], exported: Sequence[dict[str, Tensor]]) -> Parity:
+def compare_detections(
+    original: Sequence[dict[str, Tensor]], exported: Sequence[dict[str, Tensor]], sizes: Sequence[tuple[int, int]]
+) -> Parity:
     """Pair the detections of two detectors, best scores first, and measure how far the pairs are apart.
 
     Args:
-        original: For each image what torchvision's detectors answer in evaluation.
+        original: For each image what ``Detector.find`` answers.
         exported: The same of the other detector.
+        sizes: Height and width of each image.
     """
     box_errors: list[float] = []
     score_errors: list[float] = []
     mask_ious: list[float] = []
     unmatched: list[float] = []
-    for first, second in zip(original, exported, strict=True):
+    for first, second, size in zip(original, exported, sizes, strict=True):
         pairs = _pairs(first, second)
         for i, j in pairs:
             box_errors.append(float((first["boxes"][i] - second["boxes"][j]).abs().max()))
             score_errors.append(abs(float(first["scores"][i] - second["scores"][j])))
-            a, b = first["masks"][i] > MASK_THRESHOLD, second["masks"][j] > MASK_THRESHOLD
-            union = int((a | b).sum())
-            mask_ious.append(int((a & b).sum()) / union if union else 1.0)
+            one, other = (
+                next(paste_windows(found["box_masks"][k, None], found["mask_boxes"][k, None], size))
+                for found, k in ((first, i), (second, j))
+            )
+            mask_ious.append(one.iou(other))
         for found, place in ((first, 0), (second, 1)):
             partners = {pair[place] for pair in pairs}
             unmatched += [float(score) for k, score in enumerate(found["scores"]) if k not in partners]

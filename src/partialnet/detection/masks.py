@@ -35,6 +35,25 @@ class MaskWindow:
     top: int
     pixels: np.ndarray
 
+    def iou(self, other: MaskWindow) -> float:
+        """Pixels of both masks by those of either; of two empty masks 1."""
+        left, top = max(self.left, other.left), max(self.top, other.top)
+        bottom, right = (
+            min(here + mine, there + others)
+            for here, there, mine, others in zip(
+                (self.top, self.left), (other.top, other.left), self.pixels.shape, other.pixels.shape, strict=True
+            )
+        )
+        common = 0
+        if left < right and top < bottom:
+            mine, others = (
+                one.pixels[top - one.top : bottom - one.top, left - one.left : right - one.left]
+                for one in (self, other)
+            )
+            common = int((mine & others).sum())
+        union = int(self.pixels.sum()) + int(other.pixels.sum()) - common
+        return common / union if union else 1.0
+
     def run_lengths(self, size: tuple[int, int]) -> list[int]:
         """Numbers of pixels alternately outside and inside, column by column of the whole image, (H, W)."""
         height, width = size
