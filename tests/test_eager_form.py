@@ -21,8 +21,10 @@ from partialnet.layers.eager import (
     EagerPATConv,
     PatchConv,
     PositionwiseLinear,
+    activate_in_place,
     cached_parts,
     is_patchwise,
+    pass_bias_on,
 )
 from partialnet.layers.gaussian_se import image_statistics
 
@@ -153,10 +155,27 @@ def test_rows_of_weights_stay_spread(randomize: Randomize) -> None:
         assert gap // 64 % 2 == 1
         torch.testing.assert_close(like.weight.float(), linear.weight, rtol=1e-2, atol=0)
     saved = safetensors.torch.save(linear.state_dict())
-    other = PositionwiseLinear(torch.zeros(64, 48), None)
+    other = PositionwiseLinear(torch.zeros(64, 48), torch.zeros(64))
     other.load_state_dict(safetensors.torch.load(saved))
     assert torch.equal(other.weight, linear.weight)
     assert not other.weight.is_contiguous()
+
+
+@pytest.mark.parametrize("biases", [(True, True), (True, False), (False, True)])
+def test_biases_pass_a_relu(biases: tuple[bool, bool]) -> None:
+    first, second = (
+        nn.Linear(*sizes, bias=bias).double() for sizes, bias in zip(((6, 9), (9, 4)), biases, strict=True)
+    )
+    layers = [PositionwiseLinear(layer.weight, layer.bias) for layer in (first, second)]
+    fc1, act, fc2 = pass_bias_on(*layers)
+    assert fc1.bias is None
+    x = torch.randn(50, 6, dtype=torch.float64)
+    expected = second(first(x).relu())
+    torch.testing.assert_close(fc2(act(fc1(x))), expected, rtol=1e-12, atol=1e-12)
+    with torch.no_grad():
+        hidden = fc1(x)
+        assert activate_in_place(act, hidden) is hidden
+        torch.testing.assert_close(fc2(hidden), expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("kernel", [1, 2, (4, 3)])

@@ -60,6 +60,8 @@ def activate_in_place(act: nn.Module, x: Tensor) -> Tensor:
     """``act`` of a tensor that nobody else needs, without a second one where PyTorch can do that."""
     if type(act) is nn.ReLU:
         return torch.relu_(x)
+    if type(act) is BiasedReLU:
+        return torch.clamp_min_(x, act.floor)
     if type(act) is nn.GELU and act.approximate == "none":
         # functional.gelu is torch._C._nn.gelu, and has no in-place form
         return torch._C._nn.gelu_(x)  # type: ignore[attr-defined]
@@ -88,10 +90,12 @@ class PositionwiseLinear(nn.Module):
         bias: (out_channels,), or None.
     """
 
+    bias: nn.Parameter | None
+
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.weight = nn.Parameter(spread_rows(weight.detach().t()))  # (C, out_channels)
-        self.bias = nn.Parameter(weight.new_zeros(weight.shape[0]) if bias is None else bias.detach().clone())
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach().clone()))
         self.out_features = weight.shape[0]
         self.eval()
 
@@ -101,7 +105,10 @@ class PositionwiseLinear(nn.Module):
     def product(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """The same without hooks, written into ``out`` if it is given."""
         parameters: dict[str, Any] = self._parameters  # for speed, see above
-        return torch.addmm(parameters["bias"], x, parameters["weight"], out=out)
+        bias = parameters["bias"]
+        if bias is None:
+            return torch.mm(x, parameters["weight"], out=out)
+        return torch.addmm(bias, x, parameters["weight"], out=out)
 
     # copies and other data types would lose the space between the weight's rows; files do without it
 
@@ -122,6 +129,39 @@ class PositionwiseLinear(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if not keep_vars:
             destination[f"{prefix}weight"] = destination[f"{prefix}weight"].contiguous()
+
+
+class BiasedReLU(nn.Module):
+    """ReLU with the bias b of the layer before it, without the bias behind: ``relu(x + b) − b``, which is max(x, −b).
+
+    ``addmm`` writes the bias to all positions before it adds the product to them; this saves that pass over memory.
+
+    Args:
+        bias: (C,), of the last dimension.
+    """
+
+    def __init__(self, bias: Tensor) -> None:
+        super().__init__()
+        self.floor = nn.Parameter(-bias.detach())
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.maximum(x, self.floor)
+
+
+def pass_bias_on(
+    fc1: PositionwiseLinear, fc2: PositionwiseLinear
+) -> tuple[PositionwiseLinear, nn.Module, PositionwiseLinear]:
+    """Two layers and the ReLU between them, whose biases are all added behind the second layer."""
+    if fc1.bias is None:
+        return fc1, nn.ReLU(), fc2
+    bias = fc1.bias.detach()
+    behind = bias @ fc2.weight.detach() if fc2.bias is None else torch.addmv(fc2.bias, fc2.weight.t(), bias).detach()
+    return (
+        PositionwiseLinear(fc1.weight.t(), None),
+        BiasedReLU(bias),
+        PositionwiseLinear(fc2.weight.t(), behind),
+    )
 
 
 class PatchConv(PositionwiseLinear):

@@ -27,6 +27,7 @@ from partialnet.layers.eager import (
     cached_parts,
     map_of,
     may_write_in_place,
+    pass_bias_on,
     positions_of,
     rows_of,
 )
@@ -108,6 +109,8 @@ class EagerPartialNetBlock(nn.Module):
         if isinstance(block.gate, FoldedSpatialGate):
             fc2, self.gate = block.gate.position_gate(fc2)
         self.fc1, self.act, self.fc2 = _positionwise(block.fc1), block.act, _positionwise(fc2)
+        if type(self.act) is nn.ReLU:
+            self.fc1, self.act, self.fc2 = pass_bias_on(self.fc1, self.fc2)
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
