@@ -15,6 +15,8 @@ from torch import fx, nn
 
 #: Items that a sequence of unknown length is taken to have where only the calls matter: the levels of a pyramid, say
 _ITEMS = 8
+#: Ways to call a module that are followed, at most; each optional argument doubles them
+_WAYS = 16
 
 
 @dataclass
@@ -22,7 +24,8 @@ class ModuleFlow:
     """The calls of all layers, as found by symbolic tracing.
 
     Attributes:
-        calls: The calls of each layer, as nodes of a traced graph. A layer that no trace has reached is missing.
+        calls: The calls of each layer, as nodes of a traced graph. A layer with calls that no trace has reached is
+            missing.
         layers: The layer that a node calls; nodes of functions are missing.
         read: Modules whose parameters or buffers are used by others than themselves.
     """
@@ -69,7 +72,9 @@ def module_flow(model: nn.Module, is_layer: Callable[[nn.Module], bool]) -> Modu
     """Follow a symbolic value through ``model`` as far as its code permits.
 
     A module with control flow is followed no further from outside, but its parts are followed, each on its own, if they
-    are called as a whole. ``is_layer`` names the modules that count as one layer besides those of ``torch.nn``.
+    are called as a whole. Nobody knows then which of its optional arguments such a part is given, no more than those of
+    the network itself; all ways to call it are followed, or none. ``is_layer`` names the modules that count as one
+    layer besides those of ``torch.nn``.
     """
     # tracing runs the modules' code, which may store symbolic values in them; the tensors need no copy
     traced = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
@@ -79,7 +84,7 @@ def module_flow(model: nn.Module, is_layer: Callable[[nn.Module], bool]) -> Modu
     followed.follow(traced)
     for root, graph in followed.graphs:
         for node in graph.nodes:
-            if node.op == "call_module":
+            if node.op == "call_module" and root.get_submodule(node.target) not in followed.loose:
                 layer = ours[root.get_submodule(node.target)]
                 flow.calls.setdefault(layer, []).append(node)
                 flow.layers[node] = layer
@@ -88,38 +93,72 @@ def module_flow(model: nn.Module, is_layer: Callable[[nn.Module], bool]) -> Modu
     return flow
 
 
+def _ways_to_call(module: nn.Module) -> tuple[list[dict[str, Any]], bool]:
+    """For each way to call a module, the arguments that are constants there; and whether these ways are all.
+
+    An optional argument has its default or something else: the other truth value, or a symbolic value. Where the ways
+    are too many, these are the one with all defaults and the one with none.
+    """
+    parameters = inspect.signature(module.forward).parameters.values()
+    choices = [
+        ({p.name: p.default}, {p.name: not p.default} if isinstance(p.default, bool) else {})
+        for p in parameters
+        if p.default is not p.empty
+    ]
+    known = all(p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters) and 2 ** len(choices) <= _WAYS
+    ways = itertools.product(*choices) if known else zip(*choices, strict=True)
+    return [dict(itertools.chain(*(part.items() for part in way))) for way in ways] or [{}], known
+
+
 class _Followed:
-    """Graphs that together cover as much of a network as can be followed, as (root, graph) in ``graphs``."""
+    """Graphs that together cover as much of a network as can be followed, as (root, graph) in ``graphs``.
+
+    ``loose`` are layers that are called in code that cannot be followed, whatever calls of them there are besides.
+    """
 
     def __init__(self, is_layer: Callable[[nn.Module], bool]) -> None:
         self.graphs: list[tuple[nn.Module, fx.Graph]] = []
+        self.loose: set[nn.Module] = set()
         self._is_layer = is_layer
         self._seen: set[nn.Module] = set()
+        self._taken_apart: set[nn.Module] = set()
         self._called: set[nn.Module] = set()
 
     def follow(self, module: nn.Module) -> None:
-        """Follow ``module`` inside, as it is called from outside."""
-        if module in self._seen or self._is_layer(module):
+        """Follow ``module`` inside, in all ways in which it may be called from outside."""
+        if self._is_layer(module):
+            self.loose.add(module)
+            return
+        if module in self._seen or module in self._taken_apart:
             return
         self._seen.add(module)
-        tracer = _Tracer(self._is_layer)
+        tracers = []
+        graphs = []
         try:
-            graph = tracer.follow(module)
+            ways, all_known = _ways_to_call(module)
+            if not all_known:
+                raise fx.proxy.TraceError("called in too many ways")
+            for way in ways:
+                tracers.append(_Tracer(self._is_layer))
+                graphs.append((module, tracers[-1].follow(module, way)))
         except Exception:  # whatever a network's code raises when it meets a symbolic value
             self._follow_parts(module)
             return
-        self.graphs.append((module, graph))
-        for part in tracer.opaque:
-            if part not in self._seen:
-                self._seen.add(part)
+        self.graphs += graphs
+        for tracer in tracers:
+            for part in tracer.opaque:
                 self._follow_parts(part)
 
     def _follow_parts(self, module: nn.Module) -> None:
-        for answer in (True, False):
-            tracer = _Tracer(self._is_layer, answer)
-            with contextlib.suppress(Exception):  # as far as it gets
-                tracer.follow(module)
-            self._called |= tracer.called
+        if module in self._taken_apart:
+            return
+        self._taken_apart.add(module)
+        with contextlib.suppress(TypeError, ValueError):  # of a forward without a signature
+            for answer, way in itertools.product((True, False), _ways_to_call(module)[0]):
+                tracer = _Tracer(self._is_layer, answer)
+                with contextlib.suppress(Exception):  # as far as it gets
+                    tracer.follow(module, way)
+                self._called |= tracer.called
         self._follow_children(module)
 
     def _follow_children(self, module: nn.Module) -> None:
@@ -149,11 +188,9 @@ class _Tracer(fx.Tracer):
         self.opaque: list[nn.Module] = []
         self.called: set[nn.Module] = set()
 
-    def follow(self, module: nn.Module) -> fx.Graph:
-        """The graph of ``module`` with the defaults of its arguments."""
-        parameters = inspect.signature(module.forward).parameters.values()
-        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-        return self.trace(module, concrete_args=defaults)
+    def follow(self, module: nn.Module, constants: dict[str, Any]) -> fx.Graph:
+        """The graph of ``module`` with these values of its arguments; the others are symbolic."""
+        return self.trace(module, concrete_args=constants)
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return self._is_layer(module) or super().is_leaf_module(module, name)
