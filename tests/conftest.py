@@ -25,6 +25,7 @@ from partialnet.cli import main
 
 if TYPE_CHECKING:
     from training_runs import Train
+    from warm_processes import WarmProcesses
 
     from partialnet.training.run import TrainResult
 
@@ -118,6 +119,15 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
     return run
 
 
+@pytest.fixture(scope="session")
+def warm_processes() -> Iterator[WarmProcesses]:
+    """Run commands in processes that need not import anything."""
+    from warm_processes import WarmProcesses
+
+    with WarmProcesses() as processes:
+        yield processes
+
+
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny network for 64×64 images of three classes."""
@@ -185,15 +195,21 @@ def colour_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def train_tiny(colour_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
-    """Train on the photos with some settings changed, without pictures, which take as long as these trainings."""
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No run of any kind draws, which takes as long as a tiny training."""
+    from training_runs import DRAWING
+
+    for module, names in DRAWING.items():
+        for name in names:
+            monkeypatch.setattr(f"{module}.{name}", lambda *arguments: None)
+
+
+@pytest.fixture
+def train_tiny(colour_photos: Path, tmp_path: Path, without_pictures: None) -> Train:
+    """Train on the photos with some settings changed, without pictures."""
     from training_runs import CONFIG
 
-    from partialnet.training import pictures
     from partialnet.training.run import train
-
-    monkeypatch.setattr(pictures, "draw_first_batch", lambda *arguments: None)
-    monkeypatch.setattr(pictures, "draw_results", lambda *arguments: None)
 
     def run(folder: str = "run", data: Path = colour_photos, resume: bool = False, **settings: Any) -> TrainResult:
         return train(replace(CONFIG, **settings), str(data), tmp_path / folder, resume)

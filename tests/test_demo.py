@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import re
 import resource
-import select
 import shlex
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +17,7 @@ import safetensors.torch
 import torch
 from commands import Command, assert_mistake, process
 from PIL import Image
+from warm_processes import WarmProcesses
 
 import partialnet.demo
 from partialnet.checkpoint import load
@@ -100,6 +95,7 @@ def test_demo_samples_are_predicted(short_demo: DemoResult, digits: LabelledImag
     assert shown == [str(index) for index in predicted.tolist()]
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_demo_is_reproducible(short_demo: DemoResult, tmp_path: Path) -> None:
     again = run_demo(tmp_path / "run", short_config())
     first, second = (safetensors.torch.load_file(result.checkpoint) for result in (short_demo, again))
@@ -146,7 +142,7 @@ def test_demo_chooses_a_free_folder(quick_demo: Path, command: Command, monkeypa
 
 
 @pytest.mark.slow
-def test_demo_for_real(tmp_path: Path) -> None:
+def test_demo_for_real(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the README promises, from the command to the classified samples."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     result = process("demo", "-o", "run", cwd=tmp_path)
@@ -157,36 +153,23 @@ def test_demo_for_real(tmp_path: Path) -> None:
     assert accuracy is not None
     assert float(accuracy[1]) >= 97
     assert seconds < 180
-    predicted = process("predict", "run", "run/samples", "--json", "-", "-k", 1, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    predicted = command("predict", "run", "run/samples", "--json", "-", "-k", 1)
     rows = [json.loads(line) for line in predicted.out.splitlines()]
     right = [Path(row["image"]).stem.endswith(f"_is_{row['classes'][0]['class']}") for row in rows]
     assert len(right) == 20
     assert sum(right) >= 18
 
 
-def test_interrupted_demo(tmp_path: Path) -> None:
+def test_interrupted_demo(tmp_path: Path, warm_processes: WarmProcesses) -> None:
     """Ctrl-C during training ends with one sentence, which says how to continue, and an exit code that says so."""
-    running = subprocess.Popen(
-        [sys.executable, "-m", "partialnet", "demo", "-o", "run"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=tmp_path,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # which a shell's background job ignores
-    )
-    assert running.stderr is not None
-    told, deadline = b"", time.monotonic() + 60
-    try:
-        while b"training:" not in told and time.monotonic() < deadline:
-            if select.select([running.stderr], [], [], 1)[0]:
-                told += os.read(running.stderr.fileno(), 10000)
-        running.send_signal(signal.SIGINT)
-        out, error = running.communicate(timeout=60)
-    finally:
-        running.kill()
-    assert b"Traceback" not in error
-    assert running.returncode == 75
-    assert out == b""
-    assert b"Continue with: partialnet train digits --config run/config.yaml -o run --resume" in error
+    process = warm_processes.start("demo", "-o", "run", cwd=tmp_path, out=tmp_path / "out")
+    process.wait_until(lambda: "training:" in process.err)
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 75, process.err
+    assert "Traceback" not in process.err
+    assert process.out == ""
+    assert "Continue with: partialnet train digits --config run/config.yaml -o run --resume" in process.err
     assert list((tmp_path / "run" / "state").glob("*.pt"))
 
 

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +16,8 @@ import yaml
 from coco_sets import CATEGORIES, make_content, write_images, write_set
 from conftest import Randomize
 from PIL import Image
+from training_runs import DRAW_NOTHING
+from warm_processes import WarmProcesses
 
 from partialnet.checkpoint import load
 from partialnet.cli import main
@@ -203,31 +201,17 @@ def test_pictures_come_with_every_epoch(data: str, tmp_path: Path, monkeypatch: 
         assert (tmp_path / name).stat().st_size > 0
 
 
-PROGRAM = """
-import sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-import yaml
-from partialnet.detection.config import DetectionConfig
-from partialnet.detection.run import train_detector
-from partialnet.training.settings import create_settings
-config = create_settings(DetectionConfig, yaml.safe_load(Path(sys.argv[1]).read_text()))
-train_detector(config, sys.argv[2], Path(sys.argv[3]), resume=True)
-"""
-
-
-def test_killed_training_ends_with_the_same_bits(data: str, trained: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("without_pictures")
+def test_killed_training_ends_with_the_same_bits(
+    data: str, trained: Path, tmp_path: Path, warm_processes: WarmProcesses
+) -> None:
     config = replace(CONFIG, save_minutes=0.0)
     (tmp_path / "config.yaml").write_text(as_yaml(config))
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "config.yaml"), data, str(tmp_path / "run")]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    deadline = time.monotonic() + 200
-    while not list((tmp_path / "run" / "state").glob("*epoch-1-batch-1*")) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    command = ["detect", "train", data, "--config", tmp_path / "config.yaml", "-o", tmp_path / "run"]
+    process = warm_processes.start(*command, out=tmp_path / "out", before=DRAW_NOTHING)
+    process.wait_until(lambda: list((tmp_path / "run" / "state").glob("*epoch-1-batch-1*")))
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL, process.err
     train_detector(config, data, tmp_path / "run", resume=True)
     ours, theirs = (load_detector(folder / "last").model.state_dict() for folder in (tmp_path / "run", trained))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -238,17 +222,16 @@ def test_killed_training_ends_with_the_same_bits(data: str, trained: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_two_processes_evaluate_as_one(data: str, trained: Path, tmp_path: Path) -> None:
+def test_two_processes_evaluate_as_one(data: str, trained: Path, tmp_path: Path, warm_processes: WarmProcesses) -> None:
     """Training goes on from the same weights, without learning, so that both evaluate the same network."""
     config = replace(CONFIG, epochs=1, lr=0.0, warmup_epochs=0.0, weights=str(trained), batch_size=2, frozen_bn=True)
     numbers = []
     for devices in (1, 2):
         folder = tmp_path / f"run-{devices}"
         (tmp_path / "config.yaml").write_text(as_yaml(config))
-        command = [sys.executable, "-m", "partialnet", "detect", "train", data, "--devices", str(devices)]
-        command += ["--config", str(tmp_path / "config.yaml"), "-o", str(folder), "--no-out-norm"]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        assert done.returncode == 0, done.stderr
+        command = ["detect", "train", data, "--devices", devices, "--config", tmp_path / "config.yaml", "-o", folder]
+        process = warm_processes.start(*command, "--no-out-norm", out=tmp_path / "out", before=DRAW_NOTHING)
+        assert process.wait() == 0, process.err
         row = rows(folder)[0]
         numbers.append([float(row[name]) for name in row if name.startswith("val_")])
     assert numbers[0] == numbers[1]
@@ -270,6 +253,7 @@ def repeated(content: dict[str, Any], times: int) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_pictures")
 def test_it_learns(tmp_path: Path) -> None:
     """Four images by heart: the boxes are found again."""
     content = make_content(4, seed=3, crowds=False)
@@ -346,6 +330,7 @@ def test_mistakes_are_one_sentence(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_broken_photo_is_replaced_and_listed(tmp_path: Path) -> None:
     data = write_set(tmp_path / "shapes", count=10)
     (tmp_path / "shapes" / "images" / "002.jpg").write_bytes(b"no image")
@@ -381,6 +366,7 @@ def test_an_exported_file_is_refused_on_a_gpu(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_normalisation_of_other_weights_survives_a_resume(data: str, trained: Path, tmp_path: Path) -> None:
     other = load_detector(trained)
     other.model.transform.image_mean, other.model.transform.image_std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]  # type: ignore[union-attr]

@@ -7,9 +7,7 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from training_runs import write_photos
+from training_runs import DRAW_NOTHING, write_photos
+from warm_processes import WarmProcesses
 
 from partialnet.checkpoint import create_checkpoint, load
 from partialnet.cli import main
@@ -77,6 +76,7 @@ def test_metrics_hold_objective_and_every_ratio(searched: Path) -> None:
         assert float(row["objective"]) <= factor * float(row["train_loss"]) + 10
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_pressure_grows_while_the_complexity_is_too_high(photos: Path, tmp_path: Path) -> None:
     # gates that cannot move keep to a complexity that is four times too high, or stay where it is met
     expected = {4.0: -0.01 * 64, 1.0: -0.01}
@@ -111,6 +111,7 @@ def test_plan_says_what_the_checkpoint_is(searched: Path) -> None:
         assert (searched / name).stat().st_size > 0
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_plan_trains_from_scratch_and_from_the_searched_weights(
     searched: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,6 +141,7 @@ def test_info_shows_a_plan(searched: Path, capsys: pytest.CaptureFixture[str]) -
     assert stop.value.code == 2
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_scope_and_no_attention(photos: Path, tmp_path: Path) -> None:
     config = replace(CONFIG, scope="stage3", attention=False, epochs=2, gate_travel=200.0)
     result = search(config, str(photos), tmp_path / "run")
@@ -150,6 +152,7 @@ def test_scope_and_no_attention(photos: Path, tmp_path: Path) -> None:
     assert any("attn" in name for name in load(tmp_path / "run").model.state_dict() if name.startswith("stages.2"))
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_converted_networks_are_searched_too(photos: Path, tmp_path: Path) -> None:
     """Any network of the registry with partial convolutions; here a small ResNet after surgery."""
     arguments = {"base": "resnet10t", "surgery": [{"select": r"layer[12]\.0\.conv2"}]}
@@ -192,33 +195,17 @@ def test_gates_have_a_learning_rate_of_their_own(photos: Path) -> None:
     assert len(every) == len(set(every)) == len(list(task.network.parameters()))
 
 
-PROGRAM = """
-import sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-import yaml
-from partialnet.search.config import SearchConfig
-from partialnet.search.run import search
-from partialnet.training.settings import create_settings
-config = create_settings(SearchConfig, yaml.safe_load(Path(sys.argv[1]).read_text()))
-search(config, sys.argv[2], Path(sys.argv[3]), resume=True)
-"""
-
-
-def test_killed_search_ends_with_the_same_bits(photos: Path, searched: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("without_pictures")
+def test_killed_search_ends_with_the_same_bits(
+    photos: Path, searched: Path, tmp_path: Path, warm_processes: WarmProcesses
+) -> None:
     config = replace(CONFIG, save_minutes=0.0)
     (tmp_path / "config.yaml").write_text(as_yaml(config))
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path / "config.yaml"), str(photos), str(tmp_path / "run")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "run" / "state").glob("*epoch-1-batch-2*")) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    command = ["search", photos, "--config", tmp_path / "config.yaml", "-o", tmp_path / "run"]
+    process = warm_processes.start(*command, out=tmp_path / "out", before=DRAW_NOTHING)
+    process.wait_until(lambda: list((tmp_path / "run" / "state").glob("*epoch-1-batch-2*")))
     process.send_signal(signal.SIGKILL)
-    process.wait()
-    if process.stderr is not None:
-        process.stderr.close()
+    assert process.wait() == -signal.SIGKILL, process.err
     assert not (tmp_path / "run" / "plan.json").exists()
     search(config, str(photos), tmp_path / "run", resume=True)
     ours, theirs = load(tmp_path / "run").model.state_dict(), load(searched).model.state_dict()
@@ -229,8 +216,9 @@ def test_killed_search_ends_with_the_same_bits(photos: Path, searched: Path, tmp
 # -- sweeps ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_sweep_keeps_finished_points(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = replace(CONFIG, epochs=2)
+    config = replace(CONFIG, epochs=1, warmup_epochs=0.0)
     (tmp_path / "config.yaml").write_text(as_yaml(config))
     folder = tmp_path / "sweep"
     arguments = ["search", str(photos), "--config", str(tmp_path / "config.yaml"), "-o", str(folder)]
@@ -249,7 +237,7 @@ def test_sweep_keeps_finished_points(photos: Path, tmp_path: Path, capsys: pytes
         assert float(row["mean_split_ratio"]) == pytest.approx(plan.mean_ratio, abs=1e-6)
         assert plan.theta == float(row["theta"])
     assert (folder / "sweep.png").stat().st_size > 0
-    with pytest.raises(UserError, match="epochs was 2 and is 3"):
+    with pytest.raises(UserError, match="epochs was 1 and is 3"):
         sweep(replace(config, epochs=3), [2.0], str(photos), folder, resume=True)
     fewer = shutil.copytree(photos, tmp_path / "fewer")
     next(fewer.rglob("*.png")).unlink()
@@ -264,7 +252,7 @@ def test_sweep_on_a_ray_cluster(photos: Path, tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     monkeypatch.chdir(photos.parent)
-    config = replace(CONFIG, epochs=2)
+    config = replace(CONFIG, epochs=1, warmup_epochs=0.0)
     sweep(config, [2.0, 4.0], "photos", tmp_path / "here", search_points=None)
     result = sweep(config, [2.0, 4.0], "photos", tmp_path / "there", search_points=RayCluster("local"))
     assert not ray.is_initialized()

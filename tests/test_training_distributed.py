@@ -15,7 +15,8 @@ import pytest
 import safetensors.torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from training_runs import write_photos
+from training_runs import DRAW_NOTHING, write_photos
+from warm_processes import WarmProcesses
 
 from partialnet.errors import UserError
 from partialnet.training.config import TrainConfig
@@ -59,13 +60,18 @@ def alone(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(photos: Path, folder: Path, launcher: list[str], *options: str, **variables: str) -> subprocess.Popen[str]:
-    """``partialnet train`` under a launcher, or with the variables that one sets."""
+def arguments(photos: Path, folder: Path) -> list[str]:
+    """Of ``partialnet``, for a training in that folder."""
     config = folder.with_suffix(".yaml")
     config.write_text(as_yaml(create_settings(TrainConfig, SETTINGS)))
-    command = [*launcher, "-m", "partialnet", "train", str(photos), "--config", str(config), "-o", str(folder)]
+    return ["train", str(photos), "--config", str(config), "-o", str(folder)]
+
+
+def start_cold(launcher: list[str], arguments: list[str], **variables: str) -> subprocess.Popen[str]:
+    """The command under a launcher, or with the variables that one sets, as a user's process begins."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    return subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, env=environment)
+    command = [*launcher, "-m", "partialnet", *arguments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def free_port() -> int:
@@ -85,10 +91,13 @@ def assert_same_run(folder: Path, alone: Path) -> None:
     assert (folder / "broken_images.txt").read_text() == "red/03.png\n"
 
 
-def test_two_devices(photos: Path, alone: Path, tmp_path: Path) -> None:
-    process = start(photos, tmp_path / "run", [sys.executable], "--devices", "2")
-    told = process.communicate(timeout=300)[1]
-    assert process.returncode == 0, told
+def test_two_devices(photos: Path, alone: Path, tmp_path: Path, warm_processes: WarmProcesses) -> None:
+    """Lightning starts the second process as a user's would be started."""
+    process = warm_processes.start(
+        *arguments(photos, tmp_path / "run"), "--devices", "2", out=tmp_path / "out", before=DRAW_NOTHING
+    )
+    assert process.wait() == 0, process.err
+    told = process.err
     assert "effective batch 8 (4 images × 2 processes)" in told
     assert told.count("run folder") == told.count("epoch 2/2  loss") == 1
     assert_same_run(tmp_path / "run", alone)
@@ -98,7 +107,7 @@ def test_two_machines(photos: Path, alone: Path, tmp_path: Path) -> None:
     """Two launchers that know of each other an address only, as on two machines with a shared disk."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-id=test"]
     launcher += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}"]
-    machines = [start(photos, tmp_path / "run", launcher) for _ in range(2)]
+    machines = [start_cold(launcher, arguments(photos, tmp_path / "run")) for _ in range(2)]
     told = [machine.communicate(timeout=300)[1] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], told
     assert_same_run(tmp_path / "run", alone)
@@ -120,14 +129,17 @@ def slurm_task(rank: int, tasks: int, **more: str) -> dict[str, str]:
     }
 
 
-def test_two_tasks_of_slurm(photos: Path, alone: Path, tmp_path: Path) -> None:
+def test_two_tasks_of_slurm(photos: Path, alone: Path, tmp_path: Path, warm_processes: WarmProcesses) -> None:
     port = str(free_port())  # SLURM's jobs have one that follows from the job's number
-    tasks = [
-        start(photos, tmp_path / "run", [sys.executable], **slurm_task(rank, 2, MASTER_PORT=port)) for rank in (0, 1)
-    ]
-    told = [task.communicate(timeout=300)[1] for task in tasks]
-    assert [task.returncode for task in tasks] == [0, 0], told
-    assert [text.count("run folder") for text in told] == [1, 0]
+    command = arguments(photos, tmp_path / "run")
+    first = warm_processes.start(
+        *command, out=tmp_path / "out", before=DRAW_NOTHING, **slurm_task(0, 2, MASTER_PORT=port)
+    )
+    # a cold one, as Lightning takes its rank from the environment while it is imported
+    second = start_cold([sys.executable], command, **slurm_task(1, 2, MASTER_PORT=port))
+    told = second.communicate(timeout=300)[1]
+    assert (first.wait(), second.returncode) == (0, 0), (first.err, told)
+    assert [text.count("run folder") for text in (first.err, told)] == [1, 0]
     assert_same_run(tmp_path / "run", alone)
 
 
@@ -159,20 +171,16 @@ def test_only_the_first_machine_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_launch(devices=1, num_nodes=1).is_first  # a run of its own
 
 
-def test_stopping_one_of_two(photos: Path, alone: Path, tmp_path: Path) -> None:
+def test_stopping_one_of_two(photos: Path, alone: Path, tmp_path: Path, warm_processes: WarmProcesses) -> None:
     """A signal to the first process stops both after the same step; the continued run is the uninterrupted one."""
     folder = tmp_path / "run"
-    process = start(photos, folder, [sys.executable], "--devices", "2")
-    assert process.stderr is not None
-    told = ""
-    while "training:" not in told and (line := process.stderr.readline()):
-        told += line
+    command = [*arguments(photos, folder), "--devices", "2"]
+    process = warm_processes.start(*command, out=tmp_path / "out")
+    process.wait_until(lambda: "training:" in process.err)
     process.send_signal(signal.SIGTERM)
-    told += process.communicate(timeout=300)[1]
-    assert process.returncode == 75, told
-    assert told.count("Stopped by SIGTERM") == 1
+    assert process.wait() == 75, process.err
+    assert process.err.count("Stopped by SIGTERM") == 1
     assert not (folder / "curves.png").exists()
-    process = start(photos, folder, [sys.executable], "--devices", "2", "--resume")
-    told = process.communicate(timeout=300)[1]
-    assert process.returncode == 0, told
+    process = warm_processes.start(*command, "--resume", out=tmp_path / "out", before=DRAW_NOTHING)
+    assert process.wait() == 0, process.err
     assert_same_run(folder, alone)

@@ -3,70 +3,35 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
-from training_runs import write_photos
+from training_runs import DRAW_NOTHING, write_photos
+from warm_processes import WarmProcess, WarmProcesses
 
+from partialnet.training.config import TrainConfig
+from partialnet.training.settings import as_yaml, create_settings
 from partialnet.training.signals import StopSignals
 
-# Trains in a fork of a process that has imported everything, as imports take longer than these runs. Reads a job as a
-# line of JSON, writes the number of the training process and then its exit code.
-SERVER = """
-import json, os, signal, sys
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-import torch.utils.tensorboard
-from partialnet.errors import RunInterrupted
-from partialnet.training.config import TrainConfig
-from partialnet.training import pictures
-from partialnet.training.run import train
-
-pictures.draw_first_batch = pictures.draw_results = lambda *arguments: None
-
-def kill_in_write(number):
-    # files are written by open, write, fsync, rename; this dies before the rename
-    real, left = os.fsync, [number]
-    def fsync(handle):
-        left[0] -= 1
-        if not left[0]:
-            os.ftruncate(handle, os.fstat(handle).st_size // 2)
-            os.kill(os.getpid(), signal.SIGKILL)
-        real(handle)
-    os.fsync = fsync
-
-for line in sys.stdin:
-    job = json.loads(line)
-    pid = os.fork()
-    if not pid:
-        log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(log, 2)
-        if job["kill_in_write"]:
-            kill_in_write(job["kill_in_write"])
-        settings = {k: tuple(v) if isinstance(v, list) else v for k, v in job["settings"].items()}
-        try:
-            train(TrainConfig(**settings), job["data"], Path(job["folder"]), resume=True)
-        except RunInterrupted as error:
-            print(error, file=sys.stderr, flush=True)
-            os._exit(75)
-        except BaseException as error:
-            print(repr(error), file=sys.stderr, flush=True)
-            os._exit(1)
-        os._exit(0)
-    print(pid, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+# Files are written by open, write, fsync, rename; this dies before the rename.
+KILL_IN_WRITE = """
+import os, signal
+real, left = os.fsync, [{number}]
+def fsync(handle):
+    left[0] -= 1
+    if not left[0]:
+        os.ftruncate(handle, os.fstat(handle).st_size // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(handle)
+os.fsync = fsync
 """
 
 SETTINGS: dict[str, Any] = {
@@ -93,58 +58,33 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-class TrainingProcess:
-    """Starts training processes one after the other."""
-
-    def __init__(self, data: Path) -> None:
-        self.data = data
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self.server = subprocess.Popen(
-            [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-
-    def start(self, folder: Path, kill_in_write: int = 0, **settings: Any) -> int:
-        """Begin or continue the run in ``folder``; the number of its process."""
-        self.log(folder).unlink(missing_ok=True)
-        job = {
-            "data": str(self.data),
-            "folder": str(folder),
-            "log": str(self.log(folder)),
-            "settings": {**SETTINGS, **settings},
-            "kill_in_write": kill_in_write,
-        }
-        assert self.server.stdin is not None
-        self.server.stdin.write(json.dumps(job) + "\n")
-        self.server.stdin.flush()
-        return int(self._line())
-
-    def wait(self) -> int:
-        """Exit code of the process that was started; negative the number of the signal that killed it."""
-        return int(self._line())
-
-    @staticmethod
-    def log(folder: Path) -> Path:
-        return folder.with_suffix(".log")
-
-    def _line(self) -> str:
-        assert self.server.stdout is not None
-        return self.server.stdout.readline()
+Start = Callable[..., WarmProcess]
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainingProcess]:
-    found = TrainingProcess(write_photos(tmp_path_factory.mktemp("data") / "photos", 14))
-    yield found
-    assert found.server.stdin is not None
-    found.server.stdin.close()
-    found.server.wait(20)
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_photos(tmp_path_factory.mktemp("data") / "photos", 14)
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(processes: TrainingProcess, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+def start(photos: Path, warm_processes: WarmProcesses) -> Start:
+    """Begin or continue the run in a folder with some settings changed."""
+
+    def start(folder: Path, kill_in_write: int = 0, **settings: Any) -> WarmProcess:
+        config = folder.with_suffix(".yaml")
+        config.write_text(as_yaml(create_settings(TrainConfig, {**SETTINGS, **settings})))
+        before = DRAW_NOTHING + (KILL_IN_WRITE.format(number=kill_in_write) if kill_in_write else "")
+        arguments = ["train", photos, "--config", config, "-o", folder, "--resume"]
+        return warm_processes.start(*arguments, out=folder.with_suffix(".log"), before=before)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(start: Start, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
     folder = tmp_path_factory.mktemp("uninterrupted") / "run"
-    processes.start(folder, workers=0)
-    assert processes.wait() == 0, processes.log(folder).read_text()
+    process = start(folder, workers=0)
+    assert process.wait() == 0, process.err
     return outcome(folder)
 
 
@@ -175,69 +115,51 @@ def states(folder: Path) -> int:
     return max((int(path.name.partition("-")[0]) for path in found), default=0)
 
 
-def wait_for_state(folder: Path, number: int) -> None:
-    end = time.monotonic() + 60
-    while states(folder) < number and time.monotonic() < end:
-        time.sleep(0.01)
-    assert states(folder) >= number
-
-
 @pytest.mark.parametrize("workers", [0, 2])
-def test_killed_at_random_moments(
-    workers: int, processes: TrainingProcess, uninterrupted: tuple[Any, ...], tmp_path: Path
-) -> None:
+def test_killed_at_random_moments(workers: int, start: Start, uninterrupted: tuple[Any, ...], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     moments = random.Random(workers)
-    killed = 0
-    while killed < 3:
-        pid = processes.start(folder, workers=workers)
+    for _ in range(3):
         # some steps on, each of which is saved, and somewhere between them
-        wait_for_state(folder, states(folder) + moments.randint(1, 4))
+        goal = states(folder) + moments.randint(1, 4)
+        process = start(folder, workers=workers)
+        process.wait_until(lambda goal=goal: states(folder) >= goal)
         time.sleep(moments.uniform(0, 0.1))
-        os.kill(pid, signal.SIGKILL)
-        assert processes.wait() == -signal.SIGKILL
-        killed += 1
-    processes.start(folder, workers=workers)
-    assert processes.wait() == 0, processes.log(folder).read_text()
-    assert "Continuing after" in processes.log(folder).read_text()
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    process = start(folder, workers=workers)
+    assert process.wait() == 0, process.err
+    assert "Continuing after" in process.err
     assert outcome(folder) == uninterrupted
 
 
-def test_killed_while_writing(processes: TrainingProcess, uninterrupted: tuple[Any, ...], tmp_path: Path) -> None:
+def test_killed_while_writing(start: Start, uninterrupted: tuple[Any, ...], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     # the first run dies in its second state, the others in states, metrics and checkpoints further on
     for write in (2, 4, 5, 7):
-        processes.start(folder, kill_in_write=write, workers=0)
-        assert processes.wait() == -signal.SIGKILL
+        assert start(folder, kill_in_write=write, workers=0).wait() == -signal.SIGKILL
     assert list(folder.glob("**/.*")), "a write was to be interrupted"
-    processes.start(folder, workers=0)
-    assert processes.wait() == 0, processes.log(folder).read_text()
+    process = start(folder, workers=0)
+    assert process.wait() == 0, process.err
     assert outcome(folder) == uninterrupted
     assert not list(folder.glob("**/.*"))
 
 
-def test_asked_to_stop(processes: TrainingProcess, uninterrupted: tuple[Any, ...], tmp_path: Path) -> None:
+def test_asked_to_stop(photos: Path, start: Start, uninterrupted: tuple[Any, ...], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        pid = processes.start(folder, workers=0, save_minutes=60)
         before = states(folder)
+        process = start(folder, workers=0, save_minutes=60)
         # the bar opens when the training is about to begin
-        wait_for_text(processes.log(folder), "training:")
-        os.kill(pid, number)
-        assert processes.wait() == 75, processes.log(folder).read_text()
-        told = processes.log(folder).read_text()
-        assert f"Stopped by {number.name}" in told
-        assert f"partialnet train {processes.data} --config {folder}/config.yaml -o {folder} --resume" in told
+        process.wait_until(lambda process=process: "training:" in process.err)
+        process.send_signal(number)
+        assert process.wait() == 75, process.err
+        assert f"Stopped by {number.name}" in process.err
+        assert f"partialnet train {photos} --config {folder}/config.yaml -o {folder} --resume" in process.err
         assert states(folder) == before + 1
-    processes.start(folder, workers=0, save_minutes=60)
-    assert processes.wait() == 0, processes.log(folder).read_text()
+    process = start(folder, workers=0, save_minutes=60)
+    assert process.wait() == 0, process.err
     assert outcome(folder) == uninterrupted
-
-
-def wait_for_text(path: Path, text: str) -> None:
-    end = time.monotonic() + 60
-    while not (path.exists() and text in path.read_text()) and time.monotonic() < end:
-        time.sleep(0.01)
 
 
 def test_signals_are_noted_and_given_back() -> None:

@@ -6,16 +6,15 @@ import errno
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from ui_pages import save_networks, serving
+from warm_processes import WarmProcesses
 
 from partialnet.cli import main
 from partialnet.ui import PageServer
@@ -34,34 +33,20 @@ def server(runs: tuple[Path, Path]) -> Iterator[PageServer]:
         yield server
 
 
-def start(*args: Any, cwd: Path | None = None) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-    environment.pop("DISPLAY", None)
-    return subprocess.Popen(
-        [sys.executable, "-m", "partialnet", "ui", *map(str, args)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=cwd, env=environment,
-        # what runs in the background of a shell ignores the interrupt, and so would its children
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
-
-
-def test_command_serves_and_ends(runs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_command_serves_and_ends(runs: tuple[Path, Path], tmp_path: Path, warm_processes: WarmProcesses) -> None:
     """runs/demo by default; Ctrl-C is the way to end it, not a failure."""
     shutil.copytree(runs[0], tmp_path / "runs" / "demo")
-    process = start("--no-open", cwd=tmp_path)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line.startswith("Showing demo at http://127.0.0.1:"), process.stderr and process.stderr.read()
-        port = int(line.split("127.0.0.1:")[1].split("/")[0])
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-        connection.request("GET", "/api/networks")
-        assert json.loads(connection.getresponse().read())["networks"][0]["name"] == "demo"
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
-    finally:
-        process.kill()
-    assert (process.returncode, out.strip(), err) == (0, "The page is closed.", "")
+    process = warm_processes.start("ui", "--no-open", cwd=tmp_path, out=tmp_path / "out")
+    process.wait_until(lambda: process.out.endswith("\n"))
+    found = re.match(r"Showing demo at http://127\.0\.0\.1:(\d+)/", process.out)
+    assert found is not None, process.err
+    connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=20)
+    connection.request("GET", "/api/networks")
+    assert json.loads(connection.getresponse().read())["networks"][0]["name"] == "demo"
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 0, process.err
+    assert process.out.partition("\n")[2].strip() == "The page is closed."
+    assert process.err == ""
 
 
 def test_command_without_anything_to_show(

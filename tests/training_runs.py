@@ -34,6 +34,20 @@ CONFIG = TrainConfig(
 )
 #: Of the run that tests share
 FINISHED = replace(CONFIG, epochs=4, warmup_epochs=1, ema=0.5, drop_path_rate=0.1)
+#: What draws the pictures of run folders, in its modules
+DRAWING = {
+    "partialnet.training.pictures": ("draw_first_batch", "draw_results"),
+    "partialnet.detection.pictures": ("draw_first_batch", "draw_curves", "draw_results"),
+    "partialnet.search.pictures": ("draw_ratios", "draw_plan"),
+    "partialnet.search.run": ("learning_curves",),
+}
+#: A program that keeps its process from drawing
+DRAW_NOTHING = f"""
+import importlib
+for module, names in {DRAWING}.items():
+    for name in names:
+        setattr(importlib.import_module(module), name, lambda *arguments: None)
+"""
 Train = Callable[..., TrainResult]
 
 
