@@ -246,6 +246,7 @@ def test_sweep_keeps_finished_points(photos: Path, tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_pictures")  # here; the cluster's processes draw
 def test_sweep_on_a_ray_cluster(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray")
     from partialnet.search.ray_cluster import RayCluster
