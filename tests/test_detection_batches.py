@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign
 
 from partialnet.detection.annotations import DetectionImages
@@ -23,12 +22,12 @@ from partialnet.detection.batches import (
     DetectionBatch,
     detection_eval_loader,
     detection_train_loader,
-    for_resized_batches,
 )
 from partialnet.detection.coco import open_coco, open_held_out
 from partialnet.detection.config import DetectionConfig
 from partialnet.detection.evaluator import to_detections
-from partialnet.detection.transforms import prepare, resized_size
+from partialnet.detection.resizing import DetectorTransform, resized_size
+from partialnet.detection.transforms import prepare
 from partialnet.errors import UserError
 
 SETTINGS = {"img_size": (40, 64), "workers": 0, "seed": 1}
@@ -165,7 +164,7 @@ def test_evaluation_sees_every_image_once_in_its_own_size(with_broken: Detection
 
 
 def test_only_images_that_come_to_one_size_are_evaluated_together(images: DetectionImages) -> None:
-    resize = GeneralizedRCNNTransform(40, 64, [0.0] * 3, [1.0] * 3, size_divisible=16).eval()
+    resize = DetectorTransform((40, 64), [0.0] * 3, [1.0] * 3, size_divisible=16).eval()
     sizes = set()
     for batch in detection_eval_loader(images, batch_size=5, workers=0, img_size=(40, 64), size_divisible=16):
         together = resize(batch.inputs())[0].tensors.shape[2:]
@@ -173,15 +172,6 @@ def test_only_images_that_come_to_one_size_are_evaluated_together(images: Detect
         for image in batch.inputs():
             assert resize([image])[0].tensors.shape[2:] == together
     assert len(sizes) > 1
-
-
-@pytest.mark.parametrize("img_size", [(800, 1333), (320, 512), (96, 128)])
-def test_sizes_are_those_of_torchvision(img_size: tuple[int, int]) -> None:
-    resize = GeneralizedRCNNTransform(*img_size, [0.0] * 3, [1.0] * 3).eval()
-    rng = np.random.default_rng(0)
-    for height, width in rng.integers(20, 900, (30, 2)).tolist():
-        image = torch.zeros(1, height, width).expand(3, -1, -1)
-        assert resize([image])[0].image_sizes[0] == resized_size((height, width), img_size)
 
 
 class Pixels(nn.Module):
@@ -206,21 +196,11 @@ def detector(**options: object) -> MaskRCNN:
         rpn_anchor_generator=AnchorGenerator(((16, 32),), ((0.5, 1.0, 2.0),)),
         box_roi_pool=MultiScaleRoIAlign(["0"], 7, 2),
         mask_roi_pool=MultiScaleRoIAlign(["0"], 14, 2),
-        min_size=40,
-        max_size=64,
         box_score_thresh=0.0,
-        size_divisible=16,
         **options,
     )
-    model.transform = for_resized_batches(model.transform)
+    model.transform = DetectorTransform((40, 64), [0.5] * 3, [0.25] * 3, 16, resizes_training=False)
     return model
-
-
-def test_training_images_are_resized_once() -> None:
-    transform = detector().transform
-    image = torch.rand(3, 24, 30)
-    for training, size in ((True, (24, 30)), (False, (40, 50))):
-        assert transform.train(training)([image])[0].image_sizes == [size]
 
 
 def test_losses_are_finite_whatever_is_wrong_with_the_data(tmp_path: Path) -> None:

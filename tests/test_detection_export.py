@@ -14,7 +14,6 @@ from click.testing import CliRunner
 from conftest import randomize_parameters
 from PIL import Image
 from torch import Tensor
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from partialnet.cli.main import cli
 from partialnet.deploy.runtimes import load_exported
@@ -23,6 +22,7 @@ from partialnet.detection.checkpoint import DetectorCheckpoint, create_detector,
 from partialnet.detection.export import compare_detections, default_canvas, export_detector
 from partialnet.detection.exported import Canvas, load_exported_detector
 from partialnet.detection.masks import encode_box_masks, encode_masks
+from partialnet.detection.resizing import DetectorTransform
 from partialnet.errors import UserError
 
 CATEGORIES = {1: "person", 18: "dog"}
@@ -110,7 +110,7 @@ def test_masks_of_objects_at_the_images_edge_keep_their_place(height: int, width
     def run(canvas: Tensor) -> list[Tensor]:
         return [torch.tensor([[0.0, 0.0, 128.0, 96.0]]), torch.tensor([1]), torch.tensor([0.9]), drawn]
 
-    canvas = Canvas(run, (96, 128), GeneralizedRCNNTransform(96, 128, [0.0] * 3, [1.0] * 3))
+    canvas = Canvas(run, (96, 128), DetectorTransform((96, 128), [0.0] * 3, [1.0] * 3))
     image = torch.rand(3, height, width)
     (whole,), (parts,) = canvas([image]), canvas.find([image])
     for found in (whole, parts):

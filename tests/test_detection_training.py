@@ -388,13 +388,24 @@ def test_another_run_is_a_model(trained: Path, capsys: pytest.CaptureFixture[str
     assert config.pyramid_channels == CONFIG.pyramid_channels
 
 
-def test_a_strip_is_refused_and_the_others_are_drawn(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Image.new("RGB", (400, 3)).save(tmp_path / "1.png")
-    Image.new("RGB", (40, 30)).save(tmp_path / "2.png")
-    with pytest.raises(SystemExit) as stop:
-        main(["detect", "predict", str(trained), str(tmp_path), "--device", "cpu", "-o", str(tmp_path / "drawn")])
-    assert stop.value.code == 2
-    assert "too narrow" in capsys.readouterr().err
-    assert (tmp_path / "drawn" / "2.png").exists()
+def test_a_strip_is_searched_like_any_photo(trained: Path, tmp_path: Path) -> None:
+    for name, size in (("1.png", (400, 3)), ("2.png", (40, 30)), ("3.png", (2, 500))):
+        Image.new("RGB", size).save(tmp_path / name)
+    main(["detect", "predict", str(trained), str(tmp_path), "--device", "cpu", "-o", str(tmp_path / "drawn")])
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["1.png", "2.png", "3.png"]
+
+
+def test_a_strip_is_evaluated_like_any_image(trained: Path, tmp_path: Path) -> None:
+    root = Path(write_set(tmp_path / "shapes", count=4))
+    Image.new("RGB", (400, 3)).save(root / "images" / "000.jpg")
+    content = json.loads((root / "annotations.json").read_text())
+    content["images"][0].update(width=400, height=3)
+    for entry in content["annotations"]:
+        if entry["image_id"] == content["images"][0]["id"]:
+            entry.update(bbox=[1, 0, 50, 3], segmentation=[])
+    (root / "annotations.json").write_text(json.dumps(content))
+    images = open_held_out(str(root))
+    assert [400, 3] in images.sizes[:, ::-1].tolist()
+    found = evaluate_detector(load_detector(trained), images, workers=0)
+    assert found.evaluation.num_images == len(images) == 4
+    assert found.broken == ()

@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from ..errors import UserError
 from ..training.batch_loader import batch_loader, read_or_replace
 from ..training.seeding import BATCH_ORDER, IMAGE, ORDER, SIZE, generator
 from .annotations import DetectionImages
 from .config import DetectionConfig
-from .transforms import IMG_SIZE, prepare, resized_size, to_tensor
+from .resizing import IMG_SIZE, resized_size
+from .transforms import prepare, to_tensor
 
 
 @dataclass
@@ -80,7 +80,7 @@ def detection_train_loader(
     images come together, and tall ones. What is left at the end of the epoch is dropped, unless there is less than one
     batch in all: then this is the epoch's only batch.
 
-    The detector must not resize again; see ``for_resized_batches``.
+    The detector must not resize again; see ``DetectorTransform``.
 
     Args:
         images: What is learnt from.
@@ -129,18 +129,6 @@ def detection_eval_loader(
     """
     batches = _EvalBatches(images, batch_size, rank, world_size, img_size, size_divisible)
     return batch_loader(batches, range(len(batches)), workers, pin_memory)
-
-
-def for_resized_batches(transform: GeneralizedRCNNTransform) -> GeneralizedRCNNTransform:
-    """A detector's transform that takes training images in the size in which they come, and resizes in evaluation."""
-    sides = transform.min_size, transform.max_size
-    normalisation = transform.image_mean, transform.image_std
-    return _ForResizedBatches(*sides, *normalisation, transform.size_divisible, transform.fixed_size)
-
-
-class _ForResizedBatches(GeneralizedRCNNTransform):  # type: ignore[misc] # torchvision has no types
-    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
-        return (image, target) if self.training else super().resize(image, target)
 
 
 class _TrainBatches(Dataset[DetectionBatch | UserError]):

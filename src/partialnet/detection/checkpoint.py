@@ -60,8 +60,7 @@ class DetectorCheckpoint:
     @property
     def img_size(self) -> tuple[int, int]:
         """Shorter and at most longer side of an image, in pixels."""
-        transform: Any = self.model.transform
-        return int(transform.min_size[-1]), int(transform.max_size)
+        return self.model.transform.img_size  # type: ignore[union-attr, return-value]
 
     def category_ids(self) -> list[int]:
         """COCO ids of the labels 1, 2, …"""

@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import paste_masks_in_image
-from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
 from partialnet.deploy.runtimes import open_exported
 from partialnet.errors import UserError
 
 from .checkpoint import DetectorCheckpoint, parse_categories
+from .resizing import DetectorTransform, resize_image, resized_size
 
 #: Detections of a smaller width or height, in pixels, are left out, as torchvision does.
 _LEAST_SIDE = 1e-2
@@ -37,7 +38,7 @@ class Canvas(nn.Module):
     """
 
     def __init__(
-        self, run: Callable[[Tensor], Sequence[Tensor]], size: tuple[int, int], transform: GeneralizedRCNNTransform
+        self, run: Callable[[Tensor], Sequence[Tensor]], size: tuple[int, int], transform: DetectorTransform
     ) -> None:
         super().__init__()
         self.run = run
@@ -60,11 +61,10 @@ class Canvas(nn.Module):
 
     def _detect(self, image: Tensor) -> dict[str, Tensor]:
         original = (int(image.shape[-2]), int(image.shape[-1]))
-        resized = self._resized_size(original)
-        image = self.transform.normalize(image)
-        image = F.interpolate(image[None], size=resized, mode="bilinear", align_corners=False)
+        resized = resized_size(original, self.transform.img_size, self.size)
+        image = self.transform.normalize(resize_image(image, resized))
         padding = (0, self.size[1] - resized[1], 0, self.size[0] - resized[0])
-        boxes, labels, scores, masks = self.run(F.pad(image, padding))
+        boxes, labels, scores, masks = self.run(F.pad(image[None], padding))
         # the network looked at the whole of these to draw their masks, beside the image too
         mask_boxes = resize_boxes(boxes, list(resized), list(original))
         boxes = clip_boxes_to_image(mask_boxes, original)
@@ -78,13 +78,6 @@ class Canvas(nn.Module):
             "mask_boxes": mask_boxes[kept],
         }
 
-    def _resized_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of an image on the canvas: as the detector resizes, or less where there is no room."""
-        short, long = self.transform.min_size[-1], self.transform.max_size
-        scale = min(short / min(size), long / max(size), self.size[0] / size[0], self.size[1] / size[1])
-        height, width = (max(1, min(int(side * scale), room)) for side, room in zip(size, self.size, strict=True))
-        return height, width
-
 
 def load_exported_detector(path: str | Path) -> DetectorCheckpoint:
     """Open an exported ``.onnx`` or OpenVINO ``.xml`` file of a detector; its model is called like torchvision's.
@@ -97,7 +90,7 @@ def load_exported_detector(path: str | Path) -> DetectorCheckpoint:
     try:
         canvas = (int(config["canvas"][0]), int(config["canvas"][1]))
         short, long = config["img_size"]
-        transform = GeneralizedRCNNTransform(int(short), int(long), config["mean"], config["std"])
+        transform = DetectorTransform((int(short), int(long)), config["mean"], config["std"])
         categories = parse_categories(config["categories"])
         backbone, settings = config["architecture"], config["settings"]
     except (KeyError, TypeError, ValueError, IndexError) as error:

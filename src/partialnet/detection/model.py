@@ -32,7 +32,7 @@ from partialnet.checkpoint import Checkpoint, create_checkpoint
 from partialnet.errors import UserError
 
 from .backbone_parameters import layers, plain_classifier, undecayed
-from .transforms import IMG_SIZE
+from .resizing import IMG_SIZE, DetectorTransform
 
 #: Stochastic depth when a detector is trained (paper, Table 7); other backbones keep the one they are registered with.
 DROP_PATH_RATES = {"partialnet_s": 0.15, "partialnet_m": 0.2, "partialnet_l": 0.3}
@@ -229,11 +229,8 @@ def create_mask_rcnn(
         maps = freeze_batch_norm_2d(maps)
     model = _assemble(
         PyramidBackbone(maps, out_norm, pyramid_channels),
+        DetectorTransform((short, long), network.input_config["mean"], network.input_config["std"], maps.strides[-1]),
         num_categories + 1,
-        min_size=short,
-        max_size=long,
-        image_mean=list(network.input_config["mean"]),
-        image_std=list(network.input_config["std"]),
         box_score_thresh=score_thresh,
         box_nms_thresh=nms_thresh,
         box_detections_per_img=detections_per_img,
@@ -259,13 +256,13 @@ def _create_maps(name: str, arguments: Mapping[str, Any]) -> tuple[Checkpoint, F
         raise
 
 
-def _assemble(backbone: PyramidBackbone, num_classes: int, **options: Any) -> Detector:
+def _assemble(backbone: PyramidBackbone, transform: DetectorTransform, num_classes: int, **options: Any) -> Detector:
     """torchvision's Mask R-CNN with heads as wide as the pyramid, for the strides that there are."""
     strides = (*backbone.maps.strides, 2 * backbone.maps.strides[-1])  # the pooled level comes last
     sizes = tuple((_ANCHOR_SCALE * stride,) for stride in strides)
     levels = [str(level) for level in range(len(backbone.maps.strides))]
     channels = backbone.out_channels
-    return Detector(
+    detector = Detector(
         backbone,
         mask_roi_pool=MultiScaleRoIAlign(levels, output_size=14, sampling_ratio=2),
         mask_head=MaskRCNNHeads(channels, (channels,) * 4, dilation=1),
@@ -275,9 +272,10 @@ def _assemble(backbone: PyramidBackbone, num_classes: int, **options: Any) -> De
         box_roi_pool=MultiScaleRoIAlign(levels, output_size=_BOX_SIDE, sampling_ratio=2),
         box_head=TwoMLPHead(channels * _BOX_SIDE**2, 4 * channels),
         box_predictor=FastRCNNPredictor(4 * channels, num_classes),
-        size_divisible=backbone.maps.strides[-1],
         **options,
     )
+    detector.transform = transform
+    return detector
 
 
 def count_parameters(model: MaskRCNN) -> dict[str, int]:

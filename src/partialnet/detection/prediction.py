@@ -18,10 +18,6 @@ from .drawing import DrawnObjects, draw_objects
 from .masks import encode_box_masks
 from .transforms import to_tensor
 
-#: The detector sees photographs reduced to this many times its longer side at most: torchvision resizes without
-#: averaging, which leaves out most of the pixels of a camera's photographs.
-_MOST = 2.0
-
 
 @dataclass(frozen=True)
 class DetectedObject:
@@ -84,32 +80,22 @@ def detect(
     """
     network: Any = detector.model.to(device).eval()
     names = tuple(detector.categories.values())
-    limit = round(_MOST * detector.img_size[1])
     for path in paths:
         try:
             photo = read_image(path)
         except UserError as error:
             yield error
             continue
-        scale = min(1.0, limit / max(photo.size))
-        size = [max(1, round(side * scale)) for side in photo.size]
-        seen = photo.resize((size[0], size[1]), Image.Resampling.BOX) if scale < 1 else photo
-        short, long = detector.img_size
-        if int(min(seen.size) * min(short / min(seen.size), long / max(seen.size))) < 1:
-            # torchvision would make it an image without pixels
-            yield UserError(f"{str(path)!r} has {photo.width}×{photo.height} pixels, too narrow for this detector.")
-            continue
         with torch.no_grad():
-            (output,) = network.find([to_tensor(seen).float().div(255).to(device)])
+            (output,) = network.find([to_tensor(photo).to(device).float().div_(255)])
         kept = output["scores"] >= min_score
-        factors = torch.tensor([photo.width / seen.width, photo.height / seen.height], dtype=torch.float64)
-        corners, mask_boxes = (output[name][kept].double().cpu() * factors.tile(2) for name in ("boxes", "mask_boxes"))
-        masks = encode_box_masks(output["box_masks"][kept].cpu(), mask_boxes, (photo.height, photo.width))
-        labels, scores = output["labels"][kept].tolist(), output["scores"][kept].tolist()
+        found = {name: values[kept].cpu() for name, values in output.items()}
+        masks = encode_box_masks(found["box_masks"], found["mask_boxes"], (photo.height, photo.width))
+        labels, scores, boxes = (found[name].tolist() for name in ("labels", "scores", "boxes"))
         yield DetectedPhoto(
             photo,
             tuple(
                 DetectedObject(names[label - 1], label, score, (box[0], box[1], box[2], box[3]), mask)
-                for label, score, box, mask in zip(labels, scores, corners.tolist(), masks, strict=True)
+                for label, score, box, mask in zip(labels, scores, boxes, masks, strict=True)
             ),
         )

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..errors import UserError
 from ..training.task import Task
 from . import pictures
-from .batches import DetectionBatch, detection_eval_loader, detection_train_loader, for_resized_batches
+from .batches import DetectionBatch, detection_eval_loader, detection_train_loader
 from .checkpoint import DetectorCheckpoint
 from .coco import DetectionData
 from .config import DetectionConfig
@@ -46,7 +46,7 @@ class DetectorTask(Task):
     ) -> None:
         super().__init__(checkpoint.model, config, data, num_batches)
         self.start = checkpoint
-        checkpoint.model.transform = for_resized_batches(checkpoint.model.transform)
+        checkpoint.model.transform.resizes_training = False  # type: ignore[union-attr]  # the batches are resized
         #: The last validation, and its detections on the images that are drawn; of the first process.
         self._validated: tuple[DetectionEvaluation, list[Detection]] | None = None
 

@@ -7,34 +7,17 @@ arithmetic, and what is left is filled once, in its final size.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from .annotations import Instances
 from .outlines import draw_masks
+from .resizing import resize_image
 
-#: Shorter and at most longer side of an image, in pixels (paper, Table 7).
-IMG_SIZE = (800, 1333)
 #: Objects that are thinner after resizing, in pixels, are not learnt: nothing of them is to be seen.
 MIN_BOX = 1.0
-
-
-def resized_size(size: tuple[int, int], img_size: tuple[int, int] = IMG_SIZE) -> tuple[int, int]:
-    """Height and width that torchvision's detectors resize an image of ``size`` to.
-
-    Args:
-        size: Height and width.
-        img_size: Shorter side, and at most longer side.
-    """
-    # torchvision's own operations, as their rounding decides whether a side comes to 799 or 800 pixels
-    scale = min(img_size[0] / min(size), img_size[1] / max(size))
-    height, width = (max(1, math.floor(float(side) * scale)) for side in size)
-    return height, width
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -64,11 +47,10 @@ def prepare(
         ``labels``, (N,), int64, from 1 on, and ``masks``, (N, H, W), uint8.
     """
     height, width = to_size
-    pixels = _pixels(image)[None]
-    if to_size != tuple(pixels.shape[2:]):
-        # takes less than half of PIL's time for the same pixels
-        pixels = F.interpolate(pixels, to_size, mode="bilinear", antialias=True)
-    pixels = pixels[0].flip(2) if mirrored else pixels[0]
+    # takes less than half of PIL's time for the same pixels
+    pixels = resize_image(_pixels(image), to_size)
+    if mirrored:
+        pixels = pixels.flip(2)
     boxes = instances.boxes * np.tile((width / size[1], height / size[0]), 2)
     if mirrored:
         boxes = np.column_stack((width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]))
