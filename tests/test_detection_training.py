@@ -22,7 +22,7 @@ from warm_processes import WarmProcesses
 from partialnet.checkpoint import load
 from partialnet.cli import main
 from partialnet.detection.checkpoint import create_detector, load_detector
-from partialnet.detection.coco import open_held_out
+from partialnet.detection.coco import open_evaluation, open_held_out
 from partialnet.detection.config import DetectionConfig
 from partialnet.detection.run import DetectorRun, evaluate_detector, train_detector
 from partialnet.errors import UserError
@@ -100,17 +100,54 @@ def test_evaluation_is_that_of_the_run(
     (tmp_path / "held_out.json").write_text(json.dumps(content))
     pair = f"{data}/images,{tmp_path / 'held_out.json'}"
     best = max((float(row["val_box_ap"]) + float(row["val_mask_ap"])) / 2 for row in rows(trained))
-    for options in (["--no-fold"], ["--fold"], ["--batch-size", "4"]):
+    for source, *options in (
+        (pair, "--no-fold"),
+        (pair, "--fold"),
+        (pair, "--batch-size", "4"),
+        (data,),  # of which the run's own held-out images are taken
+    ):
         output = tmp_path / "-".join(["evaluation", *options])
         common = ["--workers", "0", "--device", "cpu", "-o", str(output), "--json", "-"]
-        main(["detect", "eval", str(trained), pair, *options, *common])
-        figures = json.loads(capsys.readouterr().out)
+        main(["detect", "eval", str(trained), source, *options, *common])
+        told = capsys.readouterr()
+        assert f"Evaluating {'the 3 of 10' if source == data else 'all 3'} images of " in told.err
+        figures = json.loads(told.out)
+        assert figures["num_images"] == 3
         found = (figures["boxes"]["ap"] + figures["masks"]["ap"]) / 2
         assert found == pytest.approx(best, abs=1e-4)
         assert json.loads((output / "evaluation.json").read_text()) == figures
         detections = json.loads((output / "detections.json").read_text())
         assert len(detections) == figures["num_detections"]
         assert (output / "precision_recall.png").exists()
+
+
+def test_which_images_are_evaluated(trained: Path, data: str, tmp_path: Path) -> None:
+    training = load_detector(trained).training
+    names = ("square", "kite", "blob")
+
+    def evaluated(source: str, split: str | None = None, **changes: Any) -> tuple[int, str]:
+        images, told = open_evaluation(source, names, split, {**training, **changes})
+        return len(images), told
+
+    assert evaluated(data, "all") == (10, f"Evaluating all 10 images of {data}/annotations.json.")
+    # another detector's data, or other objects: nothing tells what was learnt
+    assert evaluated(data, config={**training["config"], "seed": 5})[0] == 10
+    assert evaluated(data, config={**training["config"], "validation": "elsewhere"})[0] == 10
+    assert evaluated(write_set(tmp_path / "other", count=10, seed=1))[0] == 10
+    with pytest.raises(UserError, match="has no part 'test'; it has none, so that there is 'all' only"):
+        evaluated(data, "test")
+    parts = tmp_path / "parts"
+    write_set(parts / "train", count=4)
+    with pytest.raises(UserError, match="has a training part only; to evaluate on it, give --split train"):
+        evaluated(str(parts))
+    write_set(parts / "test", count=5)
+    assert evaluated(str(parts)) == (
+        5,
+        f"Evaluating all 5 images of {parts}/test/annotations.json; --split takes another part.",
+    )
+    assert evaluated(str(parts), "train") == (4, f"Evaluating all 4 images of {parts}/train/annotations.json.")
+    with pytest.raises(UserError, match="has no part 'val'; it has test, train"):
+        evaluated(str(parts), "val")
 
 
 def test_a_folded_detector_is_as_precise(data: str, tmp_path: Path, randomize: Randomize) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..data.splits import HELD_OUT, choose_by_name, first_part, part_of
 from ..errors import UserError
+from ..messages import listed
 from .annotation_file import read_annotations
 from .annotations import DetectionImages, DetectionSubset
 
+#: What ``open_evaluation`` takes as the name of all images of data without parts.
+ALL = "all"
 #: Other annotations of COCO, which lie beside those of objects and say nothing about them.
 _OTHER_KINDS = ("captions", "image_info", "panoptic", "person_keypoints", "stuff")
 _LAYOUTS = (
@@ -97,7 +101,7 @@ def open_coco(
             raise UserError(f"The share to hold out must be between 0 and 1, not {val_share}.")
         if len(whole) < 2:
             raise UserError(f"{data!r} has one image only; to hold one out it needs at least two.")
-        chosen = choose_by_name([whole.name(index) for index in range(len(whole))], val_share, seed)
+        chosen = _held_out_by_name(whole, val_share, seed)
         train = DetectionSubset(whole, np.flatnonzero(~chosen))
         held_out = DetectionSubset(whole, np.flatnonzero(chosen))
         split = f"{val_share:.0%} of the images held out, seed {seed}"
@@ -124,9 +128,60 @@ def open_held_out(data: str, class_names: Sequence[str] | None = None) -> Detect
     return _read(_held_out(_find_parts(data), data), class_names)
 
 
-def has_held_out(data: str) -> bool:
-    """Whether ``data`` has a part to evaluate on, so that no images of its training have to serve."""
-    return first_part(_find_parts(data), HELD_OUT) is not None
+def open_evaluation(
+    data: str, class_names: Sequence[str], split: str | None = None, training: Mapping[str, Any] | None = None
+) -> tuple[DetectionImages, str]:
+    """The images of ``data`` to evaluate a detector on, and which these are, in a sentence.
+
+    They are its validation part, else its test part. Data without such parts is taken whole, but if a run was trained
+    on it, what that run held out is taken.
+
+    Args:
+        data: As for :func:`open_coco`.
+        class_names: The detector's classes; the file's categories are found among them by their names.
+        split: Name of another part; ``ALL`` takes all of data without parts.
+        training: How the detector was trained, as its checkpoint says.
+
+    Raises:
+        UserError: There is no such data or part, it is damaged, has no object, or a category that is no class.
+    """
+    parts = _find_parts(data)
+    name = first_part(parts, HELD_OUT) if split is None else split
+    if name is not None and (part := parts.get("" if name == ALL else name)):
+        images = _read(part, class_names)
+        others = "; --split takes another part" if split is None and len(parts) > 1 else ""
+        return images, f"Evaluating all {len(images):,} images of {part.path}{others}."
+    if split is not None:
+        there = listed(sorted(filter(None, parts))) or f"none, so that there is {ALL!r} only"
+        raise UserError(f"{data!r} has no part {split!r}; it has {there}.")
+    part = parts.get("train") or _only(parts, data)
+    whole = _read(part, class_names)
+    if (held_out := _held_out_by_run(whole, training or {})) is not None:
+        others = ALL if "" in parts else "train"
+        return held_out, (
+            f"Evaluating the {len(held_out):,} of {len(whole):,} images of {part.path} that the training held out; "
+            f"--split {others} takes all."
+        )
+    if "train" in parts:
+        raise UserError(f"{data!r} has a training part only; to evaluate on it, give --split train.")
+    return whole, f"Evaluating all {len(whole):,} images of {part.path}."
+
+
+def _held_out_by_name(images: DetectionImages, share: float, seed: int) -> np.ndarray:
+    return choose_by_name([images.name(index) for index in range(len(images))], share, seed)
+
+
+def _held_out_by_run(whole: DetectionImages, training: Mapping[str, Any]) -> DetectionImages | None:
+    """The images that a run on ``whole`` held out; None if it was trained on others, or did not choose them itself."""
+    try:
+        config, (_, fingerprint) = training["config"], training["data"]["objects"]
+        if config["validation"] is not None:
+            return None
+        chosen = _held_out_by_name(whole, config["val_share"], config["seed"])
+    except (KeyError, TypeError, ValueError):  # of a detector that no run trained
+        return None
+    held_out = DetectionSubset(whole, np.flatnonzero(chosen))
+    return held_out if held_out.fingerprint() == fingerprint else None
 
 
 def images_without_objects(images: DetectionImages) -> np.ndarray:
@@ -148,7 +203,7 @@ def _held_out(parts: dict[str, _Part], data: str) -> _Part:
     name = first_part(parts, (*HELD_OUT, ""))
     if name is not None:
         return parts[name]
-    raise UserError(f"{data!r} has a training part only; to evaluate on it, name it as IMAGES,JSON.")
+    raise UserError(f"{data!r} has a training part only; name what to evaluate on as IMAGES,JSON.")
 
 
 def _find_parts(data: str) -> dict[str, _Part]:

@@ -17,6 +17,11 @@ _BROKEN_SHOWN = 3
 @click.command("eval")
 @click.argument("source")
 @click.argument("data")
+@click.option(
+    "--split",
+    metavar="NAME",
+    help="Part of DATA, such as test; all for data without parts.  [default: val or test, else what the run held out]",
+)
 @click.option("-b", "--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Images at a time.")
 @click.option("-w", "--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Reading processes.")
 @click.option("--device", help="cpu, cuda, cuda:1, …  [default: the GPU where there is one]")
@@ -31,6 +36,7 @@ _BROKEN_SHOWN = 3
 def evaluate(
     source: str,
     data: str,
+    split: str | None,
     batch_size: int,
     workers: int,
     device: str | None,
@@ -41,7 +47,8 @@ def evaluate(
     """Measure SOURCE on the objects of DATA: the twelve COCO numbers for boxes and for masks, and each category.
 
     SOURCE is a detector's run folder, its model.safetensors, or an exported .onnx or .xml file. DATA is a folder in the
-    COCO format, of which the validation part is taken, or IMAGES,JSON; its categories are found by their names.
+    COCO format, of which the validation part is taken, or IMAGES,JSON; its categories are found by their names. Of data
+    without parts that SOURCE was trained on, the images that it did not learn from are taken.
 
     The folder gets the figures and the detections as JSON (the latter as COCO's own evaluators read them), precision
     over recall, and ground truth beside detections. Images that cannot be read are told and do not count.
@@ -49,7 +56,7 @@ def evaluate(
     Example: partialnet detect eval runs/boxes coco/
     """
     from partialnet.bench.environment import environment
-    from partialnet.detection.coco import open_held_out
+    from partialnet.detection.coco import open_evaluation
     from partialnet.detection.evaluator import table, write_detections
     from partialnet.detection.faults import faults_as_json
     from partialnet.detection.pictures import COMPARISON_NAME, PRECISION_RECALL_NAME, draw_results
@@ -60,7 +67,8 @@ def evaluate(
 
     found = device_for(source, device)
     detector = open_detector(source)
-    images = open_held_out(data, tuple(detector.categories.values()))
+    images, told = open_evaluation(data, tuple(detector.categories.values()), split, detector.training)
+    click.echo(told, err=True)
     for fault in images.faults:
         click.echo(str(fault), err=True)
     if fold and not detector.folded:

@@ -52,7 +52,6 @@ def train(
         raise click.UsageError("Missing argument 'DATA': a folder in the COCO format, or IMAGES,JSON.", ctx)
     folder = run_folder(output, data, f"{config.model}-detector")
 
-    from partialnet.detection.coco import has_held_out
     from partialnet.detection.evaluator import table
     from partialnet.detection.run import train_detector
     from partialnet.training.launch import is_first_process
@@ -64,6 +63,5 @@ def train(
     for file in result.files:
         click.echo(f"  {file}{'/' if file.is_dir() else ''}")
     click.echo(f"\nNext: {next_command('detect', 'predict', folder)} IMAGE…")
-    if config.validation or has_held_out(data):  # otherwise it would be told of images that were learnt
-        click.echo(f"      {next_command('detect', 'eval', folder, config.validation or data)}")
+    click.echo(f"      {next_command('detect', 'eval', folder, config.validation or data)}")
     click.echo(f"      {next_command('detect', 'export', folder)}")
