@@ -12,6 +12,7 @@ from torch import Tensor
 from .checkpoint import Checkpoint, load
 from .errors import UserError
 from .messages import listed
+from .pretrained import load_pretrained
 
 
 @dataclass(frozen=True)
@@ -47,16 +48,13 @@ def fit(
 
 
 def open_weights(source: str) -> Checkpoint:
-    """A checkpoint whose weights another network is to start from.
+    """A checkpoint whose weights another network is to start from; a name of timm's is that of its pretrained weights.
 
     Raises:
-        UserError: It is an untrained network's name, or folded, or nothing usable.
+        UserError: It is folded, or nothing usable; or a name whose pretrained weights are not on this machine.
     """
     if timm.is_model(source) and not Path(source).exists():
-        raise UserError(
-            f"weights is {source!r}, the name of an untrained network, whose weights are random; give a checkpoint or "
-            "run folder."
-        )
+        return load_pretrained(source)
     checkpoint = load(source)
     refuse_folded(source, bool(checkpoint.folded))
     return checkpoint

@@ -25,7 +25,7 @@ class DetectionConfig(RunConfig):
     # the same settings as of every run, with other words for what they mean here
     weights: str | None = _network(
         None,
-        "a classifier's or a detector's checkpoint or run folder to start from; what does not fit is new",
+        "a classifier's or detector's checkpoint or run folder, or a pretrained timm model, to start from",
         aliases=("init-from",),
     )
     drop_path_rate: float | None = _network(

@@ -32,7 +32,8 @@ def load_weights(detector: DetectorCheckpoint, source: str | Path) -> str:
 
     Args:
         detector: Changed in place.
-        source: Run folder, checkpoint, or a released file of the authors.
+        source: Run folder, checkpoint, a released file of the authors, or a timm model whose pretrained weights are on
+            this machine.
 
     Returns:
         Sentences on what matched, what is new and what was not used.

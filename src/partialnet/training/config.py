@@ -41,7 +41,7 @@ class RunConfig(Settings):
     )
     weights: str | None = _network(
         None,
-        "checkpoint or run folder to start from; the head is new where the classes differ",
+        "checkpoint, run folder or pretrained timm model to start from; the head is new where the classes differ",
         aliases=("init-from",),
     )
     layer_decay: float | None = _network(

@@ -9,11 +9,11 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from huggingface_hub import try_to_load_from_cache
 from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint, load
 from ..errors import UserError
+from ..pretrained import load_pretrained
 from ..timm_configuration import configuration_of
 
 
@@ -53,7 +53,7 @@ def load_teacher(source: str, class_names: Sequence[str], input_config: Mapping[
     Raises:
         UserError: There is no such thing, or it knows other classes.
     """
-    checkpoint = load(source) if Path(source).exists() or not timm.is_model(source) else _load_pretrained(source)
+    checkpoint = load(source) if Path(source).exists() or not timm.is_model(source) else load_pretrained(source)
     if checkpoint.num_classes != len(class_names) or (
         checkpoint.class_names and tuple(checkpoint.class_names) != tuple(class_names)
     ):
@@ -72,25 +72,3 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float
     student = F.log_softmax(logits / temperature, 1)
     teacher = F.log_softmax(teacher_logits / temperature, 1)
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
-
-
-def _load_pretrained(name: str) -> Checkpoint:
-    config = timm.get_pretrained_cfg(name)
-    if config is None or not _is_here(config):
-        raise UserError(
-            f"The pretrained weights of the teacher {name!r} are not on this machine; fetch them once where there is a "
-            f"network with `timm.create_model({name!r}, pretrained=True)`, or give a checkpoint."
-        )
-    model = timm.create_model(name, pretrained=True)
-    return Checkpoint(model.eval(), name, input_config=timm.data.resolve_data_config(model=model))
-
-
-def _is_here(config: Any) -> bool:
-    if config.file:
-        return Path(config.file).is_file()
-    if config.hf_hub_id:
-        files = ("model.safetensors", "pytorch_model.bin", config.hf_hub_filename or "model.safetensors")
-        return any(isinstance(try_to_load_from_cache(config.hf_hub_id, file), str) for file in files)
-    if config.url:
-        return (Path(torch.hub.get_dir()) / "checkpoints" / str(config.url).rpartition("/")[2]).is_file()
-    return False
