@@ -16,6 +16,7 @@ import yaml
 from coco_sets import CATEGORIES, make_content, write_images, write_set
 from conftest import Randomize
 from PIL import Image
+from torchvision.ops import box_iou
 from training_runs import DRAW_NOTHING
 from warm_processes import WarmProcesses
 
@@ -218,6 +219,48 @@ def test_prediction_draws_and_tells(
             assert -0.01 <= top <= bottom <= height + 0.01
             assert found["mask"]["size"] == [height, width]
             assert found["category"] in {"square", "kite", "blob"}
+
+
+def test_the_choice_of_boxes_is_the_users(
+    tmp_path: Path, randomize: Randomize, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"model_args": CONFIG.model_args, "img_size": (48, 80), "pyramid_channels": 32, "num_proposals": 40}
+    detector = create_detector("partialnet_t0", {1: "square"}, score_thresh=0.6, detections_per_img=30, **settings)
+    randomize(detector.model)
+    detector.save(tmp_path / "run")
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)).save(tmp_path / "photo.png")
+
+    def found(*options: str) -> list[dict[str, Any]]:
+        arguments = [str(tmp_path / "run"), str(tmp_path / "photo.png"), "-o", str(tmp_path / "drawn")]
+        main(["detect", "predict", *arguments, "--device", "cpu", "--json", "-", *options])
+        return json.loads(capsys.readouterr().out)["objects"]
+
+    def overlap(objects: list[dict[str, Any]]) -> float:
+        boxes = torch.tensor([one["box"] for one in objects])
+        return float(box_iou(boxes, boxes).fill_diagonal_(0).max())
+
+    every = found("--min-score", "0", "--nms", "1", "--max-objects", "1000")
+    assert len(every) > 30
+    assert min(one["score"] for one in every) < 0.6
+    assert overlap(every) > 0.5
+    few = found("--min-score", "0", "--nms", "0.2")
+    assert 1 < len(few) <= 30
+    assert overlap(few) < 0.21
+    assert [one["score"] for one in found("--min-score", "0", "--max-objects", "3")] == sorted(
+        (one["score"] for one in found("--min-score", "0")), reverse=True
+    )[:3]
+    middle = sorted(one["score"] for one in every)[len(every) // 2]
+    assert min(one["score"] for one in found("--min-score", str(middle), "--nms", "1")) >= middle
+
+
+@pytest.mark.parametrize("option", ["--nms=0.3", "--max-objects=5"])
+def test_the_choice_of_an_exported_file_is_fixed(
+    option: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["detect", "predict", "detector.onnx", f"{data}/images", option, "-o", str(tmp_path / "drawn")])
+    assert stop.value.code == 2
+    assert "give the run it came from to use --nms or --max-objects" in capsys.readouterr().err
 
 
 def test_prediction_replaces_no_photograph(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

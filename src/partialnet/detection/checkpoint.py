@@ -76,6 +76,23 @@ class DetectorCheckpoint:
         folded.backbone = fold(self.model.backbone, canvas, runtime)  # type: ignore[arg-type]
         return folded
 
+    def choose(
+        self, score_thresh: float, nms_thresh: float | None = None, detections_per_img: int | None = None
+    ) -> None:
+        """Change which of its boxes the detector gives, in place; arguments as of ``create_mask_rcnn``, None as it was.
+
+        Args:
+            score_thresh: Boxes down to this score are given; a lower one that the detector has stays.
+            nms_thresh: Of two boxes of one category with a higher IoU one is left out.
+            detections_per_img: Boxes in one image at most.
+        """
+        heads: Any = self.model.roi_heads
+        heads.score_thresh = min(heads.score_thresh, score_thresh)
+        if nms_thresh is not None:
+            heads.nms_thresh = nms_thresh
+        if detections_per_img is not None:
+            heads.detections_per_img = detections_per_img
+
     def config(self) -> dict[str, Any]:
         """The configuration that a file of it holds."""
         return {

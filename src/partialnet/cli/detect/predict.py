@@ -22,6 +22,15 @@ from ..json_output import JsonOutput, json_option
 @click.option(
     "--min-score", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Leave out objects below it."
 )
+@click.option(
+    "--nms",
+    type=click.FloatRange(0, 1),
+    metavar="IOU",
+    help="Of two boxes of one category that overlap more, leave out the less sure one.  [default: the detector's, 0.5]",
+)
+@click.option(
+    "--max-objects", type=click.IntRange(min=1), help="Objects on an image at most.  [default: the detector's, 100]"
+)
 @click.option("--device", help="cpu, cuda, cuda:1, …  [default: the GPU where there is one]")
 @click.option(
     "-o",
@@ -36,6 +45,8 @@ def predict(
     source: str,
     images: tuple[str, ...],
     min_score: float,
+    nms: float | None,
+    max_objects: int | None,
     device: str | None,
     output: Path,
     json_output: JsonOutput,
@@ -51,14 +62,22 @@ def predict(
 
     from partialnet.detection.prediction import detect
     from partialnet.detection.sources import open_detector
-    from partialnet.sources import device_for
+    from partialnet.sources import device_for, is_exported
 
     paths = find_images(images)
     pictures = distinct_files(output, [path.stem for path in paths], ".png")
     if overwritten := {path.resolve() for path in paths} & {picture.resolve() for picture in pictures}:
         raise UserError(f"The pictures would replace {str(min(overwritten))!r}; name another folder by -o.")
     where = device_for(source, device)
+    exported = is_exported(source)
+    if exported and (nms is not None or max_objects is not None):
+        raise UserError(
+            f"{source!r} is an exported file, whose choice of boxes is a part of it; give the run it came from to use "
+            "--nms or --max-objects."
+        )
     detector = open_detector(source)
+    if not exported:
+        detector.choose(min_score, nms, max_objects)
     if not detector.folded:
         detector = detector.fold()
     output.mkdir(parents=True, exist_ok=True)
