@@ -19,7 +19,7 @@ from partialnet.cli.main import cli
 from partialnet.data import FolderImages, Subset
 from partialnet.deploy.export import Export, export
 from partialnet.deploy.photos import collect_photos
-from partialnet.deploy.runtimes import load_exported, openvino_core
+from partialnet.deploy.runtimes import ExportedModel, load_exported, openvino_core
 from partialnet.deploy.verify import compare_logits
 from partialnet.errors import UserError
 from partialnet.evaluation import evaluate
@@ -182,6 +182,19 @@ def test_attention_over_as_many_positions_as_heads(tmp_path):
     result = export(checkpoint, tmp_path / "net.xml", "openvino")
     noise = result.agreement["noise"]
     assert noise.max_error <= 1e-4 * noise.max_logit
+
+
+def test_images_on_a_gpu_go_to_the_runtime():
+    class OnGpu(torch.Tensor):
+        def cpu(self):
+            return self.as_subclass(torch.Tensor)
+
+        def numpy(self):
+            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    model = ExportedModel(lambda images: images.mean((2, 3)), None, {"num_classes": 3})
+    images = torch.randn(2, 3, 4, 4)
+    assert torch.allclose(model(images.as_subclass(OnGpu)), images.mean((2, 3)))
 
 
 def test_overflow_of_the_exported_network_is_told():

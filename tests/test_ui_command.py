@@ -11,13 +11,15 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from ui_pages import save_networks, serving
+import torch
+from ui_pages import photo_bytes, save_networks, serving
 from warm_processes import WarmProcesses
 
 from partialnet.cli import main
-from partialnet.ui import PageServer
+from partialnet.ui import PageServer, Viewer
 
 pytest.importorskip("pytorch_grad_cam")
 
@@ -57,6 +59,36 @@ def test_command_without_anything_to_show(
         main(["ui", "--no-open"])
     assert end.value.code == 2
     assert "`partialnet demo`" in capsys.readouterr().err
+
+
+def test_exported_file_on_a_machine_with_a_gpu(
+    runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its runtime computes on the CPU, which is no other network's affair."""
+    file = tmp_path / "net.onnx"
+    main(["export", str(runs[0]), "-o", str(file)])
+    answers: list[dict[str, Any]] = []
+
+    class OnePhoto:
+        url = "http://127.0.0.1:1/"
+
+        def __init__(self, viewer: Viewer, port: int) -> None:
+            self.viewer = viewer
+
+        def serve_forever(self) -> None:
+            answers.append(self.viewer.add_photo(photo_bytes(), "a.png"))
+
+        def server_close(self) -> None:
+            pass
+
+    monkeypatch.setattr("partialnet.ui.PageServer", OnePhoto)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    main(["ui", str(file), "--no-open"])
+    assert len(answers[0]["networks"][0]["classes"]) == 3
+    with pytest.raises(SystemExit) as end:
+        main(["ui", str(file), "--no-open", "--device", "cuda"])
+    assert end.value.code == 2
+    assert "Exported files run on the CPU" in capsys.readouterr().err
 
 
 def test_port_in_use(runs: tuple[Path, Path], server: PageServer, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,10 +47,9 @@ def ui(checkpoints: tuple[str, ...], port: int, open_browser: bool, img_size: in
                 f"Name a CHECKPOINT to show; there is no {_DEMO} here, which `partialnet demo` makes in a few minutes."
             )
         checkpoints = (str(_DEMO),)
-    from partialnet.devices import find_device
     from partialnet.ui import PageServer, Viewer, open_networks
 
-    viewer = Viewer(open_networks(checkpoints, find_device(device), img_size))
+    viewer = Viewer(open_networks(checkpoints, device, img_size))
     try:
         server = PageServer(viewer, port)
     except OSError as error:

@@ -42,7 +42,7 @@ class ExportedModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, (B, classes), of preprocessed images, (B, C, H, W)."""
-        array = np.ascontiguousarray(images.detach().float().numpy())
+        array = np.ascontiguousarray(images.detach().float().cpu().numpy())
         if self.batch_size is None:
             return torch.from_numpy(self.run(array).astype(np.float32))
         outputs = []

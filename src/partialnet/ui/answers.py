@@ -13,7 +13,6 @@ from threading import BoundedSemaphore
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from PIL import Image
 
 from partialnet.checkpoint import Checkpoint
@@ -23,7 +22,7 @@ from partialnet.explain.drawing import small_image
 from partialnet.images import decode_image
 from partialnet.layers import GaussianSE, SelfAttention2d, SpatialGate
 from partialnet.preprocessing import Region
-from partialnet.sources import is_exported, open_source, short_name
+from partialnet.sources import device_for, is_exported, open_source, short_name
 
 from .pictures import attention_picture, class_map_picture, data_url, tile_picture
 from .speed import measure_folding
@@ -111,22 +110,21 @@ class Network:
         return notes
 
 
-def open_networks(
-    sources: Sequence[str], device: str | torch.device = "cpu", img_size: int | None = None
-) -> list[Network]:
+def open_networks(sources: Sequence[str], device: str | None = "cpu", img_size: int | None = None) -> list[Network]:
     """Open what is to be compared, each with a name of its own.
 
     Args:
         sources: Run folders, checkpoints, exported files or model names.
-        device: Where they run.
+        device: Where they run, by name; None for the GPU where there is one. Exported files run on the CPU.
         img_size: Height and width of their input; their own if None.
 
     Raises:
-        UserError: One of them cannot be used.
+        UserError: One of them cannot be used, or not on that device.
     """
     networks: list[Network] = []
     for source in dict.fromkeys(sources):
         exported = is_exported(source)
+        place = device_for(source, device)
         checkpoint = open_source(source)
         if img_size is not None and exported:
             raise UserError(f"The image size of {source!r} is fixed; leave --img-size out.")
@@ -134,7 +132,7 @@ def open_networks(
         taken = [network.name for network in networks]
         if name in taken:
             name = source if source not in taken else f"{name} ({len(networks) + 1})"
-        networks.append(Network(name, Explainer(checkpoint, device), not Path(source).exists(), exported))
+        networks.append(Network(name, Explainer(checkpoint, place), not Path(source).exists(), exported))
     return networks
 
 
@@ -209,8 +207,11 @@ class Viewer:
 
     def speed(self) -> dict[str, Any]:
         """Time of every network, folded and unfolded, in turn."""
-        timed = {network.name: network.checkpoint for network in self.networks if not network.exported}
-        return self._in_turn(lambda: measure_folding(timed, self.networks[0].explainer.device))
+        timed = [network for network in self.networks if not network.exported]
+        if not timed:
+            raise UserError("Exported files are timed by `partialnet bench`, not on this page.")
+        checkpoints = {network.name: network.checkpoint for network in timed}
+        return self._in_turn(lambda: measure_folding(checkpoints, timed[0].explainer.device))
 
     def _in_turn(self, work: Callable[[], _Answer]) -> _Answer:
         if not self._places.acquire(blocking=False):
