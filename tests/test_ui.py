@@ -27,6 +27,7 @@ from partialnet.explain import Explainer, read_gates
 from partialnet.ui import Network, PageServer, Viewer, open_networks
 from partialnet.ui import answers as ui_answers
 from partialnet.ui import server as ui_server
+from partialnet.ui import speed as ui_speed
 
 pytest.importorskip("pytorch_grad_cam")
 
@@ -128,6 +129,21 @@ def test_attention_follows_the_place(server: PageServer, runs: tuple[Path, Path]
     assert ask(server, "GET", f"{path}?x=1.5&y=0")[0] == 422
     for query in ("", "?x=a&y=1", "?x=nan&y=0", "?x=1e999&y=0"):
         assert ask(server, "GET", path + query)[0] in (400, 422)
+
+
+def test_speed_is_of_the_device_where_the_networks_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared, waited = [], []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    monkeypatch.setattr(
+        ui_speed, "fastest_layout", lambda model, image, setting: prepared.append(setting.device) or (lambda: None)
+    )
+    networks = {"tiny": create_checkpoint("partialnet_t0", **TINY)}
+    second = torch.device("cuda:1")
+    assert ui_speed.measure_folding(networks, second, seconds=0.01)["device"] == "cuda:1"
+    assert set(prepared) == {"cuda:1"}
+    assert set(waited) == {second}
+    with pytest.raises(UserError, match="not on 'mps'"):
+        ui_speed.measure_folding(networks, torch.device("mps"))
 
 
 def test_speed(server: PageServer, monkeypatch: pytest.MonkeyPatch) -> None:

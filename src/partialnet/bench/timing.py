@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from tqdm import tqdm
+
+from partialnet.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -91,5 +94,13 @@ def _summarize(values: np.ndarray, reference: np.ndarray) -> Timing:
 
 
 def synchronizer(device: torch.device) -> Callable[[], None]:
-    """What waits for a device to finish: nothing on the CPU."""
-    return torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    """What waits for a device to finish: nothing on the CPU.
+
+    Raises:
+        UserError: It is neither a CPU nor a GPU of CUDA.
+    """
+    if device.type == "cpu":
+        return lambda: None
+    if device.type != "cuda":
+        raise UserError(f"Times are measured on cpu and cuda, not on {str(device)!r}.")
+    return partial(torch.cuda.synchronize, device)

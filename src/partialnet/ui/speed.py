@@ -13,7 +13,6 @@ from partialnet.bench.contestants import Setting, fastest_layout
 from partialnet.bench.timing import interleave, synchronizer
 from partialnet.bench.torch_settings import torch_settings
 from partialnet.checkpoint import Checkpoint
-from partialnet.errors import UserError
 from partialnet.fold import fold
 
 
@@ -25,7 +24,7 @@ def measure_folding(
     Each form runs in the memory layout that is faster for it. A network that is folded already has that form only.
 
     Args:
-        checkpoints: Networks by name; they stay as they are.
+        checkpoints: Networks by name, one at least; they stay as they are.
         device: Where to run.
         seconds: Time to spend, all together.
 
@@ -34,17 +33,16 @@ def measure_folding(
         the first row; the ``threads``, ``device`` and ``sizes`` (H, W) that they hold for.
 
     Raises:
-        UserError: There is no network to time.
+        UserError: Times are not measured on such a device.
     """
-    if not checkpoints:
-        raise UserError("Exported files are timed by `partialnet bench`, not on this page.")
+    wait = synchronizer(device)
     threads = torch.get_num_threads()
     contestants: dict[tuple[str, str], Callable[[], object]] = {}
     sizes = {}
     with torch_settings(threads):
         for name, checkpoint in checkpoints.items():
             channels, height, width = checkpoint.input_config["input_size"]
-            setting = Setting(threads=threads, device=device.type)
+            setting = Setting(threads=threads, device=str(device))
             image = torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(0))
             sizes[name] = [height, width]
             forms: dict[str, nn.Module] = {}
@@ -58,8 +56,8 @@ def measure_folding(
             {key: contestants[pair] for key, pair in keys.items()},
             next(iter(keys)),
             seconds,
-            synchronize=synchronizer(device),
+            synchronize=wait,
             progress=False,
         )
     rows = [{"network": keys[key][0], "form": keys[key][1], **vars(timing)} for key, timing in timings.items()]
-    return {"rows": rows, "threads": threads, "device": device.type, "sizes": sizes}
+    return {"rows": rows, "threads": threads, "device": str(device), "sizes": sizes}
