@@ -4,6 +4,8 @@ import contextlib
 import csv
 import json
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -235,3 +237,85 @@ def test_a_runtime_that_cannot_run_a_network_is_one_sentence(
     assert stop.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == "partialnet: test_resnet cannot be run in eager: No working C++ compiler."
+
+
+def cannot_run_exported(
+    monkeypatch: pytest.MonkeyPatch, only: Callable[[torch.Tensor], bool] = lambda images: True
+) -> None:
+    """Let onnxruntime fail on the networks whose images fulfil a condition."""
+
+    def fail(model: object, images: torch.Tensor, *arguments: object) -> Callable[[], None]:
+        if only(images):
+            raise RuntimeError("Nothing runs here.\nLook there.")
+        return lambda: None
+
+    monkeypatch.setattr("partialnet.bench.contestants.exported_runner", fail)
+
+
+def test_what_was_measured_is_kept_when_a_later_runtime_fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    cannot_run_exported(monkeypatch)
+    files = {kind: tmp_path / f"speed.{kind}" for kind in ("json", "csv", "png")}
+    arguments = ["bench", "test_resnet", "test_efficientnet", "-r", "eager,onnxruntime", "--img-size", "32"]
+    arguments += ["--seconds", "0.01", "--json", files["json"], "--csv", files["csv"], "--plot", files["png"]]
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    assert stop.value.code == 2
+    sentence = "test_resnet cannot be run in onnxruntime: Nothing runs here."
+    captured = capsys.readouterr()
+    assert [line for line in captured.err.splitlines() if line.startswith("partialnet: ")] == [
+        f"partialnet: {sentence}"
+    ]
+    assert "Nothing is timed in onnxruntime, as all ratios refer to test_resnet." in captured.err
+    assert "test_efficientnet" in captured.out
+    content = json.loads(files["json"].read_text())
+    assert [(row["model"], row["runtime"]) for row in content["rows"]] == [
+        ("test_resnet", "eager"),
+        ("test_efficientnet", "eager"),
+    ]
+    assert content["failures"] == [sentence]
+    assert len(files["csv"].read_text().splitlines()) == 3
+    assert files["png"].exists()
+
+
+def test_a_network_that_a_runtime_cannot_run_is_named_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    networks = ["test_resnet", "test_vit", "test_efficientnet"]
+    numbers = iter(range(3))
+    cannot_run_exported(monkeypatch, lambda images: next(numbers) == 1)
+    failures: list[str] = []
+    settings = [Setting(runtime, img_size=160) for runtime in ("onnxruntime", "eager")]
+    rows = measure_models(networks, settings, seconds=0.01, on_failure=failures.append)
+    assert [(row.setting.runtime, row.model) for row in rows] == [
+        ("onnxruntime", "test_resnet"),
+        ("onnxruntime", "test_efficientnet"),
+        *(("eager", name) for name in networks),
+    ]
+    assert failures == ["test_vit cannot be run in onnxruntime: Nothing runs here."]
+    numbers = iter(range(3))
+    with pytest.raises(UserError, match="test_vit cannot be run in onnxruntime"):
+        measure_models(networks, settings, seconds=0.01)
+
+
+def test_too_little_memory_for_all_networks_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr("partialnet.bench.measure.interleave", fail)
+    failures: list[str] = []
+    assert measure_models(["test_resnet"], [Setting(img_size=32)], on_failure=failures.append) == []
+    (failure,) = failures
+    assert failure.startswith("The networks cannot be timed in eager: the GPU's memory does not suffice; take smaller")
+
+
+def test_a_precision_that_one_runtime_lacks_is_refused_before_anything_is_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiled = SimpleNamespace(get_property=lambda name: SimpleNamespace(to_string=lambda: "f32"))
+    core = SimpleNamespace(compile_model=lambda *arguments: compiled)
+    monkeypatch.setattr("partialnet.bench.runners.openvino_core", lambda: core)
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", "test_resnet", "--runtime", "eager,openvino", "--precision", "bf16"])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said == "partialnet: OpenVINO computes in f32 on this CPU when bf16 is asked; measure fp32 instead.\n"

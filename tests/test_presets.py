@@ -175,6 +175,27 @@ def test_a_stopped_run_goes_on(
     assert json.loads((tmp_path / "comparison.json").read_text()) == second
 
 
+def test_a_runtime_that_cannot_run_the_reference_costs_no_other_rows(
+    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("Nothing runs here.\nLook there.")
+
+    monkeypatch.setattr("partialnet.bench.contestants.exported_runner", fail)
+    with pytest.raises(SystemExit) as error:
+        run(tmp_path, "test_resnet", "--runtime", "onnxruntime,eager")
+    assert error.value.code == 2
+    sentence = "The reference test_resnet cannot be run in onnxruntime: Nothing runs here"
+    captured = capsys.readouterr()
+    last = captured.err.splitlines()[-1]
+    assert last == f"partialnet: {sentence}; no row was measured there, as all ratios refer to it."
+    content = json.loads((tmp_path / "comparison.json").read_text())
+    assert [(row["name"], row["runtime"]) for row in content["measurements"]] == [("ResNet-Tiny", "eager")]
+    assert content["failures"] == {"test_resnet · onnxruntime": sentence}
+    assert (tmp_path / "comparison.csv").exists()
+    assert sentence in (tmp_path / "comparison.md").read_text()
+
+
 def test_int8_says_how_it_was_calibrated(tmp_path: Path, small: None, capsys: pytest.CaptureFixture[str]) -> None:
     run(tmp_path, "test_resnet", "--runtime", "onnxruntime", "--precision", "int8")
     (row,) = json.loads((tmp_path / "comparison.json").read_text())["measurements"]

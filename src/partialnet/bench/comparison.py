@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -17,6 +17,7 @@ from partialnet.complexity import measure
 from partialnet.deploy.export import quiet
 from partialnet.errors import UserError
 from partialnet.files import write_json
+from partialnet.messages import first_line
 
 from .contestants import Setting, prepare
 from .environment import environment
@@ -175,7 +176,7 @@ def measure_rows(
     comparison: Comparison,
     folder: Path,
     on_row: Callable[[str], None] = lambda text: None,
-) -> None:
+) -> list[str]:
     """Measure what is not finished yet and store each row as soon as it is.
 
     Networks take turns with the reference, so that ratios hold though hours lie between two rows. A network that
@@ -188,66 +189,72 @@ def measure_rows(
         folder: Where the result file lies.
         on_row: Called with one line of text for each row.
 
+    Returns:
+        A sentence for each runtime that cannot run the reference, in which no row was measured.
+
     Raises:
-        UserError: A runtime does not offer the precision or device, or the reference cannot be run.
+        UserError: A runtime does not offer the precision or device; nothing is measured then.
     """
     conditions = comparison.conditions
     for runtime in runtimes:
         conditions.setting(runtime, 1, None).check()
     comparison.missing = [row.name for row in rows if not row.exists()]
-    todo = [
-        (runtime, row)
+    todo = {
+        runtime: [row for row in rows if row.exists() and comparison.find(row.name, runtime) is None]
         for runtime in runtimes
-        for row in rows
-        if row.exists() and comparison.find(row.name, runtime) is None
-    ]
-    if not todo:
-        return
+    }
+    total, number, unusable = sum(map(len, todo.values())), 0, []
+    if not total:
+        return []
     with torch_settings(conditions.threads):
         reference = load(conditions.against)
         peak, run_peak = measure_peak(conditions.threads, conditions.precision, conditions.device)
         comparison.peaks.append(peak)
         comparison.sessions.append(environment())
         on_row(f"Fastest convolution here: {peak.gflops:.0f} GFLOP/s in {peak.precision} ({peak.runtime}).")
-        for number, (runtime, row, prepared) in enumerate(_with_reference(todo, reference, conditions), 1):
-            label = f"[{number}/{len(todo)}] {row.name} · {runtime}"
+        for runtime, lacking in todo.items():
             try:
-                found = _measure(row, runtime, prepared, conditions, peak.gflop, run_peak)
-            except Exception as error:  # networks fail in as many ways as there are runtimes; the others go on
-                reason = " ".join(str(error).split())[:200] or type(error).__name__
-                comparison.failures[f"{row.name} · {runtime}"] = reason
-                on_row(f"{label}: not measured: {reason}")
+                prepared = _prepare_reference(reference, runtime, conditions) if lacking else {}
+            except UserError as error:
+                unusable.append(f"{error}; no row was measured there, as all ratios refer to it.")
+                comparison.failures[f"{conditions.against} · {runtime}"] = str(error)
+                on_row(f"Passed over {runtime}: {error}")
+                number += len(lacking)
                 continue
-            finally:
-                gc.collect()  # the last network's memory, before the next one is built
-            comparison.measurements.append(found)
-            comparison.save(folder)
-            on_row(
-                f"{label}: {found.latency.median_ms:.2f} ms, {found.images_per_second:.0f} images/s, "
-                f"{found.share_of_peak:.0%} of peak"
-            )
+            for row in lacking:
+                number += 1
+                label = f"[{number}/{total}] {row.name} · {runtime}"
+                try:
+                    found = _measure(row, runtime, prepared, conditions, peak.gflop, run_peak)
+                except Exception as error:  # networks fail in as many ways as there are runtimes; the others go on
+                    reason = " ".join(str(error).split())[:200] or type(error).__name__
+                    comparison.failures[f"{row.name} · {runtime}"] = reason
+                    on_row(f"{label}: not measured: {reason}")
+                    continue
+                finally:
+                    gc.collect()  # the last network's memory, before the next one is built
+                comparison.measurements.append(found)
+                comparison.save(folder)
+                on_row(
+                    f"{label}: {found.latency.median_ms:.2f} ms, {found.images_per_second:.0f} images/s, "
+                    f"{found.share_of_peak:.0%} of peak"
+                )
+    return unusable
 
 
-def _with_reference(
-    todo: Sequence[tuple[str, PresetRow]], reference: Checkpoint, conditions: Conditions
-) -> Iterator[tuple[str, PresetRow, dict[int, Callable[[], object]]]]:
-    """Each row with the reference, prepared once for each runtime, by batch size."""
-    prepared: dict[int, Callable[[], object]] = {}
-    current = None
-    for runtime, row in todo:
-        if runtime != current:
-            current = runtime
-            try:
-                with quiet():
-                    prepared = {
-                        size: prepare(reference, conditions.setting(runtime, size, None))
-                        for size in _batches(conditions)
-                    }
-            except UserError:
-                raise
-            except Exception as error:  # whatever a runtime makes of a network that it cannot run
-                raise UserError(f"The reference {conditions.against} cannot be run in {runtime}: {error}") from error
-        yield runtime, row, prepared
+def _prepare_reference(reference: Checkpoint, runtime: str, conditions: Conditions) -> dict[int, Callable[[], object]]:
+    """What runs the reference in a runtime, by batch size."""
+    try:
+        with quiet():
+            prepared = {
+                size: prepare(reference, conditions.setting(runtime, size, None)) for size in _batches(conditions)
+            }
+            for run in prepared.values():
+                run()  # compilers begin here
+    except Exception as error:  # whatever a runtime makes of a network that it cannot run
+        reason = first_line(error).rstrip(".")
+        raise UserError(f"The reference {conditions.against} cannot be run in {runtime}: {reason}") from error
+    return prepared
 
 
 def _batches(conditions: Conditions) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ import copy
 import io
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ from partialnet.fold import fold
 from partialnet.layers.inference import Runtime
 from partialnet.messages import first_line
 
-from .runners import TorchRunner, exported_runner
+from .runners import TorchRunner, check_openvino, exported_runner
 from .timing import synchronizer
 
 RUNTIMES = ("eager", "compile", "onnxruntime", "openvino")
@@ -60,7 +60,7 @@ class Setting:
     device: str = "cpu"
 
     def check(self) -> None:
-        """Raise UserError for a combination that no runtime offers."""
+        """Raise UserError for a combination that the runtime does not offer, or does not on this machine."""
         if self.precision == "bf16" and self.runtime == "onnxruntime":
             raise UserError("onnxruntime has no bf16 convolutions on the CPU; use eager, compile or openvino.")
         if self.precision == "int8" and self.runtime in ("eager", "compile"):
@@ -74,7 +74,7 @@ class Setting:
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("PyTorch sees no CUDA device here.")
         if self.runtime == "openvino":
-            require("openvino", "openvino")
+            check_openvino(self.precision)
             if self.precision == "int8":
                 require("nncf", "quantize")
 
@@ -138,17 +138,30 @@ def default_peer(name: str) -> str | None:
     return peer if peer != name and timm.is_model(peer) else None
 
 
-def open_and_prepare(names: list[str], setting: Setting) -> dict[str, Callable[[], object]]:
-    """All contestants of one setting, by name."""
-    contestants = {}
-    for name in names:
-        checkpoint = load(name)
-        try:
-            with quiet(), redirect_stderr(io.StringIO()):  # compilers print tables of all kernels they have tried
-                contestants[name] = prepare(checkpoint, setting)
-                contestants[name]()  # compilers begin here
-        except (UserError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # whatever a runtime makes of a network that it cannot run
-            raise UserError(f"{name} cannot be run in {setting.runtime}: {first_line(error)}") from error
-    return contestants
+def open_and_prepare(names: Sequence[str], setting: Setting) -> dict[str, Callable[[], object]]:
+    """All contestants of one setting, by name.
+
+    Raises:
+        UserError: A network does not exist, or cannot be run in the runtime.
+    """
+    return {name: _open_and_prepare(name, setting) for name in names}
+
+
+def _open_and_prepare(name: str, setting: Setting) -> Callable[[], object]:
+    checkpoint = load(name)
+    try:
+        with quiet(), redirect_stderr(io.StringIO()):  # compilers print tables of all kernels they have tried
+            run = prepare(checkpoint, setting)
+            run()  # compilers begin here
+    except UserError:
+        raise
+    except Exception as error:  # whatever a runtime makes of a network that it cannot run
+        raise UserError(f"{name} cannot be run in {setting.runtime}: {why_not_run(error)}") from error
+    return run
+
+
+def why_not_run(error: Exception) -> str:
+    """In a few words why a runtime could not run what it was given."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the GPU's memory does not suffice; take smaller images, or fewer at a time (a smaller batch size)."
+    return first_line(error)

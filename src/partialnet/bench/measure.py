@@ -8,10 +8,11 @@ import torch
 
 from partialnet.checkpoint import load
 from partialnet.complexity import measure
+from partialnet.errors import UserError
 
-from .contestants import Setting, default_peer, open_and_prepare
+from .contestants import Setting, default_peer, open_and_prepare, why_not_run
 from .report import Row
-from .timing import interleave, synchronizer
+from .timing import Timing, interleave, synchronizer
 from .torch_settings import torch_settings
 
 
@@ -21,6 +22,7 @@ def measure_models(
     against: str | None = None,
     seconds: float = 10.0,
     say: Callable[[str], None] = lambda text: None,
+    on_failure: Callable[[str], None] | None = None,
 ) -> list[Row]:
     """Count and time networks in turn, ready for inference, as ``partialnet bench`` does.
 
@@ -31,12 +33,16 @@ def measure_models(
             of the first model's size where there is one, otherwise the first model.
         seconds: Time to spend on measuring under each setting, all networks together.
         say: Takes a sentence on what is going on.
+        on_failure: Takes a sentence on each network that a runtime cannot run, while the others go on. Without it, the
+            first is raised, and what was measured before is lost.
 
     Returns:
-        A row for each setting and network.
+        A row for each setting and network that could be measured. A setting under which the reference cannot be run has
+        none.
 
     Raises:
-        UserError: A network does not exist or cannot be run, or a runtime does not offer the setting.
+        UserError: A network does not exist, a runtime does not offer the setting, or see ``on_failure``. Settings are
+            checked before anything is timed.
 
     Example:
         >>> rows = measure_models(["partialnet_t0", "resnet18"], [Setting("onnxruntime", threads=2)])
@@ -59,11 +65,42 @@ def measure_models(
     for setting in settings:
         say(f"Preparing {len(names)} networks for {setting.runtime} …")
         with torch_settings(setting.threads):
-            contestants = open_and_prepare(names, setting)
-            wait = synchronizer(torch.device(setting.device))
-            timings = interleave(contestants, reference, seconds, synchronize=wait, description=setting.runtime)
+            timings = _time(names, reference, setting, seconds, say, on_failure)
         rows += [
             Row(model, reference, setting, inputs[model], timing, sizes[model].params_m, sizes[model].macs_g)
             for model, timing in timings.items()
         ]
     return rows
+
+
+def _time(
+    names: Sequence[str],
+    reference: str,
+    setting: Setting,
+    seconds: float,
+    say: Callable[[str], None],
+    on_failure: Callable[[str], None] | None,
+) -> dict[str, Timing]:
+    """Timings by name of the networks that can be run under one setting; see ``measure_models``."""
+    contestants: dict[str, Callable[[], object]] = {}
+    for name in sorted(names, key=lambda name: name != reference):  # the reference first, as nothing counts without it
+        try:
+            contestants |= open_and_prepare([name], setting)
+        except UserError as error:
+            if on_failure is None:
+                raise
+            on_failure(str(error))  # which holds no memory, as the frames of an error do
+            if name == reference and len(names) > 1:
+                say(f"Nothing is timed in {setting.runtime}, as all ratios refer to {reference}.")
+            if name == reference:
+                return {}
+    in_turn = {name: contestants[name] for name in names if name in contestants}
+    wait = synchronizer(torch.device(setting.device))
+    try:
+        return interleave(in_turn, reference, seconds, synchronize=wait, description=setting.runtime)
+    except Exception as error:  # a GPU's memory may hold each network but not all of them
+        failure = f"The networks cannot be timed in {setting.runtime}: {why_not_run(error)}"
+        if on_failure is None:
+            raise UserError(failure) from error
+        on_failure(failure)
+        return {}

@@ -89,17 +89,7 @@ class OpenVINORunner:
 
     def __init__(self, path: Path, images: np.ndarray, precision: str, threads: int) -> None:
         openvino = require("openvino", "openvino")
-        model = convert_openvino(path, precision, _noise(images))
-        hint = _OPENVINO_HINTS[precision]
-        properties: dict[str, Any] = {
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": 1,
-            "INFERENCE_PRECISION_HINT": hint,
-        }
-        self.compiled = openvino_core().compile_model(model, "CPU", properties)
-        used = self.compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-        if used != hint:
-            raise UserError(f"OpenVINO computes in {used} on this CPU when {precision} is asked; measure fp32 instead.")
+        self.compiled = _compile_openvino(convert_openvino(path, precision, _noise(images)), precision, threads)
         self.request = self.compiled.create_infer_request()
         self.images = np.array(images)
         self.request.set_input_tensor(openvino.Tensor(self.images, shared_memory=True))
@@ -108,6 +98,27 @@ class OpenVINORunner:
         """Run the batch."""
         output: np.ndarray = self.request.infer()[0]
         return output
+
+
+def check_openvino(precision: str) -> None:
+    """Raise UserError unless OpenVINO is installed and this CPU computes in ``precision``; takes milliseconds."""
+    openvino = require("openvino", "openvino")
+    value = openvino.opset8.parameter([1], np.float32)
+    _compile_openvino(openvino.Model([openvino.opset8.relu(value)], [value]), precision, threads=1)
+
+
+def _compile_openvino(model: Any, precision: str, threads: int) -> Any:
+    hint = _OPENVINO_HINTS[precision]
+    properties: dict[str, Any] = {
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": hint,
+    }
+    compiled = openvino_core().compile_model(model, "CPU", properties)
+    used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    if used != hint:
+        raise UserError(f"OpenVINO computes in {used} on this CPU when {precision} is asked; measure fp32 instead.")
+    return compiled
 
 
 def exported_runner(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -121,7 +122,12 @@ def bench(
     check_destinations(csv_path, plot_path)
     if plot_path is not None and plot_path.suffix != ".png":
         raise UserError(f"The plot is a PNG; {str(plot_path)!r} should end in .png.")
-    rows = measure_models(models, settings, against, seconds or 10.0, lambda text: click.echo(text, err=True))
+    failures: list[str] = []
+    rows = measure_models(
+        models, settings, against, seconds or 10.0, lambda text: click.echo(text, err=True), failures.append
+    )
+    if not rows:
+        _fail(failures)
     if not json_output.prints:
         click.echo(as_table(rows))
         click.echo(
@@ -129,7 +135,8 @@ def bench(
         )
     written = []
     if json_output.wanted:
-        written += json_output.write({"environment": environment(), "rows": [row.as_dict() for row in rows]})
+        content = {"rows": [row.as_dict() for row in rows], "failures": failures}
+        written += json_output.write({"environment": environment(), **content})
     if csv_path:
         records = [row.as_dict() for row in rows]
         write_csv(csv_path, records, list(records[0]))
@@ -137,12 +144,21 @@ def bench(
     if plot_path:
         speed_bars(plot_path, rows)
         written.append(str(plot_path))
-    if json_output.prints:
-        return
-    if written:
-        click.echo(f"Written: {', '.join(written)}")
-    else:
-        click.echo("Next: add --json, --csv or --plot FILE to keep the result.")
+    if not json_output.prints:
+        if written:
+            click.echo(f"Written: {', '.join(written)}")
+        else:
+            click.echo("Next: add --json, --csv or --plot FILE to keep the result.")
+    if failures:
+        _fail(failures)
+
+
+def _fail(failures: Sequence[str]) -> NoReturn:
+    """End with a sentence for each failure on stderr, and the exit code of a user's mistake."""
+    *others, last = failures
+    for failure in others:
+        click.echo(f"partialnet: {failure}", err=True)
+    raise UserError(last)
 
 
 def parse_runtimes(text: str) -> list[str]:
@@ -172,7 +188,7 @@ def _bench_preset(conditions: Conditions, names: tuple[str, ...], runtimes: list
         click.echo(f"Going on in {folder}: {len(comparison.measurements)} rows are finished.", err=True)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        measure_rows(chosen, runtimes, comparison, folder, lambda text: click.echo(text, err=True))
+        failed = measure_rows(chosen, runtimes, comparison, folder, lambda text: click.echo(text, err=True))
     except KeyboardInterrupt:
         click.echo(f"\nStopped. The same command goes on with the rows that {folder} lacks.", err=True)
         raise
@@ -188,3 +204,5 @@ def _bench_preset(conditions: Conditions, names: tuple[str, ...], runtimes: list
     click.echo(f"\nWritten: {folder / 'comparison.json'}, {', '.join(map(str, written))}")
     if len(comparison.measurements) < len(rows) * len(comparison.runtimes()):
         click.echo("Next: the same command without models measures the remaining rows into the same folder.")
+    if failed:
+        _fail(failed)
