@@ -7,11 +7,13 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import timm
+import torch
 from PIL import Image
 
 from partialnet.bench import comparison as comparison_module
@@ -287,3 +289,16 @@ def test_peak_counts_two_operations_for_each_multiply_add(monkeypatch: pytest.Mo
     assert peak.gflops == pytest.approx(peak.gflop / 0.5)
     assert peak.precision == "fp32"
     assert np.shape(once()) == (2, 32, 8, 8)
+
+
+def test_the_peak_is_measured_in_pytorch_where_openvino_lacks_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    # as on a CPU without bf16
+    compiled = SimpleNamespace(get_property=lambda name: SimpleNamespace(to_string=lambda: "f32"))
+    core = SimpleNamespace(compile_model=lambda *arguments: compiled)
+    monkeypatch.setattr("partialnet.bench.runners.openvino_core", lambda: core)
+    monkeypatch.setattr(peak_module, "_CONVOLUTIONS", ((1, 32, 8, 1),))
+    peak, once = measure_peak(1, "bf16", seconds=0.01)
+    assert (peak.runtime, peak.precision) == ("eager", "bf16")
+    output = once()
+    assert isinstance(output, torch.Tensor)
+    assert output.dtype == torch.bfloat16

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .runners import TorchRunner, exported_runner
+from partialnet.errors import UserError
+
+from .runners import TorchRunner, check_openvino, exported_runner
 from .timing import synchronizer
 from .torch_settings import torch_settings
 
@@ -46,7 +48,7 @@ _GPU_IMAGES = 128
 def measure_peak(
     threads: int = 1, precision: str = "fp32", device: str = "cpu", seconds: float = 1.0
 ) -> tuple[Peak, Callable[[], object]]:
-    """Time large convolutions in OpenVINO where it is installed, otherwise (and on GPUs) in PyTorch.
+    """Time large convolutions in OpenVINO where it is installed and has the precision, else (and on GPUs) in PyTorch.
 
     Args:
         threads: CPU threads.
@@ -58,7 +60,7 @@ def measure_peak(
         The fastest by its shortest time, and what runs it once, to be timed again beside a network.
     """
     precision = "bf16" if precision == "bf16" else "fp32"
-    runtime = "openvino" if device == "cpu" and importlib.util.find_spec("openvino") else "eager"
+    runtime = "openvino" if device == "cpu" and _openvino_computes_in(precision) else "eager"
     found = []
     for kernel, channels, size, batch in _CONVOLUTIONS:
         convolutions = [nn.Conv2d(channels, channels, kernel, padding=kernel // 2) for _ in range(_LAYERS)]
@@ -71,6 +73,16 @@ def measure_peak(
         name = f"{kernel}×{kernel}, {channels} channels, {size}×{size}, batch {batch}"
         found.append((Peak(gflops, gflop, precision, runtime, name, threads), run))
     return max(found, key=lambda pair: pair[0].gflops)
+
+
+def _openvino_computes_in(precision: str) -> bool:
+    if importlib.util.find_spec("openvino") is None:
+        return False
+    try:
+        check_openvino(precision)
+    except UserError:  # it would compute in another precision, which is no measure of this one
+        return False
+    return True
 
 
 def _runner(
