@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -175,6 +176,43 @@ def test_a_stopped_run_goes_on(
     message = capsys.readouterr().err
     assert "threads was 1, is 2" in message
     assert json.loads((tmp_path / "comparison.json").read_text()) == second
+
+
+def test_a_resumed_run_remembers_what_failed_and_what_does_not_exist(
+    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original: Callable[..., Measurement] = comparison_module._measure
+
+    def measure_one(row: PresetRow, *arguments: Any) -> Measurement:
+        if row.name == "LeViT-128S":
+            raise RuntimeError("It takes 224² only.")
+        return original(row, *arguments)
+
+    def result() -> tuple[list[str], dict[str, str], list[str]]:
+        content = json.loads((tmp_path / "comparison.json").read_text())
+        return [row["name"] for row in content["measurements"]], content["failures"], content["missing"]
+
+    monkeypatch.setattr(comparison_module, "_measure", measure_one)
+    failures = {"LeViT-128S · eager": "It takes 224² only."}
+    run(tmp_path, "partialnet_t0", "levit_128s")
+    assert result() == (["PartialNet-T0"], failures, ["EdgeViT"])
+    assert "the same command without models measures the remaining rows" in capsys.readouterr().out
+
+    # other rows than those that failed: they stay named, in the tables too
+    run(tmp_path, "test_resnet")
+    assert result() == (["PartialNet-T0", "ResNet-Tiny"], failures, ["EdgeViT"])
+    table = (tmp_path / "comparison.md").read_text()
+    assert "Not measured: LeViT-128S · eager: It takes 224² only." in table
+    assert "Neither timm nor torchvision has here: EdgeViT." in table
+    # nothing is left that could be measured
+    assert "the same command" not in capsys.readouterr().out
+
+    # what can be measured after all is no failure any more
+    monkeypatch.setattr(
+        comparison_module, "_measure", lambda row, *others: replace(original(SMALL[1], *others), name=row.name)
+    )
+    run(tmp_path)
+    assert result() == (["PartialNet-T0", "ResNet-Tiny", "LeViT-128S"], {}, ["EdgeViT"])
 
 
 def test_a_runtime_that_cannot_run_the_reference_costs_no_other_rows(

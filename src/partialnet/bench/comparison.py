@@ -22,7 +22,7 @@ from partialnet.messages import first_line
 from .contestants import Setting, prepare
 from .environment import environment
 from .peak import Peak, measure_peak
-from .presets import PresetRow
+from .presets import PRESETS, PresetRow
 from .timing import Timing, interleave, synchronizer
 from .torch_settings import torch_settings
 
@@ -95,8 +95,8 @@ class Comparison:
         sessions: The environment of every run that added rows.
         peaks: The machine's fastest convolution, for every run.
         measurements: Finished rows.
-        failures: One sentence for each row that could not be measured, by row and runtime.
-        missing: Rows that neither timm nor torchvision has here.
+        failures: One sentence for each row that could not be measured, by row and runtime, until it is measured.
+        missing: Rows of the preset that neither timm nor torchvision has here.
     """
 
     conditions: Conditions
@@ -111,9 +111,21 @@ class Comparison:
         """The finished row of a network in a runtime."""
         return next((row for row in self.measurements if (row.name, row.runtime) == (name, runtime)), None)
 
+    def unfinished(self, rows: Sequence[PresetRow], runtime: str) -> list[PresetRow]:
+        """Those of ``rows`` that exist here and have no measurement in the runtime."""
+        return [row for row in rows if row.name not in self.missing and self.find(row.name, runtime) is None]
+
     def runtimes(self) -> list[str]:
         """All runtimes with a finished row, in the order they were measured in."""
         return list(dict.fromkeys(row.runtime for row in self.measurements))
+
+    def num_untried(self, rows: Sequence[PresetRow]) -> int:
+        """How many of a preset's rows are there to be measured in the runtimes so far: neither finished nor failed."""
+        return sum(
+            key_of(row.name, runtime) not in self.failures
+            for runtime in self.runtimes()
+            for row in self.unfinished(rows, runtime)
+        )
 
     def steady_latency_ms(self, row: Measurement) -> float:
         """The row's ratio to the reference × the reference's median over all rows of the runtime, in ms.
@@ -129,6 +141,11 @@ class Comparison:
         write_json(folder / RESULT_NAME, asdict(self))
 
 
+def key_of(name: str, runtime: str) -> str:
+    """What ``Comparison.failures`` calls a network in a runtime."""
+    return f"{name} · {runtime}"
+
+
 def open_comparison(folder: Path, conditions: Conditions) -> Comparison:
     """A new comparison, or the one that ``folder`` already holds, if its rows are of the same conditions and machine.
 
@@ -138,8 +155,9 @@ def open_comparison(folder: Path, conditions: Conditions) -> Comparison:
     found = environment()
     machine = {key: found[key] for key in ("cpu", "cpu_capability", "gpu", "versions", "commit")}
     path = folder / RESULT_NAME
+    missing = [row.name for row in PRESETS[conditions.preset] if not row.exists()]
     if not path.exists():
-        return Comparison(conditions, machine)
+        return Comparison(conditions, machine, missing=missing)
     try:
         content = json.loads(path.read_text())
         comparison = Comparison(
@@ -148,6 +166,8 @@ def open_comparison(folder: Path, conditions: Conditions) -> Comparison:
             content["sessions"],
             [Peak(**peak) for peak in content["peaks"]],
             [_measurement(row) for row in content["measurements"]],
+            dict(content["failures"]),
+            missing,
         )
         before = {**asdict(comparison.conditions), **comparison.machine, **comparison.machine["versions"]}
     except (ValueError, KeyError, TypeError) as error:
@@ -198,11 +218,7 @@ def measure_rows(
     conditions = comparison.conditions
     for runtime in runtimes:
         conditions.setting(runtime, 1, None).check()
-    comparison.missing = [row.name for row in rows if not row.exists()]
-    todo = {
-        runtime: [row for row in rows if row.exists() and comparison.find(row.name, runtime) is None]
-        for runtime in runtimes
-    }
+    todo = {runtime: lacking for runtime in runtimes if (lacking := comparison.unfinished(rows, runtime))}
     total, number, unusable = sum(map(len, todo.values())), 0, []
     if not total:
         return []
@@ -214,26 +230,29 @@ def measure_rows(
         on_row(f"Fastest convolution here: {peak.gflops:.0f} GFLOP/s in {peak.precision} ({peak.runtime}).")
         for runtime, lacking in todo.items():
             try:
-                prepared = _prepare_reference(reference, runtime, conditions) if lacking else {}
+                prepared = _prepare_reference(reference, runtime, conditions)
             except UserError as error:
                 unusable.append(f"{error}; no row was measured there, as all ratios refer to it.")
-                comparison.failures[f"{conditions.against} · {runtime}"] = str(error)
+                comparison.failures[key_of(conditions.against, runtime)] = str(error)
                 on_row(f"Passed over {runtime}: {error}")
                 number += len(lacking)
                 continue
+            comparison.failures.pop(key_of(conditions.against, runtime), None)
             for row in lacking:
                 number += 1
-                label = f"[{number}/{total}] {row.name} · {runtime}"
+                key = key_of(row.name, runtime)
+                label = f"[{number}/{total}] {key}"
                 try:
                     found = _measure(row, runtime, prepared, conditions, peak.gflop, run_peak)
                 except Exception as error:  # networks fail in as many ways as there are runtimes; the others go on
                     reason = " ".join(str(error).split())[:200] or type(error).__name__
-                    comparison.failures[f"{row.name} · {runtime}"] = reason
+                    comparison.failures[key] = reason
                     on_row(f"{label}: not measured: {reason}")
                     continue
                 finally:
                     gc.collect()  # the last network's memory, before the next one is built
                 comparison.measurements.append(found)
+                comparison.failures.pop(key, None)
                 comparison.save(folder)
                 on_row(
                     f"{label}: {found.latency.median_ms:.2f} ms, {found.images_per_second:.0f} images/s, "

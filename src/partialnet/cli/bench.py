@@ -190,6 +190,8 @@ def _bench_preset(conditions: Conditions, names: tuple[str, ...], runtimes: list
     try:
         failed = measure_rows(chosen, runtimes, comparison, folder, lambda text: click.echo(text, err=True))
     except KeyboardInterrupt:
+        if comparison.measurements:
+            comparison.save(folder)  # what failed since the last finished row
         click.echo(f"\nStopped. The same command goes on with the rows that {folder} lacks.", err=True)
         raise
     if not comparison.measurements:
@@ -202,7 +204,7 @@ def _bench_preset(conditions: Conditions, names: tuple[str, ...], runtimes: list
     for note in notes(comparison):
         click.echo(note)
     click.echo(f"\nWritten: {folder / 'comparison.json'}, {', '.join(map(str, written))}")
-    if len(comparison.measurements) < len(rows) * len(comparison.runtimes()):
+    if comparison.num_untried(rows):
         click.echo("Next: the same command without models measures the remaining rows into the same folder.")
     if failed:
         _fail(failed)
