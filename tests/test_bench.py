@@ -11,18 +11,24 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch._dynamo import config as dynamo_config
 
 import partialnet
 from partialnet.bench import environment, interleave
 from partialnet.bench.contestants import RUNTIMES, Setting, default_peer, open_and_prepare, prepare
+from partialnet.bench.environment import place
 from partialnet.bench.measure import measure_models
+from partialnet.bench.report import Row
+from partialnet.bench.speed_bars import speed_bars
+from partialnet.bench.timing import Timing
 from partialnet.bench.torch_settings import torch_settings
 from partialnet.checkpoint import create_checkpoint, load
 from partialnet.cli import main
 from partialnet.errors import UserError
 from partialnet.layers.eager import PositionwiseLinear
+from partialnet.plots import save
 
 
 def test_contestants_take_turns():
@@ -319,3 +325,45 @@ def test_a_precision_that_one_runtime_lacks_is_refused_before_anything_is_timed(
     assert stop.value.code == 2
     said = capsys.readouterr().err
     assert said == "partialnet: OpenVINO computes in f32 on this CPU when bf16 is asked; measure fp32 instead.\n"
+
+
+def test_results_of_a_gpu_are_labelled_with_its_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    titles = drawn_titles(monkeypatch)
+    timing = Timing(4.0, 3.0, 5.0, 1.0, 1.0, 1.0, 9)
+    rows = [Row("resnet50", "resnet50", Setting("eager", "bf16", device="cuda"), (3, 224, 224), timing, 25.6, 4.1)]
+    monkeypatch.setattr("partialnet.bench.measure.measure_models", lambda *arguments: rows)
+    monkeypatch.setattr(Setting, "check", lambda setting: None)
+    main(["bench", "resnet50", "--device", "cuda", "-p", "bf16", "--plot", str(tmp_path / "speed.png")])
+    assert "in the same round; NVIDIA H200, bf16." in capsys.readouterr().out
+    assert titles == ["Inference, batch 1, bf16, NVIDIA H200; × is the ratio to resnet50"]
+    assert place("cpu", 1) == "1 CPU thread"
+    assert place("cpu", 4) == "4 CPU threads"
+
+
+def drawn_titles(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Titles of the bar charts that are drawn from now on."""
+    titles: list[str] = []
+
+    def note(figure: Figure, path: Path) -> None:
+        titles.append(figure.get_suptitle())
+        save(figure, path)
+
+    monkeypatch.setattr("partialnet.bench.speed_bars.save", note)
+    return titles
+
+
+def test_names_with_dollars_are_no_formulas_in_the_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # names of run folders; this formula is wrong, and would end the plot
+    titles = drawn_titles(monkeypatch)
+    timing = Timing(4.0, 3.0, 5.0, 1.0, 1.0, 1.0, 9)
+    rows = [
+        Row(name, "runs/$^$", Setting(runtime), (3, 32, 32), timing, 1.0, 1.0)
+        for runtime, names in (("eager", ("other", "runs/$^$")), ("openvino", ("runs/$^$",)))  # which lacks one
+        for name in names
+    ]
+    speed_bars(tmp_path / "speed.png", rows)
+    assert titles[0].endswith("the ratio to runs/$^$")
+    assert Image.open(tmp_path / "speed.png").width > 600

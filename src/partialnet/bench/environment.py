@@ -34,6 +34,13 @@ def environment() -> dict[str, Any]:
     }
 
 
+def place(device: str, threads: int) -> str:
+    """Where networks run, in words: the GPU's name for "cuda", otherwise how many CPU threads."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return "1 CPU thread" if threads == 1 else f"{threads} CPU threads"
+
+
 def _command(arguments: Sequence[str]) -> str:
     """The command as it was typed; of folders outside the current one only the last part, for they are private."""
     program = Path(arguments[0])

@@ -113,6 +113,7 @@ def bench(
         raise UserError("Name at least one model, or a --preset; see partialnet bench --help.")
     from partialnet.bench import environment
     from partialnet.bench.contestants import Setting
+    from partialnet.bench.environment import place
     from partialnet.bench.measure import measure_models
     from partialnet.bench.report import as_table
     from partialnet.bench.speed_bars import speed_bars
@@ -131,7 +132,7 @@ def bench(
     if not json_output.prints:
         click.echo(as_table(rows))
         click.echo(
-            f"\nratio: time ÷ that of {rows[0].against} in the same round; {threads} CPU thread(s), {precision}."
+            f"\nratio: time ÷ that of {rows[0].against} in the same round; {place(device, threads)}, {precision}."
         )
     written = []
     if json_output.wanted:

@@ -66,7 +66,7 @@ def bench(
     Example: partialnet detect bench partialnet_s fasternet_s --against fasternet_s --json detectors.json
     """
 
-    from partialnet.bench.environment import environment
+    from partialnet.bench.environment import environment, place
     from partialnet.detection.bench import (
         DETECTIONS,
         MODELS,
@@ -117,7 +117,7 @@ def bench(
         click.echo(as_table(rows))
     if not (count_only or json_output.prints):
         against_all = f"{reference} with {widths[0]} channels" if len(widths) > 1 else reference
-        click.echo(f"\nratio: time ÷ that of {against_all} in the same round; {threads} CPU thread(s), {device}, fp32.")
+        click.echo(f"\nratio: time ÷ that of {against_all} in the same round; {place(device, threads)}, fp32.")
     written = []
     if json_output.wanted:
         content = {"environment": environment(), "setting": setting, "rows": [row.as_dict() for row in rows]}
