@@ -367,3 +367,9 @@ def test_names_with_dollars_are_no_formulas_in_the_picture(monkeypatch: pytest.M
     speed_bars(tmp_path / "speed.png", rows)
     assert titles[0].endswith("the ratio to runs/$^$")
     assert Image.open(tmp_path / "speed.png").width > 600
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_wide_spread_leaves_room_for_the_numbers_in_the_picture(tmp_path: Path) -> None:
+    timing = Timing(4.0, 3.0, 400.0, 1.0, 1.0, 1.0, 9)
+    speed_bars(tmp_path / "speed.png", [Row("resnet50", "resnet50", Setting(), (3, 32, 32), timing, 1.0, 1.0)])

@@ -34,7 +34,7 @@ def speed_bars(path: Path, rows: Sequence[Row]) -> None:
                 "" if row.model == row.against else f", {row.timing.ratio:.2f}×"
             )
             axes.text(row.timing.q3_ms, height, text, va="center", fontsize=11)
-        axes.set(title=runtime, xlabel="ms for one batch", xlim=(0, 1.45 * max(medians)))
+        axes.set(title=runtime, xlabel="ms for one batch", xlim=(0, 1.45 * max(row.timing.q3_ms for row in shown)))
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_yticks(range(len(models)), models, parse_math=False)
     panels[0].invert_yaxis()
