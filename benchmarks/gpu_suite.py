@@ -7,9 +7,8 @@
 Throughput at batch 256 and latency at batch 1, in bf16, TF32 and fp32; eager PyTorch, its kernels replayed from a CUDA
 graph, and torch.compile (max-autotune, replayed from a CUDA graph); channels_last and contiguous; training steps; peak
 memory; achieved FLOP/s and bandwidth against a large matrix product and a copy in the same run. Networks of one group
-are timed in turn, folded or re-parameterised all alike; what is compiled runs in bf16, and strict fp32 is of ours and
-FasterNet alone. The order is by importance, and what does not fit into --minutes is skipped and named. The result file
-is written after every group, so nothing is lost if the run is cut off.
+are timed in turn, folded or re-parameterised all alike. The order is by importance, and what does not fit into
+--minutes is skipped and named. The result file is written after every group, so nothing is lost if the run is cut off.
 
 Runs from a checkout without installation and without a network; needs torch, torchvision, timm and safetensors.
 """

@@ -15,6 +15,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 RUNTIMES = {"eager": "eager", "cudagraph": "CUDA graph", "compile": "compiled"}
+PRECISIONS = ("bf16", "tf32", "fp32")
 #: What tells two settings apart, in the order in which they are sorted.
 SETTING = ("task", "batch_size", "precision", "runtime", "layout", "img_size")
 
@@ -39,8 +40,8 @@ def title(setting: Setting) -> str:
 
 def in_order(settings: set[Setting]) -> list[Setting]:
     """Inference before training, large batches first, bf16 first, eager first."""
-    precisions, runtimes = ("bf16", "tf32", "fp32"), tuple(RUNTIMES)
-    return sorted(settings, key=lambda s: (s[0], -s[1], precisions.index(s[2]), runtimes.index(s[3]), s[4], s[5]))
+    runtimes = tuple(RUNTIMES)
+    return sorted(settings, key=lambda s: (s[0], -s[1], PRECISIONS.index(s[2]), runtimes.index(s[3]), s[4], s[5]))
 
 
 def markdown(heads: list[str], lines: list[list[str]]) -> str:
@@ -69,8 +70,19 @@ def is_faster_net(name: str | None) -> bool:
     return name is not None and name.startswith("fasternet_")
 
 
+def networks_tables(rows: list[Row]) -> list[str]:
+    """A heading and a table of every network for each precision and layout, bf16 in channels_last first."""
+    rows = [row for row in rows if row["task"] == "inference"]
+    kinds = {(row["precision"], row["layout"]) for row in rows}
+    parts = []
+    for precision, layout in sorted(kinds, key=lambda kind: (PRECISIONS.index(kind[0]), kind[1])):
+        of_kind = [row for row in rows if (row["precision"], row["layout"]) == (precision, layout)]
+        parts += [f"In {precision}, {layout}:", networks_table(of_kind)]
+    return parts
+
+
 def networks_table(rows: list[Row]) -> str:
-    """Every network under bf16, channels_last: speed, memory, and how near it comes to the device's ceilings."""
+    """Networks under one precision and layout: speed, memory, and how near each comes to the device's ceilings."""
     columns: list[tuple[str, Callable[[Row], bool], str, str]] = [
         ("images/s, eager", lambda r: throughput(r, "eager"), "images_per_second", ",.0f"),
         ("images/s, compiled", lambda r: throughput(r, "compile"), "images_per_second", ",.0f"),
@@ -80,8 +92,6 @@ def networks_table(rows: list[Row]) -> str:
         ("of GEMM rate", lambda r: throughput(r, "eager"), "share_of_gemm", ".0%"),
         ("of copy rate, at least", lambda r: throughput(r, "eager"), "share_of_copy", ".0%"),
     ]
-    rows = [row for row in rows if row["task"] == "inference" and row["precision"] == "bf16"]
-    rows = [row for row in rows if row["layout"] == "channels_last"]
     models = list(dict.fromkeys(row["model"] for row in rows))
     heads, cells = ["network", "params M", "MACs G"], {model: [model] for model in models}
     for model in models:
@@ -130,7 +140,7 @@ def gaps(result: dict[str, Any]) -> str:
 
 def page(result: dict[str, Any]) -> str:
     """All tables of one result."""
-    parts = [heading(result), pairs_table(result["rows"]), networks_table(result["rows"]), gaps(result)]
+    parts = [heading(result), pairs_table(result["rows"]), *networks_tables(result["rows"]), gaps(result)]
     return "\n\n".join(part for part in parts if part)
 
 

@@ -82,10 +82,19 @@ def check_tables(result: dict[str, Any]) -> None:
     assert f"| {ours['ratio']:.2f} ({ours['ratio_q1']:.2f}–{ours['ratio_q3']:.2f}) |" in page
     assert f"{ours['images_per_second']:,.0f} |" in page
     tables = [block.splitlines() for block in page.split("\n\n") if block.startswith("|")]
-    assert len(tables) == 2
     for lines in tables:
         assert len({line.count("|") for line in lines}) == 1
-    assert len(tables[1]) == 2 + len({row["model"] for row in result["rows"] if row["task"] == "inference"})
+    # after the pairs one table of networks for each precision and layout
+    networks: dict[tuple[str, str], set[str]] = {}
+    for row in result["rows"]:
+        if row["task"] == "inference":
+            networks.setdefault((row["precision"], row["layout"]), set()).add(row["model"])
+    in_order = sorted(networks, key=lambda kind: (("bf16", "tf32", "fp32").index(kind[0]), kind[1]))
+    assert [block for block in page.split("\n\n") if block.startswith("In ")] == [
+        f"In {precision}, {layout}:" for precision, layout in in_order
+    ]
+    for kind, lines in zip(in_order, tables[1:], strict=True):
+        assert {line.split(" | ")[0].removeprefix("| ") for line in lines[2:]} == networks[kind]
 
 
 def test_plan_holds_what_was_asked_for():
@@ -94,17 +103,39 @@ def test_plan_holds_what_was_asked_for():
     # the first comparisons are the pairs, and compiling starts with the smallest
     assert [job.names for job in jobs[:6]] == [pair(size) for size in SIZES]
     assert next(job for job in jobs if job.runtime == "compile").names == pair("t0")
-    measured = {(name, job.task, job.runtime, job.precision, job.batch_size) for job in jobs for name in job.names}
-    for size in SIZES:
-        for name in pair(size):
-            for precision in ("bf16", "tf32", "fp32"):
-                assert (name, "inference", "eager", precision, 256) in measured
-                assert (name, "inference", "cudagraph", precision, 1) in measured
-            assert {(name, "inference", "compile", "bf16", batch) for batch in (1, 256)} <= measured
-            for runtime in ("eager", "compile"):
-                assert ((name, "training", runtime, "bf16", 256) in measured) == (size != "l")
-    for group in PEER_GROUPS:
-        assert {(name, "inference", "eager", "bf16", 256) for name in group} <= measured
+    measured = {
+        (name, job.task, job.runtime, job.precision, job.batch_size, job.channels_last)
+        for job in jobs
+        for name in job.names
+    }
+    pairs = {name for size in SIZES for name in pair(size)}
+    peers = {name for group in PEER_GROUPS for name in group}
+    for name in pairs | peers:
+        for channels_last in (True, False):
+            assert (name, "inference", "eager", "bf16", 256, channels_last) in measured
+            assert (name, "inference", "cudagraph", "bf16", 1, channels_last) in measured
+        for precision in ("bf16", "tf32", "fp32"):
+            assert (name, "inference", "eager", precision, 256, True) in measured
+            assert (name, "inference", "cudagraph", precision, 1, True) in measured
+            for batch in (256, 1):
+                assert (name, "inference", "compile", precision, batch, True) in measured
+    for name in pairs:
+        for runtime in ("eager", "compile"):
+            assert ((name, "training", runtime, "bf16", 256, True) in measured) == (not name.endswith("_l"))
+
+
+def test_what_only_completes_the_table_comes_last_and_the_cheap_first():
+    jobs = full_plan()
+    compiled = [index for index, job in enumerate(jobs) if job.runtime == "compile"]
+    in_float32 = [index for index in compiled if jobs[index].precision != "bf16"]
+    assert in_float32 == list(range(in_float32[0], len(jobs)))
+    complete = [
+        index
+        for index, job in enumerate(jobs)
+        if job.names in PEER_GROUPS and (job.precision == "fp32" or not job.channels_last) and job.runtime != "compile"
+    ]
+    assert max(set(compiled) - set(in_float32)) < min(complete)
+    assert max(complete) < in_float32[0]
 
 
 def test_the_cpu_gets_what_it_can_do():

@@ -22,7 +22,8 @@ class Work:
 
     ``values_moved`` counts each convolution's, dense layer's and attention product's inputs, weights and outputs once:
     ``values_per_image`` of them belong to the images, ``values_of_weights`` to the network. Element-wise work, which a
-    compiler can merge into those, is left out, so that the traffic is a lower bound.
+    compiler can merge into those, is left out, so that the traffic is a lower bound. Attention is two products in every
+    network of the suite, and what lies between them counts as for two layers: written by one, read by the other.
     """
 
     params: int
