@@ -202,6 +202,22 @@ def test_compiled_contestants_have_the_form_of_eager_ones_and_compile_quietly(tm
 
 
 @pytest.mark.parametrize(
+    ("device", "expected"), [("cpu", torch.channels_last), ("cuda", torch.contiguous_format)], ids=["cpu", "cuda"]
+)
+def test_networks_are_compiled_in_the_layout_that_suits_the_device(
+    device: str, expected: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # on a GPU contiguous, as that is faster uncompiled
+    faster = SimpleNamespace(layout=torch.contiguous_format)
+    monkeypatch.setattr("partialnet.bench.contestants.fastest_layout", lambda *arguments: faster)
+    monkeypatch.setattr("partialnet.bench.contestants.TorchRunner", lambda *arguments: arguments)
+    setting = Setting("compile", img_size=32, device=device)
+    model, _, precision, place, layout = prepare(create_checkpoint("test_resnet"), setting)
+    assert model._compiled_call_impl is not None
+    assert (precision, place, layout) == ("fp32", device, expected)
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ["bench", "partialnet_t9"],

@@ -93,10 +93,11 @@ def prepare(checkpoint: Checkpoint, setting: Setting) -> Callable[[], object]:
     if setting.runtime == "eager":
         return fastest_layout(model, images, setting)
     if setting.runtime == "compile":
+        layout = _layout_to_compile(model, images, setting)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model.compile(mode="max-autotune-no-cudagraphs", dynamic=False)
-            return TorchRunner(model, images, setting.precision, setting.device, torch.channels_last)
+            return TorchRunner(model, images, setting.precision, setting.device, layout)
     return exported_runner(model, images, setting.runtime, setting.precision, setting.threads)
 
 
@@ -110,6 +111,15 @@ def _shift_fresh_norms(model: nn.Module) -> None:
         mean: Any = getattr(norm, "running_mean", None)
         if is_batch_norm(norm) and not mean.any():
             mean.copy_(0.1 * torch.randn(mean.shape, generator=generator))
+
+
+def _layout_to_compile(model: nn.Module, images: Tensor, setting: Setting) -> torch.memory_format:
+    """The layout to compile a network in: on a GPU the one in which it is faster uncompiled.
+
+    On the CPU PyTorch's compiler lays convolutions out in channels_last whatever it is given (``decide_layout_opt`` in
+    torch/_inductor/graph.py), so that other tensors would only have to be converted.
+    """
+    return torch.channels_last if setting.device == "cpu" else fastest_layout(model, images, setting).layout
 
 
 def fastest_layout(model: nn.Module, images: Tensor, setting: Setting) -> TorchRunner:

@@ -86,7 +86,8 @@ def bench(
     """Time MODELS in turn, in one process, ready for inference.
 
     MODELS are names of timm's registry, run folders, checkpoints, or torchvision:NAME. All are treated alike:
-    re-parameterised where they can be, BatchNorms folded, in the memory layout that suits them. Ratios are medians of
+    re-parameterised where they can be, BatchNorms folded, in the memory layout that suits them: in eager PyTorch the
+    faster one, compiled channels_last on the CPU and on a GPU the one that is faster uncompiled. Ratios are medians of
     the ratios round by round, so that a machine's changes of speed cancel.
 
     With --preset, a list of networks is measured, each in turn with the reference, and a folder written: JSON, CSV, a
