@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from partialnet.cli import main
 from partialnet.detection.checkpoint import create_detector, load_detector
 from partialnet.detection.coco import open_evaluation, open_held_out
 from partialnet.detection.config import DetectionConfig
+from partialnet.detection.model import Detector
 from partialnet.detection.run import DetectorRun, evaluate_detector, train_detector
 from partialnet.errors import UserError
 from partialnet.training.recipes import apply_recipe, recipe_names
@@ -459,6 +461,16 @@ def test_normalisation_of_other_weights_survives_a_resume(data: str, trained: Pa
     for folder in (tmp_path / "run", tmp_path / "run" / "last"):
         found = load_detector(folder)
         assert (found.mean, found.std) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+
+
+def test_a_state_of_other_groups_of_parameters_is_refused(
+    data: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of versions before the position tables were excepted from decay."""
+    shutil.copytree(trained / "state", tmp_path / "run" / "state")
+    monkeypatch.setattr(Detector, "no_weight_decay", lambda self: set())
+    with pytest.raises(UserError, match="is of another version of PartialNet"):
+        train_detector(CONFIG, data, tmp_path / "run", resume=True)
 
 
 def test_another_run_is_a_model(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -165,7 +165,7 @@ def _prepare(
     about = _about(kind, config, data, world_size)
     if state is not None:
         _check_agreement(state.run, about, config, folder)
-    task, weights = _create_task(kind, config, data, world_size, state is not None)
+    task, weights = _create_task(kind, config, data, world_size, state)
     command = (*kind.command, source, "--config", str(folder / CONFIG_NAME), "-o", str(folder), "--resume")
     keeper = RunKeeper(folder, states, signals, about, command, tell)
     epochs = state.progress["epoch"] if state is not None else 0
@@ -183,14 +183,26 @@ def _prepare(
 
 
 def _create_task(
-    kind: RunKind[ConfigT, DataT, TaskT, ResultT], config: ConfigT, data: DataT, world_size: int, continues: bool
+    kind: RunKind[ConfigT, DataT, TaskT, ResultT], config: ConfigT, data: DataT, world_size: int, state: State | None
 ) -> tuple[TaskT, str]:
     """The task, drawn from the run's seed; and where its weights come from and how many learn, in words."""
     torch.manual_seed(config.seed % 2**64)
     # a state holds all weights, so those that a run began with may be gone when it continues
-    task, weights = kind.create_task(replace(config, weights=None) if continues else config, data, world_size)
-    task.create_optimizer(config.lr)  # what it objects to, it is to say before anything is written
-    return task, f"{'Weights: from the saved state.' if continues else weights} {task.trained_parameters()}."
+    task, weights = kind.create_task(config if state is None else replace(config, weights=None), data, world_size)
+    optimizer = task.create_optimizer(config.lr)  # what it objects to, it is to say before anything is written
+    if state is None:
+        return task, f"{weights} {task.trained_parameters()}."
+    (before,) = state.content["optimizer_states"]
+    if _group_sizes(before) != _group_sizes(optimizer.state_dict()):
+        raise UserError(
+            f"The state {str(state.path)!r} is of another version of PartialNet, which decayed other parameters; train "
+            "anew in another folder."
+        )
+    return task, f"Weights: from the saved state. {task.trained_parameters()}."
+
+
+def _group_sizes(optimizer_state: Mapping[str, Any]) -> list[int]:
+    return [len(group["params"]) for group in optimizer_state["param_groups"]]
 
 
 def _announce(
