@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from training_runs import Train, tensors, write_photos
+from training_runs import Train, metrics, tensors, write_photos
 
 from partialnet.checkpoint import load
 from partialnet.errors import UserError
@@ -43,6 +44,30 @@ def test_weights_for_other_classes(
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     # statistics of the frozen layers stay, too
     assert changed == {"classifier.weight", "classifier.bias"}
+
+
+def test_images_are_prepared_as_for_the_weights(
+    finished_run: TrainResult, train_tiny: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = load(finished_run.folder)
+    wanted = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bilinear"}
+    other.input_config |= wanted
+    other.save(tmp_path / "other")
+    settings = {"teacher": str(finished_run.folder), "epochs": 2}
+    train_tiny(weights=str(tmp_path / "other"), **settings)
+    told = "Images are prepared as there: mean 0.1, 0.2, 0.3, std 0.4, 0.5, 0.6, interpolation bilinear."
+    assert told in capsys.readouterr().err
+    run = tmp_path / "run"
+    whole, rows = tensors(run / "last" / "model.safetensors"), metrics(run)
+    for path in run.glob("state/*-epoch-2-*"):
+        path.unlink()  # as if it had been killed in its last epoch
+    shutil.rmtree(tmp_path / "other")
+    train_tiny(weights=str(tmp_path / "other"), resume=True, **settings)
+    for folder in (run, run / "last"):
+        assert {name: load(folder).input_config[name] for name in wanted} == wanted
+    assert [row["val_loss"] for row in metrics(run)] == [row["val_loss"] for row in rows]
+    again = tensors(run / "last" / "model.safetensors")
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
 
 
 def test_weights_of_another_network(finished_run: TrainResult, train_tiny: Train, tmp_path: Path) -> None:

@@ -89,3 +89,8 @@ def differing(new: Sequence[str], left: Sequence[str]) -> list[str]:
     new, left = ([name for name in names if not name.endswith("num_batches_tracked")] for names in (new, left))
     sentences = [f"NEW, because they are missing or shaped otherwise there: {listed(new)}."] if new else []
     return sentences + ([f"NOT USED: {listed(left)}."] if left else [])
+
+
+def numbers(values: Sequence[float]) -> str:
+    """Means or deviations of colours, in words."""
+    return ", ".join(f"{value:.3g}" for value in values)

@@ -10,7 +10,7 @@ from torch import Tensor
 from partialnet.checkpoint import Checkpoint
 from partialnet.messages import listed
 from partialnet.stored_network import is_stored_as
-from partialnet.transfer import Fit, differing, fit, open_weights, refuse_folded, refuse_strangers
+from partialnet.transfer import Fit, differing, fit, numbers, open_weights, refuse_folded, refuse_strangers
 
 from .backbone_parameters import names_in_backbone
 from .checkpoint import DetectorCheckpoint, load_detector
@@ -121,8 +121,4 @@ def _take_normalisation(detector: DetectorCheckpoint, other: Checkpoint) -> list
         return []
     transform: Any = detector.model.transform
     transform.image_mean, transform.image_std = mean, std
-    return [f"Images are normalised as there: mean {_numbers(mean)}, standard deviation {_numbers(std)}."]
-
-
-def _numbers(values: list[float]) -> str:
-    return ", ".join(f"{value:.3g}" for value in values)
+    return [f"Images are normalised as there: mean {numbers(mean)}, standard deviation {numbers(std)}."]

@@ -141,3 +141,16 @@ class ClassifierTask(Task):
     def checkpoint(self, training: dict[str, Any]) -> Checkpoint | None:
         """The network that is evaluated, with classes and preprocessing."""
         return replace(self.start, model=self.evaluated, training=training)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep how images are prepared, too: it may come from other weights, which may be gone later."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["input_config"] = self.input_config
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back."""
+        super().on_load_checkpoint(checkpoint)
+        self.input_config = checkpoint.get("input_config", self.input_config)
+        self.start = replace(self.start, input_config=self.input_config)
+        if self._teacher[0] is not None:
+            self._teacher[0].expect(self.input_config)

@@ -12,7 +12,7 @@ from torch import nn
 from ..checkpoint import Checkpoint, create_checkpoint
 from ..errors import UserError
 from ..timm_configuration import configuration_of
-from ..transfer import differing, fit, open_weights, refuse_strangers
+from ..transfer import differing, fit, numbers, open_weights, refuse_strangers
 from .config import TrainConfig
 
 
@@ -36,7 +36,7 @@ def create_network(config: TrainConfig, class_names: Sequence[str]) -> tuple[Che
     network = replace(network, input_config=input_config)
     report = "Weights: new."
     if config.weights is not None:
-        report = _load_weights(network, config.weights)
+        network, report = _load_weights(network, config.weights)
     if config.freeze_backbone:
         _freeze_backbone(network.model, config)
     return network, report
@@ -56,8 +56,8 @@ def _has_fixed_size(name: str) -> bool:
     return bool(config is not None and config.fixed_input_size)
 
 
-def _load_weights(network: Checkpoint, source: str) -> str:
-    """Copy what fits from another checkpoint, and say what did."""
+def _load_weights(network: Checkpoint, source: str) -> tuple[Checkpoint, str]:
+    """Copy what fits from another checkpoint, and how it wants its images; say what did."""
     other = open_weights(source)
     own, given = network.model.state_dict(), other.model.state_dict()
     head = classifier_parameters(network.model)
@@ -71,7 +71,26 @@ def _load_weights(network: Checkpoint, source: str) -> str:
     if head - fitting.keys():
         count = len(other.class_names) or other.num_classes
         sentences.append(f"The head is new: {len(network.class_names)} classes here, {count} others there.")
-    return " ".join(sentences + differing([name for name in body if name not in fitting], found.left))
+    sentences += differing([name for name in body if name not in fitting], found.left)
+    network, prepared = _prepared_like(network, other)
+    return network, " ".join(sentences + prepared)
+
+
+def _prepared_like(network: Checkpoint, other: Checkpoint) -> tuple[Checkpoint, list[str]]:
+    """The network for images in the colours and the interpolation of another's, and a sentence where they differ."""
+    if any(len(other.input_config[key]) != 3 for key in ("mean", "std")):
+        return network, []  # of other channels than red, green and blue
+    changed = {}
+    for key in ("mean", "std", "interpolation", "crop_mode"):
+        value = other.input_config[key]
+        value = value if isinstance(value, str) else [float(number) for number in value]
+        if value != network.input_config[key]:
+            changed[key] = value
+    if not changed:
+        return network, []
+    told = ", ".join(f"{key} {value if isinstance(value, str) else numbers(value)}" for key, value in changed.items())
+    network = replace(network, input_config={**network.input_config, **changed})
+    return network, [f"Images are prepared as there: {told}."]
 
 
 def _freeze_backbone(model: nn.Module, config: TrainConfig) -> None:

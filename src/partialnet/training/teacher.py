@@ -31,12 +31,17 @@ class Teacher(nn.Module):
     def __init__(self, checkpoint: Checkpoint, input_config: Mapping[str, Any]) -> None:
         super().__init__()
         self.model = checkpoint.model.eval().requires_grad_(False)
-        mean, std = (torch.tensor(input_config[name]) for name in ("mean", "std"))
-        own_mean, own_std = (torch.tensor(checkpoint.input_config[name]) for name in ("mean", "std"))
-        self.register_buffer("scale", (std / own_std).view(-1, 1, 1))
-        self.register_buffer("shift", ((mean - own_mean) / own_std).view(-1, 1, 1))
+        self._own = [torch.tensor(checkpoint.input_config[name]) for name in ("mean", "std")]
+        self.expect(input_config)
         fixed = configuration_of(checkpoint.model).get("fixed_input_size")
         self.size = tuple(checkpoint.input_config["input_size"][1:]) if fixed else None
+
+    def expect(self, input_config: Mapping[str, Any]) -> None:
+        """Take images that are prepared like this from now on."""
+        mean, std = (torch.tensor(input_config[name]) for name in ("mean", "std"))
+        own_mean, own_std = self._own
+        self.register_buffer("scale", (std / own_std).view(-1, 1, 1))
+        self.register_buffer("shift", ((mean - own_mean) / own_std).view(-1, 1, 1))
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
