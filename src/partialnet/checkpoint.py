@@ -158,8 +158,9 @@ def create_checkpoint(name: str, class_names: Sequence[str] = (), **model_args: 
         model = timm.create_model(name, **model_args)
     except UserError:
         raise
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise UserError(f"{name} cannot be built with {model_args}: {error}") from error
+    except Exception as error:  # timm's networks look up, convert and divide what they are given
+        reason = f"there is no {error}" if isinstance(error, KeyError) else error
+        raise UserError(f"{name} cannot be built with {model_args}: {reason}") from error
     model.eval()
     input_config = resolve_data_config(model=model)
     input_config["input_size"] = (getattr(model, "in_chans", 3), *input_config["input_size"][1:])

@@ -12,6 +12,7 @@ from huggingface_hub import try_to_load_from_cache
 from .checkpoint import Checkpoint
 from .errors import UserError
 from .messages import first_line
+from .timm_configuration import configuration_named
 
 
 def load_pretrained(name: str) -> Checkpoint:
@@ -23,7 +24,7 @@ def load_pretrained(name: str) -> Checkpoint:
     Raises:
         UserError: There are no such weights, they are not on this machine, or damaged.
     """
-    config: Any = timm.get_pretrained_cfg(name)
+    config: Any = configuration_named(name)
     if config is None or not config.has_weights:
         raise UserError(
             f"There are no pretrained weights of {name!r}, the name of an untrained network; give a checkpoint or run "

@@ -7,12 +7,30 @@ from typing import Any
 
 import timm
 from timm.models import load_pretrained
+from timm.models._pretrained import PretrainedCfg
 from torch import nn
+
+from .errors import UserError
 
 
 def configuration_of(model: nn.Module) -> dict[str, Any]:
     """timm's configuration of a network; empty where it has none."""
     return getattr(model, "pretrained_cfg", None) or {}
+
+
+def configuration_named(name: str) -> PretrainedCfg | None:
+    """timm's configuration of the model of this name, with or without the tag of weights; None where it has none.
+
+    Raises:
+        UserError: The model has no weights of that tag.
+    """
+    try:
+        return timm.get_pretrained_cfg(name, allow_unregistered=True)
+    except RuntimeError:
+        model, tag = timm.models.split_model_name_tag(name)
+        known = [timm.models.split_model_name_tag(other)[1] for other in timm.list_pretrained(f"{model}.*")]
+        there = f"; there are {', '.join(known)}" if known else ""
+        raise UserError(f"timm's {model} has no weights named {tag!r}{there}.") from None
 
 
 def take_configuration(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from typing import Any
 import timm
 from torch import Tensor
 
+from .timm_configuration import configuration_named
+
 _WRAPPERS = ("_orig_mod.", "module.", "_orig_mod.")  # torch.compile and DDP, in either order
 # what the script gives timm.create_model and the tensors do not show
 _NETWORK_ARGUMENTS = {"gp": "global_pool", "bn_eps": "bn_eps"}
@@ -61,7 +63,7 @@ def _model_args(name: str, options: Mapping[str, Any], tensors: Mapping[str, Ten
     given = options.get("model_kwargs")
     arguments: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {}
     arguments |= {ours: options[theirs] for theirs, ours in _NETWORK_ARGUMENTS.items() if theirs in options}
-    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    config = configuration_named(name)
     if config is None:
         return arguments
     for layers, argument, dimension in ((config.classifier, "num_classes", 0), (config.first_conv, "in_chans", 1)):

@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 
 import timm
 from timm.data import create_transform
-from timm.optim import list_optimizers
+from timm.optim import get_optimizer_info, list_optimizers
 
 from ..checkpoint import load
 from ..errors import UserError
 from ..messages import similar_names
+from ..timm_configuration import configuration_named
 from ..torchvision_networks import PREFIX
 from .settings import Settings, setting
 
@@ -120,9 +121,14 @@ class RunConfig(Settings):
             near = get_close_matches(self.model, timm.list_models(), n=3)
             hint = f" Did you mean {' or '.join(near)}?" if near else " `timm.list_models()` names them all."
             raise UserError(f"timm has no model {self.model!r}.{hint}")
+        configuration_named(self.model)
         if self.optimizer.lower() not in list_optimizers():
             hint = similar_names(self.optimizer, map(str, list_optimizers()))
             raise UserError(f"timm has no optimiser named {self.optimizer!r}.{hint}")
+        if get_optimizer_info(self.optimizer.lower()).second_order:
+            raise UserError(
+                f"The optimiser {self.optimizer!r} needs second derivatives, which training does not compute."
+            )
         if self.schedule in ("step", "multistep") and not (self.decay_epochs and min(self.decay_epochs) > 0):
             raise UserError(f"decay_epochs must hold a positive number for the schedule {self.schedule!r}.")
         if self.warmup_epochs >= self.epochs:

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..checkpoint import Checkpoint, create_checkpoint
 from ..errors import UserError
-from ..timm_configuration import configuration_of
+from ..timm_configuration import configuration_named, configuration_of
 from ..transfer import differing, fit, numbers, open_weights, refuse_strangers
 from .config import TrainConfig
 
@@ -52,7 +52,7 @@ def classifier_parameters(model: nn.Module) -> set[str]:
 def _has_fixed_size(name: str) -> bool:
     if not timm.is_model(name):
         return False
-    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    config = configuration_named(name)
     return bool(config is not None and config.fixed_input_size)
 
 
