@@ -31,6 +31,13 @@ from partialnet.training.finite import FiniteCheck
         ({"model": "test_resnet", "model_args": {"act_layer": "foo"}}, "there is no 'foo'"),
         ({"model": "resnet18.bogus", "model_args": {}}, r"resnet18 has no weights named 'bogus'; there are .*a1_in1k"),
         ({"teacher": "resnet50.bogus"}, "resnet50 has no weights named 'bogus'"),
+        (
+            {"model": "vit_tiny_patch16_224", "model_args": {}, "random_sizes": (32, 48)},
+            r"images of 48×48 pixels: Input height",
+        ),
+        ({"model": "inception_v3", "model_args": {}}, "cannot be trained on images of 32×32 pixels: .*Kernel size"),
+        ({"model": "test_resnet", "model_args": {"in_chans": 1}}, "3 channels, but test_resnet is to take 1"),
+        ({"model": "test_vit", "model_args": {"global_pool": ""}}, r"its answer is \(1, \d+, 3\), not one number"),
         ({"optimizer": "adahessian"}, "needs second derivatives"),
     ],
     ids=str,

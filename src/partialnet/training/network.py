@@ -7,10 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import timm
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..checkpoint import Checkpoint, create_checkpoint
 from ..errors import UserError
+from ..messages import first_line
 from ..timm_configuration import configuration_named, configuration_of
 from ..transfer import differing, fit, numbers, open_weights, refuse_strangers
 from .config import TrainConfig
@@ -23,7 +25,8 @@ def create_network(config: TrainConfig, class_names: Sequence[str]) -> tuple[Che
         The network, in evaluation mode, with how it wants its images; and a sentence on where its weights come from.
 
     Raises:
-        UserError: timm has no such model or refuses its arguments, or ``config.weights`` does not fit.
+        UserError: timm has no such model or refuses its arguments, it takes no images of a size that is asked for, or
+            ``config.weights`` does not fit.
     """
     arguments: dict[str, Any] = {**config.model_args, "num_classes": len(class_names)}
     if config.drop_path_rate is not None:
@@ -31,9 +34,15 @@ def create_network(config: TrainConfig, class_names: Sequence[str]) -> tuple[Che
     if config.img_size is not None and _has_fixed_size(config.model):
         arguments["img_size"] = config.img_size
     network = create_checkpoint(config.model, class_names, **arguments)
+    if (channels := network.input_config["input_size"][0]) != 3:
+        raise UserError(
+            f"Training is on images of 3 channels, but {config.model} is to take {channels}; leave in_chans."
+        )
     size = [config.img_size] * 2 if config.img_size is not None else network.input_config["input_size"][1:]
     input_config = {**network.input_config, "input_size": [3, *size], "crop_pct": config.test_crop}
     network = replace(network, input_config=input_config)
+    for height, width in sorted({tuple(size), *((side, side) for side in config.random_sizes)}):
+        _try_size(network, height, width)
     report = "Weights: new."
     if config.weights is not None:
         network, report = _load_weights(network, config.weights)
@@ -47,6 +56,25 @@ def classifier_parameters(model: nn.Module) -> set[str]:
     names = configuration_of(model).get("classifier") or ()
     prefixes = (names,) if isinstance(names, str) else tuple(names)
     return {name for name in model.state_dict() if any(name.startswith(f"{prefix}.") for prefix in prefixes)}
+
+
+@torch.no_grad()
+def _try_size(network: Checkpoint, height: int, width: int) -> None:
+    """Let an image of zeros through, as nothing else tells which sizes a network takes.
+
+    Raises:
+        UserError: It does not give an answer for each class.
+    """
+    trouble = f"{network.architecture} cannot be trained on images of {height}×{width} pixels"
+    try:
+        answer = network.model(torch.zeros(1, 3, height, width))
+    except Exception as error:  # of any network
+        raise UserError(f"{trouble}: {first_line(error)}") from error
+    if not isinstance(answer, Tensor) or answer.shape != (1, len(network.class_names)):
+        found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+        raise UserError(
+            f"{trouble}: its answer is {found}, not one number for each of {len(network.class_names)} classes."
+        )
 
 
 def _has_fixed_size(name: str) -> bool:
