@@ -23,7 +23,7 @@ from partialnet.training.finite import FiniteCheck
         ({"warmup_epochs": 1.0}, "warmup_epochs=1 must be less than epochs=1"),
         ({"weights": "nowhere/run"}, "nowhere/run"),
         ({"teacher": "resnet50"}, "not on this machine"),
-        ({"teacher": "partialnet_t0"}, "not on this machine"),
+        ({"teacher": "partialnet_t0"}, "no pretrained weights"),
         ({"device": "cuda"}, "no GPU"),
         ({"precision": "fp16"}, "needs a GPU"),
         ({"mixup": 0.1, "batch_size": 7}, "even"),
