@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+import timm
 import torch
 from click.testing import CliRunner
 from conftest import randomize_parameters as randomize
@@ -306,6 +307,31 @@ def test_a_run_is_not_overwritten_by_its_export(checkpoint, tmp_path):
     arguments = ["export", str(tmp_path), "-f", "torch", "-o", str(weights)]
     assert isinstance(CliRunner().invoke(cli, arguments).exception, UserError)
     assert weights.read_bytes() == before
+
+
+def test_openvinos_weights_replace_nothing_but_an_older_exports(tmp_path, monkeypatch):
+    source = tmp_path / "net.bin"
+    network = timm.create_model("partialnet_t0", num_classes=3)
+    torch.save({"arch": "partialnet_t0", "state_dict": network.state_dict()}, source)
+    (tmp_path / "other.bin").write_bytes(b"something else")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    command = ["export", str(source), "-f", "openvino", "--img-size", "64", "-o"]
+    for output, message in (("net.xml", "net.bin"), ("other.xml", "other.bin")):
+        with pytest.raises(UserError, match=f"{message}'.*choose another file"):
+            CliRunner().invoke(cli, [*command, str(tmp_path / output)], catch_exceptions=False)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    # with an older export beside it, the weights of that name are the export's own, or else the source
+    (tmp_path / "net.xml").touch()
+    with pytest.raises(UserError, match="is the checkpoint itself"):
+        CliRunner().invoke(cli, [*command, str(tmp_path / "net.xml")], catch_exceptions=False)
+    for _ in range(2):
+        CliRunner().invoke(cli, [*command, str(tmp_path / "new.xml")], catch_exceptions=False)
+    monkeypatch.setattr("partialnet.deploy.export.LEAST_AGREEMENT", 1.01)  # no export agrees so often
+    (tmp_path / "half_fp32.bin").write_bytes(b"something else")
+    half = CliRunner().invoke(cli, [*command, str(tmp_path / "half.xml"), "-p", "fp16"], catch_exceptions=False)
+    assert "half_fp32-2.xml" in half.stderr
+    assert {path: path.read_bytes() for path in before} == before
+    assert (tmp_path / "half_fp32.bin").read_bytes() == b"something else"
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from partialnet.data import FolderImages, LabelledImages
 from partialnet.data.folders import class_folders
 from partialnet.errors import UserError
 from partialnet.images import find_images
-from partialnet.stored_network import WEIGHTS_NAME
 
 from .json_output import JsonOutput, json_option
 from .next_command import next_command
@@ -71,7 +70,7 @@ def export(
     """
     from partialnet.deploy.export import LEAST_AGREEMENT, check_export
     from partialnet.deploy.export import export as run_export
-    from partialnet.deploy.exported_files import SUFFIXES
+    from partialnet.deploy.exported_files import SUFFIXES, refuse_source
 
     if output is None:
         name = Path(model).resolve().name if Path(model).is_dir() else Path(model).stem
@@ -79,8 +78,7 @@ def export(
     images = find_images([calibration]) if calibration else []
     checkpoint = load(model)
     check_export(output, format, precision, bool(images))
-    if output.resolve() in (Path(model).resolve(), Path(model).resolve() / WEIGHTS_NAME):
-        raise UserError(f"{str(output)!r} is the checkpoint itself; choose another file with --output.")
+    refuse_source(output, model)
     labelled = _labelled(calibration, checkpoint) if calibration and Path(model).exists() else None
     click.echo(f"Exporting {checkpoint.architecture} to {format} in {precision} …", err=True)
     result = run_export(checkpoint, output, format, precision, img_size, dynamic_batch, images, labelled, progress=True)

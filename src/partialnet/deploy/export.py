@@ -27,6 +27,7 @@ from partialnet.prediction import Classifier
 
 from .exported_files import (
     FORMS,
+    files_of,
     prepare_output,
     put_in_place,
     save_onnx,
@@ -142,9 +143,11 @@ def export(
 
 
 def _free_name(path: Path) -> Path:
-    """The path, numbered if something is there, which the user did not name."""
+    """The path, numbered if something is where its files would be, which the user did not name."""
     numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
-    return next(candidate for candidate in itertools.chain([path], numbered) if not candidate.exists())
+    return next(
+        candidate for candidate in itertools.chain([path], numbered) if not any(map(Path.exists, files_of(candidate)))
+    )
 
 
 def check_export(output: Path, format: str, precision: str, calibrated: bool) -> None:

@@ -12,6 +12,7 @@ from partialnet.errors import UserError
 from partialnet.extras import require
 from partialnet.files import write_json
 from partialnet.layers.inference import Runtime
+from partialnet.stored_network import WEIGHTS_NAME
 
 from .runtimes import CONFIG_KEY
 
@@ -24,7 +25,8 @@ def prepare_output(output: Path, format: str) -> None:
     """Refuse a file that cannot be written in this format; make its folder.
 
     Raises:
-        UserError: Its name ends otherwise, it is a folder or its folder cannot be made, or a package is missing.
+        UserError: Its name ends otherwise, it is a folder or its folder cannot be made, its weights would replace
+            another file, or a package is missing.
     """
     if output.suffix != SUFFIXES[format]:
         raise UserError(f"{str(output)!r} should end in {SUFFIXES[format]} for {format}.")
@@ -32,10 +34,32 @@ def prepare_output(output: Path, format: str) -> None:
         require("openvino", "openvino")
     if output.is_dir():
         raise UserError(f"{str(output)!r} is a folder; name a file to write.")
+    for weights in _network_files(output)[:-1]:
+        if weights.exists() and not output.exists():
+            raise UserError(
+                f"The weights would be written to {str(weights)!r}, which is no export's; choose another file."
+            )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{str(output)!r} cannot be written, its folder cannot be made: {error.strerror}.") from error
+
+
+def refuse_source(output: Path, source: str | Path) -> None:
+    """Refuse an export over the run folder's checkpoint, or the file, that it is made from.
+
+    Raises:
+        UserError: One of the files to write is that file.
+    """
+    sources = (Path(source).resolve(), Path(source).resolve() / WEIGHTS_NAME)
+    for file in files_of(output):
+        if file.resolve() in sources:
+            raise UserError(f"{str(file)!r} is the checkpoint itself; choose another file with --output.")
+
+
+def files_of(output: Path) -> list[Path]:
+    """All files of an export: the weights that OpenVINO's format keeps beside it, the file and the report."""
+    return [*_network_files(output), _report(output)]
 
 
 def workspace_for(output: Path) -> tempfile.TemporaryDirectory[str]:
@@ -59,21 +83,24 @@ def save_openvino(model: Any, path: Path, config: Mapping[str, Any], half: bool 
 
 def size_mb(path: Path) -> float:
     """Size of an exported file, and of the weights beside it, in megabytes (10⁶ bytes)."""
-    return sum(file.stat().st_size for file in _files(path)) / 1e6
+    return sum(file.stat().st_size for file in _network_files(path)) / 1e6
 
 
 def put_in_place(finished: Path, output: Path) -> None:
     """Move an exported file, and the weights beside it, to where they are wanted."""
-    for file in _files(finished):
+    for file in _network_files(finished):
         file.replace(output.with_suffix(file.suffix))
 
 
 def write_report(output: Path, report: Mapping[str, Any]) -> None:
     """Write what there is to say of an exported file beside it, as ``<file>.json``."""
-    path = output.with_name(f"{output.name}.json")
-    write_json(path, report)
+    write_json(_report(output), report)
 
 
-def _files(path: Path) -> list[Path]:
+def _network_files(path: Path) -> list[Path]:
     """The file, after the weights that OpenVINO's format keeps beside it."""
-    return [file for file in (path.with_suffix(".bin"), path) if file.exists()]
+    return [path.with_suffix(".bin"), path] if path.suffix == SUFFIXES["openvino"] else [path]
+
+
+def _report(output: Path) -> Path:
+    return output.with_name(f"{output.name}.json")
