@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from partialnet.checkpoint import Checkpoint, create_checkpoint
 from partialnet.cli.main import cli
 from partialnet.data import FolderImages, Subset
 from partialnet.deploy.export import Export, export
+from partialnet.deploy.exported_files import SUFFIXES
 from partialnet.deploy.photos import collect_photos
 from partialnet.deploy.runtimes import ExportedModel, load_exported, openvino_core
 from partialnet.deploy.verify import compare_logits
@@ -196,6 +198,49 @@ def test_images_on_a_gpu_go_to_the_runtime():
     model = ExportedModel(lambda images: images.mean((2, 3)), None, {"num_classes": 3})
     images = torch.randn(2, 3, 4, 4)
     assert torch.allclose(model(images.as_subclass(OnGpu)), images.mean((2, 3)))
+
+
+class Branching(torch.nn.Module):
+    """A network whose work depends on a value, which no ONNX file can hold."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.conv, self.norm = torch.nn.Conv2d(3, num_classes, 3), torch.nn.BatchNorm2d(num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.norm(self.conv(images))
+        if features.mean() > 1000:
+            features = features - 1000
+        return features.mean((2, 3))
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_networks_that_a_format_cannot_hold_are_refused(format, checkpoint, tmp_path):
+    branching = replace(checkpoint, model=Branching(5).eval(), architecture="branching")
+    output = tmp_path / f"net{SUFFIXES[format]}"
+    with pytest.raises(UserError, match=r"^branching cannot be exported to ONNX: [^\n\x1b]{20,}$"):
+        export(branching, output, format)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failures_of_quantisers_runtimes_and_folding_are_told(checkpoint, photos, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no such kernel\nat place.cpp")
+
+    output = tmp_path / "net.onnx"
+    with monkeypatch.context() as patch:
+        patch.setattr("partialnet.deploy.precision.quantize_onnx", fail)
+        with pytest.raises(UserError, match=r"^partialnet_t0 cannot be exported to onnx in int8: no such kernel$"):
+            export(checkpoint, output, precision="int8", calibration=photos)
+    with monkeypatch.context() as patch:
+        patch.setattr(ExportedModel, "forward", fail)
+        with pytest.raises(UserError, match=r"^partialnet_t0 cannot be exported to onnx in fp32: no such kernel$"):
+            export(checkpoint, output)
+    monkeypatch.setattr("partialnet.checkpoint.fold", fail)
+    with pytest.raises(UserError, match=r"^partialnet_t0 cannot be folded: no such kernel$"):
+        export(checkpoint, output)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_overflow_of_the_exported_network_is_told():

@@ -23,6 +23,7 @@ from partialnet.data import LabelledImages
 from partialnet.errors import UserError
 from partialnet.evaluation import Evaluation, evaluate
 from partialnet.extras import require
+from partialnet.messages import first_line
 from partialnet.prediction import Classifier
 
 from .exported_files import (
@@ -121,8 +122,8 @@ def export(
         progress: Show a bar while the accuracy is measured.
 
     Raises:
-        UserError: The combination is not offered, a package is missing, the network is no classifier, or the exported
-            one answers NaN.
+        UserError: The combination is not offered, a package is missing, the network is no classifier or none that the
+            format can hold, or the exported one answers NaN.
     """
     check_export(output, format, precision, calibrated=bool(calibration) or labelled is not None)
     fixed_size = img_size is not None or format != "torch"
@@ -131,7 +132,8 @@ def export(
     photos = collect_photos(calibration, labelled, calibrated=precision == "int8")
     with workspace_for(output) as workspace:
         height, width = checkpoint.input_config["input_size"][1:]
-        folded = checkpoint.fold((height, width) if fixed_size else None, FORMS.get(format))
+        with _refusing(f"{checkpoint.architecture} cannot be folded"):
+            folded = checkpoint.fold((height, width) if fixed_size else None, FORMS.get(format))
         draft = _Draft(Path(workspace), checkpoint, classifier, folded, photos, dynamic_batch, progress)
         result = draft.write(output, format, precision)
         if precision != "fp32" and result.same_class < LEAST_AGREEMENT:
@@ -171,6 +173,18 @@ def check_export(output: Path, format: str, precision: str, calibrated: bool) ->
     prepare_output(output, format)
 
 
+@contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Tell in a sentence that begins with ``what`` that PyTorch, a runtime or a quantiser cannot take a network."""
+    try:
+        yield
+    except (UserError, OSError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # they have no common class
+        # PyTorch's exporter gives advice to its developers, and its reason as the cause
+        raise UserError(f"{what}: {first_line(error.__cause__ or error)}") from error
+
+
 @dataclass
 class _Draft:
     """A folded network on its way to its files."""
@@ -186,20 +200,21 @@ class _Draft:
     def write(self, output: Path, format: str, precision: str) -> Export:
         """Convert, store the configuration, put the files in place, compare and describe."""
         finished = self.workspace / output.name
-        if format == "torch":
-            finished.write_bytes(self.folded.serialize(_DTYPES[precision]))
-            exported = Classifier(load(finished))
-        else:
-            (self._finish_onnx if format == "onnx" else self._finish_openvino)(finished, precision)
-            exported = Classifier(load_exported(finished))
+        with _refusing(f"{self.checkpoint.architecture} cannot be exported to {format} in {precision}"):
+            if format == "torch":
+                finished.write_bytes(self.folded.serialize(_DTYPES[precision]))
+                exported = Classifier(load(finished))
+            else:
+                (self._finish_onnx if format == "onnx" else self._finish_openvino)(finished, precision)
+                exported = Classifier(load_exported(finished))
+            # the runtime may have loaded what it cannot run
+            noise = compare_logits(
+                self.classifier, exported, random_batches(self.checkpoint.input_config["input_size"])
+            )
         size = size_mb(finished)
         comparison = self.photos.images(self.photos.comparison)
-        agreement = {
-            "noise": compare_logits(
-                self.classifier, exported, random_batches(self.checkpoint.input_config["input_size"])
-            ),
-            "photographs": compare_logits(self.classifier, exported, image_batches(self.classifier, comparison)),
-        }
+        photographs = compare_logits(self.classifier, exported, image_batches(self.classifier, comparison))
+        agreement = {"noise": noise, "photographs": photographs}
         accuracy = None
         if self.photos.test is not None and self.original_evaluation is not None:
             evaluation = evaluate(exported, self.photos.test, progress=self.progress)
@@ -231,7 +246,8 @@ class _Draft:
         # a dynamic batch is traced with two images, because PyTorch specialises on a size of one
         shape = (2 if self.dynamic_batch else 1, *self.checkpoint.input_config["input_size"])
         path = self.workspace / "float.onnx"
-        write_onnx(self.folded.model, shape, path, self.dynamic_batch)
+        with _refusing(f"{self.checkpoint.architecture} cannot be exported to ONNX"):
+            write_onnx(self.folded.model, shape, path, self.dynamic_batch)
         return path
 
     def _operators(self) -> dict[str, int]:
