@@ -178,7 +178,7 @@ def test_comparison_by_hand() -> None:
     assert parity.max_unmatched_score == pytest.approx(0.4)
 
 
-def test_command(run_folder: Path, photos: list[Path], tmp_path: Path) -> None:
+def test_command(run_folder: Path, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "detector.onnx"
     arguments = ["detect", "export", str(run_folder), "--images", str(photos[2]), "-o", str(output)]
     done = CliRunner().invoke(cli, arguments)
@@ -186,6 +186,10 @@ def test_command(run_folder: Path, photos: list[Path], tmp_path: Path) -> None:
     assert "Written:" in done.output
     assert "partialnet detect predict" in done.output
     assert output.exists()
+    monkeypatch.setattr(export, "LEAST_MATCHED", 1.01)
+    as_json = CliRunner().invoke(cli, [*arguments, "--json", "-"])
+    assert json.loads(as_json.stdout)["format"] == "onnx"
+    assert "Warning: less than" in as_json.stderr
 
 
 def test_many_large_photos_are_compared_in_little_memory(

@@ -155,6 +155,9 @@ def test_an_export_that_disagrees_brings_a_float_one_and_a_warning(checkpoint, t
     again = CliRunner().invoke(cli, [*command, str(half), "-p", "fp16"], catch_exceptions=False)
     assert str(tmp_path / "half_fp32-2.safetensors") in again.stderr  # what is there was not named for writing
     assert kept.read_bytes() == before
+    as_json = CliRunner().invoke(cli, [*command, str(half), "-p", "fp16", "--json", "-"], catch_exceptions=False)
+    assert json.loads(as_json.stdout)["precision"] == "fp16"
+    assert "Warning: fp16 names PyTorch's class" in as_json.stderr
     full = CliRunner().invoke(cli, [*command, str(tmp_path / "full.safetensors")], catch_exceptions=False)
     assert "do not rely on it" in full.stderr
     assert not list(tmp_path.glob("full_*"))

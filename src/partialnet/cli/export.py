@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +15,9 @@ from partialnet.images import find_images
 
 from .json_output import JsonOutput, json_option
 from .next_command import next_command
+
+if TYPE_CHECKING:
+    from partialnet.deploy.export import Export
 
 
 @click.command()
@@ -84,25 +88,8 @@ def export(
     result = run_export(checkpoint, output, format, precision, img_size, dynamic_batch, images, labelled, progress=True)
     written = [f"{result.path} ({result.size_mb:.1f} MB)", f"{result.path}.json"]
     written += json_output.write(result.as_dict())
-    if json_output.prints:
-        return
-    if not result.held_out:
-        click.echo("  The photographs below are those that it was calibrated with: too few to hold some out.")
-    for kind, agreement in result.agreement.items():
-        click.echo(
-            f"  {agreement.num_images:4} {kind:12} same class {agreement.top1:.1%}, largest error of a logit "
-            f"{agreement.max_error:.2g} (logits up to {agreement.max_logit:.3g})"
-        )
-    if result.accuracy is not None:
-        accuracy = result.accuracy
-        which = ""
-        if precision == "int8":
-            which = " not used for calibration" if accuracy.held_out else " that it was calibrated with"
-        click.echo(
-            f"  {accuracy.num_images:4} labelled images{which}: {accuracy.exported:.2%} right, "
-            f"{accuracy.difference * 100:+.2f} points against PyTorch's {accuracy.original:.2%}; same class "
-            f"{accuracy.agreement:.1%}"
-        )
+    if not json_output.prints:
+        click.echo(_as_text(result))
     if result.same_class < LEAST_AGREEMENT:
         instead = "do not rely on it" if result.kept is None else f"{result.kept} was written too"
         click.echo(
@@ -110,6 +97,8 @@ def export(
             f"{LEAST_AGREEMENT:.0%}; {instead}.",
             err=True,
         )
+    if json_output.prints:
+        return
     click.echo(f"Written: {', '.join(written)}")
     if result.accuracy is not None:
         click.echo(f"\nNext: {next_command('eval', result.path, calibration)}")
@@ -117,6 +106,28 @@ def export(
         click.echo(f"\nNext: {next_command('predict', result.path)} IMAGE…")
     else:
         click.echo("Its weights are random: it serves to measure time, not to predict.")
+
+
+def _as_text(result: Export) -> str:
+    lines = []
+    if not result.held_out:
+        lines.append("  The photographs below are those that it was calibrated with: too few to hold some out.")
+    for kind, agreement in result.agreement.items():
+        lines.append(
+            f"  {agreement.num_images:4} {kind:12} same class {agreement.top1:.1%}, largest error of a logit "
+            f"{agreement.max_error:.2g} (logits up to {agreement.max_logit:.3g})"
+        )
+    if result.accuracy is not None:
+        accuracy = result.accuracy
+        which = ""
+        if result.precision == "int8":
+            which = " not used for calibration" if accuracy.held_out else " that it was calibrated with"
+        lines.append(
+            f"  {accuracy.num_images:4} labelled images{which}: {accuracy.exported:.2%} right, "
+            f"{accuracy.difference * 100:+.2f} points against PyTorch's {accuracy.original:.2%}; same class "
+            f"{accuracy.agreement:.1%}"
+        )
+    return "\n".join(lines)
 
 
 def _labelled(folder: str, checkpoint: Checkpoint) -> LabelledImages | None:

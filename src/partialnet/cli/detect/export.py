@@ -71,18 +71,18 @@ def export(
     result = export_detector(checkpoint, output, format, canvas, photos, progress=True)
     written = [f"{result.path} ({result.size_mb:.1f} MB)", f"{result.path}.json"]
     written += json_output.write(result.as_dict())
-    if json_output.prints:
-        return
-    click.echo(
-        f"  Against PyTorch on the same canvas, {result.canvas[0]}×{result.canvas[1]}: {_told(result.same_canvas)}"
-    )
-    click.echo(f"  Against PyTorch with sizes of its own choice: {_told(result.own_sizes)}")
+    if not json_output.prints:
+        canvas_size = f"{result.canvas[0]}×{result.canvas[1]}"
+        click.echo(f"  Against PyTorch on the same canvas, {canvas_size}: {_told(result.same_canvas)}")
+        click.echo(f"  Against PyTorch with sizes of its own choice: {_told(result.own_sizes)}")
     if not result.same_canvas.original + result.same_canvas.exported:
         click.echo(
             "Warning: neither found anything, so the comparison says little; give --images with objects.", err=True
         )
     elif result.same_canvas.share < LEAST_MATCHED:
         click.echo(f"Warning: less than {LEAST_MATCHED:.0%} of the detections are found again.", err=True)
+    if json_output.prints:
+        return
     click.echo(f"Written: {', '.join(written)}")
     click.echo(f"\nNext: {next_command('detect', 'predict', result.path)} IMAGE…")
 
