@@ -63,6 +63,12 @@ def test_recipes_survive_being_printed(name: str) -> None:
         assert setting.metadata["help"] in text
 
 
+def test_a_title_stays_in_its_comment() -> None:
+    text = as_yaml(TrainConfig(), "Trained on pho\udcfftos\nlr: 7\u2028")
+    assert text.startswith("# Trained on pho?tos?lr: 7?\n")
+    assert create_settings(TrainConfig, yaml.safe_load(text.encode())) == TrainConfig()
+
+
 def strategy(name: str) -> st.SearchStrategy[Any]:
     """Allowed values of a setting."""
     metadata = settings_of(TrainConfig)[name].metadata
