@@ -188,6 +188,23 @@ def test_a_pipe_gets_the_content_and_stays_a_pipe(tmp_path: Path) -> None:
     assert pipe.is_fifo()
 
 
+def test_standard_output_in_a_file_keeps_its_order(tmp_path: Path) -> None:
+    out = tmp_path / "out.txt"
+    program = """
+from pathlib import Path
+from partialnet.files import write_atomically
+print("printed before")
+write_atomically(Path("/dev/stdout"), b"content\\n")
+write_atomically(Path("/dev/fd/1"), b"more\\n")
+print("after")
+"""
+    out.write_text("there already\n")
+    with out.open("r+") as file:
+        file.seek(0, os.SEEK_END)
+        subprocess.run([sys.executable, "-c", program], stdout=file, check=True)
+    assert out.read_text() == "there already\nprinted before\ncontent\nmore\nafter\n"
+
+
 def test_devices_stay_devices() -> None:
     write_atomically(Path("/dev/null"), b"content")
     assert Path("/dev/null").is_char_device()

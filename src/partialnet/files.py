@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     """
     if _is_stream(path):
         try:
-            path.write_bytes(content)
+            _write_to_stream(path, content)
         except OSError as error:
             raise UserError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
         return
@@ -57,6 +58,22 @@ def _is_stream(path: Path) -> bool:
     if path.absolute().parent in (Path("/dev"), Path("/dev/fd")):
         return True
     return path.exists() and not (path.is_file() or path.is_dir())
+
+
+def _write_to_stream(path: Path, content: bytes) -> None:
+    """Write to what is no file of its own; what goes on there meanwhile, as on ``/dev/stdout``, stays in its order."""
+    absolute = path.absolute()
+    number = {"/dev/stdout": "1", "/dev/stderr": "2"}.get(str(absolute))
+    if absolute.parent == Path("/dev/fd") and absolute.name.isdecimal():
+        number = absolute.name
+    if number is None:
+        path.write_bytes(content)
+        return
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    # opened by its name, a file behind it would be emptied, and what is printed later would be written over the content
+    with open(os.dup(int(number)), "wb") as file:
+        file.write(content)
 
 
 def check_destinations(*paths: Path | None) -> None:
