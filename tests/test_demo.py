@@ -115,7 +115,9 @@ def test_demo_command(quick_demo: Path, command: Command) -> None:
     result = command("demo", "--output", "my runs/demo", "--seed", 3)
     assert result.code == 0
     assert "Traceback" not in result.err
-    assert re.search(r"^Test accuracy \d+\.\d% on 360 images", result.out, re.M)
+    assert re.search(
+        r"^Accuracy \d+\.\d% on 360 held-out images, in the epoch that does best on them", result.out, re.M
+    )
     for name in ("model.safetensors", "config.json", "metrics.csv", "curves.png", "predictions.png", "confusion.png"):
         assert f"  my runs/demo/{name}\n" in result.out
         assert (quick_demo / "my runs" / "demo" / name).is_file()
@@ -149,7 +151,9 @@ def test_demo_for_real(tmp_path: Path, command: Command, monkeypatch: pytest.Mon
     seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before  # of computing, however busy the machine
     assert result.code == 0, result.err
     assert "Traceback" not in result.err
-    accuracy = re.search(r"^Test accuracy (\d+\.\d)% on 360 images", result.out, re.M)
+    accuracy = re.search(
+        r"^Accuracy (\d+\.\d)% on 360 held-out images, in the epoch that does best on them", result.out, re.M
+    )
     assert accuracy is not None
     assert float(accuracy[1]) >= 97
     assert seconds < 180

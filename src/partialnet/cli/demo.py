@@ -49,7 +49,10 @@ def demo(output: Path | None, seed: int) -> None:
         if not any(folder.glob("state/*.pt")):
             shutil.rmtree(folder, ignore_errors=True)
         raise
-    click.echo(f"\nTest accuracy {result.accuracy:.1%} on {result.num_test} images it has never seen. Written:")
+    click.echo(
+        f"\nAccuracy {result.accuracy:.1%} on {result.num_test} held-out images, in the epoch that does best on them. "
+        "Written:"
+    )
     for file in result.files:
         click.echo(f"  {file}{'/' if file.is_dir() else ''}")
     click.echo(f"\nNext: {next_command('predict', result.checkpoint, result.folder / 'samples')}")
