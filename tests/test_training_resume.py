@@ -162,6 +162,22 @@ def test_asked_to_stop(photos: Path, start: Start, uninterrupted: tuple[Any, ...
     assert outcome(folder) == uninterrupted
 
 
+def test_one_process_at_a_time(photos: Path, start: Start, uninterrupted: tuple[Any, ...], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    first = start(folder, workers=1)
+    first.wait_until(lambda: states(folder) >= 1)
+    first.send_signal(signal.SIGSTOP)
+    second = start(folder, workers=1)
+    assert second.wait() == 2, second.err
+    assert second.err.splitlines()[-1].endswith(
+        "is being trained by another process; wait for it, or choose another folder."
+    )
+    first.send_signal(signal.SIGCONT)
+    assert first.wait() == 0, first.err
+    assert outcome(folder) == uninterrupted
+    assert not list(folder.glob("**/.*"))
+
+
 def test_signals_are_noted_and_given_back() -> None:
     before = signal.getsignal(signal.SIGUSR1)
     with StopSignals() as signals:

@@ -26,6 +26,7 @@ from ..stored_network import WEIGHTS_NAME
 from .config import RunConfig
 from .items import TrainingData
 from .keeper import BROKEN_NAME, LAST_NAME, METRICS_NAME, RunKeeper
+from .lock import RunLock
 from .loggers import create_loggers
 from .machine import create_trainer, find_machine, quiet_lightning, threads
 from .optimization import scaled_lr
@@ -106,12 +107,13 @@ def run(
         resume: Continue the run in ``folder`` if there is one.
 
     Raises:
-        UserError: Something does not fit; where it can be known before the training, nothing has been written.
+        UserError: Something does not fit; where it can be known before the training, nothing has been written. Or
+            another process trains into the folder.
         RunInterrupted: A signal asked to stop; the run's state is saved.
     """
-    with quiet_lightning():
+    with quiet_lightning(), RunLock(folder) as lock:
         with StopSignals() as signals:
-            trainer, task, keeper, state = _prepare(kind, config, source, folder, resume, signals)
+            trainer, task, keeper, state = _prepare(kind, config, source, folder, resume, signals, lock)
             with threads(config, trainer.num_devices):
                 _fit(trainer, task, keeper, state)
         if not trainer.is_global_zero:
@@ -151,12 +153,15 @@ def _prepare(
     folder: Path,
     resume: bool,
     signals: StopSignals,
+    lock: RunLock,
 ) -> tuple[L.Trainer, TaskT, RunKeeper, Path | None]:
     """Everything up to the first step, and the state to continue from; writes when nothing speaks against it."""
     config.check()
     machine = find_machine(config)
     first, world_size = machine.launch.is_first, machine.launch.world_size
     tell = say if first else _say_nothing
+    if first and folder.is_dir():
+        lock.acquire()
     states = StateFiles(folder / STATES_NAME, tell)
     state = states.newest() if resume else None
     if first:
@@ -174,6 +179,8 @@ def _prepare(
     if first:
         _announce(kind, task, weights, world_size, state)
         folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        _check_folder(folder, resume, state is not None)  # another process may have made it meanwhile
         keeper.remove_leftovers()
         write_atomically(folder / CONFIG_NAME, as_yaml(config, f"Trained on {source}").encode())
         if state is None:
