@@ -21,7 +21,14 @@ from partialnet.training.optimization import create_optimizer, create_schedule, 
 )
 def test_scaled_lr(scaling: str, expected: float) -> None:
     config = replace(CONFIG, lr=0.4, lr_batch=1024, batch_size=16, accumulate=3, lr_scaling=scaling)
-    assert scaled_lr(config, world_size=2)[0] == pytest.approx(expected)
+    assert scaled_lr(config, world_size=2, num_images=1000, num_batches=31)[0] == pytest.approx(expected)
+
+
+def test_scaled_lr_of_an_epoch_shorter_than_a_step() -> None:
+    config = replace(CONFIG, lr=0.4, lr_batch=1024, batch_size=256, accumulate=3, lr_scaling="linear")
+    lr, told = scaled_lr(config, world_size=2, num_images=100, num_batches=1)
+    assert lr == pytest.approx(0.4 * 100 / 1024)
+    assert "effective batch 100 (50 images × 2 processes)" in told
 
 
 @pytest.mark.parametrize(
@@ -92,6 +99,15 @@ def test_accumulation_equals_a_larger_batch(train_tiny: Train) -> None:
     a, b = tensors(whole.checkpoint), tensors(parts.checkpoint)
     for name in a:
         torch.testing.assert_close(a[name], b[name], atol=1e-5, rtol=1e-4)
+
+
+def test_the_last_step_of_an_epoch_is_a_mean_too(train_tiny: Train) -> None:
+    settings = {"model": "test_vit", "model_args": {}, "img_size": 64, "optimizer": "sgd", "lr": 0.1}
+    whole = train_tiny("whole", batch_size=8, accumulate=4, **settings)
+    fewer = train_tiny("fewer", batch_size=8, accumulate=8, **settings)  # an epoch has four batches
+    a, b = tensors(whole.checkpoint), tensors(fewer.checkpoint)
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=1e-6, rtol=1e-5)
 
 
 def test_clipping(train_tiny: Train) -> None:

@@ -29,7 +29,6 @@ from .keeper import BROKEN_NAME, LAST_NAME, METRICS_NAME, RunKeeper
 from .lock import RunLock
 from .loggers import create_loggers
 from .machine import create_trainer, find_machine, quiet_lightning, threads
-from .optimization import scaled_lr
 from .progress_bar import ProgressBar
 from .settings import as_yaml, plain, settings_of
 from .signals import StopSignals
@@ -216,7 +215,7 @@ def _announce(
     kind: RunKind[ConfigT, DataT, TaskT, ResultT], task: TaskT, weights: str, world_size: int, state: State | None
 ) -> None:
     """Say what is about to be trained, and from where on."""
-    for sentence in (*kind.announce(task), weights, scaled_lr(task.config, world_size)[1]):
+    for sentence in (*kind.announce(task), weights, task.highest_lr(world_size)[1]):
         say(sentence)
     if state is not None:
         progress = state.progress

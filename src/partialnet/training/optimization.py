@@ -21,12 +21,20 @@ WARMUP_START = 1e-3
 FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 
 
-def scaled_lr(config: RunConfig, world_size: int) -> tuple[float, str]:
-    """Highest learning rate for the effective batch, and how it came about, in words."""
-    batch = config.batch_size * config.accumulate * world_size
-    factors = [f"{config.batch_size} images"]
-    if config.accumulate > 1:
-        factors.append(f"{config.accumulate} batches added up")
+def scaled_lr(config: RunConfig, world_size: int, num_images: int, num_batches: int) -> tuple[float, str]:
+    """Highest learning rate for the effective batch, and how it came about, in words.
+
+    Args:
+        config: The learning rate, the batch that it is meant for, and the batch that is wanted.
+        world_size: Number of training processes.
+        num_images: Images of an epoch, which may be fewer than the batch that is wanted.
+        num_batches: Batches of an epoch in each process, which may be fewer than are to be added up.
+    """
+    images, added = min(config.batch_size, num_images // world_size), min(config.accumulate, num_batches)
+    batch = images * added * world_size
+    factors = [f"{images} images"]
+    if added > 1:
+        factors.append(f"{added} batches added up")
     if world_size > 1:
         factors.append(f"{world_size} processes")
     size = f"effective batch {batch}" + (f" ({' × '.join(factors)})" if len(factors) > 1 else "")

@@ -130,11 +130,15 @@ class Task(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """timm's optimiser, whose schedule ``optimizer_step`` follows."""
-        lr, _ = scaled_lr(self.config, self.trainer.world_size)
+        lr, _ = self.highest_lr(self.trainer.world_size)
         optimizer = self.create_optimizer(lr)
         updates = -(-self.num_batches // self.config.accumulate)
         self._schedule = create_schedule(optimizer, self.config, lr, updates)
         return optimizer
+
+    def highest_lr(self, world_size: int) -> tuple[float, str]:
+        """Highest learning rate, and how it came about, in words."""
+        return scaled_lr(self.config, world_size, len(self.data.train), self.num_batches)
 
     def create_optimizer(self, lr: float) -> torch.optim.Optimizer:
         """timm's optimiser for the network; ``lr`` is the highest learning rate."""
@@ -176,7 +180,13 @@ class Task(L.LightningModule):
             ) from error
         self.progress.sums += sums.detach().double()
         self.finite.note_loss(loss, batch.indices)
-        return loss
+        return loss * self._weight
+
+    @property
+    def _weight(self) -> float:
+        """What makes the sum over the batches of a step their mean, where an epoch's last step has fewer of them."""
+        left = self.num_batches % self.config.accumulate
+        return self.config.accumulate / left if self.progress.batch >= self.num_batches - left else 1.0
 
     def configure_gradient_clipping(
         self,
