@@ -428,6 +428,23 @@ def test_hugging_face_leaves_unknown_classes_out(hub: dict[str, dict[str, Rows]]
     assert data.train.read(2).getpixel((0, 0)) == picture(3).getpixel((0, 0))
 
 
+@pytest.mark.parametrize("feature", [ClassLabel(), "string"])
+def test_hugging_face_without_some_classes(hub: dict[str, dict[str, Rows]], feature: object) -> None:
+    rows, test = hub_rows(range(20), feature), hub_rows(range(50, 60), feature)
+    rows.columns["label"][2] = None
+    test.columns["label"] = [None] * 10
+    hub["me/pets"] = {"train": rows, "test": test}
+    data = open_data("hfds/me/pets", val_share=0.2)
+    check(data)
+    assert data.class_names == ("cat", "dog")
+    assert len(data.train) + len(data.validation) == 19
+    hub["me/pets"] = {"train": rows, "val": test, "test": hub_rows(range(50, 54), feature)}
+    data = open_data("hfds/me/pets")
+    check(data)
+    assert (len(data.train), len(data.validation)) == (19, 4)
+    assert data.split == "me/pets's parts train and test"
+
+
 @pytest.mark.parametrize("form", ["saved", "saved in parts", "parquet"])
 def test_hugging_face_in_a_folder(form: str, tmp_path: Path) -> None:
     """The package itself, without the hub."""
@@ -456,6 +473,13 @@ def test_mistakes_with_hugging_face(hub: dict[str, dict[str, Rows]], monkeypatch
     hub["text"] = {"train": Rows({"sentence": "string", "label": ClassLabel()}, {"photo": [], "label": []})}
     with pytest.raises(UserError, match="no column of images"):
         open_data("hfds/text")
+    several = hub_rows(range(4), "sequence")
+    several.columns["label"] = [[0], [0, 1], [], [1]]
+    hub["several"] = {"train": several}
+    with pytest.raises(
+        UserError, match=r"Row 0 of several/train has \[0\] for its class; it must be one number or text"
+    ):
+        open_data("hfds/several")
     hub["late"] = {"later": hub_rows(range(4), ClassLabel())}
     with pytest.raises(UserError, match="no part 'train', only 'later'"):
         open_data("hfds/late")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,24 +84,29 @@ def open_hugging_face(name: str, val_share: float, seed: int) -> ImageData:
         loaded = {"train": loaded}
     if "train" not in loaded:
         raise UserError(f"Data set {name!r} has no part 'train', only {', '.join(map(repr, loaded))}.")
-    held_out = first_part(loaded, HELD_OUT)
-    parts = ["train"] if held_out is None else ["train", held_out]
     image_column, label_column = _columns(datasets, name, loaded["train"].features)
-    values = {part: np.asarray(loaded[part][label_column]) for part in parts}
-    names = _class_names(loaded["train"].features[label_column], np.concatenate(list(values.values())))
+    given = tuple(map(str, getattr(loaded["train"].features[label_column], "names", None) or ()))
+    labelled = {"train": _labelled(f"{name}/train", loaded["train"][label_column], len(given))}
+    if not len(labelled["train"].rows):
+        raise UserError(f"Part 'train' of data set {name!r} has no labelled image.")
+    # competitions publish their test part without classes
+    for part in filter(None, (first_part(loaded, (wanted,)) for wanted in HELD_OUT)):
+        if {image_column, label_column} <= set(loaded[part].features):
+            found = _labelled(f"{name}/{part}", loaded[part][label_column], len(given))
+            if len(found.rows):
+                labelled[part] = found
+                break
+    names = given or _class_names(np.concatenate([part.classes for part in labelled.values()]))
     images = []
-    for part in parts:
-        labels = _numbers(loaded["train"].features[label_column], names, values[part])
+    for part, found in labelled.items():
+        labels = found.classes if given else _numbers(names, found.classes)
         rows = loaded[part].cast_column(image_column, datasets.Image(decode=False))
-        known = np.flatnonzero((labels >= 0) & (labels < len(names)))
-        if not len(known):
-            raise UserError(f"Part {part!r} of data set {name!r} has no labelled image.")
-        if len(known) < len(labels):  # the hub marks an unknown class by -1
-            rows, labels = rows.select(known), labels[known]
+        if len(found.rows) < len(rows):
+            rows = rows.select(found.rows)
         images.append(HuggingFaceImages(f"{name}/{part}", rows, image_column, labels.astype(np.int64), names))
-    if held_out is None:
+    if len(images) == 1:
         return split_by_class(images[0], val_share, seed)
-    return ImageData(images[0], images[1], f"{name}'s parts train and {held_out}")
+    return ImageData(images[0], images[1], f"{name}'s parts {' and '.join(labelled)}")
 
 
 def _columns(datasets: Any, name: str, features: Mapping[str, Any]) -> tuple[str, str]:
@@ -114,19 +120,42 @@ def _columns(datasets: Any, name: str, features: Mapping[str, Any]) -> tuple[str
     return images[0], labels[0]
 
 
-def _class_names(feature: Any, values: np.ndarray) -> tuple[str, ...]:
-    """The names that the data set gives; else the numbers or texts that occur, in their order."""
-    if names := getattr(feature, "names", None):
-        return tuple(map(str, names))
-    if values.dtype.kind in "iu":
-        return tuple(map(str, np.unique(values[values >= 0]).tolist()))
-    return tuple(np.unique(values.astype(str)).tolist())
+@dataclass(frozen=True)
+class _Labelled:
+    """The rows of a part whose class is known, and these classes."""
+
+    rows: np.ndarray
+    classes: np.ndarray
 
 
-def _numbers(feature: Any, names: tuple[str, ...], values: np.ndarray) -> np.ndarray:
-    """Place of each value's class among the names; -1 where it is unknown."""
-    if getattr(feature, "names", None):
-        return values
+def _labelled(part: str, values: Iterable[Any], num_names: int) -> _Labelled:
+    """What is known of a column of classes; the hub marks an unknown one by -1 or leaves it out.
+
+    Args:
+        part: What errors call it.
+        values: The column.
+        num_names: Number of the classes that the data set names; 0 where it names none.
+    """
+    rows, classes = [], []
+    for row, value in enumerate(values):
+        if not isinstance(value, (str, int, float, np.generic, type(None))):
+            raise UserError(f"Row {row} of {part} has {value!r} for its class; it must be one number or text.")
+        number = value if isinstance(value, (int, np.integer)) else None
+        if value is None or (number is not None and (number < 0 or (num_names and number >= num_names))):
+            continue
+        rows.append(row)
+        classes.append(value)
+    return _Labelled(np.array(rows, np.int64), np.array(classes))
+
+
+def _class_names(values: np.ndarray) -> tuple[str, ...]:
+    """The numbers or texts that occur, in their order."""
+    found = np.unique(values if values.dtype.kind in "iu" else values.astype(str))
+    return tuple(map(str, found.tolist()))
+
+
+def _numbers(names: tuple[str, ...], values: np.ndarray) -> np.ndarray:
+    """Place of each value's class among the names."""
     if values.dtype.kind in "iu":
-        return np.where(values < 0, -1, np.searchsorted(np.array(names, dtype=np.int64), values))
+        return np.searchsorted(np.array(names, dtype=np.int64), values)
     return np.searchsorted(names, values.astype(str))
