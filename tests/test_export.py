@@ -23,9 +23,9 @@ from partialnet.deploy.export import Export, export
 from partialnet.deploy.exported_files import SUFFIXES
 from partialnet.deploy.photos import collect_photos
 from partialnet.deploy.runtimes import ExportedModel, load_exported, openvino_core
-from partialnet.deploy.verify import compare_logits
+from partialnet.deploy.verify import compare_accuracy, compare_logits
 from partialnet.errors import UserError
-from partialnet.evaluation import evaluate
+from partialnet.evaluation import Evaluation, evaluate
 from partialnet.prediction import Classifier
 from partialnet.sources import open_source
 
@@ -256,6 +256,47 @@ def test_overflow_of_the_exported_network_is_told():
     for overflow in (float("nan"), float("inf")):
         with pytest.raises(UserError, match="NaN or infinity"):
             compare_logits(answering(1.0), answering(overflow), batches)
+
+
+def test_overflow_of_the_network_itself_is_no_agreement():
+    def answering(*rows: tuple[float, float]) -> SimpleNamespace:
+        return SimpleNamespace(run=lambda batch: torch.tensor(rows))
+
+    batches = [torch.zeros(3, 3, 8, 8)]
+    nan, inf = float("nan"), float("inf")
+    original = answering((1, 2), (nan, nan), (0, inf))
+    found = compare_logits(original, answering((1, 2.5), (nan, nan), (0, inf)), batches)
+    assert (found.num_images, found.num_not_finite, found.top1) == (3, 2, pytest.approx(1 / 3))
+    assert (found.max_error, found.max_logit) == (0.5, 2)
+    with pytest.raises(UserError, match="The exported network answers NaN"):  # to the one image that matters
+        compare_logits(original, answering((nan, 2), (nan, nan), (0, inf)), batches)
+    broken = answering(*[(nan, nan)] * 3)
+    with pytest.raises(UserError, match="The network itself answers NaN"):
+        compare_logits(broken, broken, batches)
+
+
+def test_network_without_an_answer_to_some_images(checkpoint, tmp_path):
+    def evaluation(*predicted: int) -> Evaluation:
+        known = np.array(predicted)
+        return Evaluation(CLASSES, np.array([0, 1, 2, 3]), known, np.ones(4), known >= 0, (), 1.0)
+
+    assert compare_accuracy(evaluation(0, 1, -1, -1), evaluation(0, 2, -1, 3), held_out=True).agreement == 0.25
+
+    class DarkOnly(torch.nn.Module):
+        """Overflows with an image that is bright on the whole, as about half of all noise is."""
+
+        def __init__(self, model: torch.nn.Module) -> None:
+            super().__init__()
+            self.model, self.num_classes = model, model.num_classes
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.model(images) + torch.exp(1e6 * images.mean((1, 2, 3)))[:, None]
+
+    result = export(replace(checkpoint, model=DarkOnly(checkpoint.model).eval()), tmp_path / "net.onnx")
+    noise = result.agreement["noise"]
+    assert 0 < noise.num_not_finite < noise.num_images
+    assert noise.top1 == 1 - noise.num_not_finite / noise.num_images
+    assert json.loads((tmp_path / "net.onnx.json").read_text())["agreement"]["noise"]["num_not_finite"]
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])

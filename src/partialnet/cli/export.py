@@ -90,6 +90,13 @@ def export(
     written += json_output.write(result.as_dict())
     if not json_output.prints:
         click.echo(_as_text(result))
+    for kind, agreement in result.agreement.items():
+        if agreement.num_not_finite:
+            click.echo(
+                f"Warning: PyTorch itself answers NaN or infinity to {agreement.num_not_finite} of "
+                f"{agreement.num_images} images ({kind}).",
+                err=True,
+            )
     if result.same_class < LEAST_AGREEMENT:
         instead = "do not rely on it" if result.kept is None else f"{result.kept} was written too"
         click.echo(

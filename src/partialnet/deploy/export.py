@@ -123,7 +123,7 @@ def export(
 
     Raises:
         UserError: The combination is not offered, a package is missing, the network is no classifier or none that the
-            format can hold, or the exported one answers NaN.
+            format can hold, or it or the exported one answers NaN.
     """
     check_export(output, format, precision, calibrated=bool(calibration) or labelled is not None)
     fixed_size = img_size is not None or format != "torch"

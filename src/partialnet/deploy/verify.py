@@ -20,35 +20,47 @@ from partialnet.prediction import Classifier
 class Agreement:
     """How far an exported network's logits are from the original's.
 
+    An image to which the original answers NaN or infinity has no class, so none that is the same, and no error.
+
     Attributes:
         num_images: Images compared.
         max_error: Largest absolute difference of a logit.
         max_logit: Largest absolute logit of the original, to judge the error by.
         top1: Share of images, in [0, 1], with the same most probable class.
+        num_not_finite: Images to which the original answers NaN or infinity.
     """
 
     num_images: int
     max_error: float
     max_logit: float
     top1: float
+    num_not_finite: int = 0
 
 
 def compare_logits(original: Classifier, exported: Classifier, batches: Iterable[Tensor]) -> Agreement:
     """Compare two classifiers on batches of preprocessed images, (B, C, H, W).
 
     Raises:
-        UserError: The exported network answers NaN or infinity where the original does not.
+        UserError: The original answers NaN or infinity to every image, or the exported network to one to which the
+            original does not.
     """
-    differences, largest, same, count = [0.0], [0.0], 0, 0
+    max_error, max_logit, same, count, finite = 0.0, 0.0, 0, 0, 0
     for batch in batches:
         expected, given = original.run(batch), exported.run(batch)
-        if expected.isfinite().all() and not given.isfinite().all():
-            raise UserError("The exported network answers NaN or infinity, so it is not kept; take another precision.")
-        differences.append(float((expected - given).abs().max()))
-        largest.append(float(expected.abs().max()))
-        same += int((expected.argmax(1) == given.argmax(1)).sum())
         count += len(batch)
-    return Agreement(count, max(differences), max(largest), same / max(count, 1))
+        known = expected.isfinite().all(1)
+        if not known.any():
+            continue
+        expected, given = expected[known], given[known]
+        if not given.isfinite().all():
+            raise UserError("The exported network answers NaN or infinity, so it is not kept; take another precision.")
+        finite += len(expected)
+        max_error = max(max_error, float((expected - given).abs().max()))
+        max_logit = max(max_logit, float(expected.abs().max()))
+        same += int((expected.argmax(1) == given.argmax(1)).sum())
+    if count and not finite:
+        raise UserError("The network itself answers NaN or infinity to every image; there is nothing to export.")
+    return Agreement(count, max_error, max_logit, same / max(count, 1), count - finite)
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,7 @@ class Accuracy:
         original: Share, in [0, 1], that the network gets right in PyTorch.
         exported: Share that the exported network gets right.
         difference: ``exported - original``.
-        agreement: Share that both give the same class, right or wrong.
+        agreement: Share that both give the same class, right or wrong; NaN is none.
         held_out: Whether none of the images was used for calibration.
     """
 
@@ -74,7 +86,7 @@ class Accuracy:
 
 def compare_accuracy(original: Evaluation, exported: Evaluation, held_out: bool) -> Accuracy:
     """Compare two evaluations on the same images."""
-    same = (original.predicted == exported.predicted)[original.readable]
+    same = ((original.predicted == exported.predicted) & (original.predicted >= 0))[original.readable]
     difference = exported.top1 - original.top1
     return Accuracy(original.num_images, original.top1, exported.top1, difference, float(same.mean()), held_out)
 
