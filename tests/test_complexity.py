@@ -12,6 +12,7 @@ from torch import nn
 
 from partialnet import fold
 from partialnet.complexity import PAPER, Complexity, Count, measure, mixer_kind
+from partialnet.errors import UserError
 
 #: Channels of the first stage and number of blocks in each stage: the paper's Table 9, with the depths we read from it
 VARIANTS = {
@@ -284,3 +285,27 @@ def test_networks_with_expanded_parameters(name: str, macs_g: float) -> None:
     """Their class tokens are views of parameters; figures of timm's result tables, rounded."""
     network = measure(timm.create_model(name).eval(), (3, 224, 224))
     assert network.training.macs_g == pytest.approx(macs_g, rel=0.02)
+
+
+class Branching(nn.Module):
+    """Looks at values: a network that shapes alone do not lead through, around any other."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.model(images)
+        return features - 1000 if features.mean() > 1000 else features
+
+
+@pytest.mark.parametrize("name", ["partialnet_t0", "vit_tiny_patch16_224"])
+def test_network_that_looks_at_values_is_counted_as_any_other(name: str) -> None:
+    model = timm.create_model(name)
+    found, expected = (measure(network, (3, 224, 224)) for network in (Branching(model), model))
+    assert (found.training, found.folded) == (expected.training, expected.folded)
+
+
+def test_network_that_does_not_run_is_told() -> None:
+    with pytest.raises(UserError, match=r"does not run on one image of 4×32×32: .*channels"):
+        measure(nn.Sequential(nn.Conv2d(3, 8, 3)), (4, 32, 32))

@@ -13,10 +13,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from .errors import UserError
 from .fold import fold
 from .layers import GaussianSE, PATConv, SelfAttention2d
+from .messages import first_line
 from .models import PartialNet
 from .models.blocks import PartialNetBlock
 
@@ -70,9 +73,20 @@ def measure(model: nn.Module, input_size: tuple[int, int, int]) -> Complexity:
     """Count the parameters and multiply–adds of ``model`` for one image of ``input_size`` (C, H, W).
 
     Parts are listed for PartialNet in its training form; other and folded networks have totals only.
+
+    Raises:
+        UserError: The network does not run on such an image.
     """
-    training = ModuleCounts(model, input_size)
-    folded = ModuleCounts(fold(copy.deepcopy(model).eval()), input_size)
+    try:
+        training = ModuleCounts(model, input_size)
+        folded = ModuleCounts(fold(copy.deepcopy(model).eval()), input_size)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a network's own code raises
+        raise UserError(
+            f"The multiply–adds cannot be counted, for the network does not run on one image of "
+            f"{'×'.join(map(str, input_size))}: {first_line(error)}"
+        ) from error
     parts: list[Part] = []
     if isinstance(model, PartialNet) and any(isinstance(module, PartialNetBlock) for module in model.modules()):
         for name, blocks, kind, prefixes in _describe(model):
@@ -92,17 +106,29 @@ def measure(model: nn.Module, input_size: tuple[int, int, int]) -> Complexity:
 
 
 class ModuleCounts:
-    """Multiply–adds, parameters and output shapes of every module, from one pass without data."""
+    """Multiply–adds, parameters and output shapes of every module, from one pass.
+
+    It passes no data, unless the network looks at values; then the image is noise, on the network's own device.
+    """
 
     def __init__(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
+        try:
+            self._count(model, input_size, torch.device("meta"))
+        except Exception:  # whatever a network's code raises where it gets shapes only
+            parameter = next(model.parameters(), None)
+            self._count(model, input_size, torch.device("cpu") if parameter is None else parameter.device)
+
+    def _count(self, model: nn.Module, input_size: tuple[int, int, int], device: torch.device) -> None:
         # the counter wants a gradient function behind every view of a parameter, such as an expanded class token
-        self.model = copy.deepcopy(model).eval().to("meta").requires_grad_(False)
+        self.model = copy.deepcopy(model).eval().to(device).requires_grad_(False)
         self.shapes: dict[str, torch.Size] = {}
         for name, module in self.model.named_modules():
             module.register_forward_hook(self._record_shape(name))
         dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), None)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            self.model(torch.empty(1, *input_size, device="meta", dtype=dtype))
+        image = torch.randn(1, *input_size, generator=torch.Generator().manual_seed(0))
+        # of the kernels for attention, the counter knows the products of the plain one everywhere
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+            self.model(image.to(device, dtype))
         root = type(self.model).__name__
         flops = {name: sum(kinds.values()) for name, kinds in counter.get_flop_counts().items()}
         self.macs = {name.removeprefix(root).removeprefix("."): count / 2 for name, count in flops.items()}
