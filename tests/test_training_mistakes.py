@@ -86,5 +86,9 @@ def test_finite_check_names_the_images_of_the_spoilt_loss(colour_photos: Path) -
         check.check(images, wait=True)
     assert f"Images: {images.name(5)}, {images.name(20)}." in str(caught.value)
     check.note_loss(torch.tensor(1.0), torch.tensor([0, 1]))
+    check.note_step(torch.tensor(math.nan), "epoch 1, batch 3")
+    with pytest.raises(UserError, match=r"The gradient is NaN .* The losses of this process were finite\.$"):
+        check.check(images, wait=True, world_size=2)
+    check.note_loss(torch.tensor(1.0), torch.tensor([0, 1]))
     check.note_step(torch.tensor(2.0), "epoch 1, batch 4")
     check.check(images, wait=True)

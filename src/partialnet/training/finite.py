@@ -53,11 +53,17 @@ class FiniteCheck:
         self._steps.append(_Step(place, flags, ready, self._indices))
         self._losses, self._indices = [], []
 
-    def check(self, images: TrainingItems, wait: bool) -> None:
+    def check(self, images: TrainingItems, wait: bool, world_size: int = 1) -> None:
         """Look at the noted steps: at all of them, or at those whose answer is there.
 
+        Args:
+            images: What is learnt from.
+            wait: Whether to look at all of them.
+            world_size: Number of training processes, whose gradients are added up.
+
         Raises:
-            UserError: A loss or gradient was NaN or infinite; names the images of the batch.
+            UserError: A loss or gradient was NaN or infinite; names the images of the batch, unless it may come from
+                those of another process.
         """
         while self._steps and (wait or self._steps[0].ready is None or self._steps[0].ready.query()):
             step = self._steps.pop(0)
@@ -68,8 +74,11 @@ class FiniteCheck:
             losses = step.flags[:-1].tolist()
             spoilt = [part for part, finite in zip(step.indices, losses, strict=True) if not finite]
             names = [images.name(int(index)) for part in spoilt or step.indices for index in part]
+            named = f"Images: {listed(names, SHOWN)}."
+            if not spoilt and world_size > 1:
+                named = "The losses of this process were finite."  # an infinite one reaches the gradients of all
             raise UserError(
                 f"The {'loss' if spoilt else 'gradient'} is NaN or infinite in {step.place}, so training stopped; the "
                 f"checkpoints of the last whole epoch are untouched. A lower lr or clip_grad helps if the images are "
-                f"sound. Images: {listed(names, SHOWN)}."
+                f"sound. {named}"
             )

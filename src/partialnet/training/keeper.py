@@ -143,7 +143,7 @@ class RunKeeper(L.Callback):
 
     def _finish_epoch(self, trainer: L.Trainer, task: Task, save: bool) -> None:
         """Validate the epoch that was trained last, and write all there is to write."""
-        task.finite.check(task.data.train, wait=True)
+        task.check_finite(wait=True)
         progress = task.progress
         sums = trainer.strategy.reduce(progress.sums, reduce_op="sum").tolist()
         metrics = task.metrics(sums, self._validate(trainer, task, stoppable=save))
@@ -260,7 +260,7 @@ class RunKeeper(L.Callback):
 
     def _save(self, trainer: L.Trainer, task: Task) -> None:
         """Write a state of the run; all processes must come here together."""
-        task.finite.check(task.data.train, wait=True)
+        task.check_finite(wait=True)
         progress = task.progress
         if trainer.world_size > 1:
             # the first process writes what all have counted

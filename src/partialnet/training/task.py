@@ -207,7 +207,11 @@ class Task(L.LightningModule):
         # with fp16 the scaler looks for infinite gradients, which are a part of its search for a scale
         scaled = self.trainer.precision == "16-mixed"
         self.finite.note_step(None if scaled else norm, self._place)
-        self.finite.check(self.data.train, wait=self.device.type == "cpu")
+        self.check_finite(wait=self.device.type == "cpu")
+
+    def check_finite(self, wait: bool) -> None:
+        """Look whether losses and gradients were finite, as ``FiniteCheck.check`` does."""
+        self.finite.check(self.data.train, wait, self.trainer.world_size)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """One change of the weights at the schedule's learning rate, and of their average."""
