@@ -13,14 +13,17 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from training_runs import DRAW_NOTHING, write_photos
 from warm_processes import WarmProcesses
 
 from partialnet.errors import UserError
 from partialnet.training.config import TrainConfig
 from partialnet.training.launch import find_launch, is_first_process
+from partialnet.training.machine import threads
 from partialnet.training.run import train
 from partialnet.training.settings import as_yaml, create_settings
 
@@ -159,6 +162,26 @@ def test_processes_that_slurm_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     launch = find_launch(devices=2, num_nodes=1)
     assert (launch.devices, launch.num_nodes) == (2, 1)
     assert isinstance(launch.environment, LightningEnvironment)
+
+
+@pytest.mark.parametrize(
+    ("asked", "given", "expected"), [(3, None, 3), (3, "1", 3), (0, None, 2), (0, "4", 4)], ids=str
+)
+def test_threads_of_each_process(asked: int, given: str | None, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        with threads(TrainConfig(threads=asked), processes=2):
+            _set_num_threads_if_needed(num_processes=2)  # what Lightning's launcher does
+            assert torch.get_num_threads() == expected
+            assert os.environ["OMP_NUM_THREADS"] == str(expected)  # for the processes that it starts
+        assert torch.get_num_threads() == 4
+        assert os.environ.get("OMP_NUM_THREADS") == given
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_only_the_first_machine_speaks(monkeypatch: pytest.MonkeyPatch) -> None:

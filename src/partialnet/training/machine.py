@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ from lightning.pytorch.strategies import DDPStrategy
 from ..errors import UserError
 from .config import RunConfig
 from .launch import Launch, find_launch
+
+#: By this torchrun and Lightning tell a process its number of threads; PyTorch follows it from its start.
+_THREADS = "OMP_NUM_THREADS"
 
 
 @dataclass(frozen=True)
@@ -81,13 +85,24 @@ def create_trainer(
 
 @contextmanager
 def threads(config: RunConfig, processes: int) -> Iterator[None]:
-    """Run with the threads that ``config`` asks for."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(config.threads or max(1, before // processes))
+    """Run with the threads that ``config`` asks for, else those that the launcher gives, else a share of the cores.
+
+    Args:
+        config: The number of threads.
+        processes: Training processes on this machine.
+    """
+    before, given = torch.get_num_threads(), os.environ.get(_THREADS)
+    number = config.threads or (before if given else max(1, before // processes))
+    torch.set_num_threads(number)
+    # without the variable Lightning would divide the cores itself, and so would the processes that it starts
+    os.environ[_THREADS] = str(number)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+        del os.environ[_THREADS]
+        if given is not None:
+            os.environ[_THREADS] = given
 
 
 @contextmanager
