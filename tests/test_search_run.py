@@ -11,6 +11,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 import torch
@@ -273,6 +275,48 @@ def test_ray_mistakes(photos: Path, tmp_path: Path) -> None:
 
     with pytest.raises(UserError, match="cannot be reached"):
         RayCluster("127.0.0.1:1")([(CONFIG, tmp_path)], str(photos))
+
+
+@pytest.mark.parametrize(
+    ("cause", "told"),
+    [
+        (UserError("There are no photos; choose others."), "There are no photos; choose others."),
+        (RuntimeError("no such kernel\nmore"), "A search on the cluster failed: RuntimeError: no such kernel"),
+        (ZeroDivisionError(), "A search on the cluster failed: ZeroDivisionError"),
+    ],
+)
+def test_error_in_a_task_is_told_in_a_sentence(cause: Exception, told: str, photos: Path, tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    from partialnet.search.ray_cluster import RayCluster
+
+    def fail(task: object) -> NoReturn:
+        raise ray.exceptions.RayTaskError(
+            "search", "\x1b[36mray::search\x1b[39m\nTraceback …", cause
+        ).as_instanceof_cause()
+
+    class OneTask:
+        exceptions = ray.exceptions
+        init = shutdown = staticmethod(lambda *args, **kwargs: None)
+        remote = staticmethod(lambda **resources: lambda function: SimpleNamespace(remote=lambda *args: "task"))
+        wait = staticmethod(lambda running, timeout: (running, []))
+        get = staticmethod(fail)
+
+    cluster = RayCluster("local")
+    cluster._ray = OneTask
+    with pytest.raises(UserError) as error:
+        cluster([(CONFIG, tmp_path)], str(photos))
+    assert (type(error.value), str(error.value)) == (UserError, told)
+
+
+def test_missing_data_is_told_before_a_cluster_starts(tmp_path: Path) -> None:
+    started: list[str] = []
+    with pytest.raises(UserError, match="nowhere"):
+        sweep(
+            CONFIG, [2.0], str(tmp_path / "nowhere"), tmp_path / "sweep",
+            search_points=lambda points, data: started.append(data),
+        )  # fmt: skip
+    assert not started
+    assert not (tmp_path / "sweep").exists()
 
 
 # -- mistakes --------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import tempfile
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -74,13 +75,22 @@ class RayCluster:
                 for task in finished:
                     try:
                         files = ray.get(task)
-                    except UserError:
-                        raise
                     except ray.exceptions.RayError as error:
-                        raise UserError(f"A search on the cluster failed: {first_line(error)}") from error
+                        raise UserError(_reason(error)) from error
                     _write(folders[task], files)
                     bar.update()
                 bar.refresh()
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong in a task. Ray's own text is the task's traceback, also where the error is one of ours."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, UserError):
+        return str(cause)
+    text = first_line(error)
+    if isinstance(cause, BaseException):
+        text = "".join(traceback.format_exception_only(cause)).splitlines()[0]
+    return f"A search on the cluster failed: {text}"
 
 
 def _search_in_temporary_folder(config: SearchConfig, data: str) -> dict[str, bytes]:

@@ -72,9 +72,10 @@ def sweep(
         raise UserError(f"{str(folder)!r} holds a sweep already; continue it with --resume or choose another folder.")
     configs = {theta: replace(config, theta=theta) for theta in points}
     finished = {theta for theta, path in points.items() if (path / PLAN_NAME).exists()}
+    kind = SearchRun()
+    opened = kind.open_data(data, config)  # a mistake in its name is told before anything is searched
     if finished:
-        kind = SearchRun()
-        images = kind.describe_data(kind.open_data(data, config))
+        images = kind.describe_data(opened)
         for theta in finished:
             if found := differences(load_plan(points[theta]).search, configs[theta], images):
                 raise UserError(f"The search in {str(points[theta])!r} is of other settings: {'; '.join(found)}.")
