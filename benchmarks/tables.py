@@ -90,6 +90,7 @@ def deployment(rows: list[dict]) -> None:
         ("onnxruntime", "fp32"): "onnxruntime",
         ("eager", "fp32"): "eager PyTorch",
         ("eager", "own layers"): "eager, FasterNet's own layers",
+        ("compile", "fp32"): "torch.compile",
         ("openvino", "bf16"): "OpenVINO bf16",
         ("openvino", "int8"): "OpenVINO int8",
         ("onnxruntime", "int8"): "onnxruntime int8",
