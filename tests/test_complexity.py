@@ -8,21 +8,13 @@ from dataclasses import dataclass
 import pytest
 import timm
 import torch
+from timm_networks import VARIANTS
 from torch import nn
 
 from partialnet import fold
 from partialnet.complexity import PAPER, Complexity, Count, measure, mixer_kind
 from partialnet.errors import UserError
 
-#: Channels of the first stage and number of blocks in each stage: the paper's Table 9, with the depths we read from it
-VARIANTS = {
-    "partialnet_t0": (32, (1, 2, 6, 4)),
-    "partialnet_t1": (48, (1, 2, 6, 4)),
-    "partialnet_t2": (64, (2, 2, 6, 4)),
-    "partialnet_s": (96, (2, 2, 9, 4)),
-    "partialnet_m": (128, (2, 3, 16, 4)),
-    "partialnet_l": (160, (2, 3, 20, 4)),
-}
 HIDDEN, CLASSES, HEADS, BUCKETS = 1280, 1000, 4, 81
 
 

@@ -10,6 +10,7 @@ import torch
 from conftest import Randomize
 from torch import Tensor, nn
 
+#: Channels of the first stage and number of blocks in each stage: the paper's Table 9, with the depths we read from it
 VARIANTS = {
     "partialnet_t0": (32, (1, 2, 6, 4)),
     "partialnet_t1": (48, (1, 2, 6, 4)),
