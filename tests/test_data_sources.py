@@ -305,6 +305,23 @@ def test_shards_beside_held_out_ones_are_learnt_from(tmp_path: Path) -> None:
         open_data(f"wds/{folder}")
 
 
+@pytest.mark.parametrize("folder", ["my-test-data", "test", "train"])
+@pytest.mark.parametrize("pattern", ["", "/*.tar"])
+def test_the_name_of_the_folder_of_all_shards_tells_no_part(tmp_path: Path, folder: str, pattern: str) -> None:
+    write_shard(tmp_path / folder / "flowers-000.tar", (sample(i, i % 2) for i in range(10)))
+    write_shard(tmp_path / folder / "flowers-val-000.tar", (sample(50 + i, i % 2) for i in range(4)))
+    data = open_data(f"wds/{tmp_path / folder}{pattern}")
+    assert data.split == "shards of train and val"
+    assert (len(data.train), len(data.validation)) == (10, 4)
+
+
+def test_shards_in_folders_of_their_parts(tmp_path: Path) -> None:
+    for part, count in (("flowers-train", 10), ("flowers-val", 4)):
+        write_shard(tmp_path / "test" / part / "000.tar", (sample(count + i, i % 2) for i in range(count)))
+    data = open_data(f"wds/{tmp_path / 'test'}")
+    assert (len(data.train), len(data.validation)) == (10, 4)
+
+
 def test_a_mask_beside_an_image_in_a_shard_is_left(tmp_path: Path) -> None:
     samples = [(f"a{i}", {"cls": b"%d" % (i % 2), "png": png(i), "mask.png": png(100 + i)}) for i in range(6)]
     samples += [(f"b{i}", {"mask.png": png(100 + i), "png": png(i), "cls": b"%d" % (i % 2)}) for i in range(6)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -85,8 +86,8 @@ def open_shards(source: str, val_share: float, seed: int) -> ImageData:
     Args:
         source: A folder of ``*.tar`` (searched in its folders ``train`` and ``val`` too), or a pattern with braces and
             stars such as ``shards/train-{000..099}.tar``. Shards are told apart by "train" and "val", "valid",
-            "validation" or "test" in the names of files or folders; beside the latter, shards without such a word are
-            those to learn from. Where none is held out, each class is split.
+            "validation" or "test" in the names of files, or else of folders where they lie in several; beside the
+            latter, shards without such a word are those to learn from. Where none is held out, each class is split.
         val_share: Share of each class to hold out if there are no validation shards.
         seed: Of the choice of images to hold out.
 
@@ -96,8 +97,10 @@ def open_shards(source: str, val_share: float, seed: int) -> ImageData:
     """
     paths = _find(source)
     parts: dict[str, list[Path]] = {}
+    # a folder that holds all shards says nothing about any of them, whatever words are in its name
+    common = os.path.commonpath([path.parent.absolute() for path in paths])
     for path in paths:
-        parts.setdefault(part_of(path), []).append(path)
+        parts.setdefault(part_of(path.absolute().relative_to(common)), []).append(path)
     held_out = first_part(parts, HELD_OUT)
     given = _given_names(paths[0])
     if held_out and "train" in parts and "" in parts:
