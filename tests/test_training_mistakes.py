@@ -28,6 +28,7 @@ from partialnet.training.finite import FiniteCheck
         ({"precision": "fp16"}, "needs a GPU"),
         ({"mixup": 0.1, "batch_size": 7}, "even"),
         ({"model_args": {"depth": 3}}, "depth"),
+        ({"model_args": {"name": "resnet18"}}, "unexpected keyword argument 'name'"),
         ({"model": "test_resnet", "model_args": {"act_layer": "foo"}}, "there is no 'foo'"),
         ({"model": "resnet18.bogus", "model_args": {}}, r"resnet18 has no weights named 'bogus'; there are .*a1_in1k"),
         ({"teacher": "resnet50.bogus"}, "resnet50 has no weights named 'bogus'"),

@@ -134,7 +134,7 @@ class Checkpoint:
         return serialize_network(self.model, self.config(), dtype)
 
 
-def create_checkpoint(name: str, class_names: Sequence[str] = (), **model_args: Any) -> Checkpoint:
+def create_checkpoint(name: str, class_names: Sequence[str] = (), /, **model_args: Any) -> Checkpoint:
     """A fresh network, with the input configuration that timm or torchvision gives for it.
 
     Args:
