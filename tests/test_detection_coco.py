@@ -364,8 +364,39 @@ def test_images_without_objects_are_not_trained_on_unless_asked(root: Path) -> N
     assert len(data.train) == 7
     assert len(data.validation) == 12
     assert data.num_empty == 5
-    assert data.notes()[-1] == "training: 5 images have no object to learn and are left out."
+    assert "training: 5 images have no object to learn and are left out." in data.notes()
     assert len(open_coco(str(root), str(root), keep_empty=True).train) == 12
+
+
+def test_validation_images_that_are_learnt_are_told(tmp_path: Path) -> None:
+    """Two files of objects beside one flat folder of images."""
+    content = make_content(12)
+    write_images(tmp_path / "images", content)
+    (tmp_path / "annotations").mkdir()
+    images = content["images"]
+
+    def notes(train: list[Any], val: list[Any]) -> list[str]:
+        for part, listed in (("train", train), ("val", val)):
+            file = tmp_path / "annotations" / f"instances_{part}.json"
+            # a file of its own counts its images anew
+            others = [{**entry, "id": 500 + entry["id"]} for entry in listed] if part == "val" else listed
+            ids = {other["id"]: entry["id"] for entry, other in zip(others, listed, strict=True)}
+            objects = [
+                {**one, "image_id": ids[one["image_id"]]} for one in content["annotations"] if one["image_id"] in ids
+            ]
+            file.write_text(json.dumps({**content, "images": others, "annotations": objects}))
+        return [note for note in open_coco(str(tmp_path)).notes() if "training image" in note]
+
+    assert notes(images[:8], images[8:]) == []
+    assert notes(images[:8], images[7:]) == [
+        "validation: 1 of 5 images is a training image, too (007.jpg); the figures say less about other photographs."
+    ]
+    (told,) = notes(images[:8], images[3:])
+    assert told.startswith("validation: 5 of 9 images are training images, too (003.jpg, 004.jpg, 005.jpg and 2 more)")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "images")
+    (told,) = open_coco(str(tmp_path), f"{link},{tmp_path}/annotations/instances_train.json").notes()[-1:]
+    assert "validation: 8 of 8 images" in told
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ..errors import UserError
 from ..messages import listed
 from .annotation_file import read_annotations
 from .annotations import DetectionImages, DetectionSubset
+from .faults import shortened
 
 #: What ``open_evaluation`` takes as the name of all images of data without parts.
 ALL = "all"
@@ -55,7 +57,7 @@ class DetectionData:
         return self.train.class_names
 
     def notes(self) -> list[str]:
-        """A sentence for whatever was wrong with the data, mended or left out."""
+        """A sentence for whatever is wrong with the data, mended, left out or as it is."""
         parts = [("training", self.train), ("validation", self.validation)]
         if isinstance(self.train, DetectionSubset) and self.train.faults is self.validation.faults:
             parts = [("data", self.train)]
@@ -64,7 +66,19 @@ class DetectionData:
             verb = "image has" if self.num_empty == 1 else "images have"
             left_out = "is" if self.num_empty == 1 else "are"
             found.append(f"training: {self.num_empty:,} {verb} no object to learn and {left_out} left out.")
+        if learnt := self._learnt_validation_images():
+            are = "is a training image" if len(learnt) == 1 else "are training images"
+            found.append(
+                f"validation: {len(learnt):,} of {len(self.validation):,} images {are}, too ({listed(learnt, 3)}); the "
+                "figures say less about other photographs."
+            )
         return found
+
+    def _learnt_validation_images(self) -> list[str]:
+        """Names of the validation images whose files the training part lists as well."""
+        learnt = set(_files(self.train))
+        found = [index for index, file in enumerate(_files(self.validation)) if file in learnt]
+        return [shortened(self.validation.name(index)) for index in found]
 
 
 def open_coco(
@@ -187,6 +201,12 @@ def _held_out_by_run(whole: DetectionImages, training: Mapping[str, Any]) -> Det
 def images_without_objects(images: DetectionImages) -> np.ndarray:
     """Which images have nothing to learn, (number of images,), bool."""
     return images.num_instances == 0
+
+
+def _files(images: DetectionImages) -> Iterator[str]:
+    """The file of each image, by a name that does not depend on how its folder was named."""
+    root = os.path.realpath(images.root)
+    return (os.path.normpath(os.path.join(root, images.name(index))) for index in range(len(images)))
 
 
 def _read(part: _Part, class_names: Sequence[str] | None = None) -> DetectionImages:
