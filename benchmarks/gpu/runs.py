@@ -193,5 +193,5 @@ def _inference_run(model: nn.Module, job: Job, device: torch.device) -> Run:
 def _training_run(model: nn.Module, job: Job, device: torch.device) -> Run:
     labels = torch.randint(0, 1000, (job.batch_size,), device=device)
     autocast = torch.bfloat16 if job.precision == "bf16" else None
-    step = training_step(model, autocast=autocast, fused=True)
+    step = training_step(model, autocast=autocast)
     return partial(step, _images(job, device, torch.float32), labels)
