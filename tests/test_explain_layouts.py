@@ -8,6 +8,7 @@ import timm
 import torch
 from torch import Tensor
 
+from partialnet.checkpoint import create_checkpoint
 from partialnet.explain.cam import ClassMap
 from partialnet.explain.layers import target_layers
 
@@ -31,3 +32,19 @@ def test_an_empty_map_has_its_peak_in_the_middle() -> None:
     empty = np.zeros((3000, 4000), np.float32)
     found = ClassMap(empty, np.zeros((224, 224), np.float32), (500.0, 0.0, 3500.0, 3000.0), None, None, "eigen", 4, "x")
     assert found.peak == (2000.0, 1500.0)
+
+
+@pytest.mark.parametrize(("name", "last"), [("swin_t", "permute"), ("swin_v2_t", "permute"), ("maxvit_t", "blocks.3")])
+def test_stages_of_networks_with_windows_and_channels_last(name: str, last: str) -> None:
+    """torchvision's Swin keeps the channels last; its table of positions and MaxViT's windows are no maps."""
+    model = create_checkpoint(f"torchvision:{name}").model
+    found = target_layers(model, (3, 224, 224))
+    sizes: dict[int, tuple[int, ...]] = {}
+    for stage, layer in found.items():
+        layer.module.register_forward_hook(
+            lambda module, inputs, output, stage=stage, layer=layer: sizes.update({stage: layer.to_map(output).shape})
+        )
+    with torch.no_grad():
+        model(torch.rand(1, 3, 224, 224))
+    assert {stage: shape[2:] for stage, shape in sizes.items()} == {1: (56, 56), 2: (28, 28), 3: (14, 14), 4: (7, 7)}
+    assert found[4].name == last

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 #: Stages of a network at most; what comes before the last four resolutions is its stem.
 MAX_STAGES = 4
+_OBSERVED = 2  # images in the run in which layers are watched
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ def target_layers(model: nn.Module, input_size: tuple[int, int, int]) -> dict[in
     """The last layer of each stage, by the number of the stage; a stage is what has one resolution.
 
     timm's networks say where their stages end, classifiers as well as ``features_only``, converted and folded ones. Any
-    other network is run once and the last layer of each resolution taken. Stages are counted over the last four
-    resolutions, so that stage N of PartialNet, ResNet, ConvNeXt and MobileNet is of the same resolution; a
-    transformer of one resolution has one stage.
+    other network is run once and the last layer of each resolution taken, whether its channels come first or last.
+    Stages are counted over the last four resolutions, so that stage N of PartialNet, ResNet, ConvNeXt and MobileNet is
+    of the same resolution; a transformer of one resolution has one stage.
 
     Args:
         model: The network.
@@ -46,11 +47,12 @@ def target_layers(model: nn.Module, input_size: tuple[int, int, int]) -> dict[in
     Raises:
         ValueError: No layer gives a map of more than one position.
     """
-    ends = _declared_ends(model) or _observed_ends(model, input_size)
+    ends, channels = _declared_ends(model), _declared_channels(model)
+    if not ends:
+        ends, channels = _observed_ends(model, input_size)
     if not ends:
         raise ValueError(f"{type(model).__name__} has no layer whose output is a map of more than one position.")
     layers = {}
-    channels = _declared_channels(model)
     for stage, (name, module) in enumerate(ends[-MAX_STAGES:], 1):
         layers[stage] = TargetLayer(stage, name, module, _layout(model, name, channels.get(name)))
     last = max(layers)
@@ -101,14 +103,18 @@ def _find(model: nn.Module, path: str) -> tuple[str, nn.Module] | None:
     return None
 
 
-def _observed_ends(model: nn.Module, input_size: tuple[int, int, int]) -> list[tuple[str, nn.Module]]:
-    """Path and module of the last layer of each resolution in the order in which a run passes them."""
+def _observed_ends(
+    model: nn.Module, input_size: tuple[int, int, int]
+) -> tuple[list[tuple[str, nn.Module]], dict[str, int]]:
+    """Path and module of the last layer of each resolution in a run, and the channels of each by its path."""
     ends: dict[tuple[int, int], tuple[str, nn.Module]] = {}
+    channels: dict[str, int] = {}
 
     def watch(name: str, module: nn.Module) -> Callable[..., None]:
         def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
-                ends[(output.shape[2], output.shape[3])] = (name, module)
+            if isinstance(output, Tensor) and (found := _map_of(output, input_size)) is not None:
+                size, channels[name] = found
+                ends[size] = (name, module)
 
         return note
 
@@ -116,12 +122,30 @@ def _observed_ends(model: nn.Module, input_size: tuple[int, int, int]) -> list[t
     reference = next(model.parameters(), torch.empty(0))
     try:
         with torch.no_grad():
-            model(torch.zeros(1, *input_size, device=reference.device, dtype=reference.dtype))
+            model(torch.zeros(_OBSERVED, *input_size, device=reference.device, dtype=reference.dtype))
     finally:
         for handle in handles:
             handle.remove()
     smaller_than_input = {size: end for size, end in ends.items() if size != input_size[1:]} or ends
-    return [smaller_than_input[size] for size in sorted(smaller_than_input, reverse=True)]
+    return [smaller_than_input[size] for size in sorted(smaller_than_input, reverse=True)], channels
+
+
+def _map_of(output: Tensor, input_size: tuple[int, int, int]) -> tuple[tuple[int, int], int] | None:
+    """Resolution and channels of a layer's output; None if it is no map over each image.
+
+    A map is (B, C, H, W) or (B, H, W, C), whichever is nearer to the shape of the input. Tables have one entry for all
+    images, windows and attention have many for one image, or another shape.
+    """
+    if output.ndim != 4 or output.shape[0] != _OBSERVED:
+        return None
+    _, first, second, third = output.shape
+    _, height, width = input_size
+    layouts = [((second, third), first), ((first, second), third)]
+    # by how much of a row or column a map of the input's shape would differ
+    deviations = [abs(rows * width - columns * height) / max(width, height) for (rows, columns), _ in layouts]
+    deviation, nearest = min(zip(deviations, layouts, strict=True), key=lambda pair: pair[0])
+    (rows, columns), _ = nearest
+    return nearest if rows * columns > 1 and deviation <= 1 else None
 
 
 def _before_attention(model: nn.Module, layer: TargetLayer) -> TargetLayer:
