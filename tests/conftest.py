@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from warm_processes import WarmProcesses
 
     from partialnet.training.run import TrainResult
+    from partialnet.ui import PageServer
 
 torch.set_num_threads(1)
 
@@ -180,6 +181,26 @@ def broken(tmp_path: Path, photos: Path) -> Path:
     (folder / "g_bomb.png").write_bytes(bomb)
     (folder / "h_good.png").write_bytes((photos / "grey.png").read_bytes())
     return folder
+
+
+# -- the page in the browser -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def page_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A network of ours, and one that has no gates."""
+    from ui_pages import save_networks
+
+    return save_networks(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def page_server(page_runs: tuple[Path, Path]) -> Iterator[PageServer]:
+    """The page over these two."""
+    from ui_pages import serving
+
+    with serving(page_runs) as server:
+        yield server
 
 
 # -- training runs -----------------------------------------------------------------------------------------------------

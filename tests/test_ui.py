@@ -7,7 +7,6 @@ import io
 import json
 import shutil
 import socket
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Thread
@@ -18,7 +17,7 @@ import pytest
 import torch
 from conftest import TINY
 from PIL import Image
-from ui_pages import CLASSES, photo_bytes, save_networks, serving
+from ui_pages import CLASSES, photo_bytes
 
 from partialnet.checkpoint import create_checkpoint
 from partialnet.cli import main
@@ -30,17 +29,6 @@ from partialnet.ui import server as ui_server
 from partialnet.ui import speed as ui_speed
 
 pytest.importorskip("pytorch_grad_cam")
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return save_networks(tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture(scope="module")
-def server(runs: tuple[Path, Path]) -> Iterator[PageServer]:
-    with serving(runs) as server:
-        yield server
 
 
 def request(
@@ -71,13 +59,13 @@ def decode(url: str) -> np.ndarray:
 # ---- answers
 
 
-def test_photo(server: PageServer, runs: tuple[Path, Path]) -> None:
-    status, answer = ask(server, "POST", "/api/photos?name=a.png", photo_bytes())
+def test_photo(page_server: PageServer, page_runs: tuple[Path, Path]) -> None:
+    status, answer = ask(page_server, "POST", "/api/photos?name=a.png", photo_bytes())
     assert status == 200
     assert (answer["width"], answer["height"]) == (120, 80)
     image = Image.open(io.BytesIO(photo_bytes())).convert("RGB")
     assert (decode(answer["picture"]) == np.asarray(image)).all()
-    for network, found in zip(open_networks([str(run) for run in runs]), answer["networks"], strict=True):
+    for network, found in zip(open_networks([str(run) for run in page_runs]), answer["networks"], strict=True):
         probabilities = network.explainer.probabilities(image)
         told = {row["name"]: row["probability"] for row in found["classes"]}
         assert told == pytest.approx(dict(zip(CLASSES, probabilities.tolist(), strict=True)))
@@ -85,7 +73,7 @@ def test_photo(server: PageServer, runs: tuple[Path, Path]) -> None:
         assert found["map"]["target"] == answer["networks"][0]["classes"][0]["name"]
         assert decode(found["map"]["picture"]).shape == (80, 120, 3)
     ours, peer = answer["networks"]
-    gates = read_gates(open_networks([str(runs[0])])[0].explainer, image)
+    gates = read_gates(open_networks([str(page_runs[0])])[0].explainer, image)
     assert [(row["stage"], row["block"]) for row in ours["gates"]["spatial"]] == [
         (gate.stage, gate.index) for gate in gates.spatial
     ]
@@ -95,25 +83,25 @@ def test_photo(server: PageServer, runs: tuple[Path, Path]) -> None:
     assert peer["gates"]["spatial"] == peer["gates"]["channel"] == []
 
 
-def test_stage_and_class_of_maps(server: PageServer) -> None:
-    _, photo = ask(server, "POST", "/api/photos?name=a.png&stage=2", photo_bytes())
+def test_stage_and_class_of_maps(page_server: PageServer) -> None:
+    _, photo = ask(page_server, "POST", "/api/photos?name=a.png&stage=2", photo_bytes())
     assert [own["map"]["stage"] for own in photo["networks"]] == [2, 2]
-    status, answer = ask(server, "GET", f"/api/photos/{photo['photo']}/maps?stage=3&target=church")
+    status, answer = ask(page_server, "GET", f"/api/photos/{photo['photo']}/maps?stage=3&target=church")
     assert status == 200
     assert [(row["stage"], row["target"]) for row in answer["maps"]] == [(3, "church")] * 2
-    _, other = ask(server, "GET", f"/api/photos/{photo['photo']}/maps?stage=1&target=church")
+    _, other = ask(page_server, "GET", f"/api/photos/{photo['photo']}/maps?stage=1&target=church")
     assert other["maps"][0]["picture"] != answer["maps"][0]["picture"]
-    _, absent = ask(server, "GET", f"/api/photos/{photo['photo']}/maps?stage=9")
+    _, absent = ask(page_server, "GET", f"/api/photos/{photo['photo']}/maps?stage=9")
     assert all("no stage 9" in row["error"] for row in absent["maps"])
 
 
-def test_attention_follows_the_place(server: PageServer, runs: tuple[Path, Path]) -> None:
-    _, photo = ask(server, "POST", "/api/photos", photo_bytes())
+def test_attention_follows_the_place(page_server: PageServer, page_runs: tuple[Path, Path]) -> None:
+    _, photo = ask(page_server, "POST", "/api/photos", photo_bytes())
     path = f"/api/photos/{photo['photo']}/attention"
-    _, first = ask(server, "GET", f"{path}?x=0.3&y=0.2")
-    _, second = ask(server, "GET", f"{path}?x=0.7&y=0.9")
+    _, first = ask(page_server, "GET", f"{path}?x=0.3&y=0.2")
+    _, second = ask(page_server, "GET", f"{path}?x=0.7&y=0.9")
     image = Image.open(io.BytesIO(photo_bytes())).convert("RGB")
-    expected = read_gates(open_networks([str(runs[0])])[0].explainer, image).attention_from((0.3 * 120, 0.2 * 80))
+    expected = read_gates(open_networks([str(page_runs[0])])[0].explainer, image).attention_from((0.3 * 120, 0.2 * 80))
     ours, peer = first["attention"]
     for block, (gate, weights) in zip(ours["blocks"], expected, strict=True):
         assert (block["stage"], block["block"], len(block["heads"])) == (gate.stage, gate.index, weights.shape[0])
@@ -121,14 +109,14 @@ def test_attention_follows_the_place(server: PageServer, runs: tuple[Path, Path]
     assert peer["blocks"] == []
     assert ours["blocks"][0]["picture"] != second["attention"][0]["blocks"][0]["picture"]
     # the left end is cropped away before the network; that is no failure of the others
-    status, outside = ask(server, "GET", f"{path}?x=0.01&y=0.5")
+    status, outside = ask(page_server, "GET", f"{path}?x=0.01&y=0.5")
     assert status == 200
     assert "does not see the point" in outside["attention"][0]["error"]
     # the very edge belongs to the photograph
-    assert "error" not in ask(server, "GET", f"{path}?x=0.5&y=1")[1]["attention"][0]
-    assert ask(server, "GET", f"{path}?x=1.5&y=0")[0] == 422
+    assert "error" not in ask(page_server, "GET", f"{path}?x=0.5&y=1")[1]["attention"][0]
+    assert ask(page_server, "GET", f"{path}?x=1.5&y=0")[0] == 422
     for query in ("", "?x=a&y=1", "?x=nan&y=0", "?x=1e999&y=0"):
-        assert ask(server, "GET", path + query)[0] in (400, 422)
+        assert ask(page_server, "GET", path + query)[0] in (400, 422)
 
 
 def test_speed_is_of_the_device_where_the_networks_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,14 +134,14 @@ def test_speed_is_of_the_device_where_the_networks_are(monkeypatch: pytest.Monke
         ui_speed.measure_folding(networks, torch.device("mps"))
 
 
-def test_speed(server: PageServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speed(page_server: PageServer, monkeypatch: pytest.MonkeyPatch) -> None:
     before = [
         {name: value.clone() for name, value in network.explainer.model.state_dict().items()}
-        for network in server.viewer.networks
+        for network in page_server.viewer.networks
     ]
     measure = ui_answers.measure_folding
     monkeypatch.setattr(ui_answers, "measure_folding", lambda *args: measure(*args, seconds=0.1))
-    status, answer = ask(server, "POST", "/api/speed")
+    status, answer = ask(page_server, "POST", "/api/speed")
     assert status == 200
     assert [(row["network"], row["form"]) for row in answer["rows"]] == [
         (name, form) for name in ("tiny", "peer") for form in ("unfolded", "folded")
@@ -161,16 +149,16 @@ def test_speed(server: PageServer, monkeypatch: pytest.MonkeyPatch) -> None:
     assert answer["rows"][0]["ratio"] == 1
     assert all(0 < row["q1_ms"] <= row["median_ms"] <= row["q3_ms"] and row["rounds"] >= 7 for row in answer["rows"])
     assert answer["sizes"] == {"tiny": [64, 64], "peer": [64, 64]}
-    for network, state in zip(server.viewer.networks, before, strict=True):
+    for network, state in zip(page_server.viewer.networks, before, strict=True):
         assert all(torch.equal(value, state[name]) for name, value in network.explainer.model.state_dict().items())
 
 
-def test_other_kinds_of_networks(runs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_other_kinds_of_networks(page_runs: tuple[Path, Path], tmp_path: Path) -> None:
     """A model name, a folded checkpoint and an exported file, each with what it cannot show told."""
     from partialnet.checkpoint import load
 
-    load(runs[0]).fold().save(tmp_path / "folded")
-    main(["export", str(runs[0]), "--format", "onnx", "-o", str(tmp_path / "net.onnx")])
+    load(page_runs[0]).fold().save(tmp_path / "folded")
+    main(["export", str(page_runs[0]), "--format", "onnx", "-o", str(tmp_path / "net.onnx")])
     viewer = Viewer(open_networks(["resnet10t", str(tmp_path / "folded"), str(tmp_path / "net.onnx")]))
     try:
         untrained, folded, exported = viewer.describe()["networks"]
@@ -188,24 +176,25 @@ def test_other_kinds_of_networks(runs: tuple[Path, Path], tmp_path: Path) -> Non
         viewer.close()
 
 
-def test_names_tell_networks_apart(runs: tuple[Path, Path], tmp_path: Path) -> None:
-    shutil.copytree(runs[0], tmp_path / "tiny")
-    names = [network.name for network in open_networks([str(runs[0]), str(tmp_path / "tiny"), str(runs[0])])]
+def test_names_tell_networks_apart(page_runs: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(page_runs[0], tmp_path / "tiny")
+    names = [network.name for network in open_networks([str(page_runs[0]), str(tmp_path / "tiny"), str(page_runs[0])])]
     assert names == ["tiny", str(tmp_path / "tiny")]
 
 
-def test_size_of_the_input(runs: tuple[Path, Path]) -> None:
-    (network,) = open_networks([str(runs[0])], img_size=128)
+def test_size_of_the_input(page_runs: tuple[Path, Path]) -> None:
+    (network,) = open_networks([str(page_runs[0])], img_size=128)
     gates = read_gates(network.explainer, Image.open(io.BytesIO(photo_bytes())).convert("RGB"))
     assert gates.attention[0].values.shape[1:3] == (4, 4)
 
 
-def test_photos_are_forgotten_in_order(server: PageServer) -> None:
+def test_photos_are_forgotten_in_order(page_server: PageServer) -> None:
     keys = [
-        ask(server, "POST", "/api/photos", photo_bytes(seed))[1]["photo"] for seed in range(ui_answers.MAX_PHOTOS + 1)
+        ask(page_server, "POST", "/api/photos", photo_bytes(seed))[1]["photo"]
+        for seed in range(ui_answers.MAX_PHOTOS + 1)
     ]
     assert len(set(keys)) == len(keys)
-    assert [ask(server, "GET", f"/api/photos/{key}/maps")[0] for key in (keys[0], keys[1])] == [410, 200]
+    assert [ask(page_server, "GET", f"/api/photos/{key}/maps")[0] for key in (keys[0], keys[1])] == [410, 200]
 
 
 # ---- what may go wrong
@@ -214,74 +203,73 @@ def test_photos_are_forgotten_in_order(server: PageServer) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", photo_bytes()[:300], b"\x00" * 5000]
 )
-def test_bad_file_gets_a_sentence(server: PageServer, content: bytes) -> None:
-    status, answer = ask(server, "POST", "/api/photos?name=notes.jpg", content)
+def test_bad_file_gets_a_sentence(page_server: PageServer, content: bytes) -> None:
+    status, answer = ask(page_server, "POST", "/api/photos?name=notes.jpg", content)
     assert status == 422
     assert "notes.jpg" in answer["error"]
     assert "\n" not in answer["error"]
-    assert ask(server, "POST", "/api/photos", photo_bytes())[0] == 200
+    assert ask(page_server, "POST", "/api/photos", photo_bytes())[0] == 200
 
 
-def test_too_large_a_file(server: PageServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_a_file(page_server: PageServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ui_server, "MAX_UPLOAD", 2**20)
-    status, answer = ask(server, "POST", "/api/photos", b"x" * (3 * 2**20))
+    status, answer = ask(page_server, "POST", "/api/photos", b"x" * (3 * 2**20))
     assert status == 413
     assert "1 MB" in answer["error"]
 
 
-def test_announced_size_is_refused_before_it_is_read(server: PageServer) -> None:
+def test_announced_size_is_refused_before_it_is_read(page_server: PageServer) -> None:
     """Nothing is allocated for what a header only claims."""
-    with socket.create_connection(("127.0.0.1", server.port), 10) as connection:
-        connection.sendall(
-            f"POST /api/photos HTTP/1.0\r\nHost: 127.0.0.1:{server.port}\r\nContent-Length: {10**15}\r\n\r\n".encode()
-        )
+    with socket.create_connection(("127.0.0.1", page_server.port), 10) as connection:
+        head = f"POST /api/photos HTTP/1.0\r\nHost: 127.0.0.1:{page_server.port}\r\nContent-Length: {10**15}\r\n\r\n"
+        connection.sendall(head.encode())
         connection.shutdown(socket.SHUT_WR)
         assert b" 413 " in connection.makefile("rb").readline()
 
 
-def test_too_many_pixels(server: PageServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_pixels(page_server: PageServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ui_answers, "MAX_PIXELS", 120 * 80 - 1)
-    status, answer = ask(server, "POST", "/api/photos", photo_bytes())
+    status, answer = ask(page_server, "POST", "/api/photos", photo_bytes())
     assert status == 422
     assert "120×80 pixels" in answer["error"]
 
 
 @pytest.mark.parametrize("length", ["-1", "abc", "1e3", "²", "9" * 30])
-def test_nonsense_length(server: PageServer, length: str) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), 10) as connection:
-        head = f"POST /api/photos HTTP/1.0\r\nHost: localhost:{server.port}\r\nContent-Length: {length}\r\n\r\n"
+def test_nonsense_length(page_server: PageServer, length: str) -> None:
+    with socket.create_connection(("127.0.0.1", page_server.port), 10) as connection:
+        head = f"POST /api/photos HTTP/1.0\r\nHost: localhost:{page_server.port}\r\nContent-Length: {length}\r\n\r\n"
         connection.sendall(head.encode())
         assert b" 411 " in connection.makefile("rb").readline()
 
 
-def test_upload_that_breaks_off(server: PageServer) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), 10) as connection:
-        head = f"POST /api/photos HTTP/1.0\r\nHost: localhost:{server.port}\r\nContent-Length: 9000\r\n\r\n"
+def test_upload_that_breaks_off(page_server: PageServer) -> None:
+    with socket.create_connection(("127.0.0.1", page_server.port), 10) as connection:
+        head = f"POST /api/photos HTTP/1.0\r\nHost: localhost:{page_server.port}\r\nContent-Length: 9000\r\n\r\n"
         connection.sendall(head.encode() + photo_bytes()[:100])
         connection.shutdown(socket.SHUT_WR)
         assert b" 400 " in connection.makefile("rb").readline()
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:{port}", "127.0.0.1:1", "", "0.0.0.0:{port}"])
-def test_other_names_of_this_machine_are_refused(server: PageServer, host: str) -> None:
+def test_other_names_of_this_machine_are_refused(page_server: PageServer, host: str) -> None:
     """DNS rebinding: a strange name that leads here."""
-    headers = {"Host": host.format(port=server.port)}
+    headers = {"Host": host.format(port=page_server.port)}
     for method, path, body in (
         ("GET", "/", None),
         ("GET", "/api/networks", None),
         ("POST", "/api/photos", b"x" * 10**6),
     ):
-        status, content, _ = request(server, method, path, body, headers)
+        status, content, _ = request(page_server, method, path, body, headers)
         assert status == 403
         assert b"tiny" not in content
 
 
-def test_other_sites_are_refused(server: PageServer) -> None:
-    for origin in ("https://evil.example", "null", f"https://127.0.0.1:{server.port}", "http://127.0.0.1:1"):
-        assert request(server, "POST", "/api/photos", photo_bytes(), {"Origin": origin})[0] == 403
-    own = {"Origin": f"http://127.0.0.1:{server.port}"}
-    assert request(server, "POST", "/api/photos", photo_bytes(), own)[0] == 200
-    assert request(server, "GET", "/", None, {"Host": f"LOCALHOST:{server.port}"})[0] == 200
+def test_other_sites_are_refused(page_server: PageServer) -> None:
+    for origin in ("https://evil.example", "null", f"https://127.0.0.1:{page_server.port}", "http://127.0.0.1:1"):
+        assert request(page_server, "POST", "/api/photos", photo_bytes(), {"Origin": origin})[0] == 403
+    own = {"Origin": f"http://127.0.0.1:{page_server.port}"}
+    assert request(page_server, "POST", "/api/photos", photo_bytes(), own)[0] == 200
+    assert request(page_server, "GET", "/", None, {"Host": f"LOCALHOST:{page_server.port}"})[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -292,25 +280,25 @@ def test_other_sites_are_refused(server: PageServer) -> None:
         "http://[", "*", "/api/photos/" + "a" * 65 + "/maps",
     ],
 )  # fmt: skip
-def test_unknown_addresses(server: PageServer, path: str) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), 10) as connection:
-        connection.sendall(f"GET {path} HTTP/1.0\r\nHost: 127.0.0.1:{server.port}\r\n\r\n".encode())
+def test_unknown_addresses(page_server: PageServer, path: str) -> None:
+    with socket.create_connection(("127.0.0.1", page_server.port), 10) as connection:
+        connection.sendall(f"GET {path} HTTP/1.0\r\nHost: 127.0.0.1:{page_server.port}\r\n\r\n".encode())
         answer = connection.makefile("rb").read()
     assert b" 404 " in answer.splitlines()[0]
     assert b"root:" not in answer
     assert b"import" not in answer
 
 
-def test_other_methods_are_refused(server: PageServer) -> None:
+def test_other_methods_are_refused(page_server: PageServer) -> None:
     for method in ("PUT", "DELETE", "OPTIONS", "HEAD"):
-        assert request(server, method, "/")[0] == 501
-    assert ask(server, "POST", "/api/networks", b"")[0] == 404
-    assert ask(server, "GET", "/api/photos/none/maps")[0] == 410
+        assert request(page_server, method, "/")[0] == 501
+    assert ask(page_server, "POST", "/api/networks", b"")[0] == 404
+    assert ask(page_server, "GET", "/api/photos/none/maps")[0] == 410
 
 
-def test_files_load_nothing_from_elsewhere(server: PageServer) -> None:
+def test_files_load_nothing_from_elsewhere(page_server: PageServer) -> None:
     for path, kind in (("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")):
-        status, content, headers = request(server, "GET", path)
+        status, content, headers = request(page_server, "GET", path)
         assert status == 200
         assert headers["Content-Type"] == f"{kind}; charset=utf-8"
         assert "default-src 'none'" in headers["Content-Security-Policy"]
@@ -319,17 +307,17 @@ def test_files_load_nothing_from_elsewhere(server: PageServer) -> None:
         assert "//" not in text.replace("// ", "").replace("://127.0.0.1", "")
 
 
-def test_listens_on_this_machine_alone(server: PageServer) -> None:
-    assert server.server_address[0] == "127.0.0.1"
-    assert server.url == f"http://127.0.0.1:{server.port}/"
+def test_listens_on_this_machine_alone(page_server: PageServer) -> None:
+    assert page_server.server_address[0] == "127.0.0.1"
+    assert page_server.url == f"http://127.0.0.1:{page_server.port}/"
 
 
-def test_many_at_once_get_their_own_answers(server: PageServer) -> None:
+def test_many_at_once_get_their_own_answers(page_server: PageServer) -> None:
     """Hooks and gradients of one question do not enter another's."""
     contents = [photo_bytes(seed) for seed in range(6)]
 
     def classes(content: bytes) -> Any:
-        answer = ask(server, "POST", "/api/photos", content)[1]
+        answer = ask(page_server, "POST", "/api/photos", content)[1]
         return [(own["classes"], own["map"]["picture"], own["gates"]) for own in answer["networks"]]
 
     alone = [classes(content) for content in contents]
@@ -339,9 +327,9 @@ def test_many_at_once_get_their_own_answers(server: PageServer) -> None:
     assert len({json.dumps(answer) for answer in alone}) == len(contents)
 
 
-def test_too_many_questions(runs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_questions(page_runs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ui_answers, "MAX_WAITING", 1)
-    viewer = Viewer(open_networks([str(runs[0])]))
+    viewer = Viewer(open_networks([str(page_runs[0])]))
     server = PageServer(viewer)
     Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -356,15 +344,15 @@ def test_too_many_questions(runs: tuple[Path, Path], monkeypatch: pytest.MonkeyP
         viewer.close()
 
 
-def test_failure_is_told_and_survived(server: PageServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_is_told_and_survived(page_server: PageServer, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("out of memory\nand many more lines")
 
     with monkeypatch.context() as broken:
         broken.setattr(Explainer, "probabilities", fail)
-        status, answer = ask(server, "POST", "/api/photos", photo_bytes())
+        status, answer = ask(page_server, "POST", "/api/photos", photo_bytes())
     assert (status, answer["error"]) == (500, "That did not work: out of memory")
-    assert ask(server, "POST", "/api/photos", photo_bytes())[0] == 200
+    assert ask(page_server, "POST", "/api/photos", photo_bytes())[0] == 200
 
 
 @pytest.mark.parametrize("part", ["classifier.bias", "stages.0"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ui_pages import CLASSES, photo_bytes, save_networks, serving
+from ui_pages import CLASSES, photo_bytes
 
 from partialnet.ui import PageServer
 from partialnet.ui import answers as ui_answers
@@ -18,12 +18,6 @@ from partialnet.ui import answers as ui_answers
 pytest.importorskip("pytorch_grad_cam")
 
 BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageServer]:
-    with serving(save_networks(tmp_path_factory.mktemp("runs"))) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +56,8 @@ def find(browser: Any, selector: str) -> list[Any]:
 
 
 @pytest.fixture
-def page(browser: Any, server: PageServer) -> Any:
-    browser.get(server.url)
+def page(browser: Any, page_server: PageServer) -> Any:
+    browser.get(page_server.url)
     wait(browser, lambda: find(browser, "body[data-ready]"))
     return browser
 

@@ -9,13 +9,12 @@ import os
 import re
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from ui_pages import photo_bytes, save_networks, serving
+from ui_pages import photo_bytes
 from warm_processes import WarmProcesses
 
 from partialnet.cli import main
@@ -24,20 +23,9 @@ from partialnet.ui import PageServer, Viewer
 pytest.importorskip("pytorch_grad_cam")
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return save_networks(tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture(scope="module")
-def server(runs: tuple[Path, Path]) -> Iterator[PageServer]:
-    with serving(runs) as server:
-        yield server
-
-
-def test_command_serves_and_ends(runs: tuple[Path, Path], tmp_path: Path, warm_processes: WarmProcesses) -> None:
+def test_command_serves_and_ends(page_runs: tuple[Path, Path], tmp_path: Path, warm_processes: WarmProcesses) -> None:
     """runs/demo by default; Ctrl-C is the way to end it, not a failure."""
-    shutil.copytree(runs[0], tmp_path / "runs" / "demo")
+    shutil.copytree(page_runs[0], tmp_path / "runs" / "demo")
     process = warm_processes.start("ui", "--no-open", cwd=tmp_path, out=tmp_path / "out")
     process.wait_until(lambda: process.out.endswith("\n"))
     found = re.match(r"Showing demo at http://127\.0\.0\.1:(\d+)/", process.out)
@@ -62,11 +50,11 @@ def test_command_without_anything_to_show(
 
 
 def test_exported_file_on_a_machine_with_a_gpu(
-    runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page_runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its runtime computes on the CPU, which is no other network's affair."""
     file = tmp_path / "net.onnx"
-    main(["export", str(runs[0]), "-o", str(file)])
+    main(["export", str(page_runs[0]), "-o", str(file)])
     answers: list[dict[str, Any]] = []
 
     class OnePhoto:
@@ -91,12 +79,12 @@ def test_exported_file_on_a_machine_with_a_gpu(
     assert "Exported files run on the CPU" in capsys.readouterr().err
 
 
-def test_port_in_use(runs: tuple[Path, Path], server: PageServer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_port_in_use(page_runs: tuple[Path, Path], page_server: PageServer, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        main(["ui", str(runs[0]), "--no-open", "--port", str(server.port)])
+        main(["ui", str(page_runs[0]), "--no-open", "--port", str(page_server.port)])
     assert end.value.code == 2
     error = capsys.readouterr().err
-    assert f"Port {server.port} is in use" in error
+    assert f"Port {page_server.port} is in use" in error
     assert error.count("\n") == 1
 
 

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 # Reads a job as a line of JSON. A start is answered by the number of the new process, which goes on as
-# `python -m partialnet ARGUMENTS` would after its imports; a wait by its exit code.
+# `python -m partialnet ARGUMENTS` would after its imports; a wait by its exit code; a look by whether it has ended.
 SERVER = """
 import json, os, runpy, signal, sys, traceback
 import torch
@@ -50,6 +50,9 @@ for line in sys.stdin:
     job = json.loads(line)
     if "wait" in job:
         print(os.waitstatus_to_exitcode(os.waitpid(job["wait"], 0)[1]), flush=True)
+    elif "look" in job:
+        ended = os.waitid(os.P_PID, job["look"], os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        print(int(ended is not None), flush=True)
     else:
         pid = os.fork()
         if not pid:
@@ -143,9 +146,19 @@ class WarmProcess:
         return self._err.read_text() if self._err.exists() else ""
 
     def wait_until(self, condition: Callable[[], object], timeout: float = 200) -> None:
-        """Until something has come about that is seen from outside."""
+        """Until something has come about that is seen from outside.
+
+        Raises:
+            RuntimeError: The process has ended without it; the message is what it has written.
+            TimeoutError: It has not come about in time.
+        """
         end = time.monotonic() + timeout
-        while not condition():
+        while True:
+            ended = self._processes.ask({"look": self.pid}).strip() == "1"  # first, as its last act counts as well
+            if condition():
+                return
+            if ended:
+                raise RuntimeError(f"the process has ended early:\n{self.out}{self.err}")
             if time.monotonic() > end:
                 os.kill(self.pid, signal.SIGKILL)
                 raise TimeoutError(self.err)
