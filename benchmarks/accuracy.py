@@ -26,6 +26,7 @@ from typing import Any
 
 import timm
 from image_subset import count_images, first_of_each_class
+from result_file import add_output, result_file
 from timm.models import register_model
 from torch import nn
 from trainings import mean_and_stdev, threads_of_each, train_with_seeds
@@ -38,8 +39,6 @@ from partialnet.inverted_bottleneck import mix_before_expansion
 from partialnet.timm_configuration import build_variant
 from partialnet.training.config import TrainConfig
 from partialnet.training.recipes import load_recipe
-
-RESULTS = Path(__file__).parent / "results"
 
 
 @register_model
@@ -178,14 +177,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     parser.add_argument("--networks", help="comma-separated labels; all by default")
-    parser.add_argument("--output", type=Path, help="result file")
+    add_output(parser)
     options = parser.parse_args()
     experiment = EXPERIMENTS[options.experiment]
     chosen = options.networks.split(",") if options.networks else [network.label for network in experiment.networks]
     networks = [network for network in experiment.networks if network.label in chosen]
     threads = threads_of_each(options.jobs)
     data = first_of_each_class(options.data, options.per_class, options.runs / f"data-{options.per_class}")
-    output = options.output or RESULTS / f"accuracy_{options.experiment}.json"
+    output = result_file(options, f"accuracy_{options.experiment}.json")
 
     configs = {network.label: training_config(experiment, network, options.epochs, threads) for network in networks}
     order = list(configs)

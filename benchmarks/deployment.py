@@ -17,10 +17,10 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import timm
 import torch
+from result_file import add_output, result_file
 from torch import nn
 
 import partialnet
@@ -100,8 +100,9 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=("fp32", "bf16"), choices=("fp32", "bf16", "int8"))
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=10.0, help="time to measure each pair")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "deployment.json")
+    add_output(parser)
     options = parser.parse_args()
+    path = result_file(options, "deployment.json")
     torch.manual_seed(0)
     torch.set_num_threads(1)
     settings = [
@@ -125,8 +126,8 @@ def main() -> None:
     content = {"environment": environment(), "threads": 1, "clock": "processor time", "batch_size": options.batch_size}
     if unavailable:
         content["not_available"] = unavailable
-    write_json(options.output, {**content, "rows": rows})
-    print(f"written: {options.output.name}")
+    write_json(path, {**content, "rows": rows})
+    print(f"written: {path}")
 
 
 if __name__ == "__main__":

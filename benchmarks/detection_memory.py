@@ -1,13 +1,13 @@
 """Peak memory of training a detector, computed without a GPU.
 
-    python benchmarks/detection_memory.py --model partialnet_s --json benchmarks/results/detection_memory.json
+    python benchmarks/detection_memory.py --model partialnet_s
 
-A training step runs on fake tensors, which have a shape, a type and no content, and PyTorch's ``MemTracker`` adds up
-what lives at every moment: weights, gradients, AdamW's two averages, what the backward pass needs, and its temporary
-tensors. What depends on the images' content has its largest size: 512 regions of each image in the boxes' head, 128 of
-them in the masks'. Not in it: what the CUDA context takes (about 0.5 GB), workspaces of cuDNN, the allocator's
-fragments, the choice of proposals and the losses' targets (some ten megabytes), and the true objects' masks, which
-``--objects`` adds.
+writes benchmarks/results/detection_memory.json. A training step runs on fake tensors, which have a shape, a type and no
+content, and PyTorch's ``MemTracker`` adds up what lives at every moment: weights, gradients, AdamW's two averages, what
+the backward pass needs, and its temporary tensors. What depends on the images' content has its largest size: 512
+regions of each image in the boxes' head, 128 of them in the masks'. Not in it: what the CUDA context takes (about 0.5
+GB), workspaces of cuDNN, the allocator's fragments, the choice of proposals and the losses' targets (some ten
+megabytes), and the true objects' masks, which ``--objects`` adds.
 
 bf16 is autocast's for the CPU; which operators it casts differs from CUDA's in details.
 """
@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-from pathlib import Path
 from typing import Any
 
 import torch
+from result_file import add_output, result_file
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
@@ -91,8 +91,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--size", type=int, nargs=2, default=(800, 1344), help="height and width after filling up")
     parser.add_argument("--objects", type=int, default=20, help="true objects in an image")
-    parser.add_argument("--json", type=Path)
+    add_output(parser)
     arguments = parser.parse_args()
+    path = result_file(arguments, "detection_memory.json")
     setting = {"batch_size": arguments.batch_size, "size": list(arguments.size), "objects": arguments.objects}
     height, width = arguments.size
     truth = arguments.batch_size * arguments.objects * height * width
@@ -111,14 +112,14 @@ def main() -> None:
                 }
             )
             print(f"{name:14}{rows[-1]['precision']:6}{rows[-1]['peak_gb']:8.2f} GB  {rows[-1]['by_kind_gb']}")
-            if arguments.json:
-                content = {
-                    "environment": environment(),
-                    "method": "computed: fake tensors",
-                    "setting": setting,
-                    "rows": rows,
-                }
-                write_json(arguments.json, content)
+            content = {
+                "environment": environment(),
+                "method": "computed: fake tensors",
+                "setting": setting,
+                "rows": rows,
+            }
+            write_json(path, content)
+    print(f"written: {path}")
 
 
 if __name__ == "__main__":

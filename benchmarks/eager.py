@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
 import timm
 import torch
+from result_file import add_output, result_file
 from torch import nn
 from training_step import random_batch, training_step
 
@@ -66,17 +66,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sizes", nargs="+", default=SIZES, choices=SIZES)
     parser.add_argument("--seconds", type=float, default=10.0, help="time to measure each row")
-    parser.add_argument("--output", type=Path)
+    add_output(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    path = options.output or Path(__file__).parent / "results" / f"eager_{options.threads}t.json"
+    path = result_file(options, f"eager_{options.threads}t.json")
     rows = []
     for size in options.sizes:
         rows += measure(size, options.seconds)
         write_json(
             path, {"environment": environment(), "threads": options.threads, "rows": rows}
         )  # should it be cut off
-    print(f"written: {path.name}")
+    print(f"written: {path}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from result_file import add_output, result_file
 from tqdm import tqdm
 
 from partialnet.bench import environment
@@ -73,8 +74,9 @@ def main() -> None:
     parser.add_argument("--boxes", nargs="*", default=[], metavar="JSON=FOLDER", help="boxes and their images")
     parser.add_argument("--category", nargs="*", default=[], metavar="CLASS=CATEGORY")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", default="benchmarks/results/explain_faithfulness.json")
+    add_output(parser)
     options = parser.parse_args()
+    path = result_file(options, "explain_faithfulness.json")
     torch.set_num_threads(options.threads)
 
     paths = find_images([options.images])
@@ -107,7 +109,7 @@ def main() -> None:
                 }
             )
     content = {"results": results, "environment": environment()}
-    write_json(Path(options.output), content)
+    write_json(path, content)
     for row in results:
         areas, game = row["areas"], row["pointing"]
         print(
@@ -115,7 +117,7 @@ def main() -> None:
             f"({areas['deletion_center']:.3f})  insertion {areas['insertion']:.3f} ({areas['insertion_center']:.3f})  "
             f"pointing {game['hits']}/{game['rounds']} (middle {game['center_hits']})"
         )
-    print(f"Written: {options.output}")
+    print(f"written: {path}")
 
 
 if __name__ == "__main__":

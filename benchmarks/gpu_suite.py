@@ -8,7 +8,8 @@ Throughput at batch 256 and latency at batch 1, in bf16, TF32 and fp32; eager Py
 graph, and torch.compile (max-autotune, replayed from a CUDA graph); channels_last and contiguous; training steps; peak
 memory; achieved FLOP/s and bandwidth against a large matrix product and a copy in the same run. Networks of one group
 are timed in turn, folded or re-parameterised all alike. The order is by importance, and what does not fit into
---minutes is skipped and named. The result file is written after every group, so nothing is lost if the run is cut off.
+--minutes is skipped and named. The result file, benchmarks/results/gpu_<device>.json, is written after every group, so
+nothing is lost if the run is cut off.
 
 Runs from a checkout without installation and without a network; needs torch, torchvision, timm and safetensors.
 """
@@ -25,8 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import torch
 from gpu.plan import RUNTIMES, full_plan, possible, quick_plan
 from gpu.suite import Suite
-
-RESULTS = Path(__file__).parent / "results"
+from result_file import add_output, result_file
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -37,14 +37,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--compile-seconds", type=float, default=45, help="limit for compiling one network (45)")
     parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES)
     parser.add_argument("--quick", action="store_true", help="every kind of job once, tiny")
-    parser.add_argument("--output", type=Path, help="result file (benchmarks/results/gpu_<device>.json)")
+    add_output(parser)
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("PyTorch sees no CUDA device here; --device cpu --quick tries the suite without one.")
     device = torch.device("cuda", torch.cuda.current_device()) if options.device == "cuda" else torch.device("cpu")
     name = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
     slug = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") + ("_quick" if options.quick else "")
-    path = options.output or RESULTS / f"gpu_{slug}.json"
+    path = result_file(options, f"gpu_{slug}.json")
     seconds = options.seconds if options.seconds is not None else 0.05 if options.quick else 1.0
     suite = Suite(device, path, options.minutes, seconds, options.compile_seconds, options.quick)
     plan = quick_plan() if options.quick else full_plan()

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from result_file import add_output, result_file
 
 from partialnet.bench import environment
 from partialnet.checkpoint import Checkpoint, load
@@ -68,7 +69,9 @@ def main() -> None:
     parser.add_argument(
         "--task", nargs=3, action="append", default=[], metavar=("NAME", "FOLDER", "RUN"), help="images and their run"
     )
+    add_output(parser)
     arguments = parser.parse_args()
+    path = result_file(arguments, "int8_accuracy.json")
     results = {}
     with tempfile.TemporaryDirectory() as workspace:
         folder = Path(workspace)
@@ -84,9 +87,8 @@ def main() -> None:
                 "calibration_images": CALIBRATION_IMAGES,
                 "rows": measure(checkpoint, FolderImages(data / "train"), FolderImages(evaluation_folder(data))),
             }
-    path = Path(__file__).parent / "results" / "int8_accuracy.json"
     write_json(path, {"environment": environment(), "results": results})
-    print(f"written: {path.name}")
+    print(f"written: {path}")
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
 import timm
 import torch
 import torch.nn.functional as F
+from result_file import add_output, result_file
 from torch import Tensor, nn
 from training_step import random_batch, training_step
 
@@ -85,8 +85,9 @@ def main() -> None:
     parser.add_argument(
         "--seconds", type=float, default=2.0, help="time for each choice (2); for the step, four times it"
     )
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "layer_choices.json")
+    add_output(parser)
     options = parser.parse_args()
+    path = result_file(options, "layer_choices.json")
     torch.manual_seed(0)
     torch.set_num_threads(2)
     features = torch.randn(32, 32, 56, 56).to(memory_format=torch.channels_last)
@@ -134,8 +135,8 @@ def main() -> None:
         for contestant, timing in results[name].items():
             print(f"{name:36} {contestant:30} {timing.median_ms:9.3f} ms   ratio {timing.ratio:.2f}", flush=True)
     rows = {name: {key: asdict(value) for key, value in timings.items()} for name, timings in results.items()}
-    write_json(options.output, {"environment": environment(), "results": rows})
-    print(f"written: {options.output.name}")
+    write_json(path, {"environment": environment(), "results": rows})
+    print(f"written: {path}")
 
 
 if __name__ == "__main__":

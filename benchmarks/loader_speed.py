@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
+from result_file import add_output, result_file
 from tqdm import tqdm
 
 from partialnet.bench import environment
@@ -44,7 +44,9 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=16, help="batches of a repetition")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    add_output(parser)
     arguments = parser.parse_args()
+    path = result_file(arguments, "loader_speed.json")
     torch.set_num_threads(1)
     images = open_data(arguments.folder).train
     input_config = {
@@ -87,9 +89,8 @@ def main() -> None:
         "load_average": os.getloadavg()[0],
         "rows": rows,
     }
-    path = Path(__file__).parent / "results" / "loader_speed.json"
     write_json(path, result)
-    print(f"written: {path.name}")
+    print(f"written: {path}")
 
 
 def measure(loader, batches: int) -> tuple[float, float, float]:

@@ -15,11 +15,11 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 
 import timm
 import torch
 import torch.nn.functional as F
+from result_file import add_output, result_file
 from torch import Tensor, nn
 from training_step import random_batch, training_step
 
@@ -75,7 +75,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--img-size", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=15.0, help="time to measure each size")
+    add_output(parser)
     options = parser.parse_args()
+    path = result_file(options, "search_step.json")
     torch.set_num_threads(options.threads)
     rows = []
     for size in options.sizes:
@@ -97,9 +99,8 @@ def main() -> None:
         for name, timing in timings.items():
             print(f"{size:3} {name:36}{timing.median_ms:9.1f} ms   ratio {timing.ratio:.2f}", flush=True)
     content = {"environment": environment(), "threads": options.threads, "batch_size": options.batch_size, "rows": rows}
-    path = Path(__file__).parent / "results" / "search_step.json"
     write_json(path, content)
-    print(f"written: {path.name}")
+    print(f"written: {path}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ network that was found for one θ, the fixed ratio 1/4, and the fixed ratio whos
 
 DATA is a folder of class folders with train and test (or val) inside. Runs in RUNS that are finished are kept, those
 that were interrupted continue. Each part writes benchmarks/results/split_ratio_<part>.json; ``sweep`` draws
-docs/images/split_ratio_sweep.png as well.
+docs/images/split_ratio_sweep.png as well, with --output a picture beside that file.
 
 The stem's stride is 2 instead of 4, which leaves maps of 16 to 2 positions a side.
 """
@@ -23,6 +23,7 @@ from typing import Any
 
 import timm
 from image_subset import count_images, first_of_each_class
+from result_file import add_output, result_file
 from trainings import mean_and_stdev, run_in_processes, threads_of_each, train_with_seeds
 
 import partialnet  # noqa: F401 - registers the models
@@ -36,8 +37,6 @@ from partialnet.search.run import search
 from partialnet.search.sweep import sweep, table_row
 from partialnet.training.recipes import apply_recipe, load_recipe
 
-ROOT = Path(__file__).parent.parent
-RESULTS = Path(__file__).parent / "results"
 MODEL = "partialnet_t0"
 ARGUMENTS = {"patch_size": 2}
 FIXED = (1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32)
@@ -58,7 +57,8 @@ def run_sweep(options: argparse.Namespace) -> dict[str, Any]:
 
     thetas = [float(theta) for theta in options.theta.split(",")]
     result = sweep(config, thetas, options.data, options.runs / "sweep", True, in_processes)
-    draw_sweep(ROOT / "docs" / "images" / "split_ratio_sweep.png", result.plans)
+    documents = Path(__file__).parent.parent / "docs" / "images" / "split_ratio_sweep.png"
+    draw_sweep(options.output.with_suffix(".png") if options.output else documents, result.plans)
     return {
         "epochs": options.epochs,
         "alpha": config.alpha,
@@ -117,14 +117,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the sweep")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds to compare with")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    add_output(parser)
     options = parser.parse_args()
+    path = result_file(options, f"split_ratio_{options.part}.json")
     options.data = first_of_each_class(options.data, options.per_class, options.runs / f"data-{options.per_class}")
     options.threads = threads_of_each(options.jobs)
     content = {"environment": environment(), "train_images": count_images(options.data)}
     content |= run_sweep(options) if options.part == "sweep" else run_compare(options)
-    path = RESULTS / f"split_ratio_{options.part}.json"
     write_json(path, content)
-    print(f"written: {path.name}")
+    print(f"written: {path}")
 
 
 if __name__ == "__main__":

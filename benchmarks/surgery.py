@@ -23,10 +23,10 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from pathlib import Path
 
 import timm
 import torch
+from result_file import add_output, result_file
 from torch import nn
 
 import partialnet  # noqa: F401 - registers the models
@@ -131,12 +131,13 @@ def main() -> None:
     parser.add_argument("--runtimes", nargs="+", default=RUNTIMES, choices=RUNTIMES)
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=BATCH_SIZES)
     parser.add_argument("--seconds", type=float, default=10.0, help="time to measure each setting")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "surgery.json")
+    add_output(parser)
     options = parser.parse_args()
+    path = result_file(options, "surgery.json")
     torch.manual_seed(0)
     torch.set_num_threads(1)
     chosen = [NETWORKS[name] for name in options.networks]
-    content = json.loads(options.output.read_text()) if options.output.exists() else {"sizes": {}, "rows": []}
+    content = json.loads(path.read_text()) if path.exists() else {"sizes": {}, "rows": []}
     content |= {"environment": environment(), "threads": 1, "img_size": 224, "clock": "processor time"}
     content["sizes"] |= {network.base: sizes(network) for network in chosen}
     rows = {(row["batch_size"], row["network"], row["runtime"]): row for row in content["rows"]}
@@ -145,8 +146,8 @@ def main() -> None:
             for runtime in options.runtimes:
                 rows[batch_size, network.base, runtime] = measure(network, runtime, batch_size, options.seconds)
                 content["rows"] = [rows[key] for key in sorted(rows)]
-                write_json(options.output, content)
-    print(f"written: {options.output.name}")
+                write_json(path, content)
+    print(f"written: {path}")
 
 
 if __name__ == "__main__":

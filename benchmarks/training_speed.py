@@ -28,6 +28,7 @@ import numpy as np
 import timm
 import torch
 from loader_speed import quartiles
+from result_file import add_output, result_file
 from tqdm import tqdm
 from training_step import random_batch, training_step
 
@@ -40,7 +41,6 @@ from partialnet.training.batches import Batch, train_loader
 from partialnet.training.config import TrainConfig
 from partialnet.training.recipes import load_recipe
 
-RESULTS = Path(__file__).parent / "results"
 NAMES = ("fasternet_t0", "partialnet_t0")
 
 
@@ -138,8 +138,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=40.0, help="time to measure part 1 (40)")
     parser.add_argument("--batches", type=int, default=8, help="batches of a measurement in part 2 (8)")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of part 2 (7)")
-    parser.add_argument("--output", type=Path, default=RESULTS / "training_speed.json")
+    add_output(parser)
     options = parser.parse_args(arguments)
+    path = result_file(options, "training_speed.json")
     torch.set_num_threads(options.cores)
     rows = step_rows(options.batch_size, options.img_size, options.seconds)
     for row in rows:
@@ -158,8 +159,8 @@ def main(arguments: list[str] | None = None) -> None:
             f"{row['share_of_time_waiting_for_images']['median']:.1%} of the time"
         )
     content = {"environment": environment(), "load_average": os.getloadavg()[0], "images": len(images), "rows": rows}
-    write_json(options.output, content)
-    print(f"written: {options.output}")
+    write_json(path, content)
+    print(f"written: {path}")
 
 
 if __name__ == "__main__":

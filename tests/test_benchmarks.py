@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
+import importlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import trainings
+from result_file import RESULTS, add_output, result_file
 from search_step import search_step
 from torch import Tensor, nn
 from training_step import random_batch, training_step
@@ -19,6 +22,13 @@ from partialnet.layers import DPConv
 from partialnet.search import Objective
 from partialnet.training.config import TrainConfig
 from partialnet.training.keeper import METRICS_NAME
+
+#: Those in benchmarks that write a result file.
+SCRIPTS = sorted(
+    path.stem
+    for path in Path(layer_choices.__file__).parent.glob("*.py")
+    if "write_json" in path.read_text() or path.stem == "gpu_suite"
+)
 
 
 def small_network(layer: nn.Module) -> nn.Module:
@@ -125,3 +135,25 @@ def test_help_measures_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         layer_choices.main()
     assert exit_.value.code == 0
     assert "--output" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_results_go_where_the_option_says(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """A folder that is not there is told before anything is measured."""
+    if script == "explain_faithfulness":
+        pytest.importorskip("pytorch_grad_cam")
+    monkeypatch.setattr("sys.argv", [script, "--output", str(tmp_path / "nowhere" / "result.json")])
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(script).main()
+    assert stop.value.code == 2
+    assert "argument --output: There is no folder" in capsys.readouterr().err
+
+
+def test_result_file(tmp_path: Path):
+    parser = argparse.ArgumentParser()
+    add_output(parser)
+    assert result_file(parser.parse_args([]), "eager.json") == RESULTS / "eager.json"
+    options = parser.parse_args(["--output", str(tmp_path / "mine.json")])
+    assert result_file(options, "eager.json") == tmp_path / "mine.json"
