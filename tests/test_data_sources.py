@@ -145,6 +145,20 @@ def test_mistakes_with_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "parts", [("train", "dev"), ("training_set", "test_set"), ("images-val", "images"), ("val", "test")]
+)
+def test_parts_under_other_names_are_not_taken_for_classes(tmp_path: Path, parts: tuple[str, str]) -> None:
+    for part in parts:
+        fill(tmp_path / "parts" / part, ["cat", "dog"], 3)
+    with pytest.raises(UserError, match=r"holds 'cat' in '.*' and in '.*', as if these were parts"):
+        open_data(str(tmp_path / "parts"))
+    # a class that is called so may have folders of its own
+    fill(tmp_path / "vehicles" / parts[0], ["steam", "electric"], 3)
+    fill(tmp_path / "vehicles" / "car", ["sports", "family"], 3)
+    assert open_data(str(tmp_path / "vehicles")).class_names == tuple(sorted([parts[0], "car"]))
+
+
+@pytest.mark.parametrize(
     ("source", "message"),
     [
         ("digit", "did you mean 'digits'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from ..errors import UserError
 from ..messages import listed
 from .folders import FolderImages, class_folders
 from .labelled_images import ImageData
-from .splits import HELD_OUT, TRAINING, first_part, split_by_class
+from .splits import HELD_OUT, TRAINING, first_part, part_of, split_by_class
 
 #: How sources other than folders and "digits" begin, and what separates the beginning from the name.
 SCHEMES = {"torchvision": ":", "hfds": "/", "wds": "/"}
@@ -100,7 +101,25 @@ def _open_folder(root: Path, val_share: float, seed: int) -> ImageData:
         return ImageData(*parts, f"folders {train} and {held_out}")
     if train and len(folders) == 1 and class_folders(root / train):
         root /= train
+    else:
+        _refuse_parts_as_classes(root, folders)
     return split_by_class(FolderImages(root), val_share, seed)
+
+
+def _refuse_parts_as_classes(root: Path, folders: Sequence[str]) -> None:
+    """Refuse parts under other names, such as train beside dev, which would be learnt as if they were two classes.
+
+    Raises:
+        UserError: A folder is named after a part of a data set, and folders of the same names lie in it and another.
+    """
+    for name in filter(lambda name: part_of(Path(name)), folders):
+        inside = set(class_folders(root / name))
+        for other in folders:
+            if other != name and (shared := inside & set(class_folders(root / other))):
+                raise UserError(
+                    f"{str(root)!r} holds {min(shared)!r} in {name!r} and in {other!r}, as if these were parts "
+                    "of the data, not classes; call parts train and val, and classes by names without such a word."
+                )
 
 
 def _hint(source: str) -> str:
