@@ -1,17 +1,25 @@
 """What the documents show runs as it stands."""
 
+import doctest
+import importlib
 import re
+import shlex
 from pathlib import Path
 
+import click
 import pytest
 import timm
 import torch
 from PIL import Image
 
 from partialnet.checkpoint import create_checkpoint
+from partialnet.cli.main import cli
 from partialnet.search import dynamic_layers
 
 ROOT = Path(__file__).parent.parent
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+PACKAGE = ROOT / "src" / "partialnet"
+WITH_EXAMPLES = [path for path in sorted(PACKAGE.rglob("*.py")) if ">>> " in path.read_text(encoding="utf-8")]
 
 
 def test_python_of_the_readme(
@@ -34,9 +42,7 @@ def test_python_of_the_readme(
     assert re.search(r"samples/a.png \('(one|two)', 0\.\d+\)", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize(
-    "document", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md"))]
-)
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_of_the_documents(document: str) -> None:
     path = ROOT / document
     for target, heading in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", path.read_text(encoding="utf-8")):
@@ -50,6 +56,38 @@ def anchors(page: Path) -> set[str]:
     """What GitHub calls the headings of a page in links."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def commands(document: Path) -> list[str]:
+    """The ``partialnet`` commands of a document: lines of code, and in the text what stands between backticks."""
+    text = document.read_text(encoding="utf-8").replace("\\\n", "")
+    lines = re.findall(r"^(?: {4})?(?:.*(?: -m|&&) )?(partialnet [a-z-].*)$", text, flags=re.MULTILINE)
+    return lines + [" ".join(words.split()) for words in re.findall(r"`(partialnet [a-z-][^`]*)`", text)]
+
+
+@pytest.mark.parametrize("document", [document for document in DOCUMENTS if commands(ROOT / document)])
+def test_commands_of_the_documents(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every subcommand and option exists and takes the value that it is given."""
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    for line in commands(ROOT / document):
+        words = shlex.split(line, comments=True)[1:]
+        command: click.Command = cli
+        context = click.Context(command)
+        while isinstance(command, click.Group):
+            _, words, _ = command.make_parser(context).parse_args(words)
+            _, command, words = command.resolve_command(context, words)
+            context = click.Context(command, parent=context)
+        values, _, _ = command.make_parser(context).parse_args(words)
+        for option in command.params:
+            if isinstance(option, click.Option):
+                option.type_cast_value(context, values.get(option.name))
+
+
+@pytest.mark.parametrize("path", WITH_EXAMPLES, ids=lambda path: path.stem)
+def test_examples_of_docstrings(path: Path) -> None:
+    name = ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
 def test_models_of_the_readme() -> None:
@@ -69,7 +107,6 @@ def test_places_that_contributing_names() -> None:
         assert all(place.exists() for place in places), cell
         files.update(places)
         folders.update(places[:1] if places[0].is_dir() else [])
-    package = ROOT / "src" / "partialnet"
-    modules = [path for path in package.rglob("*.py") if not path.name.startswith("__")]
+    modules = [path for path in PACKAGE.rglob("*.py") if not path.name.startswith("__")]
     unnamed = [path for path in modules if path not in files and not folders.intersection(path.parents)]
-    assert [path.relative_to(package).as_posix() for path in unnamed] == []
+    assert [path.relative_to(PACKAGE).as_posix() for path in unnamed] == []

@@ -46,7 +46,10 @@ def fold(model: nn.Module, img_size: int | tuple[int, int] | None = None, runtim
             ``img_size``.
 
     Example:
-        >>> folded = fold(timm.create_model("partialnet_t0").eval(), img_size=224)
+        >>> import timm, partialnet
+        >>> folded = partialnet.fold(timm.create_model("partialnet_t0", num_classes=10).eval(), img_size=96)
+        >>> folded(torch.rand(1, 3, 96, 96)).shape
+        torch.Size([1, 10])
     """
     if model.training:
         raise ValueError(

@@ -165,8 +165,11 @@ def replace_convs(
     Source: paper, Table 5, which prints results but no description; the semantics are ours.
 
     Example:
-        >>> surgery = replace_convs(timm.create_model("resnet18"), select="regular", split_ratio=1 / 4)
-        >>> print(surgery.table())
+        >>> import timm, partialnet
+        >>> surgery = partialnet.replace_convs(timm.create_model("resnet18"), select="regular", split_ratio=1 / 4)
+        >>> len(surgery.replaced), surgery.before.params_m > surgery.after.params_m
+        (16, True)
+        >>> converted = surgery.model
     """
     attention = None if attention == "none" else attention
     if select is not None and not isinstance(select, str) and not callable(select):

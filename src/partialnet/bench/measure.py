@@ -45,8 +45,9 @@ def measure_models(
             checked before anything is timed.
 
     Example:
-        >>> rows = measure_models(["partialnet_t0", "resnet18"], [Setting("onnxruntime", threads=2)])
-        >>> print(as_table(rows))  # from partialnet.bench.report
+        >>> from partialnet.bench.report import as_table
+        >>> rows = measure_models(["partialnet_t0", "resnet18"], [Setting("onnxruntime", threads=2)])  # doctest: +SKIP
+        >>> print(as_table(rows))  # doctest: +SKIP
     """
     for setting in settings:
         setting.check()
