@@ -310,7 +310,7 @@ def test_patconv_compiles_into_one_graph(attention: str | None, randomize: Rando
     exactly(compiled(x), layer(x))
 
 
-@pytest.mark.parametrize(("channels", "ratio"), [(0, 0.25), (8, float("nan"))])
+@pytest.mark.parametrize(("channels", "ratio"), [(0, 0.25), (1, 0.25), (8, float("nan")), (8, math.inf)])
 def test_patconv_refuses_no_channels_and_no_number(channels: int, ratio: float) -> None:
     with pytest.raises(ValueError, match=r"split_ratio=.*channels: give a ratio"):
         PATConv(channels, split_ratio=ratio)

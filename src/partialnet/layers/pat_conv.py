@@ -205,9 +205,10 @@ def split_channels(channels: int, split_ratio: float, allow_all: bool = False) -
     Raises:
         ValueError: A part would be empty (``allow_all`` permits an empty attended part).
     """
-    if channels < 1 or math.isnan(split_ratio):
+    least = 1 if allow_all else 2
+    if channels < least or not math.isfinite(split_ratio):
         raise ValueError(
-            f"split_ratio={split_ratio} of {channels} channels: give a ratio in (0, 1] of at least 1 channel."
+            f"split_ratio={split_ratio} of {channels} channels: give a ratio in (0, 1] of at least {least} channels."
         )
     # the tolerance lets ratios that are quotients of whole channel counts come out exactly
     conv_channels = math.floor(channels * split_ratio + 1e-6)
