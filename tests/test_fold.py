@@ -25,6 +25,7 @@ from stored_networks import assert_bitwise_equal
 from timm.layers import freeze_batch_norm_2d
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from partialnet import fold
 from partialnet.layers import (
@@ -252,6 +253,20 @@ def test_original_is_untouched(convert: Callable[[nn.Module], nn.Module], random
     assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
     assert [type(module) for module in model.modules()] == modules
     assert not any(module.training for module in model.modules())
+    assert torch.equal(outputs(model, images)[0], before)
+
+
+@pytest.mark.parametrize("runtime", [None, "torch"])
+def test_network_of_parametrised_weights(runtime: Runtime | None, randomize: Randomize) -> None:
+    """Parametrised layers share their class with their copies, so a copy must not lose its weight from the class."""
+    model = trained(small(), randomize)
+    for layer in [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]:
+        weight_norm(layer)
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    before = outputs(model, images)[0]
+    folded = fold(model, runtime=runtime)
+    with torch.inference_mode():
+        assert (folded(images) - before).abs().max() < 1e-9 * before.abs().max()
     assert torch.equal(outputs(model, images)[0], before)
 
 

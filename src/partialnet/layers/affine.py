@@ -84,8 +84,12 @@ def with_weights(layer: LayerT, weight: Tensor, bias: Tensor | None) -> LayerT:
     """
     folded = copy.deepcopy(layer)
     if parametrize.is_parametrized(folded):
-        for name in list(folded.parametrizations):  # type: ignore[arg-type]
-            parametrize.remove_parametrizations(folded, name)
+        # remove_parametrizations would take the weight from the class, which the copy shares with the original
+        names = list(folded.parametrizations)  # type: ignore[arg-type]
+        folded.__class__ = parametrize.type_before_parametrizations(folded)
+        del folded.parametrizations
+        for name in names:
+            folded.register_parameter(name, None)
     folded.weight = nn.Parameter(weight.detach().clone())
     folded.bias = None if bias is None else nn.Parameter(bias.detach().clone())  # type: ignore[assignment]
     if isinstance(folded, nn.Linear):

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from .affine import ChannelAffine, batch_norm_affine, fold_input_affine, keeps_forward
+from .affine import ChannelAffine, batch_norm_affine, fold_input_affine, keeps_forward, with_weights
 from .attention import AttentionLike, create_attention
 from .eager import EagerPATConv
 from .gaussian_se import EagerGaussianGate, GaussianGate, GaussianSE
@@ -158,6 +159,8 @@ class PATConv(nn.Module):
         elif not isinstance(self.conv_norm, nn.Identity):
             folded.conv_norm = ChannelAffine(*batch_norm_affine(self.conv_norm, self.conv.weight[0, :, 0, 0]))
         folded.normalizes_conv = not isinstance(folded.conv_norm, nn.Identity)
+        if parametrize.is_parametrized(folded.conv):
+            folded.conv = with_weights(self.conv, self.conv.weight, self.conv.bias)
 
         attended = self.out_channels - (0 if self.attention_scope == "full" else self.conv.out_channels)
         weight = self.conv.weight.detach()
