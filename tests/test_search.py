@@ -11,11 +11,13 @@ from conftest import Randomize
 from torch import nn
 
 import partialnet
+from partialnet.checkpoint import create_checkpoint
 from partialnet.errors import UserError
 from partialnet.layers import DPConv, PATConv
 from partialnet.layers.partial_attention import PartialAttention
 from partialnet.search import Objective, Plan, dynamic_layers, load_plan, make_dynamic, settle
 from partialnet.search.network import with_ratios
+from partialnet.search.plan import planned_network
 
 TINY = {"embed_dim": 32, "depths": [1, 1, 2, 1], "head_hidden_size": 24, "num_classes": 3}
 
@@ -58,6 +60,21 @@ def test_found_ratios_build_the_same_network(randomize: Randomize) -> None:
     built.load_state_dict(settle(model).state_dict())
     images = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(built(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+def test_ratios_of_a_mixers_own_make_way_for_those_found() -> None:
+    """A stage may be given its ratio within its mixer; the plan's ratios count all the same."""
+    mixers = ["pat_ch", {"name": "pat_ch", "split_ratio": 1 / 2, "attention": "srm"}, "pat_ch", "pat_sf"]
+    start = create_checkpoint(
+        "partialnet_t0", embed_dim=16, depths=(1, 1, 1, 1), mixers=mixers, num_classes=3, head_hidden_size=24
+    )
+    searched = make_dynamic(start.model)
+    put_in_order(searched, 1)
+    settled = settle(searched)
+    architecture, arguments = planned_network(start, settled)
+    built = create_checkpoint(architecture, **arguments).model
+    built.load_state_dict(settled.state_dict())
+    assert arguments["mixers"][1] == {"name": "pat_ch", "attention": "srm"}
 
 
 @pytest.mark.parametrize("size", ["t0", "t1", "t2", "s", "m", "l"])

@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..files import write_json
 from ..layers import PATConv
 from ..models import PartialNet
+from ..models.blocks import MixerSpec
 from .network import searchable_layers
 from .planned import ARCHITECTURE
 
@@ -93,10 +94,18 @@ def planned_network(start: Checkpoint, model: nn.Module) -> tuple[str, dict[str,
     if isinstance(model, PartialNet):
         mixers = [block.mixer for stage in model.stages for block in stage.blocks]  # type: ignore[union-attr]
         ratios = [mixer.split_ratio if isinstance(mixer, PATConv) else 1 / 4 for mixer in mixers]
-        return start.architecture, {**start.model_args, "split_ratio": ratios}
+        arguments = {**start.model_args, "split_ratio": ratios}
+        if "mixers" in arguments:
+            arguments["mixers"] = [_without_ratio(spec) for spec in arguments["mixers"]]
+        return start.architecture, arguments
     found = {name: module.split_ratio for name, module in searchable_layers(model).items()}
     arguments = {"network": start.architecture, **start.model_args}  # of a planned one, its own network comes after
     return ARCHITECTURE, {**arguments, "split_ratios": {**arguments.get("split_ratios", {}), **found}}
+
+
+def _without_ratio(spec: MixerSpec) -> MixerSpec:
+    """A mixer without a ratio of its own, which would take the place of those that were found."""
+    return spec if isinstance(spec, str) else {name: value for name, value in spec.items() if name != "split_ratio"}
 
 
 def load_plan(path: str | Path) -> Plan:
