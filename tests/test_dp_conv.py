@@ -313,6 +313,7 @@ def test_out_of_order_gates_are_refused() -> None:
     [
         ({"channels": 25}, "must be even"),
         ({"channels": 24, "kernel_size": 2}, "must be odd"),
+        ({"channels": 24, "dilation": 0}, "dilation=0 must be at least 1"),
         ({"channels": 24, "split_ratio": 0.05}, "choose one from 0.125 to 1"),
         ({"channels": 24, "split_ratio": 1.5}, "choose one from"),
         ({"channels": 24, "attention": "eca"}, "changing number of channels"),
@@ -323,6 +324,15 @@ def test_out_of_order_gates_are_refused() -> None:
 def test_wrong_arguments(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DPConv(**arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_complexity_is_counted_exactly_in_half_precision(dtype: torch.dtype) -> None:
+    layers = [DPConv(channels, split_ratio=1, attention=None, dtype=dtype) for channels in (264, 1280)]
+    assert [layer.complexity().item() for layer in layers] == [264**2, 1280**2]
+    assert sum(layer.complexity("partial") for layer in layers).item() == 264**2 + 1280**2
+    layers[0].complexity().backward()
+    assert layers[0].gates.grad.isfinite().all()
 
 
 def test_unknown_count() -> None:

@@ -69,8 +69,8 @@ class DPConv(nn.Module):
         gates: Learned values g̃, (number of free gates,).
 
     Raises:
-        ValueError: ``channels`` is odd, the kernel is even, the ratio is too small, or the attention cannot be computed
-            for a changing number of channels.
+        ValueError: ``channels`` is odd, the kernel is even, dilation or ratio is too small, or the attention cannot be
+            computed for a changing number of channels.
 
     Source: paper, Sec. 3.2, Eqs. 2–5. Channel counts that are no power of two, the attention and the differentiable
     mask are ours; Eq. 5 prints the reciprocal of the block's width.
@@ -98,6 +98,8 @@ class DPConv(nn.Module):
             raise ValueError(f"channels={channels} must be even: the gates halve the channels.")
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size} must be odd and positive, so that the resolution is kept.")
+        if dilation < 1:
+            raise ValueError(f"dilation={dilation} must be at least 1.")
         self.channels = channels
         self.num_gates = (channels & -channels).bit_length() - 1  # K: how often 2 divides c
         self.group = channels >> self.num_gates  # q
@@ -207,12 +209,15 @@ class DPConv(nn.Module):
         return (wrong * (first.abs() + second.abs())).sum()
 
     def complexity(self, count: str = "grouped") -> Tensor:
-        """ζ, a scalar, differentiable: how many kernels the convolution has.
+        """ζ, a scalar in at least float32, differentiable: how many kernels the convolution has.
 
         Args:
             count: "grouped", all of U, c·q·2^Σg (Eq. 6); or "partial", the block alone, (q·2^Σg)² (Eq. 7).
         """
-        width = self.group * (1 + self.binary_gates()).prod()
+        gates = self.binary_gates()
+        # half precision cannot count: float16 ends at 65504 kernels, bfloat16 has 8 bits
+        gates = gates.to(torch.promote_types(gates.dtype, torch.float32))
+        width = self.group * (1 + gates).prod()
         if count == "grouped":
             return self.channels * width
         if count == "partial":
