@@ -259,6 +259,21 @@ def test_kind_of_mixer(mixer: object, kind: str) -> None:
     assert measure(model, (3, 64, 64)).parts[1].kind == f"{kind} + PAT_sp"
 
 
+def test_kinds_of_a_stage_whose_blocks_differ() -> None:
+    """A search may find that a block convolves all channels; that is not what the others of its stage do."""
+    ratios = (1, 1 / 4, 1, 1, 1 / 8)
+    model = timm.create_model("partialnet_t0", split_ratio=ratios, depths=(2, 1, 1, 1), device="meta")
+    kinds = [part.kind.removesuffix(" + PAT_sp") for part in measure(model, (3, 64, 64)).parts[1:5]]
+    assert kinds == ["conv, PAT_ch", "conv", "conv", "PAT_sf"]
+
+
+def test_stage_without_blocks() -> None:
+    model = timm.create_model("partialnet_t0", depths=(1, 0, 1, 1), device="meta")
+    part = measure(model, (3, 64, 64)).parts[2]
+    assert (part.kind, part.blocks, part.channels, part.resolution) == ("no blocks", 0, 64, (8, 8))
+    assert part.training.macs_g == pytest.approx(32 * 64 * 4 * 8 * 8 / 1e9)  # the merging
+
+
 def test_kind_without_pat_sp() -> None:
     model = timm.create_model("partialnet_t0", mlp_attention=False, depths=(1, 1, 1, 1), device="meta")
     assert [part.kind for part in measure(model, (3, 64, 64)).parts[1:5]] == ["PAT_ch"] * 3 + ["PAT_sf"]

@@ -153,8 +153,9 @@ def _describe(model: PartialNet) -> list[tuple[str, int, str, tuple[str, ...]]]:
     parts: list[tuple[str, int, str, tuple[str, ...]]] = [("stem", 0, f"conv {size}×{size}", ("patch_embed",))]
     for index, stage in enumerate(model.stages):
         blocks = list(stage.blocks)  # type: ignore[arg-type]
-        kind = mixer_kind(blocks[0].mixer)
-        if isinstance(blocks[0].mlp_attention, PATConv):
+        # a searched stage may convolve all channels in some blocks and attend in others
+        kind = ", ".join(dict.fromkeys(mixer_kind(block.mixer) for block in blocks)) or "no blocks"
+        if any(isinstance(block.mlp_attention, PATConv) for block in blocks):
             kind += " + PAT_sp"
         parts.append((f"stage {index + 1}", len(blocks), kind, (f"stages.{index}",)))
     head = ("conv_head", "classifier")
@@ -166,7 +167,7 @@ def mixer_kind(mixer: nn.Module) -> str:
     """What the paper calls a block's mixer."""
     if isinstance(mixer, PATConv):
         if isinstance(mixer.attn, nn.Identity):
-            return "PConv"
+            return "PConv" if mixer.attn_channels else "conv"
         kind = "PAT_sf" if isinstance(mixer.attn, SelfAttention2d) else "PAT_ch"
         if not isinstance(mixer.attn, (SelfAttention2d, GaussianSE)):
             kind += f" ({type(mixer.attn).__name__})"
