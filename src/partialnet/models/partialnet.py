@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -114,6 +115,16 @@ class PartialNet(nn.Module):
         dd = {"device": device, "dtype": dtype}
         if len(mixers) != len(depths):
             raise ValueError(f"mixers names {len(mixers)} stages, depths {len(depths)}; give one mixer for each stage.")
+        counts = {
+            "in_chans": in_chans,
+            "embed_dim": embed_dim,
+            "patch_size": patch_size,
+            "head_hidden_size": head_hidden_size,
+        }
+        _check_counts(counts, depths)
+        if not embed_dim * mlp_ratio >= 1:
+            raise ValueError(f"mlp_ratio={mlp_ratio} of {embed_dim} channels leaves the MLP no hidden channel.")
+        _check_rates({"drop_rate": drop_rate, "drop_path_rate": drop_path_rate})
         ratios = _ratio_per_block(split_ratio, sum(depths))
         drop_paths = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()
         act = _activation(act_layer)
@@ -281,6 +292,22 @@ class PartialNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
+
+
+def _check_counts(counts: Mapping[str, int], depths: Sequence[int]) -> None:
+    """Raise ValueError for what is no number of channels, pixels or blocks; a stage may do without blocks."""
+    for name, count in counts.items():
+        if not isinstance(count, Integral) or count < 1:
+            raise ValueError(f"{name}={count!r} must be a whole number of at least 1.")
+    if not all(isinstance(depth, Integral) and depth >= 0 for depth in depths):
+        raise ValueError(f"depths={depths!r} must be whole numbers of at least 0.")
+
+
+def _check_rates(rates: Mapping[str, float]) -> None:
+    """Raise ValueError for what is no share of features or blocks that may be left out."""
+    for name, rate in rates.items():
+        if not 0 <= rate <= 1:
+            raise ValueError(f"{name}={rate!r} must be between 0 and 1.")
 
 
 def _ratio_per_block(split_ratio: SplitRatio, num_blocks: int) -> list[float]:
