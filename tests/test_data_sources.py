@@ -144,6 +144,19 @@ def test_mistakes_with_folders(tmp_path: Path) -> None:
     refused(tmp_path / "differ", "'emu' is in '.*val' but not in '.*train'")
 
 
+@pytest.mark.parametrize("kind", ["folders", "shards"])
+def test_names_tell_images_of_two_parts_apart(tmp_path: Path, kind: str) -> None:
+    """A list of broken images is of both parts."""
+    for part in ("train", "val"):
+        if kind == "folders":
+            fill(tmp_path / part, ["cat", "dog"], 3)
+        else:
+            write_shard(tmp_path / part / "000.tar", (sample(i, i % 2) for i in range(6)))
+    data = open_data(str(tmp_path) if kind == "folders" else f"wds/{tmp_path}")
+    assert all(name.startswith("train/") for name in names(data.train))
+    assert all(name.startswith("val/") for name in names(data.validation))
+
+
 @pytest.mark.parametrize(
     "parts", [("train", "dev"), ("training_set", "test_set"), ("images-val", "images"), ("val", "test")]
 )

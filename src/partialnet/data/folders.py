@@ -22,31 +22,33 @@ class FolderImages(LabelledImages):
     Args:
         root: The folder.
         class_names: Folders to read, in the order of the labels; None takes every folder there is.
+        part: The folder in ``root`` that holds the class folders, such as train; none if they lie in ``root`` itself.
 
     Raises:
-        UserError: ``root`` is no folder, has no folder of images, or one of the classes has no image.
+        UserError: There is no such folder, it has no folder of images, or one of the classes has no image.
     """
 
-    def __init__(self, root: str | Path, class_names: tuple[str, ...] | None = None) -> None:
+    def __init__(self, root: str | Path, class_names: tuple[str, ...] | None = None, part: str = "") -> None:
         self.root = Path(root)
-        if not self.root.is_dir():
-            raise UserError(f"There is no folder {str(root)!r}.")
-        self.class_names = class_names or class_folders(self.root)
+        folder = self.root / part
+        if not folder.is_dir():
+            raise UserError(f"There is no folder {str(folder)!r}.")
+        self.class_names = class_names or class_folders(folder)
         if not self.class_names:
             raise UserError(
-                f"Folder {str(root)!r} holds no folders; it should hold one folder of images for each class."
+                f"Folder {str(folder)!r} holds no folders; it should hold one folder of images for each class."
             )
         names: list[str] = []
         counts: list[int] = []
         for class_name in self.class_names:
-            found = sorted(_images_below(self.root / class_name, class_name))
+            found = sorted(_images_below(folder / class_name, f"{part}/{class_name}" if part else class_name))
             names += found
             counts.append(len(found))
         empty = [name for name, count in zip(self.class_names, counts, strict=True) if not count]
         if len(empty) == len(counts):
-            raise UserError(f"No folder in {str(root)!r} holds an image ({', '.join(SUFFIXES)}).")
+            raise UserError(f"No folder in {str(folder)!r} holds an image ({', '.join(SUFFIXES)}).")
         if empty:
-            raise UserError(f"Class folder {str(self.root / empty[0])!r} holds no image; fill or remove it.")
+            raise UserError(f"Class folder {str(folder / empty[0])!r} holds no image; fill or remove it.")
         self.labels = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
         self._names = PackedNames(names)
 

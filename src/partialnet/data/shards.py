@@ -29,9 +29,10 @@ JSON_KEYS = ("label", "cls", "class")
 
 @dataclass(frozen=True)
 class _Places:
-    """Where each image is."""
+    """Where each image is; ``shard_names`` are what a person knows the files ``paths`` by."""
 
     paths: tuple[Path, ...]
+    shard_names: tuple[str, ...]
     shards: np.ndarray
     offsets: np.ndarray
     sizes: np.ndarray
@@ -68,8 +69,8 @@ class ShardImages(LabelledImages):
         return decode_image(self._content(index), self.name(index), min_side)
 
     def name(self, index: int) -> str:
-        """Shard and path within it."""
-        return f"{self._places.paths[self._places.shards[index]].name}/{self._places.names[index]}"
+        """Shard, below the folder of all shards, and path within it."""
+        return f"{self._places.shard_names[self._places.shards[index]]}/{self._places.names[index]}"
 
     def _content(self, index: int) -> bytes:
         try:
@@ -98,7 +99,7 @@ def open_shards(source: str, val_share: float, seed: int) -> ImageData:
     paths = _find(source)
     parts: dict[str, list[Path]] = {}
     # a folder that holds all shards says nothing about any of them, whatever words are in its name
-    common = os.path.commonpath([path.parent.absolute() for path in paths])
+    common = Path(os.path.commonpath([path.parent.absolute() for path in paths]))
     for path in paths:
         parts.setdefault(part_of(path.absolute().relative_to(common)), []).append(path)
     held_out = first_part(parts, HELD_OUT)
@@ -109,7 +110,7 @@ def open_shards(source: str, val_share: float, seed: int) -> ImageData:
             "it belongs to."
         )
     if held_out and (to_learn := parts.get("train") or parts.get("")):
-        train, validation = _index(to_learn), _index(parts[held_out])
+        train, validation = _index(to_learn, common), _index(parts[held_out], common)
         names = given or _class_names({*train.found, *validation.found})
         train, validation = _named(train, given), _named(validation, given)
         for name in sorted(set(names)):
@@ -118,7 +119,7 @@ def open_shards(source: str, val_share: float, seed: int) -> ImageData:
                 here, there = ("training", "validation") if where[0] else ("validation", "training")
                 raise UserError(f"Class {name!r} is in the {here} shards of {source!r} but not in the {there} shards.")
         return ImageData(ShardImages(train, names), ShardImages(validation, names), f"shards of train and {held_out}")
-    index = _index(paths)
+    index = _index(paths, common)
     names = given or _class_names(index.found)
     return split_by_class(ShardImages(_named(index, given), names), val_share, seed)
 
@@ -154,7 +155,7 @@ def _find(source: str) -> list[Path]:
     return found
 
 
-def _index(paths: Sequence[Path]) -> _Index:
+def _index(paths: Sequence[Path], root: Path) -> _Index:
     shards, offsets, sizes, names, classes = [], [], [], [], []
     found: dict[str, int] = {}
     for number, path in enumerate(tqdm(paths, desc="looking through shards", unit="shard", delay=2)):
@@ -167,7 +168,9 @@ def _index(paths: Sequence[Path]) -> _Index:
     if not names:
         raise UserError(f"The shards in {str(paths[0].parent)!r} hold no image ({', '.join(SUFFIXES)}).")
     arrays = (np.array(shards, np.int32), np.array(offsets, np.int64), np.array(sizes, np.int64))
-    return _Index(_Places(tuple(paths), *arrays, PackedNames(names)), tuple(found), np.array(classes, np.int32))
+    shard_names = tuple(path.absolute().relative_to(root).as_posix() for path in paths)
+    places = _Places(tuple(paths), shard_names, *arrays, PackedNames(names))
+    return _Index(places, tuple(found), np.array(classes, np.int32))
 
 
 def _samples(path: Path) -> Iterator[tuple[str, int, int, str]]:

@@ -92,13 +92,14 @@ def _open_folder(root: Path, val_share: float, seed: int) -> ImageData:
     folders = class_folders(root)
     train, held_out = first_part(folders, TRAINING), first_part(folders, HELD_OUT)
     if train and held_out:
-        class_names = FolderImages(root / train).class_names
+        images = FolderImages(root, part=train)
+        class_names = images.class_names
         differing = sorted(set(class_names) ^ set(class_folders(root / held_out)))
         if differing:
             here, there = (train, held_out) if differing[0] in class_names else (held_out, train)
             raise UserError(f"Class {differing[0]!r} is in {str(root / here)!r} but not in {str(root / there)!r}.")
-        parts = FolderImages(root / train), FolderImages(root / held_out, class_names)
-        return ImageData(*parts, f"folders {train} and {held_out}")
+        validation = FolderImages(root, class_names, held_out)
+        return ImageData(images, validation, f"folders {train} and {held_out}")
     if train and len(folders) == 1 and class_folders(root / train):
         root /= train
     else:
