@@ -531,6 +531,175 @@ def test_parts_that_can_be_called_in_countless_ways() -> None:
     assert affines(check(trained(ManyNames()), images(8), images(8))) == 1
 
 
+class AsksForTensor(OptionalBetween):
+    """Symbolic values are no tensors; real ones are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if isinstance(x, Tensor):
+            x = x.relu()
+        return self.bn(x)
+
+
+class AsksTorch(OptionalBetween):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.bn(x.relu() if torch.is_tensor(x) else x)
+
+
+class Matches(OptionalBetween):
+    def forward(self, x: Tensor) -> Tensor:
+        match self.conv(x):
+            case Tensor() as y:
+                return self.bn(y.relu())
+            case y:
+                return self.bn(y)
+
+
+class GivesNumbers(OptionalBetween):
+    """torch's functions of numbers would look into what passes for a tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.bn(x) + torch.full((1,), x.mean(), dtype=x.dtype)
+
+
+class AsksForAttribute(OptionalBetween):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if not hasattr(x, "tensors"):
+            x = x.relu()
+        return self.bn(x)
+
+
+class AsksWhatItIsGiven(OptionalBetween):
+    def forward(self, x: Tensor | list[Tensor]) -> Tensor:
+        last = self.conv(x[-1] if isinstance(x, list) else x)
+        if isinstance(x, Tensor):
+            last = last.relu()
+        return self.bn(last)
+
+
+class LooksUp(OptionalBetween):
+    def forward(self, x: Tensor, key: str) -> Tensor:
+        return self.bn({"relu": torch.relu}.get(key, nn.Identity())(self.conv(x)))
+
+
+class CatchesErrors(OptionalBetween):
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            bright = bool(x.mean() > 100)
+        except ValueError:
+            bright = True
+        x = self.conv(x)
+        return self.bn(x if bright else x.relu())
+
+
+class Required(OptionalBetween):
+    def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
+        x = self.conv(x)
+        return self.bn(x.relu() if skip is None else x)
+
+
+class Listed(OptionalBetween):
+    """One of two values in a list is None."""
+
+    def forward(self, values: list[Tensor | None]) -> Tensor:
+        x, skip = values[:2]
+        x = self.conv(x)
+        return self.bn(x.relu() if skip is None else x)
+
+
+class ListedFurther(OptionalBetween):
+    def forward(self, values: list[Tensor | None]) -> Tensor:
+        x, skip = self.conv(values[0]), (values + values)[1]
+        return self.bn(x.relu() if skip is None else x)
+
+
+class FirstOfAList(OptionalBetween):
+    def forward(self, values: list[Tensor]) -> Tensor:
+        return self.bn(self.conv(values[0]))
+
+
+class RequiredOfTwo(OptionalBetween):
+    def forward(self, x: Tensor, skip: Tensor | None, mask: Tensor | None) -> Tensor:
+        x = self.conv(x)
+        return self.bn(x.relu() if skip is None and mask is None else x)
+
+
+class GivesNone(nn.Module):
+    def forward(self, x: Tensor) -> Tensor | None:
+        return x if x.shape[2] < 0 else None
+
+
+class AsksWhatAPartGave(OptionalBetween):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = GivesNone()
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = self.part(x)
+        x = self.conv(x)
+        return self.bn(x.relu() if skip is None else x)
+
+
+class CallerWith(Parts):
+    """Calls a part with more than the image, in code that no trace can follow."""
+
+    def __init__(self, part: nn.Module, *more: object, listed: bool = False) -> None:
+        super().__init__()
+        self.part, self.more, self.listed = part, more, listed
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        if x.shape[-1] % 2:
+            x = F.pad(x, (0, 1))
+        x = self.bn2(self.conv2(self.bn1(x)))
+        result: Tensor = self.part([x, *self.more]) if self.listed else self.part(x, *self.more)
+        return result
+
+
+@pytest.mark.parametrize(
+    ("part", "more", "listed", "left"),
+    [
+        (AsksForTensor, (), False, 1),
+        (AsksTorch, (), False, 1),
+        (Matches, (), False, 1),
+        (GivesNumbers, (), False, 1),
+        (AsksForAttribute, (), False, 1),
+        (AsksWhatItIsGiven, (), False, 1),
+        (AsksWhatItIsGiven, (), True, 1),
+        (LooksUp, ("relu",), False, 1),
+        (CatchesErrors, (), False, 1),
+        (Required, (None,), False, 1),
+        (RequiredOfTwo, (None, None), False, 1),
+        (Listed, (None,), True, 1),
+        (ListedFurther, (None,), True, 1),
+        (AsksWhatAPartGave, (), False, 1),
+        (FirstOfAList, (), True, 0),
+    ],
+)
+def test_code_that_asks_what_a_value_is(
+    part: type[nn.Module], more: tuple[object, ...], listed: bool, left: int
+) -> None:
+    """Whatever the answer was while folding, it is another one when the network runs."""
+    assert affines(check(trained(CallerWith(part(), *more, listed=listed)), images())) == 2 + left
+    if not (more or listed):
+        check(trained(part()), images(8))
+
+
+def test_conv_and_norm_fold_if_no_answer_matters() -> None:
+    class Block(OptionalBetween):
+        def forward(self, x: Tensor | None) -> Tensor:
+            if x is None:
+                raise ValueError("There is no image.")
+            x = self.bn(self.conv(x)).relu() * 2
+            return x if isinstance(x, Tensor) else self.bn(x)
+
+    assert affines(check(trained(CallerWith(Block())), images())) == 2
+    assert affines(check(trained(Block()), images(8))) == 0
+
+
 # -- networks that people use ----------------------------------------------------------------------------------------
 
 
