@@ -1,5 +1,6 @@
 """Evaluation against figures worked out by hand or by sklearn, and against predict."""
 
+import copy
 import csv
 import json
 from pathlib import Path
@@ -246,6 +247,18 @@ def test_command_writes_all_its_files(run_folder, folder, tmp_path):
     assert all((folder / row["path"]).is_file() for row in rows)
     with Image.open(files["a.png"]) as picture:
         assert picture.format == "PNG"
+
+
+def test_command_has_no_confusions_to_draw(checkpoint, folder, tmp_path):
+    broken = copy.deepcopy(checkpoint)
+    with torch.no_grad():
+        next(broken.model.parameters()).fill_(torch.nan)
+    broken.save(tmp_path)
+    picture = tmp_path / "a.png"
+    result = CliRunner().invoke(cli, ["eval", str(tmp_path), str(folder), "--limit", "7", "--confusion", str(picture)])
+    assert result.exit_code == 0
+    assert "no confusions to draw" in result.stderr
+    assert not picture.exists()
 
 
 def test_command_prints_json_alone(run_folder, folder):

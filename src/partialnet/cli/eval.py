@@ -162,10 +162,12 @@ def _write(
     if csv_path is not None:
         write_csv(csv_path, result.rows(images), ("path", "label", "predicted", "probability"))
         written.append(str(csv_path))
-    if confusion is not None:
+    answered = result.predicted >= 0
+    if confusion is not None and not answered.any():
+        click.echo("Warning: no answer is a number, so there are no confusions to draw.", err=True)
+    elif confusion is not None:
         from partialnet.plots import confusion_matrix
 
-        answered = result.predicted >= 0
         labels, predicted = result.labels[answered], result.predicted[answered]
         # classes that neither occur nor are predicted would be empty rows and columns
         shown = np.union1d(labels, predicted)
