@@ -89,7 +89,21 @@ def test_broken_images_among_good_ones(run_folder: Path, broken: Path, command: 
     assert all(line.startswith("partialnet: ") for line in lines)
     for line, letter in zip(lines[:-1], "bcdefg", strict=True):
         assert f"/{letter}_" in line
-    assert lines[-1] == "partialnet: 6 of 8 images could not be read."
+    assert lines[-1] == "partialnet: 6 of 8 images could not be classified."
+
+
+def test_answers_that_are_no_numbers(run_folder: Path, photos: Path, tmp_path: Path, command: Command) -> None:
+    """NaN would be no JSON, and no answer."""
+    checkpoint = load(run_folder)
+    with torch.no_grad():
+        next(checkpoint.model.parameters()).fill_(torch.nan)
+    checkpoint.save(tmp_path)
+    result = command("predict", tmp_path, photos / "grey.png", "--json", "-")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.splitlines() == [
+        f"partialnet: {str(photos / 'grey.png')!r}: the network's answer is not a number (NaN): it overflows.",
+        "partialnet: 1 of 1 images could not be classified.",
+    ]
 
 
 def test_all_images_broken(run_folder: Path, broken: Path, command: Command) -> None:

@@ -63,7 +63,9 @@ class Classifier:
     def predict(
         self, paths: Iterable[Path], topk: int = 5, batch_size: int = 16
     ) -> Iterator[tuple[Path, Prediction | UserError]]:
-        """Classify image files in order, ``batch_size`` at a time; one that cannot be read yields its error.
+        """Classify image files in order, ``batch_size`` at a time.
+
+        An image that cannot be read, or to which the network answers NaN, yields its error.
 
         Of the photographs only one at a time is in memory in full size.
         """
@@ -74,13 +76,13 @@ class Classifier:
         )
         while batch := list(islice(results, batch_size)):
             inputs = [item for _, item in batch if isinstance(item, Tensor)]
-            best = self.run(torch.stack(inputs)).softmax(1).topk(topk) if inputs else None
-            row = 0
+            best = self.run(torch.stack(inputs)).softmax(1).topk(topk) if inputs else ((), ())
+            answers = zip(*best, strict=True)
             for path, item in batch:
-                if isinstance(item, UserError):
-                    yield path, item
-                    continue
-                assert best is not None
-                names = (self.class_names[index] for index in best.indices[row].tolist())
-                yield path, Prediction(path, tuple(zip(names, best.values[row].tolist(), strict=True)))
-                row += 1
+                yield path, item if isinstance(item, UserError) else self._prediction(path, *next(answers))
+
+    def _prediction(self, path: Path, probabilities: Tensor, classes: Tensor) -> Prediction | UserError:
+        if not probabilities.isfinite().all():
+            return UserError(f"{str(path)!r}: the network's answer is not a number (NaN): it overflows.")
+        names = (self.class_names[index] for index in classes.tolist())
+        return Prediction(path, tuple(zip(names, probabilities.tolist(), strict=True)))

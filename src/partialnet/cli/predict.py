@@ -37,8 +37,8 @@ def predict(
 
     CHECKPOINT is a run folder, its model.safetensors, an exported .onnx or .xml file, a checkpoint of timm's
     training script, or a released one of the authors. IMAGES are files, folders (searched recursively) and quoted
-    glob patterns. Images that cannot be read are told at the end and the exit code is then 2; all others are
-    classified.
+    glob patterns. Images that cannot be read, or to which the network answers NaN, are told at the end and the exit
+    code is then 2; all others are classified.
 
     Example: partialnet predict runs/demo photos/ "more/*.png" --topk 3
     """
@@ -48,14 +48,14 @@ def predict(
 
     paths = find_images(images)
     classifier = Classifier(open_source(checkpoint, trained=True), device_for(checkpoint, device))
-    unreadable: list[UserError] = []
+    failures: list[UserError] = []
     records = []
     # results that scroll by on a terminal are progress enough; a bar is for output that goes elsewhere
     hide_bar = True if sys.stdout.isatty() else None
     results = classifier.predict(paths, topk, batch_size)
     for path, result in tqdm(results, total=len(paths), desc="predicting", unit="image", delay=2, disable=hide_bar):
         if isinstance(result, UserError):
-            unreadable.append(result)
+            failures.append(result)
             continue
         classes = [{"class": name, "probability": probability} for name, probability in result.classes]
         records.append({"image": str(path), "classes": classes})
@@ -64,10 +64,10 @@ def predict(
             click.echo(_as_text(path, result))
     if written := json_output.write_lines(records):
         click.echo(f"Written: {', '.join(written)}")
-    for error in unreadable:
+    for error in failures:
         click.echo(f"partialnet: {error}", err=True)
-    if unreadable:
-        raise UserError(f"{len(unreadable)} of {len(paths)} images could not be read.")
+    if failures:
+        raise UserError(f"{len(failures)} of {len(paths)} images could not be classified.")
 
 
 def _as_text(path: Path, result: Prediction) -> str:
