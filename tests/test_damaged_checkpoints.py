@@ -123,6 +123,25 @@ def test_text_is_told_without_the_readers_own_words(tmp_path: Path) -> None:
         load(path)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_torchscript_is_told_without_the_readers_advice(tmp_path: Path) -> None:
+    """PyTorch's message goes on to advise ``weights_only=False``, which would run the code in the file."""
+    torch.jit.save(torch.jit.trace(nn.ReLU(), torch.zeros(1)), tmp_path / "script.pt")
+    with pytest.raises(UserError, match=r"script\.pt' is damaged or no checkpoint: .*TorchScript") as error:
+        load(tmp_path / "script.pt")
+    assert_one_sentence(error)
+    assert "likely succeed" not in str(error.value)
+
+
+def test_configuration_without_preprocessing(run_folder: Path, tmp_path: Path) -> None:
+    """As of a folder that was written by hand."""
+    content = (run_folder / WEIGHTS_NAME).read_bytes()
+    (tmp_path / WEIGHTS_NAME).write_bytes(content)
+    edit_header(tmp_path / WEIGHTS_NAME, lambda config: {"architecture": "partialnet_t0", "num_classes": 3})
+    with pytest.raises(UserError, match="cannot be used: it has no 'pretrained_cfg'"):
+        load(tmp_path)
+
+
 def test_weights_of_another_network(run_folder: Path, tmp_path: Path) -> None:
     """The header says partialnet_t0, the tensors are ResNet's, or of another width."""
     with safetensors.safe_open(run_folder / WEIGHTS_NAME, "pt") as file:

@@ -160,7 +160,8 @@ def create_checkpoint(name: str, class_names: Sequence[str] = (), /, **model_arg
         raise
     except Exception as error:  # timm's networks look up, convert and divide what they are given
         reason = f"there is no {error}" if isinstance(error, KeyError) else error
-        raise UserError(f"{name} cannot be built with {model_args}: {reason}") from error
+        given = f" with {model_args}" if model_args else ""
+        raise UserError(f"{name} cannot be built{given}: {reason}") from error
     model.eval()
     input_config = resolve_data_config(model=model)
     input_config["input_size"] = (getattr(model, "in_chans", 3), *input_config["input_size"][1:])
@@ -209,7 +210,8 @@ def _load_safetensors(path: Path) -> Checkpoint:
             size = None if folded is True else (int(folded[0]), int(folded[1]))
             checkpoint = checkpoint.fold(size, config.get("runtime"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"The configuration in {str(stored.path)!r} cannot be used: {error}") from error
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise UserError(f"The configuration in {str(stored.path)!r} cannot be used: {reason}") from error
     load_tensors(checkpoint.model, stored.tensors, stored.path)
     return checkpoint
 

@@ -122,8 +122,9 @@ def _read_pickled(path: Path) -> Any:
     except Exception as error:  # torch's reader raises whatever a damaged file leads it to
         # of a file without structure it stumbles over its own lists and keys, which says nothing to a reader
         spoken = isinstance(error, (RuntimeError, EOFError, OSError)) and str(error)
-        reason = f": {first_line(error)}" if spoken else "."
-        raise UserError(f"{str(path)!r} is damaged or no checkpoint{reason}") from error
+        # its further sentences may advise to load the file with whatever code is in it
+        reason = f": {first_line(error).partition('. ')[0].removesuffix('.')}" if spoken else ""
+        raise UserError(f"{str(path)!r} is damaged or no checkpoint{reason}.") from error
 
 
 def _unwrap(content: Any) -> dict[str, Tensor]:
