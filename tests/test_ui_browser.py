@@ -113,6 +113,17 @@ def test_stage_class_and_place_in_the_browser(page: Any, tmp_path: Path) -> None
     assert find(page, "#error:not([hidden])") == []
 
 
+def test_several_files_dropped_in_the_browser(page: Any) -> None:
+    """One would be shown, and the others passed over without a word."""
+    page.execute_script("""
+        const transfer = new DataTransfer();
+        for (const name of ["a.png", "b.png"]) transfer.items.add(new File(["x"], name));
+        document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true }));
+    """)
+    (error,) = wait(page, lambda: find(page, "#error:not([hidden])"))
+    assert error.text == "These are 2 files; the page looks at one photograph at a time."
+
+
 def test_bad_file_in_the_browser(page: Any, tmp_path: Path) -> None:
     upload(page, tmp_path / "a.png", photo_bytes())
     wait(page, lambda: find(page, "#map-0 figure img"))

@@ -228,6 +228,12 @@ function send(file) {
   });
 }
 
+/** What was dropped or pasted, which unlike what is chosen may be several files. */
+function sendOne(files) {
+  if (files.length === 1) send(files[0]);
+  else complain(`These are ${files.length} files; the page looks at one photograph at a time.`);
+}
+
 function askMaps() {
   if (!photo) return;
   const query = new URLSearchParams(chosenStage());
@@ -282,11 +288,11 @@ addEventListener("dragleave", (event) => {
 addEventListener("drop", (event) => {
   event.preventDefault();
   document.body.classList.remove("dragging");
-  if (event.dataTransfer.files.length) send(event.dataTransfer.files[0]);
+  if (event.dataTransfer.files.length) sendOne(event.dataTransfer.files);
   else complain("That is no file; save the picture first, then drop it here.");
 });
 addEventListener("paste", (event) => {
-  if (event.clipboardData.files.length) send(event.clipboardData.files[0]);
+  if (event.clipboardData.files.length) sendOne(event.clipboardData.files);
 });
 $("file").addEventListener("change", () => {
   if ($("file").files.length) send($("file").files[0]);
