@@ -34,6 +34,21 @@ def test_an_empty_map_has_its_peak_in_the_middle() -> None:
     assert found.peak == (2000.0, 1500.0)
 
 
+@pytest.mark.parametrize("name", ["cait_xxs24_224", "deit_tiny_patch16_224"])
+def test_tokens_with_and_without_those_of_no_place(name: str) -> None:
+    """CaiT's layers have patches only, though the network has a class token, DeiT's have both; by hand."""
+    model = timm.create_model(name).eval()
+    (layer,) = target_layers(model, (3, 224, 224)).values()
+    seen: list[Tensor] = []
+    layer.module.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.no_grad():
+        model(torch.rand(1, 3, 224, 224))
+    patches = seen[0][0, -14 * 14 :]
+    found = layer.to_map(seen[0])[0]
+    assert found.shape == (model.num_features, 14, 14)
+    torch.testing.assert_close(found[:, 3, 5], patches[3 * 14 + 5])
+
+
 @pytest.mark.parametrize(("name", "last"), [("swin_t", "permute"), ("swin_v2_t", "permute"), ("maxvit_t", "blocks.3")])
 def test_stages_of_networks_with_windows_and_channels_last(name: str, last: str) -> None:
     """torchvision's Swin keeps the channels last; its table of positions and MaxViT's windows are no maps."""

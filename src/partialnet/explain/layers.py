@@ -177,10 +177,11 @@ def _layout(model: nn.Module, name: str, channels: int | None) -> Callable[[Tens
         if x.ndim == 3 and reroll is not None:
             return reroll(x, int(name.rpartition(".")[2])).permute(0, 3, 1, 2).clone()
         if x.ndim == 3:  # tokens, (B, N, C)
-            x = x[:, prefix:].transpose(1, 2)
-            count = x.shape[2]
+            if not (grid and grid[0] * grid[1] == x.shape[1]):  # CaiT adds its class token after the layers of its map
+                x = x[:, prefix:]
+            count = x.shape[1]
             height = int(grid[0]) if grid and grid[0] * grid[1] == count else math.isqrt(count)
-            return x.unflatten(2, (height, count // height)).clone()
+            return x.transpose(1, 2).unflatten(2, (height, count // height)).clone()
         last = channels_last or x.shape[1] != channels == x.shape[3]
         return x.permute(0, 3, 1, 2).clone() if last else x.clone()
 
