@@ -39,6 +39,7 @@ def test_python_of_the_readme(
     assert [tuple(feature.shape[1:]) for feature in names["maps"]] == [(192, 32, 40), (384, 16, 20), (768, 8, 10)]
     assert names["block"].eval()(torch.rand(1, 64, 8, 8)).shape == (1, 128, 4, 4)
     assert not dynamic_layers(names["static"])
+    assert names["transform"](Image.new("RGB", (80, 60))).shape == (3, 224, 224)
     assert re.search(r"samples/a.png \('(one|two)', 0\.\d+\)", capsys.readouterr().out)
 
 
