@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from partialnet.checkpoint import load
 from partialnet.data.sources import open_data
 from partialnet.errors import UserError
 from partialnet.training.batches import eval_loader
-from partialnet.training.run import TrainResult, train
+from partialnet.training.engine import is_trained
+from partialnet.training.run import ClassifierRun, TrainResult, train
 
 
 def test_run_folder(finished_run: TrainResult) -> None:
@@ -107,6 +109,18 @@ def test_a_run_does_not_become_another(finished_run: TrainResult, colour_photos:
     other = write_photos(tmp_path / "other", 13)
     with pytest.raises(UserError, match="number of training images"):
         train(FINISHED, str(other), finished_run.folder, resume=True)
+
+
+def test_a_run_continues_on_the_same_images_only(
+    finished_run: TrainResult, colour_photos: Path, tmp_path: Path
+) -> None:
+    """As what is held out follows from the names, other ones would let it learn what it held out."""
+    kind, moved = ClassifierRun(), shutil.copytree(colour_photos, tmp_path / "moved")
+    assert is_trained(kind, FINISHED, kind.open_data(str(moved), FINISHED), finished_run.folder)
+    image = next(moved.rglob("*.png"))
+    image.rename(image.with_stem("another"))
+    with pytest.raises(UserError, match="like this: image names of the data differs"):
+        is_trained(kind, FINISHED, kind.open_data(str(moved), FINISHED), finished_run.folder)
 
 
 def test_a_finished_run_stays_as_it_is(finished_run: TrainResult, colour_photos: Path) -> None:

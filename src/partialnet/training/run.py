@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,7 +96,7 @@ class ImageRun(RunKind[ConfigT, ImageData, TaskT, ResultT]):
         return open_data(source, config.val_share, config.seed)
 
     def describe_data(self, data: ImageData) -> dict[str, Any]:
-        """Numbers of images, classes, and a fingerprint of the labels."""
+        """Numbers of images, classes, and fingerprints of the labels and names."""
         return describe_images(data)
 
     def create_task(self, config: ConfigT, data: ImageData, world_size: int) -> tuple[TaskT, str]:
@@ -139,13 +140,21 @@ class ClassifierRun(ImageRun[TrainConfig, ClassifierTask, TrainResult]):
 
 
 def describe_images(data: ImageData) -> dict[str, Any]:
-    """What of labelled images must be the same when a run continues."""
+    """What of labelled images must be the same when a run continues.
+
+    States of earlier versions, which lack the names, are compared by what they have.
+    """
+    names = hashlib.sha256()  # on which also depends what is held out
+    for images in (data.train, data.validation):
+        for index in range(len(images)):
+            names.update(os.fsencode(images.name(index)) + b"\0")
     labels = hashlib.sha256(data.train.labels.tobytes() + data.validation.labels.tobytes()).hexdigest()
     return {
         "number_of_training_images": len(data.train),
         "number_of_validation_images": len(data.validation),
         "classes": list(data.class_names),
         "labels": labels[:16],
+        "image_names": names.hexdigest()[:16],
     }
 
 
