@@ -277,6 +277,9 @@ def test_an_interrupted_run_goes_on(photos: Path, tmp_path: Path, monkeypatch: p
         (("--table", "4", "--data", "digits", "--devices", "2"), "one process"),
         (("--table", "4", "--processor-time", "--bench-threads", "2"), "one CPU thread only"),
         (("--table", "4", "--runtime", "tensorrt"), "There is no runtime 'tensorrt'"),
+        (("--table", "4", "--runtime", "tensorrt", "--seconds", "0"), "There is no runtime 'tensorrt'"),
+        (("--table", "4", "--seconds", "0", "--csv", "./t", "--markdown", "t"), "'t' is named for two results"),
+        (("--table", "4", "--seconds", "0", "--json", "t", "--csv", "t"), "'t' is named for two results"),
         (("--table", "4", "--json", "no/such/t.json"), "There is no folder 'no/such'"),
     ],
 )

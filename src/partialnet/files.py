@@ -83,13 +83,16 @@ def check_destinations(*paths: Path | None) -> None:
         paths: The files; None is left out.
 
     Raises:
-        UserError: A file's folder is missing, or the file is a folder.
+        UserError: A file's folder is missing, the file is a folder, or it is to hold two results.
     """
-    for path in paths:
-        if path is not None and not path.parent.is_dir():
+    named = [path for path in paths if path is not None]
+    for number, path in enumerate(named):
+        if not path.parent.is_dir():
             raise UserError(f"There is no folder {str(path.parent)!r} to write {path.name} into.")
-        if path is not None and path.is_dir():
+        if path.is_dir():
             raise UserError(f"{str(path)!r} is a folder; name a file in it.")
+        if path.resolve() in [other.resolve() for other in named[:number]]:
+            raise UserError(f"{str(path)!r} is named for two results; the second would replace the first.")
 
 
 def distinct_files(folder: Path, names: Iterable[str], suffix: str) -> list[Path]:

@@ -115,7 +115,7 @@ def ablate(
     config, name = configure(TrainConfig, recipe, default_recipe(data), config_file, given)
     chosen = TABLES[int(table)]
     rows = chosen.select(names)
-    check_destinations(csv_path, markdown_path)
+    check_destinations(json_output.path, csv_path, markdown_path)
 
     from partialnet.ablation.measure import Conditions
     from partialnet.ablation.report import as_markdown, as_text, csv_records
@@ -123,8 +123,10 @@ def ablate(
     from partialnet.bench import environment
 
     device = "cuda" if config.device == "cuda" else "cpu"
-    runtimes = parse_runtimes(runtime) if seconds else []
-    conditions = Conditions(runtimes, bench_threads, bench_batch_size, device, seconds, processor_time)
+    runtimes = parse_runtimes(runtime)
+    conditions = Conditions(
+        runtimes if seconds else [], bench_threads, bench_batch_size, device, seconds, processor_time
+    )
     trainings = None if data is None else Trainings(data, run_folder(output, data, "ablation"), seeds, name)
     ablation = run_ablation(chosen, rows, config, conditions, trainings, lambda text: click.echo(text, err=True))
     content = ablation.as_dict()

@@ -121,7 +121,7 @@ def bench(
     from partialnet.files import check_destinations, write_csv
 
     settings = [Setting(name, precision, threads, batch_size or 1, img_size, device) for name in runtimes]
-    check_destinations(csv_path, plot_path)
+    check_destinations(json_output.path, csv_path, plot_path)
     if plot_path is not None and plot_path.suffix != ".png":
         raise UserError(f"The plot is a PNG; {str(plot_path)!r} should end in .png.")
     failures: list[str] = []

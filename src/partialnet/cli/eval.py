@@ -66,7 +66,7 @@ def evaluate(
     from partialnet.prediction import Classifier
     from partialnet.sources import device_for, open_source
 
-    check_destinations(csv_path, confusion)
+    check_destinations(json_output.path, csv_path, confusion)
     folder = evaluation_folder(data, split)
     images: LabelledImages = FolderImages(folder)
     classifier = Classifier(open_source(source, trained=True), device_for(source, device))

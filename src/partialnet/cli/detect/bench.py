@@ -78,7 +78,7 @@ def bench(
     )
     from partialnet.devices import find_device
 
-    check_destinations(csv_path)
+    check_destinations(json_output.path, csv_path)
     names = list(dict.fromkeys(models)) or list(MODELS)
     find_device(device)
     reference = against or ("resnet50" if "resnet50" in names else names[0])
