@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.layers import SEModule
 from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 
 from partialnet import PartialNet
 from partialnet.layers import GaussianSE, PATConv, SelfAttention2d, SpatialGate
@@ -448,3 +449,20 @@ def test_parameters_by_the_formula() -> None:
         total += depth * block
     total += 8 * c * 1280 + 1280 * classes + classes
     assert params_m("partialnet_t0") * 1e6 == pytest.approx(total, abs=0.5)
+
+
+# -- torch.func ----------------------------------------------------------------------------------------------------
+
+
+def test_gradients_for_each_image_by_torch_func(randomize: Randomize) -> None:
+    model = randomize(small()).double().eval()
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+
+    def loss(parameters: dict[str, torch.Tensor], image: torch.Tensor) -> torch.Tensor:
+        return functional_call(model, parameters, (image[None],)).square().sum()
+
+    of_each_image = vmap(grad(loss), (None, 0))(parameters, images)
+    model(images[1:]).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(of_each_image[name][1], parameter.grad, rtol=1e-8, atol=1e-10)

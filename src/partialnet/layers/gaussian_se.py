@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .affine import ChannelAffine, batch_norm_affine
 from .inference import Runtime, clipped_sigmoid, pointwise
+from .layout import takes_plain_operations
 from .partial_attention import PartialAttention, copy_kept_norm
 
 
@@ -168,8 +169,7 @@ class GaussianSE(PartialAttention):
                 ".eval()."
             )
         count = x.shape[2] * x.shape[3]
-        in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing() or not torch.is_grad_enabled()
-        mean, variance = channel_statistics(x) if in_graph else _Statistics.apply(x)
+        mean, variance = channel_statistics(x) if takes_plain_operations() else _Statistics.apply(x)
         gate = self._gate(mean, standard_deviation(variance, count), keep)
         if not isinstance(self.norm, nn.BatchNorm2d) or type(self.norm).forward is not nn.BatchNorm2d.forward:
             # none, frozen, split or synchronised over processes: the layer itself knows what to do

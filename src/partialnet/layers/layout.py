@@ -34,12 +34,21 @@ class _Concat(torch.autograd.Function):
         return dense(first), dense(second)
 
 
+def takes_plain_operations() -> bool:
+    """Whether autograd functions of our own must stay away: from compilers, ``torch.func``, and where no one asks.
+
+    ``torch.func`` knows the derivatives and the batches of PyTorch's operations alone.
+    """
+    compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return compiled or not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+
+
 @register_notrace_function
 def concat_channels(first: Tensor, second: Tensor) -> Tensor:
     """Concatenate (B, C1, H, W) and (B, C2, H, W) to (B, C1 + C2, H, W); gradients arrive dense in eager mode."""
     if torch.jit.is_scripting():
         return torch.cat((first, second), 1)
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not torch.is_grad_enabled():
+    if takes_plain_operations():
         return torch.cat((first, second), 1)
     return _concat(first, second)
 
