@@ -315,6 +315,8 @@ def test_a_network_of_torchvision_converts_trains_and_loads(tmp_path: Path, monk
             load(name)
     with pytest.raises(UserError, match="3 channels"):
         create_checkpoint("torchvision:resnet18", in_chans=1)
+    with pytest.raises(UserError, match="may not contain network"):
+        create_checkpoint("torchvision:resnet18", network="resnet34")
 
 
 def run_example(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:

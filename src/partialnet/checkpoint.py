@@ -146,6 +146,8 @@ def create_checkpoint(name: str, class_names: Sequence[str] = (), /, **model_arg
         UserError: There is no model of this name, or it refuses the arguments.
     """
     if name.startswith(PREFIX):
+        if "network" in model_args:
+            raise UserError(f"Model arguments may not contain network: it is {name!r}.")
         return create_checkpoint(ARCHITECTURE, class_names, network=name.removeprefix(PREFIX), **model_args)
     if ":" in name or not timm.is_model(name):
         # a caller that takes files, too, comes here only when there is none
