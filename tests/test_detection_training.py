@@ -251,6 +251,10 @@ def test_the_choice_of_boxes_is_the_users(
     assert [one["score"] for one in found("--min-score", "0", "--max-objects", "3")] == sorted(
         (one["score"] for one in found("--min-score", "0")), reverse=True
     )[:3]
+    arguments = [str(tmp_path / "run"), str(tmp_path / "photo.png"), "-o", str(tmp_path / "drawn"), "--device", "cpu"]
+    for more, told in {(): True, ("--min-score", "0.1"): False}.items():  # no advice that would leave out more
+        main(["detect", "predict", *arguments, *more])
+        assert ("--min-score 0.3" in capsys.readouterr().out) == told
     middle = sorted(one["score"] for one in every)[len(every) // 2]
     assert min(one["score"] for one in found("--min-score", str(middle), "--nms", "1")) >= middle
 

@@ -113,4 +113,5 @@ def predict(
     if not json_output.prints:
         drawn = "1 picture" if len(records) == 1 else f"{len(records)} pictures"
         files = ", ".join([f"{drawn} in {output}", *written])
-        click.echo(f"\nWritten: {files}. More objects, less sure: --min-score 0.3")
+        more = " More objects, less sure: --min-score 0.3" if min_score > 0.3 else ""
+        click.echo(f"\nWritten: {files}.{more}")
