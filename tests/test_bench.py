@@ -141,6 +141,9 @@ def test_default_peer():
     [
         (Setting("onnxruntime", "bf16"), "no bf16"),
         (Setting("openvino", device="cuda"), "on the CPU only"),
+        (Setting("onnxruntime", device="cuda:1"), "on the CPU only"),
+        (Setting("eager", device="cuda:99"), "sees no device 'cuda:99'"),
+        (Setting("eager", "fp16", device="cpu:0"), "on the CPU use bf16"),
     ],
 )
 def test_impossible_settings(setting, message):

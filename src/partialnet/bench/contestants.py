@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from partialnet.batch_norms import is_batch_norm
 from partialnet.checkpoint import Checkpoint, load
 from partialnet.deploy.export import quiet
+from partialnet.devices import find_device
 from partialnet.errors import UserError
 from partialnet.extras import require
 from partialnet.fold import fold
@@ -49,7 +50,7 @@ class Setting:
         threads: CPU threads.
         batch_size: Images at a time.
         img_size: Height and width in pixels; None takes each network's own, 224 for most.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda", "cuda:1", …
     """
 
     runtime: str = "eager"
@@ -59,6 +60,11 @@ class Setting:
     img_size: int | None = None
     device: str = "cpu"
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it is the CPU that computes, not a GPU, whichever of several."""
+        return self.device.partition(":")[0] == "cpu"
+
     def check(self) -> None:
         """Raise UserError for a combination that the runtime does not offer, or does not on this machine."""
         if self.precision == "bf16" and self.runtime == "onnxruntime":
@@ -67,12 +73,11 @@ class Setting:
             raise UserError(
                 f"int8 is measured in onnxruntime and openvino, whose quantisers make it, not in {self.runtime}."
             )
-        if self.precision == "fp16" and self.runtime in ("eager", "compile") and self.device == "cpu":
+        if self.precision == "fp16" and self.runtime in ("eager", "compile") and self.on_cpu:
             raise UserError("PyTorch's fp16 is made for GPUs; on the CPU use bf16, or fp16 in onnxruntime or openvino.")
-        if self.device == "cuda" and self.runtime not in ("eager", "compile"):
-            raise UserError(f"{self.runtime} is measured on the CPU only; use eager or compile with --device cuda.")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("PyTorch sees no CUDA device here.")
+        if not self.on_cpu and self.runtime not in ("eager", "compile"):
+            raise UserError(f"{self.runtime} is measured on the CPU only; use eager or compile on {self.device}.")
+        synchronizer(find_device(self.device))
         if self.runtime == "openvino":
             check_openvino(self.precision)
             if self.precision == "int8":
@@ -89,7 +94,7 @@ def prepare(checkpoint: Checkpoint, setting: Setting) -> Callable[[], object]:
     images = torch.randn(setting.batch_size, channels, *size, generator=torch.Generator().manual_seed(0))
     model = copy.deepcopy(checkpoint.model).eval()
     _shift_fresh_norms(model)
-    model = fold(model, size, _FORMS.get(setting.runtime) if setting.device == "cpu" else None)
+    model = fold(model, size, _FORMS.get(setting.runtime) if setting.on_cpu else None)
     if setting.runtime == "eager":
         return fastest_layout(model, images, setting)
     if setting.runtime == "compile":
@@ -119,7 +124,7 @@ def _layout_to_compile(model: nn.Module, images: Tensor, setting: Setting) -> to
     On the CPU PyTorch's compiler lays convolutions out in channels_last whatever it is given (``decide_layout_opt`` in
     torch/_inductor/graph.py), so that other tensors would only have to be converted.
     """
-    return torch.channels_last if setting.device == "cpu" else fastest_layout(model, images, setting).layout
+    return torch.channels_last if setting.on_cpu else fastest_layout(model, images, setting).layout
 
 
 def fastest_layout(model: nn.Module, images: Tensor, setting: Setting) -> TorchRunner:

@@ -29,7 +29,7 @@ class TorchRunner:
         model: Network in evaluation mode; moved in place.
         images: (B, C, H, W), float32.
         precision: "fp32", "fp16" or "bf16".
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda", "cuda:1", …
         layout: Memory format of weights and images.
     """
 
