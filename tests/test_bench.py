@@ -300,8 +300,36 @@ def test_what_was_measured_is_kept_when_a_later_runtime_fails(
         ("test_efficientnet", "eager"),
     ]
     assert content["failures"] == [sentence]
+    assert content["interrupted"] is False
     assert len(files["csv"].read_text().splitlines()) == 3
     assert files["png"].exists()
+
+
+def test_what_was_measured_is_kept_when_a_person_stops_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def stop(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("partialnet.bench.contestants.exported_runner", stop)
+    files = {kind: tmp_path / f"speed.{kind}" for kind in ("json", "csv", "png")}
+    arguments = ["bench", "test_resnet", "--img-size", "32", "--seconds", "0.01"]
+    kept = ["--json", files["json"], "--csv", files["csv"], "--plot", files["png"]]
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in [*arguments, *kept, "-r", "eager,onnxruntime"]])
+    assert end.value.code == 130
+    captured = capsys.readouterr()
+    assert "Interrupted; not measured: onnxruntime." in captured.err
+    assert "test_resnet" in captured.out
+    content = json.loads(files["json"].read_text())
+    assert [(row["model"], row["runtime"]) for row in content["rows"]] == [("test_resnet", "eager")]
+    assert content["interrupted"] is True
+    assert len(files["csv"].read_text().splitlines()) == 2
+    assert files["png"].exists()
+    with pytest.raises(SystemExit) as end:
+        main([*arguments, "-r", "onnxruntime,eager"])
+    assert end.value.code == 130
+    assert capsys.readouterr().out == ""
 
 
 def test_a_network_that_a_runtime_cannot_run_is_named_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,7 +381,7 @@ def test_results_of_a_gpu_are_labelled_with_its_name(
     titles = drawn_titles(monkeypatch)
     timing = Timing(4.0, 3.0, 5.0, 1.0, 1.0, 1.0, 9)
     rows = [Row("resnet50", "resnet50", Setting("eager", "bf16", device="cuda"), (3, 224, 224), timing, 25.6, 4.1)]
-    monkeypatch.setattr("partialnet.bench.measure.measure_models", lambda *arguments: rows)
+    monkeypatch.setattr("partialnet.bench.measure.measure_each_setting", lambda *arguments: [rows])
     monkeypatch.setattr(Setting, "check", lambda setting: None)
     main(["bench", "resnet50", "--device", "cuda", "-p", "bf16", "--plot", str(tmp_path / "speed.png")])
     assert "in the same round; NVIDIA H200, bf16." in capsys.readouterr().out

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -49,6 +49,19 @@ def measure_models(
         >>> rows = measure_models(["partialnet_t0", "resnet18"], [Setting("onnxruntime", threads=2)])  # doctest: +SKIP
         >>> print(as_table(rows))  # doctest: +SKIP
     """
+    per_setting = measure_each_setting(models, settings, against, seconds, say, on_failure)
+    return [row for rows in per_setting for row in rows]
+
+
+def measure_each_setting(
+    models: Sequence[str],
+    settings: Sequence[Setting],
+    against: str | None,
+    seconds: float,
+    say: Callable[[str], None],
+    on_failure: Callable[[str], None] | None,
+) -> Iterator[list[Row]]:
+    """The rows of one setting after another, as soon as they are measured; see ``measure_models``."""
     for setting in settings:
         setting.check()
     reference = against or default_peer(models[0]) or models[0]
@@ -62,16 +75,14 @@ def measure_models(
     if len(set(inputs.values())) > 1:
         each = ", ".join(f"{name} {height}×{width}" for name, (_, height, width) in inputs.items())
         say(f"Warning: image sizes differ ({each}); --img-size sets one for all.")
-    rows = []
     for setting in settings:
         say(f"Preparing {len(names)} networks for {setting.runtime} …")
         with torch_settings(setting.threads):
             timings = _time(names, reference, setting, seconds, say, on_failure)
-        rows += [
+        yield [
             Row(model, reference, setting, inputs[model], timing, sizes[model].params_m, sizes[model].macs_g)
             for model, timing in timings.items()
         ]
-    return rows
 
 
 def _time(

@@ -14,6 +14,7 @@ from .json_output import JsonOutput, json_option
 
 if TYPE_CHECKING:
     from partialnet.bench.comparison import Conditions
+    from partialnet.bench.report import Row
 
 
 @click.command()
@@ -115,7 +116,7 @@ def bench(
     from partialnet.bench import environment
     from partialnet.bench.contestants import Setting
     from partialnet.bench.environment import place
-    from partialnet.bench.measure import measure_models
+    from partialnet.bench.measure import measure_each_setting
     from partialnet.bench.report import as_table
     from partialnet.bench.speed_bars import speed_bars
     from partialnet.files import check_destinations, write_csv
@@ -125,9 +126,21 @@ def bench(
     if plot_path is not None and plot_path.suffix != ".png":
         raise UserError(f"The plot is a PNG; {str(plot_path)!r} should end in .png.")
     failures: list[str] = []
-    rows = measure_models(
+    each_setting = measure_each_setting(
         models, settings, against, seconds or 10.0, lambda text: click.echo(text, err=True), failures.append
     )
+    rows: list[Row] = []
+    left = list(runtimes)
+    interruption = None
+    try:
+        for measured in each_setting:
+            rows += measured
+            del left[0]
+    except KeyboardInterrupt as error:
+        if not rows:
+            raise
+        interruption = error
+        click.echo(f"\nInterrupted; not measured: {', '.join(left)}.", err=True)
     if not rows:
         _fail(failures)
     if not json_output.prints:
@@ -137,7 +150,11 @@ def bench(
         )
     written = []
     if json_output.wanted:
-        content = {"rows": [row.as_dict() for row in rows], "failures": failures}
+        content = {
+            "rows": [row.as_dict() for row in rows],
+            "failures": failures,
+            "interrupted": interruption is not None,
+        }
         written += json_output.write({"environment": environment(), **content})
     if csv_path:
         records = [row.as_dict() for row in rows]
@@ -151,6 +168,10 @@ def bench(
             click.echo(f"Written: {', '.join(written)}")
         else:
             click.echo("Next: add --json, --csv or --plot FILE to keep the result.")
+    if interruption is not None:
+        for failure in failures:
+            click.echo(f"partialnet: {failure}", err=True)
+        raise interruption
     if failures:
         _fail(failures)
 
