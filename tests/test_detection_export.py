@@ -15,7 +15,7 @@ from conftest import randomize_parameters
 from PIL import Image
 from torch import Tensor
 
-from partialnet.cli.main import cli
+from partialnet.cli.main import cli, main
 from partialnet.deploy.runtimes import load_exported
 from partialnet.detection import export
 from partialnet.detection.checkpoint import DetectorCheckpoint, create_detector, load_detector
@@ -238,6 +238,35 @@ def test_mistakes_are_told(detector: DetectorCheckpoint, tmp_path: Path) -> None
     (tmp_path / "broken.onnx").write_bytes(b"no graph")
     with pytest.raises(UserError, match="damaged"):
         load_exported_detector(tmp_path / "broken.onnx")
+
+
+class Eigenvalues(torch.nn.Module):
+    """What no ONNX operator computes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.linalg.eigvals(x[0, 0, :2, :2]).abs().sum()
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_backbone_that_onnx_cannot_hold_is_told(
+    format: str,
+    run_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    foreign = few_proposals(load_detector(run_folder))
+    backbone: Any = foreign.model.backbone
+    foreign.model.backbone = torch.nn.Sequential(Eigenvalues(), backbone).eval()
+    monkeypatch.setattr("partialnet.detection.checkpoint.load_detector", lambda source: foreign)
+    output = tmp_path / f"detector{'.onnx' if format == 'onnx' else '.xml'}"
+    with pytest.raises(SystemExit) as end:
+        main(["detect", "export", str(run_folder), "--format", format, "-o", str(output)])
+    assert end.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"partialnet: The detector with partialnet_t0 cannot be exported to {format}: ")
+    assert "linalg_eig" in said
+    assert not list(tmp_path.iterdir())
 
 
 def test_default_canvas_is_of_landscape_images() -> None:

@@ -132,7 +132,7 @@ def export(
     photos = collect_photos(calibration, labelled, calibrated=precision == "int8")
     with workspace_for(output) as workspace:
         height, width = checkpoint.input_config["input_size"][1:]
-        with _refusing(f"{checkpoint.architecture} cannot be folded"):
+        with refusing(f"{checkpoint.architecture} cannot be folded"):
             folded = checkpoint.fold((height, width) if fixed_size else None, FORMS.get(format))
         draft = _Draft(Path(workspace), checkpoint, classifier, folded, photos, dynamic_batch, progress)
         result = draft.write(output, format, precision)
@@ -174,7 +174,7 @@ def check_export(output: Path, format: str, precision: str, calibrated: bool) ->
 
 
 @contextmanager
-def _refusing(what: str) -> Iterator[None]:
+def refusing(what: str) -> Iterator[None]:
     """Tell in a sentence that begins with ``what`` that PyTorch, a runtime or a quantiser cannot take a network."""
     try:
         yield
@@ -200,7 +200,7 @@ class _Draft:
     def write(self, output: Path, format: str, precision: str) -> Export:
         """Convert, store the configuration, put the files in place, compare and describe."""
         finished = self.workspace / output.name
-        with _refusing(f"{self.checkpoint.architecture} cannot be exported to {format} in {precision}"):
+        with refusing(f"{self.checkpoint.architecture} cannot be exported to {format} in {precision}"):
             if format == "torch":
                 finished.write_bytes(self.folded.serialize(_DTYPES[precision]))
                 exported = Classifier(load(finished))
@@ -246,7 +246,7 @@ class _Draft:
         # a dynamic batch is traced with two images, because PyTorch specialises on a size of one
         shape = (2 if self.dynamic_batch else 1, *self.checkpoint.input_config["input_size"])
         path = self.workspace / "float.onnx"
-        with _refusing(f"{self.checkpoint.architecture} cannot be exported to ONNX"):
+        with refusing(f"{self.checkpoint.architecture} cannot be exported to ONNX"):
             write_onnx(self.folded.model, shape, path, self.dynamic_batch)
         return path
 

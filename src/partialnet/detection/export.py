@@ -19,7 +19,7 @@ from torchvision.transforms.functional import to_tensor
 from tqdm import tqdm
 
 from partialnet.data.labelled_images import spread
-from partialnet.deploy.export import quiet
+from partialnet.deploy.export import quiet, refusing
 from partialnet.deploy.exported_files import (
     FORMS,
     prepare_output,
@@ -141,7 +141,8 @@ def export_detector(
         progress: Show a bar while comparing.
 
     Raises:
-        UserError: The combination is not offered, a package is missing, or an image cannot be read.
+        UserError: The combination is not offered, a package is missing, an image cannot be read, or the runtime cannot
+            hold the network.
     """
     if format not in FORMATS:
         raise UserError(f"Detectors are exported to {' and '.join(FORMATS)}, not to {format}.")
@@ -156,10 +157,15 @@ def export_detector(
     prepare_output(output, format)
     with workspace_for(output) as workspace:
         finished = Path(workspace) / output.name
-        folded = checkpoint.fold_for(canvas, FORMS[format])
+        named = f"The detector with {checkpoint.backbone}"
+        with refusing(f"{named} cannot be folded"):
+            folded = checkpoint.fold_for(canvas, FORMS[format])
         config = {**checkpoint.config(), "canvas": list(canvas), "inference_precision": "f32"}
-        _write(CanvasGraph(folded, canvas), canvas, finished, format, config)
-        same_canvas, own_sizes = _verify(checkpoint, finished, canvas, chosen, progress)
+        with refusing(f"{named} cannot be exported to {format}"):
+            _write(CanvasGraph(folded, canvas), canvas, finished, format, config)
+            exported = cast(Canvas, load_exported_detector(finished).model)
+            exported.run(torch.zeros(1, 3, *canvas))  # the runtime may have loaded what it cannot run
+        same_canvas, own_sizes = _verify(checkpoint, exported, canvas, chosen, progress)
         size = size_mb(finished)
         put_in_place(finished, output)
     params_m = sum(parameter.numel() for parameter in folded.parameters()) / 1e6
@@ -204,9 +210,8 @@ def write_detector_onnx(graph: CanvasGraph, canvas: tuple[int, int], path: Path)
 
 
 def _verify(
-    checkpoint: DetectorCheckpoint, path: Path, canvas: tuple[int, int], photos: Sequence[Path], progress: bool
+    checkpoint: DetectorCheckpoint, exported: Canvas, canvas: tuple[int, int], photos: Sequence[Path], progress: bool
 ) -> tuple[Parity, Parity]:
-    exported = load_exported_detector(path).model
     transform: Any = checkpoint.model.transform
     on_canvas = Canvas(CanvasGraph(checkpoint.model, canvas), canvas, transform)
     # masks stay in their boxes: those of sixteen of a camera's photographs in full would take hundreds of gigabytes
