@@ -240,6 +240,20 @@ def test_mistakes_are_told(detector: DetectorCheckpoint, tmp_path: Path) -> None
         load_exported_detector(tmp_path / "broken.onnx")
 
 
+def test_scores_below_the_limit_in_the_graph_are_told(run_folder: Path, photos: list[Path], tmp_path: Path) -> None:
+    limited = few_proposals(load_detector(run_folder))
+    heads: Any = limited.model.roi_heads
+    heads.score_thresh = 0.25
+    output = tmp_path / "detector.onnx"
+    export_detector(limited, output, images=photos[:1])
+    command = ["detect", "predict", str(output), str(photos[0]), "--device", "cpu", "-o", str(tmp_path / "drawn")]
+    below, at = (CliRunner().invoke(cli, [*command, "--min-score", score]) for score in ("0.2", "0.25"))
+    assert (below.exit_code, at.exit_code) == (0, 0)
+    assert below.stdout == at.stdout
+    assert "gives no objects with scores below 0.25" in below.stderr
+    assert "Warning" not in at.stderr
+
+
 class Eigenvalues(torch.nn.Module):
     """What no ONNX operator computes."""
 

@@ -17,7 +17,7 @@ from partialnet.fold import fold
 from partialnet.layers.inference import Runtime
 from partialnet.stored_network import load_tensors, read_network, save_network, serialize_network
 
-from .model import create_mask_rcnn
+from .model import SCORE_THRESH, create_mask_rcnn
 
 _DETECTOR = "mask_rcnn"
 _SETTINGS = {
@@ -61,6 +61,12 @@ class DetectorCheckpoint:
     def img_size(self) -> tuple[int, int]:
         """Shorter and at most longer side of an image, in pixels."""
         return self.model.transform.img_size  # type: ignore[union-attr, return-value]
+
+    @property
+    def score_thresh(self) -> float:
+        """Detections of lower scores are left out; in an exported detector, as the graph was written."""
+        heads: Any = getattr(self.model, "roi_heads", None)
+        return float(heads.score_thresh if heads is not None else self.settings.get("score_thresh", SCORE_THRESH))
 
     def category_ids(self) -> list[int]:
         """COCO ids of the labels 1, 2, …"""

@@ -160,7 +160,9 @@ def export_detector(
         named = f"The detector with {checkpoint.backbone}"
         with refusing(f"{named} cannot be folded"):
             folded = checkpoint.fold_for(canvas, FORMS[format])
+        heads: Any = folded.roi_heads
         config = {**checkpoint.config(), "canvas": list(canvas), "inference_precision": "f32"}
+        config["settings"] = {**config["settings"], "score_thresh": heads.score_thresh}
         with refusing(f"{named} cannot be exported to {format}"):
             _write(CanvasGraph(folded, canvas), canvas, finished, format, config)
             exported = cast(Canvas, load_exported_detector(finished).model)

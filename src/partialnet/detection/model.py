@@ -34,6 +34,8 @@ from partialnet.errors import UserError
 from .backbone_parameters import layers, plain_classifier, undecayed
 from .resizing import IMG_SIZE, DetectorTransform
 
+#: Detections of lower scores are left out.
+SCORE_THRESH = 0.05
 #: Stochastic depth when a detector is trained (paper, Table 7); other backbones keep the one they are registered with.
 DROP_PATH_RATES = {"partialnet_s": 0.15, "partialnet_m": 0.2, "partialnet_l": 0.3}
 #: Least and largest stride of a feature map that goes into the pyramid.
@@ -175,7 +177,7 @@ def create_mask_rcnn(
     drop_path_rate: float | None = None,
     pyramid_channels: int = PYRAMID_CHANNELS,
     img_size: Sequence[int] = IMG_SIZE,
-    score_thresh: float = 0.05,
+    score_thresh: float = SCORE_THRESH,
     nms_thresh: float = 0.5,
     detections_per_img: int = 100,
     num_proposals: int = 1000,

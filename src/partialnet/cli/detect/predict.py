@@ -78,6 +78,12 @@ def predict(
     detector = open_detector(source)
     if not exported:
         detector.choose(min_score, nms, max_objects)
+    elif min_score < detector.score_thresh:
+        click.echo(
+            f"Warning: {source} gives no objects with scores below {detector.score_thresh:g}, a limit within the file; "
+            "give the run it came from to see them.",
+            err=True,
+        )
     if not detector.folded:
         detector = detector.fold()
     output.mkdir(parents=True, exist_ok=True)
