@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from partialnet import plots
+from partialnet.search import Plan
+from partialnet.search import pictures as search_pictures
 from partialnet.training import pictures
 from partialnet.training.batches import Batch
 
@@ -182,3 +184,35 @@ def test_names_that_are_not_utf8_are_drawn(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9")
     plots.confusion_matrix(tmp_path / "confusion.png", [0, 1, 1], [0, 0, 1], [name, "tea"], f"{name}: confusions")
     assert Image.open(tmp_path / "confusion.png").width > 100
+
+
+def searched(ratios: dict[str, float]) -> Plan:
+    return Plan(
+        "partialnet_t0", {}, ratios, theta=4.0, zeta=1.0, kappa=2.0, params_m=1.0, macs_g=1.0, input_size=(3, 64, 64)
+    )
+
+
+@pytest.mark.parametrize(("ratio", "colour"), [(1 / 64, "white"), (1 / 2, "black")])
+def test_ratios_are_legible_on_their_colours(
+    ratio: float, colour: str, figures: list[Figure], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_pictures, "save", plots.save)
+    plan = searched({"stages.0.blocks.0.mixer": ratio, "stages.1.blocks.0.mixer": ratio})
+    search_pictures.draw_sweep(tmp_path / "s.png", {2.0: plan, 4.0: plan})
+    assert [text.get_color() for text in figures[0].axes[0].texts] == [colour] * 4
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 7])
+def test_searched_epochs_are_whole(
+    epochs: int, figures: list[Figure], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_pictures, "save", plots.save)
+    plan = searched({"mixer": 1 / 4})
+    row = {"zeta": 1.0, "kappa": 2.0, "val_accuracy": 0.5, "split_ratio/mixer": 1 / 4}
+    rows = [{**row, "epoch": epoch} for epoch in range(1, epochs + 1)]
+    search_pictures.draw_ratios(tmp_path / "r.png", rows, epochs, plan)
+    for axes in [axes for axes in figures[0].axes if axes.get_xlabel() == "epoch"]:
+        low, high = axes.get_xlim()
+        shown = [tick for tick in axes.get_xticks() if low <= tick <= high]
+        assert shown
+        assert set(shown) <= set(range(1, epochs + 1))

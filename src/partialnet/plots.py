@@ -26,6 +26,11 @@ BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 MAX_NUMBERED, MAX_NAMED = 25, 60
 
 
+def mark_epochs(axes: Axes) -> None:
+    """Let the horizontal axis name whole epochs only, also where there is a single one."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
 def learning_curves(path: Path, rows: Sequence[Mapping[str, float]], title: str) -> None:
     """Loss and accuracy over the epochs, training and held out, and the learning rate."""
     figure = Figure(figsize=(13, 4.4), layout="constrained")
@@ -57,9 +62,7 @@ def learning_curves(path: Path, rows: Sequence[Mapping[str, float]], title: str)
     for axes in (loss, accuracy, rate):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if len(rows) == 1:
-            axes.set(xlim=(0.5, 1.5), xticks=epochs)
+        mark_epochs(axes)
     for axes, names in ((loss, ("train_loss", "val_loss")), (rate, ("lr",))):
         finite = [row[name] for row in rows for name in names if math.isfinite(row[name])]
         axes.set_ylim(0, 1.05 * max(finite, default=0) or 1)  # matplotlib's own margin may cut the highest dot

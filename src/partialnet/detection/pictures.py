@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
 from .. import plots
@@ -78,7 +78,7 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     for axes in (losses, precision, rate):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        plots.mark_epochs(axes)
     for axes in (losses, precision):
         axes.legend(frameon=False, fontsize=11, loc="upper left", bbox_to_anchor=(1, 1))
     plots.save(figure, path)

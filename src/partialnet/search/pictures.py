@@ -10,9 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from ..plots import BLUE, GREEN, ORANGE, RED, save
+from ..plots import BLUE, GREEN, ORANGE, RED, mark_epochs, save
 from .plan import Plan
 
 RATIOS_NAME = "ratios.png"
@@ -60,7 +59,7 @@ def draw_ratios(path: Path, rows: Sequence[Mapping[str, float]], epoch: int, pla
     right.plot(epochs, accuracy, color=GREEN, linewidth=2, marker="o", markersize=4)
     right.set(xlabel="epoch", ylabel="held-out images right, %", title="Accuracy while searching")
     for axes in (left, middle, right):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        mark_epochs(axes)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in (middle, right):
         axes.grid(alpha=0.3)
@@ -109,9 +108,10 @@ def draw_sweep(path: Path, plans: Mapping[float, Plan]) -> None:
     size = (max(8.0, 0.62 * len(names) + 4), max(3.6, 0.42 * len(thetas) + 1.9))
     figure = Figure(figsize=size, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(max(3, len(names)) / 2.6, 2), sharey=True)
-    shown = left.imshow(ratios, cmap="viridis", norm=_norm(ratios), aspect="auto")
+    norm = _norm(ratios)
+    shown = left.imshow(ratios, cmap="viridis", norm=norm, aspect="auto")
     for (row, column), ratio in np.ndenumerate(ratios):
-        dark = ratio < np.sqrt(ratios.min() * ratios.max())
+        dark = norm(ratio) < 0.6  # the colour that the map gives it
         left.text(column, row, as_fraction(ratio), ha="center", va="center", color="white" if dark else "black")
     left.set_yticks(range(len(thetas)), [f"{theta:g}" for theta in thetas])
     left.set_xticks(range(len(names)), [short_layer_name(name) for name in names])
