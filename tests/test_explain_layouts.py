@@ -34,9 +34,9 @@ def test_an_empty_map_has_its_peak_in_the_middle() -> None:
     assert found.peak == (2000.0, 1500.0)
 
 
-@pytest.mark.parametrize("name", ["cait_xxs24_224", "deit_tiny_patch16_224"])
+@pytest.mark.parametrize("name", ["cait_xxs24_224", "xcit_nano_12_p16_224", "deit_tiny_patch16_224"])
 def test_tokens_with_and_without_those_of_no_place(name: str) -> None:
-    """CaiT's layers have patches only, though the network has a class token, DeiT's have both; by hand."""
+    """CaiT's and XCiT's layers have patches only, though they have a class token, DeiT's have both; by hand."""
     model = timm.create_model(name).eval()
     (layer,) = target_layers(model, (3, 224, 224)).values()
     seen: list[Tensor] = []

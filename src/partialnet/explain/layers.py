@@ -173,14 +173,19 @@ def _layout(model: nn.Module, name: str, channels: int | None) -> Callable[[Tens
     grid = getattr(getattr(inner, "patch_embed", None), "grid_size", None)
     reroll = getattr(inner, "reroll", None)  # Hiera's tokens are in the order of its windows
 
+    def rows_of(count: int) -> int | None:
+        """Rows of a map of so many positions; None where they do not fill the grid, or no square if none is known."""
+        rows, columns = (int(grid[0]), int(grid[1])) if grid else (math.isqrt(count),) * 2
+        return rows if rows * columns == count else None
+
     def to_map(x: Tensor) -> Tensor:
         if x.ndim == 3 and reroll is not None:
             return reroll(x, int(name.rpartition(".")[2])).permute(0, 3, 1, 2).clone()
         if x.ndim == 3:  # tokens, (B, N, C)
-            if not (grid and grid[0] * grid[1] == x.shape[1]):  # CaiT adds its class token after the layers of its map
+            if rows_of(x.shape[1]) is None:  # CaiT and XCiT add their class token after the layers of their map
                 x = x[:, prefix:]
             count = x.shape[1]
-            height = int(grid[0]) if grid and grid[0] * grid[1] == count else math.isqrt(count)
+            height = rows_of(count) or math.isqrt(count)
             return x.transpose(1, 2).unflatten(2, (height, count // height)).clone()
         last = channels_last or x.shape[1] != channels == x.shape[3]
         return x.permute(0, 3, 1, 2).clone() if last else x.clone()
