@@ -113,10 +113,8 @@ def deployment(rows: list[dict]) -> None:
     for size in sizes:
         pairs = [found[size, *column]["gflops"] for column in columns]
         cells = [f"{pair[f'fasternet_{size}']:.0f}, {pair[f'partialnet_{size}']:.0f}" for pair in pairs]
-        peak = "–".join(
-            f"{limit(found[size, *column]['large_convolution_gflops'] for column in columns):.0f}"
-            for limit in (min, max)
-        )
+        peaks = [row["large_convolution_gflops"] for row in rows if row["size"] == size and row["precision"] == "fp32"]
+        peak = f"{min(peaks):.0f}–{max(peaks):.0f}"
         print(f"| {size.upper()} | {' | '.join(cells)} | {peak} |")
 
 
