@@ -98,3 +98,11 @@ def test_hidden_files_of_a_folder_are_left_out(tmp_path: Path) -> None:
         Image.new("RGB", (4, 4)).save(tmp_path / name)
     assert [path.name for path in find_images([str(tmp_path)])] == ["a.png"]
     assert find_images([str(tmp_path / "._a.png")])
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a variable that a script forgot to set."""
+    (tmp_path / "a.png").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="names is empty"):
+        find_images([""])

@@ -38,10 +38,12 @@ def find_images(sources: Iterable[str]) -> list[Path]:
     A file named directly is kept whatever its suffix; hidden files of a folder, such as macOS leaves, are not.
 
     Raises:
-        UserError: A source does not exist, a folder or pattern has no image, or nothing is given.
+        UserError: A source is empty or does not exist, a folder or pattern has no image, or nothing is given.
     """
     found: list[Path] = []
     for source in sources:
+        if not source:  # a shell's unset variable; as a path it would be the current folder
+            raise UserError("One of the images' names is empty; give files, folders or patterns.")
         path = Path(source)
         if path.is_dir():
             matches = sorted(file for file in path.rglob("*") if _is_image_of(path, file))
