@@ -138,6 +138,8 @@ def test_info_shows_a_plan(searched: Path, capsys: pytest.CaptureFixture[str]) -
     assert "3 classes (blue, green, red)" in output
     total = next(line for line in output.splitlines() if line.startswith("total"))
     assert float(total.split()[1]) == pytest.approx(plan.params_m, abs=6e-4)  # as the search said
+    # trained at another size it would not be the network that is shown
+    assert f"Next: partialnet train DATA --plan {searched} --img-size 32\n" in output
     with pytest.raises(SystemExit) as stop:
         main(["info"])
     assert stop.value.code == 2

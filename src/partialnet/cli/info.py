@@ -49,7 +49,8 @@ def info(model: str | None, plan_source: str | None, img_size: int | None, json_
     if written:
         click.echo(f"Written: {', '.join(written)}")
     if model is None:
-        click.echo(f"\nNext: {next_command('train', 'DATA', '--plan', plan_source)}")
+        size_option = ["--img-size", str(height)] if height == width else []  # train's recipe may have another
+        click.echo(f"\nNext: {next_command('train', 'DATA', '--plan', plan_source, *size_option)}")
     elif not Path(model).exists():
         click.echo("\nNext: partialnet demo   (trains a network that partialnet predict can use)")
     elif checkpoint.num_classes:
