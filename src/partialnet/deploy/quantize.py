@@ -23,6 +23,9 @@ _FLOAT_OPERATORS = (
     *("Add", "Subtract", "Multiply", "Divide", "MatMul", "Concat", "Split", "VariadicSplit"),
 )
 
+#: Operators that limit a hard sigmoid to 0 … 6, as the exporters of PyTorch's versions write them.
+_LIMITS = (["Clamp"], ["Maximum", "Minimum"], ["Relu", "Minimum"])
+
 
 def quantize_openvino(model: Any, batches: Sequence[np.ndarray]) -> Any:
     """Quantise an OpenVINO model's convolutions by NNCF, but for gates; all else stays in float.
@@ -54,11 +57,11 @@ def _gates(model: Any) -> list[str]:
 
 
 def _precedes_hard_sigmoid(operator: Any) -> bool:
-    """Whether bias, 3, limits and a division follow; which operators limit depends on PyTorch's version."""
+    """Whether bias, 3, limits and a division follow."""
     types = _types_behind(operator, 5)
     while types[:1] == ["Add"]:
         types.pop(0)
-    return types[:2] == ["Clamp", "Divide"] or types[:3] == ["Maximum", "Minimum", "Divide"]
+    return any(types[: len(limits) + 1] == [*limits, "Divide"] for limits in _LIMITS)
 
 
 def _types_behind(operator: Any, count: int) -> list[str]:
