@@ -35,7 +35,7 @@ import partialnet  # noqa: F401 - registers the models
 from partialnet.bench import environment
 from partialnet.complexity import measure
 from partialnet.files import write_json
-from partialnet.inverted_bottleneck import mix_before_expansion
+from partialnet.surgery.inverted_bottleneck import mix_before_expansion
 from partialnet.timm_configuration import build_variant
 from partialnet.training.config import TrainConfig
 from partialnet.training.recipes import load_recipe

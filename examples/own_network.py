@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from partialnet import fold, replace_convs
 from partialnet.checkpoint import create_checkpoint, load
-from partialnet.converted import convert_checkpoint
 from partialnet.deploy.export import export
+from partialnet.surgery.converted import convert_checkpoint
 
 
 class SmallNet(nn.Module):

@@ -21,7 +21,7 @@ from partialnet.bench.timing import Timing
 from partialnet.checkpoint import load
 from partialnet.complexity import ModuleCounts
 from partialnet.errors import RunInterrupted, UserError
-from partialnet.fold import fold
+from partialnet.folding import fold
 from partialnet.layers import PATConv, create_attention
 from partialnet.training import engine
 from partialnet.training.recipes import load_recipe

@@ -18,9 +18,9 @@ from conftest import Randomize
 from stored_networks import NAMES, TINY, assert_bitwise_equal, assert_one_sentence, forbid_network, logits, tiny
 
 from partialnet.checkpoint import create_checkpoint, load
+from partialnet.checkpoint.stored_network import CONFIG_NAME, WEIGHTS_NAME
 from partialnet.errors import UserError
 from partialnet.models import PartialNet
-from partialnet.stored_network import CONFIG_NAME, WEIGHTS_NAME
 
 
 @pytest.fixture

@@ -27,8 +27,8 @@ from stored_networks import (
 from torch import nn
 
 from partialnet.checkpoint import load
+from partialnet.checkpoint.stored_network import CONFIG_NAME, WEIGHTS_NAME
 from partialnet.errors import UserError
-from partialnet.stored_network import CONFIG_NAME, WEIGHTS_NAME
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 import partialnet
-from partialnet.batch_norms import is_batch_norm
 from partialnet.checkpoint import Checkpoint, create_checkpoint, load
 from partialnet.detection.bench import as_table, bench_detectors, count_detector, write_detector_csv
 from partialnet.detection.checkpoint import create_detector, load_detector
@@ -22,6 +21,7 @@ from partialnet.detection.masks import encode_box_masks, encode_masks
 from partialnet.detection.model import count_parameters, create_mask_rcnn
 from partialnet.detection.weights import load_weights
 from partialnet.errors import UserError
+from partialnet.folding.batch_norms import is_batch_norm
 from partialnet.training.optimization import create_optimizer
 
 TINY: dict[str, Any] = {"embed_dim": 16, "depths": (1, 1, 1, 1)}
@@ -316,7 +316,7 @@ def test_tasks_are_not_taken_for_one_another(tmp_path: Path) -> None:
     ],
 )
 def test_damaged_configurations_are_told(tmp_path: Path, key: str, value: Any, told: str) -> None:
-    from partialnet.stored_network import save_network
+    from partialnet.checkpoint.stored_network import save_network
 
     detector = tiny()
     save_network(tmp_path, detector.model, {**detector.config(), key: value})

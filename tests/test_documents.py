@@ -74,7 +74,7 @@ def test_commands_of_the_documents(document: str, tmp_path: Path, monkeypatch: p
     for line in commands(ROOT / document):
         words = shlex.split(line, comments=True)[1:]
         command: click.Command = cli
-        context = click.Context(command)
+        context = click.Context(command, **command.context_settings)
         while isinstance(command, click.Group):
             _, words, _ = command.make_parser(context).parse_args(words)
             _, command, words = command.resolve_command(context, words)

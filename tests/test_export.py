@@ -243,7 +243,7 @@ def test_failures_of_quantisers_runtimes_and_folding_are_told(checkpoint, photos
         patch.setattr(ExportedModel, "forward", fail)
         with pytest.raises(UserError, match=r"^partialnet_t0 cannot be exported to onnx in fp32: no such kernel$"):
             export(checkpoint, output)
-    monkeypatch.setattr("partialnet.checkpoint.fold", fail)
+    monkeypatch.setattr("partialnet.checkpoint.classifier.fold", fail)
     with pytest.raises(UserError, match=r"^partialnet_t0 cannot be folded: no such kernel$"):
         export(checkpoint, output)
     assert list(tmp_path.iterdir()) == []

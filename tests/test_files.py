@@ -17,8 +17,8 @@ from conftest import Randomize
 from stored_networks import tiny
 
 from partialnet.checkpoint import load
+from partialnet.checkpoint.stored_network import CONFIG_NAME, WEIGHTS_NAME
 from partialnet.files import distinct_files, write_atomically, write_csv, write_json
-from partialnet.stored_network import CONFIG_NAME, WEIGHTS_NAME
 
 
 @pytest.fixture

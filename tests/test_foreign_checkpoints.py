@@ -165,7 +165,7 @@ def test_released_lightning_file(
     model, state = released
     path = tmp_path / "epoch=299.ckpt"
     torch.save(lightning_checkpoint({**state, "criterion.weight": torch.ones(5)}), path)
-    with caplog.at_level(logging.INFO, "partialnet.foreign_checkpoints"):
+    with caplog.at_level(logging.INFO, "partialnet.checkpoint.foreign"):
         checkpoint = load(path)
     assert torch.equal(logits(checkpoint.model), logits(model))
     assert f"{len(state)} tensors loaded" in caplog.text

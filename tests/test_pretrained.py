@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from training_runs import Train
 
+from partialnet.checkpoint.pretrained import load_pretrained
 from partialnet.detection.checkpoint import create_detector
 from partialnet.detection.weights import load_weights
 from partialnet.errors import UserError
-from partialnet.pretrained import load_pretrained
 from partialnet.training.teacher import load_teacher
 
 

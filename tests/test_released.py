@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from partialnet import PartialNet
+from partialnet.checkpoint.foreign import load_released
 from partialnet.errors import UserError
-from partialnet.foreign_checkpoints import load_released
 from partialnet.models.released import convert_released, is_released
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"

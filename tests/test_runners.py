@@ -23,7 +23,7 @@ from partialnet.deploy.export import quiet, write_onnx
 from partialnet.deploy.quantize import _gates
 from partialnet.deploy.runtimes import openvino_core
 from partialnet.errors import UserError
-from partialnet.fold import fold
+from partialnet.folding import fold
 
 CASES = [
     (OnnxRuntimeRunner, "fp32", 1e-5),

@@ -20,11 +20,11 @@ from torch import nn
 from partialnet.checkpoint import create_checkpoint, load
 from partialnet.cli import main
 from partialnet.cli.own_networks import import_own
-from partialnet.converted import convert_checkpoint
 from partialnet.errors import UserError
-from partialnet.fold import fold
+from partialnet.folding import fold
 from partialnet.layers import PATConv
 from partialnet.surgery import replace_convs
+from partialnet.surgery.converted import convert_checkpoint
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT, EXAMPLES = ROOT / "docs" / "surgery.md", ROOT / "examples"

@@ -4,12 +4,12 @@
 ``mobilenetv2_100_pat`` and ``convnext_tiny_pat``.
 """
 
-from . import converted as _converted  # noqa: F401 - registers converted networks with timm
 from . import torchvision_networks as _torchvision_networks  # noqa: F401 - registers torchvision's classifiers
-from .fold import fold
-from .foreign_checkpoints import load_released
+from .checkpoint.foreign import load_released
+from .folding import fold
 from .models import PartialNet
 from .search import planned as _planned  # noqa: F401 - registers planned networks with timm
+from .surgery import converted as _converted  # noqa: F401 - registers converted networks with timm
 from .surgery import replace_convs
 
 __all__ = ["PartialNet", "fold", "load_released", "replace_convs"]

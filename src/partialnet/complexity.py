@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from .errors import UserError
-from .fold import fold
+from .folding import fold
 from .layers import GaussianSE, PATConv, SelfAttention2d
 from .messages import first_line
 from .models import PartialNet

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from .checkpoint import Checkpoint, load
+from .checkpoint.stored_network import WEIGHTS_NAME
 from .deploy.runtimes import EXPORTED_SUFFIXES, load_exported
 from .devices import find_device
 from .errors import UserError
-from .stored_network import WEIGHTS_NAME
 
 
 def open_source(source: str | Path, trained: bool = False) -> Checkpoint:

@@ -16,13 +16,13 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from partialnet.batch_norms import is_batch_norm
 from partialnet.checkpoint import Checkpoint, load
 from partialnet.deploy.export import quiet
 from partialnet.devices import find_device
 from partialnet.errors import UserError
 from partialnet.extras import require
-from partialnet.fold import fold
+from partialnet.folding import fold
+from partialnet.folding.batch_norms import is_batch_norm
 from partialnet.layers.inference import Runtime
 from partialnet.messages import first_line
 

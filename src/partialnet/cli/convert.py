@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from partialnet.checkpoint import load
-from partialnet.converted import convert_checkpoint
 from partialnet.errors import UserError
+from partialnet.surgery.converted import convert_checkpoint
 
 from .json_output import JsonOutput, json_option
 from .next_command import next_command

@@ -13,8 +13,8 @@ import timm
 import yaml
 from click.core import ParameterSource
 
+from partialnet.checkpoint.stored_network import WEIGHTS_NAME
 from partialnet.errors import UserError
-from partialnet.stored_network import WEIGHTS_NAME
 from partialnet.training.config import RunConfig
 from partialnet.training.recipes import apply_recipe, recipe_names
 from partialnet.training.settings import (

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..errors import UserError
-from ..images import SUFFIXES, read_image
+from partialnet.errors import UserError
+from partialnet.images import SUFFIXES, read_image
+
 from .labelled_images import LabelledImages
 from .packed_names import PackedNames
 

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..errors import UserError
-from ..extras import require
-from ..images import decode_image, read_image
-from ..messages import first_line
+from partialnet.errors import UserError
+from partialnet.extras import require
+from partialnet.images import decode_image, read_image
+from partialnet.messages import first_line
+
 from .labelled_images import ImageData, LabelledImages
 from .splits import HELD_OUT, first_part, split_by_class
 

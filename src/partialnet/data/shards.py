@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..errors import UserError
-from ..images import SUFFIXES, decode_image
+from partialnet.errors import UserError
+from partialnet.images import SUFFIXES, decode_image
+
 from .labelled_images import ImageData, LabelledImages
 from .packed_names import PackedNames
 from .splits import HELD_OUT, first_part, part_of, split_by_class

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from ..errors import UserError
-from ..messages import listed
+from partialnet.errors import UserError
+from partialnet.messages import listed
+
 from .folders import FolderImages, class_folders
 from .labelled_images import ImageData
 from .splits import HELD_OUT, TRAINING, first_part, part_of, split_by_class

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import UserError
+from partialnet.errors import UserError
+
 from .labelled_images import ImageData, LabelledImages, Subset
 
 #: Names of the training part in folders and data sets, the first found is taken.

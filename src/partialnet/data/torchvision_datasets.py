@@ -13,9 +13,10 @@ from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
-from ..errors import UserError
-from ..images import to_rgb
-from ..messages import first_line
+from partialnet.errors import UserError
+from partialnet.images import to_rgb
+from partialnet.messages import first_line
+
 from .labelled_images import ImageData, LabelledImages
 from .splits import HELD_OUT, split_by_class
 

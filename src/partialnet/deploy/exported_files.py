@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from partialnet.checkpoint.stored_network import WEIGHTS_NAME
 from partialnet.errors import UserError
 from partialnet.extras import require
 from partialnet.files import write_json
 from partialnet.layers.inference import Runtime
-from partialnet.stored_network import WEIGHTS_NAME
 
 from .runtimes import CONFIG_KEY
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from partialnet.checkpoint import Checkpoint
+from partialnet.checkpoint.stored_network import TASKS
 from partialnet.errors import UserError
 from partialnet.extras import require
 from partialnet.messages import first_line
-from partialnet.stored_network import TASKS
 
 #: Key of the configuration in an exported file's metadata.
 CONFIG_KEY = "partialnet"
@@ -92,7 +92,7 @@ class ExportedFile:
 
 
 def open_exported(path: str | Path, task: str) -> ExportedFile:
-    """Open an exported ``.onnx`` or ``.xml`` file of a task, one of ``partialnet.stored_network.TASKS``.
+    """Open an exported ``.onnx`` or ``.xml`` file of a task, one of ``partialnet.checkpoint.stored_network.TASKS``.
 
     Raises:
         UserError: The file is missing or damaged, is not ours or of another task, or its runtime is not installed.

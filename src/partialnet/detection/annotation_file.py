@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from ..errors import UserError
-from ..images import image_sizes
+from partialnet.errors import UserError
+from partialnet.images import image_sizes
+
 from .annotations import DetectionImages, ListedImage, ListedObject
 from .faults import FaultCounter, shortened
 from .outlines import Outline, outline_area, run_lengths, usable_polygons, usable_run_lengths

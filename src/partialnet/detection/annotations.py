@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..data.packed_names import PackedNames
-from ..errors import UserError
-from ..images import image_sizes, read_image
+from partialnet.data.packed_names import PackedNames
+from partialnet.errors import UserError
+from partialnet.images import image_sizes, read_image
+
 from .faults import Fault
 from .outlines import Outline
 

@@ -16,9 +16,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import UserError
-from ..training.batch_loader import batch_loader, read_or_replace
-from ..training.seeding import BATCH_ORDER, IMAGE, ORDER, SIZE, generator
+from partialnet.errors import UserError
+from partialnet.training.batch_loader import batch_loader, read_or_replace
+from partialnet.training.seeding import BATCH_ORDER, IMAGE, ORDER, SIZE, generator
+
 from .annotations import DetectionImages
 from .config import DetectionConfig
 from .resizing import IMG_SIZE, resized_size

@@ -24,7 +24,7 @@ from partialnet.bench.timing import synchronizer
 from partialnet.bench.torch_settings import torch_settings
 from partialnet.errors import UserError
 from partialnet.files import write_csv
-from partialnet.fold import fold
+from partialnet.folding import fold
 from partialnet.layers.inference import Runtime
 
 from .model import PYRAMID_CHANNELS, count_parameters, create_mask_rcnn

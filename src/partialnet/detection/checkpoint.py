@@ -12,10 +12,10 @@ import timm
 import torch
 from torch import nn
 
+from partialnet.checkpoint.stored_network import load_tensors, read_network, save_network, serialize_network
 from partialnet.errors import UserError
-from partialnet.fold import fold
+from partialnet.folding import fold
 from partialnet.layers.inference import Runtime
-from partialnet.stored_network import load_tensors, read_network, save_network, serialize_network
 
 from .model import SCORE_THRESH, create_mask_rcnn
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ..data.splits import HELD_OUT, choose_by_name, first_part, part_of
-from ..errors import UserError
-from ..messages import listed
+from partialnet.data.splits import HELD_OUT, choose_by_name, first_part, part_of
+from partialnet.errors import UserError
+from partialnet.messages import listed
+
 from .annotation_file import read_annotations
 from .annotations import DetectionImages, DetectionSubset
 from .faults import shortened

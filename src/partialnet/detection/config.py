@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-from ..errors import UserError
-from ..stored_network import is_stored_as
-from ..training.config import RunConfig
-from ..training.settings import setting
+from partialnet.checkpoint.stored_network import is_stored_as
+from partialnet.errors import UserError
+from partialnet.training.config import RunConfig
+from partialnet.training.settings import setting
+
 from .model import PYRAMID_CHANNELS
 
 _network = partial(setting, group="Network")

@@ -13,7 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from ..plots import save, shorten
+from partialnet.plots import save, shorten
+
 from .annotations import DetectionImages
 from .evaluator import IOU_THRESHOLDS, RECALLS, Detection, DetectionEvaluation
 from .outlines import Outline, draw_masks

@@ -22,8 +22,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import UserError
-from ..files import write_atomically
+from partialnet.errors import UserError
+from partialnet.files import write_atomically
+
 from .annotations import DetectionImages
 from .masks import MASK_THRESHOLD, encode_box_masks, encode_masks
 from .outlines import mask_functions

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..extras import require
+from partialnet.extras import require
 
 #: Polygons, or run lengths with their image's size.
 Outline = list[list[float]] | dict[str, Any]

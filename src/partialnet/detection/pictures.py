@@ -10,9 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
-from .. import plots
-from ..data.labelled_images import spread
-from ..errors import UserError
+from partialnet import plots
+from partialnet.data.labelled_images import spread
+from partialnet.errors import UserError
+
 from .annotations import DetectionImages
 from .batches import DetectionBatch
 from .drawing import REDUCED_TEXT, DrawnObjects, comparison_grid, draw_objects, precision_recall_plot

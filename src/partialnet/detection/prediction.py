@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..errors import UserError
-from ..images import read_image
+from partialnet.errors import UserError
+from partialnet.images import read_image
+
 from .checkpoint import DetectorCheckpoint
 from .drawing import DrawnObjects, draw_objects
 from .masks import encode_box_masks

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..errors import UserError
-from ..stored_network import WEIGHTS_NAME
-from ..training.engine import CONFIG_NAME, RunKind, run, say
-from ..training.keeper import BROKEN_NAME, LAST_NAME, METRICS_NAME
-from ..training.states import describe
+from partialnet.checkpoint.stored_network import WEIGHTS_NAME
+from partialnet.errors import UserError
+from partialnet.training.engine import CONFIG_NAME, RunKind, run, say
+from partialnet.training.keeper import BROKEN_NAME, LAST_NAME, METRICS_NAME
+from partialnet.training.states import describe
+
 from . import pictures
 from .annotations import DetectionImages
 from .batches import detection_eval_loader, detection_train_loader

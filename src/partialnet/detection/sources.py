@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..sources import is_exported
+from partialnet.sources import is_exported
+
 from .checkpoint import DetectorCheckpoint, load_detector
 from .exported import load_exported_detector
 

@@ -12,8 +12,9 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import UserError
-from ..training.task import Task
+from partialnet.errors import UserError
+from partialnet.training.task import Task
+
 from . import pictures
 from .batches import DetectionBatch, detection_eval_loader, detection_train_loader
 from .checkpoint import DetectorCheckpoint

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from partialnet.checkpoint import Checkpoint
+from partialnet.checkpoint.stored_network import is_stored_as
+from partialnet.checkpoint.transfer import Fit, differing, fit, numbers, open_weights, refuse_folded, refuse_strangers
 from partialnet.messages import listed
-from partialnet.stored_network import is_stored_as
-from partialnet.transfer import Fit, differing, fit, numbers, open_weights, refuse_folded, refuse_strangers
 
 from .backbone_parameters import names_in_backbone
 from .checkpoint import DetectorCheckpoint, load_detector

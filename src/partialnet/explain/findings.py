@@ -9,8 +9,9 @@ from typing import Any
 
 from PIL import Image
 
-from ..errors import UserError
-from ..preprocessing import Region
+from partialnet.errors import UserError
+from partialnet.preprocessing import Region
+
 from .boxes import PointingGame
 from .cam import ClassMap, Explainer
 from .gates import Gates, read_gates

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..errors import UserError
-from ..images import read_image
-from ..plots import BLUE, RED, shorten
+from partialnet.errors import UserError
+from partialnet.images import read_image
+from partialnet.plots import BLUE, RED, shorten
+
 from .boxes import BoxSet
 from .cam import ClassMap
 from .drawing import BANDS, COLUMNS, MapTile, draw_attention, draw_gates, draw_maps, draw_scores

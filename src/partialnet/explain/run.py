@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..checkpoint import load
-from ..errors import UserError
-from ..images import read_image
-from ..sources import short_name
+from partialnet.checkpoint import load
+from partialnet.errors import UserError
+from partialnet.images import read_image
+from partialnet.sources import short_name
+
 from .boxes import BoxSet, play_pointing_game
 from .cam import Explainer
 from .drawing import small_image

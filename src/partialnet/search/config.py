@@ -6,9 +6,10 @@ import re
 from dataclasses import dataclass
 from functools import partial
 
-from ..errors import UserError
-from ..training.config import TrainConfig
-from ..training.settings import setting
+from partialnet.errors import UserError
+from partialnet.training.config import TrainConfig
+from partialnet.training.settings import setting
+
 from .objective import Objective
 
 _search = partial(setting, group="Search")

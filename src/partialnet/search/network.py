@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..layers import DPConv, PATConv
-from ..layers.attention import AttentionLike
-from ..layers.partial_attention import PartialAttention
-from ..replacement import replace_modules
+from partialnet.layers import DPConv, PATConv
+from partialnet.layers.attention import AttentionLike
+from partialnet.layers.partial_attention import PartialAttention
+from partialnet.replacement import replace_modules
 
 
 def make_dynamic(model: nn.Module, scope: str | None = None, attention: bool = True) -> nn.Module:

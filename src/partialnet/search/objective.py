@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..layers import DPConv
+from partialnet.layers import DPConv
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from ..plots import BLUE, GREEN, ORANGE, RED, mark_epochs, save
+from partialnet.plots import BLUE, GREEN, ORANGE, RED, mark_epochs, save
+
 from .plan import Plan
 
 RATIOS_NAME = "ratios.png"

@@ -11,12 +11,13 @@ from typing import Any
 
 from torch import nn
 
-from ..checkpoint import Checkpoint
-from ..errors import UserError
-from ..files import write_json
-from ..layers import PATConv
-from ..models import PartialNet
-from ..models.blocks import MixerSpec
+from partialnet.checkpoint import Checkpoint
+from partialnet.errors import UserError
+from partialnet.files import write_json
+from partialnet.layers import PATConv
+from partialnet.models import PartialNet
+from partialnet.models.blocks import MixerSpec
+
 from .network import searchable_layers
 from .planned import ARCHITECTURE
 

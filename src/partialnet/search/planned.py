@@ -10,8 +10,9 @@ import timm
 from timm.models import register_model
 from torch import nn
 
-from ..errors import UserError
-from ..timm_configuration import build_variant
+from partialnet.errors import UserError
+from partialnet.timm_configuration import build_variant
+
 from .network import with_ratios
 
 __all__ = ["ARCHITECTURE"]

@@ -13,11 +13,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..errors import UserError
-from ..extras import require
-from ..files import write_atomically
-from ..messages import first_line
-from ..training.engine import STATES_NAME
+from partialnet.errors import UserError
+from partialnet.extras import require
+from partialnet.files import write_atomically
+from partialnet.messages import first_line
+from partialnet.training.engine import STATES_NAME
+
 from .config import SearchConfig
 from .plan import PLAN_NAME
 

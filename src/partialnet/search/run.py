@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..checkpoint import Checkpoint, load
-from ..complexity import measure
-from ..errors import UserError
-from ..plots import learning_curves
-from ..training.engine import run, say
-from ..training.pictures import CURVES_NAME
-from ..training.run import FILES, ImageRun, describe_task
-from ..training.states import describe
+from partialnet.checkpoint import Checkpoint, load
+from partialnet.complexity import measure
+from partialnet.errors import UserError
+from partialnet.plots import learning_curves
+from partialnet.training.engine import run, say
+from partialnet.training.pictures import CURVES_NAME
+from partialnet.training.run import FILES, ImageRun, describe_task
+from partialnet.training.states import describe
+
 from . import pictures
 from .config import SearchConfig
 from .network import make_dynamic

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import RunInterrupted, UserError
-from ..files import write_csv
-from ..training.engine import differences
+from partialnet.errors import RunInterrupted, UserError
+from partialnet.files import write_csv
+from partialnet.training.engine import differences
+
 from . import pictures
 from .config import SearchConfig
 from .plan import PLAN_NAME, Plan, load_plan

@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..checkpoint import Checkpoint, create_checkpoint
-from ..data.labelled_images import ImageData
-from ..layers import DPConv
-from ..training.batches import Batch
-from ..training.classifier import ClassifierTask
-from ..training.teacher import Teacher
+from partialnet.checkpoint import Checkpoint, create_checkpoint
+from partialnet.data.labelled_images import ImageData
+from partialnet.layers import DPConv
+from partialnet.training.batches import Batch
+from partialnet.training.classifier import ClassifierTask
+from partialnet.training.teacher import Teacher
+
 from .config import SearchConfig
 from .network import dynamic_layers, settle
 from .objective import Objective

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ..errors import UserError
+from partialnet.errors import UserError
+
 from .seeding import REPLACEMENT, generator
 
 #: Images tried in place of a broken one before the data set as a whole is taken for broken.

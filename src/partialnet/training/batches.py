@@ -22,9 +22,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import ColorJitter, Compose, Resize
 
-from ..data.labelled_images import LabelledImages
-from ..errors import UserError
-from ..preprocessing import Preprocessing
+from partialnet.data.labelled_images import LabelledImages
+from partialnet.errors import UserError
+from partialnet.preprocessing import Preprocessing
+
 from .batch_loader import batch_loader, read_or_replace
 from .config import TrainConfig
 from .seeding import ERASING, IMAGE, MIX, ORDER, SIZE, generator, random_state_restored, seed_everything

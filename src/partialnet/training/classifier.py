@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import plots
-from ..checkpoint import Checkpoint
-from ..data.labelled_images import ImageData
-from ..errors import UserError
+from partialnet import plots
+from partialnet.checkpoint import Checkpoint
+from partialnet.data.labelled_images import ImageData
+from partialnet.errors import UserError
+
 from .batches import Batch, eval_loader, train_loader
 from .config import TrainConfig
 from .network import classifier_parameters

@@ -11,11 +11,12 @@ import timm
 from timm.data import create_transform
 from timm.optim import get_optimizer_info, list_optimizers
 
-from ..checkpoint import load
-from ..errors import UserError
-from ..messages import similar_names
-from ..timm_configuration import configuration_named
-from ..torchvision_networks import PREFIX
+from partialnet.checkpoint import load
+from partialnet.errors import UserError
+from partialnet.messages import similar_names
+from partialnet.timm_configuration import configuration_named
+from partialnet.torchvision_networks import PREFIX
+
 from .settings import Settings, setting
 
 _network = partial(setting, group="Network")

@@ -19,10 +19,11 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tqdm import tqdm
 
-from ..errors import RunInterrupted, UserError
-from ..files import write_atomically
-from ..stored_network import CONFIG_NAME as CHECKPOINT_CONFIG_NAME
-from ..stored_network import WEIGHTS_NAME
+from partialnet.checkpoint.stored_network import CONFIG_NAME as CHECKPOINT_CONFIG_NAME
+from partialnet.checkpoint.stored_network import WEIGHTS_NAME
+from partialnet.errors import RunInterrupted, UserError
+from partialnet.files import write_atomically
+
 from .config import RunConfig
 from .items import TrainingData
 from .keeper import BROKEN_NAME, LAST_NAME, METRICS_NAME, RunKeeper

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from ..messages import listed
+from partialnet.errors import UserError
+from partialnet.messages import listed
+
 from .items import TrainingItems
 
 #: Names in the message; the rest is counted.

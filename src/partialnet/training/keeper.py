@@ -14,8 +14,9 @@ import lightning as L
 import torch
 import torch.distributed as dist
 
-from ..errors import RunInterrupted, UserError
-from ..files import as_bytes, write_atomically, write_csv
+from partialnet.errors import RunInterrupted, UserError
+from partialnet.files import as_bytes, write_atomically, write_csv
+
 from .agreement import Agreement
 from .items import TrainingBatch
 from .signals import StopSignals

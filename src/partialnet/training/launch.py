@@ -10,7 +10,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
-from ..errors import UserError
+from partialnet.errors import UserError
 
 _TASKS_ON_NODE = "SLURM_NTASKS_PER_NODE"
 

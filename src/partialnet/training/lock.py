@@ -7,7 +7,7 @@ from types import TracebackType
 
 from filelock import FileLock, Timeout
 
-from ..errors import UserError
+from partialnet.errors import UserError
 
 LOCK_NAME = ".lock"
 #: The reading processes of a training that was killed hold its lock for a moment longer.

@@ -11,8 +11,9 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-from ..errors import UserError
-from ..files import write_json
+from partialnet.errors import UserError
+from partialnet.files import write_json
+
 from .config import RunConfig
 
 #: Names under which the run is known to W&B and MLflow, so that its continuation is the same run there.

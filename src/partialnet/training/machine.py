@@ -15,7 +15,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.strategies import DDPStrategy
 
-from ..errors import UserError
+from partialnet.errors import UserError
+
 from .config import RunConfig
 from .launch import Launch, find_launch
 

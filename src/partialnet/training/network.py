@@ -10,11 +10,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import Checkpoint, create_checkpoint
-from ..errors import UserError
-from ..messages import first_line
-from ..timm_configuration import configuration_named, configuration_of
-from ..transfer import differing, fit, numbers, open_weights, refuse_strangers
+from partialnet.checkpoint import Checkpoint, create_checkpoint
+from partialnet.checkpoint.transfer import differing, fit, numbers, open_weights, refuse_strangers
+from partialnet.errors import UserError
+from partialnet.messages import first_line
+from partialnet.timm_configuration import configuration_named, configuration_of
+
 from .config import TrainConfig
 
 

@@ -11,7 +11,8 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
-from ..errors import UserError
+from partialnet.errors import UserError
+
 from .config import RunConfig
 
 #: Learning rate of the first step of a warm-up, as a share of the highest.

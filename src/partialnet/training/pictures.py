@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import plots
-from ..data.labelled_images import LabelledImages
-from ..errors import UserError
-from ..evaluation import Evaluation
+from partialnet import plots
+from partialnet.data.labelled_images import LabelledImages
+from partialnet.errors import UserError
+from partialnet.evaluation import Evaluation
+
 from .batches import Batch
 
 CURVES_NAME = "curves.png"

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..checkpoint import Checkpoint, load
-from ..data.labelled_images import ImageData
-from ..data.sources import open_data
-from ..evaluation import Evaluation, evaluate
-from ..stored_network import WEIGHTS_NAME
+from partialnet.checkpoint import Checkpoint, load
+from partialnet.checkpoint.stored_network import WEIGHTS_NAME
+from partialnet.data.labelled_images import ImageData
+from partialnet.data.sources import open_data
+from partialnet.evaluation import Evaluation, evaluate
+
 from . import pictures
 from .batches import train_loader
 from .classifier import ClassifierTask

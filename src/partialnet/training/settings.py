@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from ..errors import UserError
+from partialnet.errors import UserError
 
 
 def setting(

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from ..errors import UserError
-from ..files import NO_ROOM, write_atomically
-from ..messages import first_line
+from partialnet.errors import UserError
+from partialnet.files import NO_ROOM, write_atomically
+from partialnet.messages import first_line
 
 _NAME = re.compile(r"(\d+)-.*-([0-9a-f]{16})\.pt")
 

@@ -11,7 +11,7 @@ from timm.layers import convert_sync_batchnorm as convert_for_gpu
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..replacement import replace_modules
+from partialnet.replacement import replace_modules
 
 
 def convert_sync_batchnorm(network: nn.Module, on_gpu: bool) -> nn.Module:

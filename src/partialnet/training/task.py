@@ -15,7 +15,8 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from ..errors import UserError
+from partialnet.errors import UserError
+
 from .config import RunConfig
 from .finite import FiniteCheck
 from .items import Saves, TrainingData

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoint import Checkpoint, load
-from ..errors import UserError
-from ..pretrained import load_pretrained
-from ..timm_configuration import configuration_of
+from partialnet.checkpoint import Checkpoint, load
+from partialnet.checkpoint.pretrained import load_pretrained
+from partialnet.errors import UserError
+from partialnet.timm_configuration import configuration_of
 
 
 class Teacher(nn.Module):

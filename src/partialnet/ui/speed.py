@@ -13,7 +13,7 @@ from partialnet.bench.contestants import Setting, fastest_layout
 from partialnet.bench.timing import interleave, synchronizer
 from partialnet.bench.torch_settings import torch_settings
 from partialnet.checkpoint import Checkpoint
-from partialnet.fold import fold
+from partialnet.folding import fold
 
 
 def measure_folding(

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 import yaml
 
-from ...errors import UserError
-from ...messages import did_you_mean
+from partialnet.errors import UserError
+from partialnet.messages import did_you_mean
+
 from ..config import RunConfig, TrainConfig
 from ..settings import create_settings
 

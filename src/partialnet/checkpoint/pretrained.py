@@ -9,10 +9,11 @@ import timm
 import torch
 from huggingface_hub import try_to_load_from_cache
 
-from .checkpoint import Checkpoint
-from .errors import UserError
-from .messages import first_line
-from .timm_configuration import configuration_named
+from partialnet.errors import UserError
+from partialnet.messages import first_line
+from partialnet.timm_configuration import configuration_named
+
+from .classifier import Checkpoint
 
 
 def load_pretrained(name: str) -> Checkpoint:

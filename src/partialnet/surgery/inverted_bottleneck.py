@@ -8,10 +8,10 @@ import torch
 from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual
 from torch import Tensor, nn
 
-from .layers import PATConv
-from .layers.affine import fold_input_affine
-from .layers.attention import AttentionLike
-from .layers.pat_conv import AttentionScope
+from partialnet.layers import PATConv
+from partialnet.layers.affine import fold_input_affine
+from partialnet.layers.attention import AttentionLike
+from partialnet.layers.pat_conv import AttentionScope
 
 
 class MixedExpansion(nn.Module):

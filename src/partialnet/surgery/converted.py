@@ -15,11 +15,12 @@ import timm
 from timm.models import register_model
 from torch import nn
 
-from .checkpoint import Checkpoint, create_checkpoint
-from .errors import UserError
+from partialnet.checkpoint import Checkpoint, create_checkpoint
+from partialnet.errors import UserError
+from partialnet.timm_configuration import build_variant
+
+from .convolutions import Surgery, check_options, convert, replace_convs
 from .inverted_bottleneck import mix_before_expansion
-from .surgery import Surgery, check_options, convert, replace_convs
-from .timm_configuration import build_variant
 
 __all__ = ["convert_checkpoint"]
 

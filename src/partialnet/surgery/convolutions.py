@@ -13,13 +13,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from .complexity import Count, ModuleCounts
-from .errors import UserError
-from .layers import PATConv
-from .layers.attention import AttentionLike
-from .layers.pat_conv import AttentionScope, split_channels
-from .replacement import replace_modules
-from .timm_configuration import configuration_of
+from partialnet.complexity import Count, ModuleCounts
+from partialnet.errors import UserError
+from partialnet.layers import PATConv
+from partialnet.layers.attention import AttentionLike
+from partialnet.layers.pat_conv import AttentionScope, split_channels
+from partialnet.replacement import replace_modules
+from partialnet.timm_configuration import configuration_of
 
 #: What a convolution is, by its groups.
 KINDS = ("regular", "grouped", "depthwise")
@@ -255,9 +255,7 @@ def _decide(
         raise UserError(f"attention_scope={attention_scope!r} must be 'partial' or 'full'.")
     selected = _selector(select)
     shared = _shared_parameters(model)
-    own = [
-        name for name, module in model.named_modules() if type(module).__module__.startswith(f"{__package__}.layers")
-    ]
+    own = [name for name, module in model.named_modules() if type(module).__module__.startswith("partialnet.layers")]
     for name, layer in model.named_modules():
         if not isinstance(layer, _CONVS):
             continue

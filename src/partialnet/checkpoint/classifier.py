@@ -18,17 +18,18 @@ import torch
 from timm.data import resolve_data_config
 from torch import nn
 
-from .errors import UserError
-from .fold import fold
-from .foreign_checkpoints import build_released, read_foreign, variant_of
-from .layers.inference import Runtime
-from .messages import first_line, similar_names
-from .models.partialnet import default_cfgs
-from .models.released import ReleasedNetwork
+from partialnet.errors import UserError
+from partialnet.folding import fold
+from partialnet.layers.inference import Runtime
+from partialnet.messages import first_line, similar_names
+from partialnet.models.partialnet import default_cfgs
+from partialnet.models.released import ReleasedNetwork
+from partialnet.timm_configuration import configuration_of
+from partialnet.torchvision_networks import ARCHITECTURE, PREFIX
+
+from .foreign import build_released, read_foreign, variant_of
 from .stored_network import load_tensors, read_network, save_network, serialize_network
-from .timm_configuration import configuration_of
 from .timm_training import TimmTraining
-from .torchvision_networks import ARCHITECTURE, PREFIX
 
 _INPUT_KEYS = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")

@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .errors import UserError
-from .files import write_atomically
+from partialnet.errors import UserError
+from partialnet.files import write_atomically
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"

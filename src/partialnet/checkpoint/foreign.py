@@ -17,10 +17,11 @@ import torch
 from timm.models._features import FeatureGetterNet
 from torch import Tensor, nn
 
-from .errors import UserError
-from .messages import first_line
-from .models import PartialNet
-from .models.released import ReleasedNetwork, convert_released, is_released
+from partialnet.errors import UserError
+from partialnet.messages import first_line
+from partialnet.models import PartialNet
+from partialnet.models.released import ReleasedNetwork, convert_released, is_released
+
 from .stored_network import load_tensors
 from .timm_training import TimmTraining, read_timm_training
 
@@ -42,7 +43,7 @@ def load_released(path: str | Path, act_layer: str | None = None) -> nn.Module:
     """Build the network of one of the authors' checkpoints, in evaluation mode.
 
     Depths, width, split ratios, heads, blocks and classes are read off the tensors. What was loaded, renamed and left
-    is logged at level INFO by the logger ``partialnet.foreign_checkpoints``.
+    is logged at level INFO by the logger ``partialnet.checkpoint.foreign``.
 
     Args:
         path: ``.pth`` or Lightning ``.ckpt``; the weights may be wrapped as ``state_dict``, ``model`` or

@@ -10,7 +10,7 @@ from typing import Any
 import timm
 from torch import Tensor
 
-from .timm_configuration import configuration_named
+from partialnet.timm_configuration import configuration_named
 
 _WRAPPERS = ("_orig_mod.", "module.", "_orig_mod.")  # torch.compile and DDP, in either order
 # what the script gives timm.create_model and the tensors do not show

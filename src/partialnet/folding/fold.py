@@ -13,13 +13,14 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from partialnet.layers.affine import is_linear_layer
+from partialnet.layers.eager import PatchConv, is_patchwise
+from partialnet.layers.inference import RUNTIMES, Runtime
+from partialnet.layers.self_attention import FixedPositionBias, RelativePositionBias
+from partialnet.replacement import replace_modules
+
 from .batch_norms import fold_batch_norms, has_hooks
-from .layers.affine import is_linear_layer
-from .layers.eager import PatchConv, is_patchwise
-from .layers.inference import RUNTIMES, Runtime
-from .layers.self_attention import FixedPositionBias, RelativePositionBias
 from .module_flow import module_flow
-from .replacement import replace_modules
 
 _logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def _fold_itself(module: nn.Module) -> nn.Module:
     found = next((method for method in methods if _needs_no_arguments(method)), None)
     if found is None or _is_outdated(module, getattr(found, "__name__", "")):
         return module
-    if type(module).__module__.partition(".")[0] == __package__:
+    if type(module).__module__.partition(".")[0] == "partialnet":
         return module.fuse()  # type: ignore[operator]
     changed = copy.deepcopy(module)
     methods = (getattr(changed, name, None) for name in ("fuse", "reparameterize", "switch_to_deploy"))
@@ -134,7 +135,7 @@ def _with_patch_convs(model: nn.Module) -> nn.Module:
     Those that no trace reaches, and those with hooks, stay, and those of our layers that fold themselves, which would
     look for their weights when the network is folded again.
     """
-    ours = (m for m in model.modules() if type(m).__module__.startswith(f"{__package__}.") and hasattr(m, "fuse"))
+    ours = (m for m in model.modules() if type(m).__module__.startswith("partialnet.") and hasattr(m, "fuse"))
     kept = {child for module in ours for child in module.children()}
     flow = module_flow(model, is_linear_layer)
     new: dict[nn.Module, nn.Module] = {

@@ -1,17 +1,15 @@
-"""Which module's output goes into which module: the flow of values between the layers of any network."""
+"""Symbolic tracing that refuses code whose way depends on what its values are."""
 
 from __future__ import annotations
 
 import builtins
 import contextlib
-import copy
 import functools
 import inspect
 import itertools
 import operator
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -21,201 +19,8 @@ from torch import fx, nn
 
 #: Items that a sequence of unknown length is taken to have where only the calls matter: the levels of a pyramid, say
 _ITEMS = 8
-#: Ways to call a module that are followed, at most; each optional argument doubles them
-_WAYS = 16
-#: Traces of one module, at most; every value of which nobody knows whether it is None adds one
-_TRACES = 48
 #: After these a sequence has items that it had before
 _KEEP_ITEMS = (operator.getitem, operator.add, "values")
-
-
-@dataclass
-class ModuleFlow:
-    """The calls of all layers, as found by symbolic tracing.
-
-    Attributes:
-        calls: The calls of each layer, as nodes of a traced graph. A layer with calls that no trace has reached is
-            missing.
-        layers: The layer that a node calls; nodes of functions are missing.
-        read: Modules whose parameters or buffers are used by others than themselves.
-    """
-
-    calls: dict[nn.Module, list[fx.Node]] = field(default_factory=dict)
-    layers: dict[fx.Node, nn.Module] = field(default_factory=dict)
-    read: set[nn.Module] = field(default_factory=set)
-
-    def consumer(self, node: fx.Node, passes: Callable[[nn.Module], bool]) -> fx.Node | None:
-        """The one call that takes ``node``'s output, looking through layers that ``passes`` holds for.
-
-        None if the output is used several times or not by a layer's call on it alone.
-        """
-        while len(node.users) == 1:
-            user = next(iter(node.users))
-            if user not in self.layers or user.args != (node,) or user.kwargs:
-                return None
-            if not passes(self.layers[user]):
-                return user
-            node = user
-        return None
-
-    def producer(self, node: fx.Node, passes: Callable[[nn.Module], bool]) -> fx.Node | None:
-        """The call whose output ``node`` takes, looking through layers that ``passes`` holds for; None if none."""
-        while len(node.args) == 1 and isinstance(node.args[0], fx.Node) and not node.kwargs:
-            node = node.args[0]
-            if node not in self.layers:
-                return None
-            if not passes(self.layers[node]):
-                return node
-        return None
-
-    def remove(self, layer: nn.Module) -> None:
-        """Take out all calls of a layer with one input, which then goes where its output went."""
-        for node in self.calls.pop(layer, []):
-            (source,) = node.args
-            assert isinstance(source, fx.Node)
-            node.replace_all_uses_with(source)
-            node.graph.erase_node(node)
-            del self.layers[node]
-
-
-def module_flow(model: nn.Module, is_layer: Callable[[nn.Module], bool]) -> ModuleFlow:
-    """Follow a symbolic value through ``model`` as far as its code permits.
-
-    A module with control flow is followed no further from outside, but its parts are followed, each on its own, if they
-    are called as a whole. Nobody knows then which of its optional arguments such a part is given, no more than those of
-    the network itself; all ways to call it are followed, or none. ``is_layer`` names the modules that count as one
-    layer besides those of ``torch.nn``.
-    """
-    # tracing runs the modules' code, which may store symbolic values in them; the tensors need no copy
-    traced = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
-    ours = dict(zip(traced.modules(), model.modules(), strict=True))
-    flow = ModuleFlow()
-    followed = _Followed(is_layer)
-    followed.follow(traced)
-    for root, graph in followed.graphs:
-        for node in graph.nodes:
-            if node.op == "call_module" and root.get_submodule(node.target) not in followed.loose:
-                layer = ours[root.get_submodule(node.target)]
-                flow.calls.setdefault(layer, []).append(node)
-                flow.layers[node] = layer
-            elif node.op == "get_attr":
-                flow.read.add(ours[root.get_submodule(node.target.rpartition(".")[0])])
-    return flow
-
-
-def _ways_to_call(module: nn.Module) -> tuple[list[dict[str, Any]], bool]:
-    """For each way to call a module, the arguments that are constants there; and whether these ways are all.
-
-    An optional argument has its default or something else: the other truth value, or a symbolic value. Where the ways
-    are too many, these are the one with all defaults and the one with none.
-    """
-    parameters = inspect.signature(module.forward).parameters.values()
-    choices = [
-        ({p.name: p.default}, {p.name: not p.default} if isinstance(p.default, bool) else {})
-        for p in parameters
-        if p.default is not p.empty
-    ]
-    known = all(p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters) and 2 ** len(choices) <= _WAYS
-    ways = itertools.product(*choices) if known else zip(*choices, strict=True)
-    return [dict(itertools.chain(*(part.items() for part in way))) for way in ways] or [{}], known
-
-
-class _Followed:
-    """Graphs that together cover as much of a network as can be followed, as (root, graph) in ``graphs``.
-
-    ``loose`` are layers that are called in code that cannot be followed, whatever calls of them there are besides.
-    """
-
-    def __init__(self, is_layer: Callable[[nn.Module], bool]) -> None:
-        self.graphs: list[tuple[nn.Module, fx.Graph]] = []
-        self.loose: set[nn.Module] = set()
-        self._is_layer = is_layer
-        self._seen: set[nn.Module] = set()
-        self._taken_apart: set[nn.Module] = set()
-        self._called: set[nn.Module] = set()
-
-    def follow(self, module: nn.Module) -> None:
-        """Follow ``module`` inside, in all ways in which it may be called from outside."""
-        if self._is_layer(module):
-            self.loose.add(module)
-            return
-        if module in self._seen or module in self._taken_apart:
-            return
-        self._seen.add(module)
-        try:
-            graphs, opaque = self._all_ways(module)
-        except Exception:  # whatever a network's code raises when it meets a symbolic value
-            self._follow_parts(module)
-            return
-        self.graphs += [(module, graph) for graph in graphs]
-        for part in opaque:
-            self._follow_parts(part)
-
-    def _all_ways(self, module: nn.Module) -> tuple[list[fx.Graph], list[nn.Module]]:
-        """The graphs of all ways through ``module``, and the parts that are one layer in them.
-
-        Raises:
-            Exception: Not all ways can be followed.
-        """
-        ways, all_known = _ways_to_call(module)
-        if not all_known:
-            raise fx.proxy.TraceError("called in too many ways")
-        opaque: list[nn.Module] = []
-        while True:
-            graphs, found = self._all_ways_past(opaque, module, ways)
-            if len(found) == len(opaque):
-                return graphs, opaque
-            opaque = found
-
-    def _all_ways_past(
-        self, opaque: list[nn.Module], module: nn.Module, ways: list[dict[str, Any]]
-    ) -> tuple[list[fx.Graph], list[nn.Module]]:
-        """The graphs of all ways through ``module`` that do not enter ``opaque``; or these and more, not to be entered.
-
-        A part that cannot be followed at one call is followed at none, so that all ways meet the same values.
-        """
-        graphs = []
-        left: list[tuple[dict[str, Any], tuple[bool, ...]]] = [(way, ()) for way in ways]
-        for traces in itertools.count(1):
-            if traces + len(left) > _TRACES:
-                raise fx.proxy.TraceError("too many values that may be None")
-            way, nones = left.pop()
-            tracer = _Tracer(self._is_layer, nones=nones, opaque=opaque)
-            try:
-                graphs.append(tracer.follow(module, way))
-            except Exception as error:
-                if not tracer.cannot_be(error):
-                    raise
-            if len(tracer.opaque) > len(opaque):
-                return [], tracer.opaque
-            # the same way up to each value that was something, which now is None
-            values = tracer.nones[len(nones) :]
-            left += [(way, (*nones, *values[:index], True)) for index in range(len(values))]
-            if not left:
-                break
-        return graphs, opaque
-
-    def _follow_parts(self, module: nn.Module) -> None:
-        if module in self._taken_apart:
-            return
-        self._taken_apart.add(module)
-        with contextlib.suppress(TypeError, ValueError):  # of a forward without a signature
-            for answer, way in itertools.product((True, False), _ways_to_call(module)[0]):
-                tracer = _Tracer(self._is_layer, answer)
-                with contextlib.suppress(Exception):  # as far as it gets
-                    tracer.follow(module, way)
-                self._called |= tracer.called
-        self._follow_children(module)
-
-    def _follow_children(self, module: nn.Module) -> None:
-        for child in module.children():
-            # others may take a module apart, and use what is between its parts
-            parts_called = any(part in self._called for part in child.modules())
-            taken_apart = child not in self._called and (parts_called or isinstance(child, nn.Sequential))
-            if taken_apart or type(child) in (nn.ModuleList, nn.ModuleDict):
-                self._follow_children(child)
-            else:
-                self.follow(child)
 
 
 def _layer_gives_tensor(layer: nn.Module, x: _Value | None) -> bool:
@@ -273,7 +78,7 @@ def _values_are_what_they_stand_for() -> Iterator[None]:
 class _Value(fx.Proxy):
     """A symbolic value that refuses all questions whose answer depends on what it is, unless that is certain."""
 
-    tracer: _Tracer
+    tracer: SymbolicTracer
     #: it certainly is one
     is_tensor = False
     #: it comes from outside, or from code that is not followed
@@ -307,7 +112,7 @@ class _Attribute(fx.proxy.Attribute, _Value):
     """A method, or another attribute, of a symbolic value."""
 
 
-class _Tracer(fx.Tracer):
+class SymbolicTracer(fx.Tracer):
     """Follows modules inside as long as their code permits, and takes them as one layer otherwise.
 
     A symbolic value stands for whatever the value may be in truth: code that would go another way for some of them is
@@ -358,6 +163,7 @@ class _Tracer(fx.Tracer):
         return isinstance(error, (AssertionError, ValueError)) or "NoneType" in str(error)
 
     def refuse(self, what: str) -> NoReturn:
+        """Refuse code that depends on ``what`` of a value (TraceError)."""
         self._refused = True
         raise fx.proxy.TraceError(f"The code depends on a value: {what}.")
 
@@ -369,27 +175,33 @@ class _Tracer(fx.Tracer):
         return False
 
     def check_class(self) -> None:
+        """Refuse to tell what class a value has."""
         if self._answer is None:
             self.refuse("its type")
 
     def hash_of(self, value: _Value) -> int:
+        """Refuse to tell a value's hash, by which a network could look something up."""
         if self._answer is None:
             self.refuse("its hash")
         return id(value)
 
     def check_attribute(self, value: _Value, name: str) -> None:
+        """Refuse attributes that a tensor has not, of values that may be something else."""
         if self._answer is None and not hasattr(torch.Tensor, name):
             if value.is_tensor:
                 raise AttributeError(f"'Tensor' object has no attribute {name!r}")
             self.refuse(f"its attribute {name}")
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        """Whether a module is one layer."""
         return self._is_layer(module) or super().is_leaf_module(module, name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
+        """The symbolic value that a node puts out."""
         return _Value(node, self)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *others: Any, **named: Any) -> Any:
+        """A new node's symbolic value with what is known of it, or None where this trace has it so."""
         value: Any = super().create_proxy(kind, target, args, kwargs, *others, **named)
         first = args[0] if args and type(args[0]) in (_Value, _Attribute) else None
         may_be_none = False
@@ -423,6 +235,7 @@ class _Tracer(fx.Tracer):
     def call_module(
         self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        """Follow a module inside; where its code does not permit it, take it as one layer."""
         self.called.add(module)
         name = self.path_of_module(module)
         if self.is_leaf_module(module, name) or module in self.opaque:
@@ -449,11 +262,13 @@ class _Tracer(fx.Tracer):
             return self.create_proxy("call_module", name, args, kwargs)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
+        """What a condition comes out as."""
         if self._answer is None:
             self.refuse("a condition")
         return self._answer
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """The items of a value."""
         if self._answer is None:
             self.refuse("the number of its items")
         return iter([obj[i] for i in range(_ITEMS)])  # type: ignore[index]

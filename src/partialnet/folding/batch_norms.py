@@ -10,7 +10,7 @@ from timm.layers import BatchNormAct2d, DropBlock2d, DropPath, FrozenBatchNormAc
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d, StochasticDepth
 
-from .layers.affine import (
+from partialnet.layers.affine import (
     ChannelAffine,
     FeatureAffine,
     absorbs_input_affine,
@@ -19,8 +19,9 @@ from .layers.affine import (
     fold_output_affine,
     is_linear_layer,
 )
+from partialnet.replacement import replace_modules
+
 from .module_flow import ModuleFlow, module_flow
-from .replacement import replace_modules
 
 _WITH_ACTIVATION = (BatchNormAct2d, SyncBatchNormAct, FrozenBatchNormAct2d)
 _KINDS = (

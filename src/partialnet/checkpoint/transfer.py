@@ -9,9 +9,10 @@ from pathlib import Path
 import timm
 from torch import Tensor
 
-from .checkpoint import Checkpoint, load
-from .errors import UserError
-from .messages import listed
+from partialnet.errors import UserError
+from partialnet.messages import listed
+
+from .classifier import Checkpoint, load
 from .pretrained import load_pretrained
 
 

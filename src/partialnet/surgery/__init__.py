@@ -1,0 +1,5 @@
+"""PATConv in other networks: in the place of their convolutions, or before the expansion of their blocks."""
+
+from .convolutions import Surgery, convert, replace_convs
+
+__all__ = ["Surgery", "convert", "replace_convs"]
