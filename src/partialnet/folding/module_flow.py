@@ -6,18 +6,17 @@ import contextlib
 import copy
 import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from timm.layers import get_notrace_functions
 from torch import fx, nn
 
-from .symbolic_tracer import SymbolicTracer
-
+#: Items that a sequence of unknown length is taken to have where only the calls matter: the levels of a pyramid, say
+_ITEMS = 8
 #: Ways to call a module that are followed, at most; each optional argument doubles them
 _WAYS = 16
-#: Traces of one module, at most; every value of which nobody knows whether it is None adds one
-_TRACES = 48
 
 
 @dataclass
@@ -133,58 +132,22 @@ class _Followed:
         if module in self._seen or module in self._taken_apart:
             return
         self._seen.add(module)
+        tracers = []
+        graphs = []
         try:
-            graphs, opaque = self._all_ways(module)
+            ways, all_known = _ways_to_call(module)
+            if not all_known:
+                raise fx.proxy.TraceError("called in too many ways")
+            for way in ways:
+                tracers.append(_Tracer(self._is_layer))
+                graphs.append((module, tracers[-1].follow(module, way)))
         except Exception:  # whatever a network's code raises when it meets a symbolic value
             self._follow_parts(module)
             return
-        self.graphs += [(module, graph) for graph in graphs]
-        for part in opaque:
-            self._follow_parts(part)
-
-    def _all_ways(self, module: nn.Module) -> tuple[list[fx.Graph], list[nn.Module]]:
-        """The graphs of all ways through ``module``, and the parts that are one layer in them.
-
-        Raises:
-            Exception: Not all ways can be followed.
-        """
-        ways, all_known = _ways_to_call(module)
-        if not all_known:
-            raise fx.proxy.TraceError("called in too many ways")
-        opaque: list[nn.Module] = []
-        while True:
-            graphs, found = self._all_ways_past(opaque, module, ways)
-            if len(found) == len(opaque):
-                return graphs, opaque
-            opaque = found
-
-    def _all_ways_past(
-        self, opaque: list[nn.Module], module: nn.Module, ways: list[dict[str, Any]]
-    ) -> tuple[list[fx.Graph], list[nn.Module]]:
-        """The graphs of all ways through ``module`` that do not enter ``opaque``; or these and more, not to be entered.
-
-        A part that cannot be followed at one call is followed at none, so that all ways meet the same values.
-        """
-        graphs = []
-        left: list[tuple[dict[str, Any], tuple[bool, ...]]] = [(way, ()) for way in ways]
-        for traces in itertools.count(1):
-            if traces + len(left) > _TRACES:
-                raise fx.proxy.TraceError("too many values that may be None")
-            way, nones = left.pop()
-            tracer = SymbolicTracer(self._is_layer, nones=nones, opaque=opaque)
-            try:
-                graphs.append(tracer.follow(module, way))
-            except Exception as error:
-                if not tracer.cannot_be(error):
-                    raise
-            if len(tracer.opaque) > len(opaque):
-                return [], tracer.opaque
-            # the same way up to each value that was something, which now is None
-            values = tracer.nones[len(nones) :]
-            left += [(way, (*nones, *values[:index], True)) for index in range(len(values))]
-            if not left:
-                break
-        return graphs, opaque
+        self.graphs += graphs
+        for tracer in tracers:
+            for part in tracer.opaque:
+                self._follow_parts(part)
 
     def _follow_parts(self, module: nn.Module) -> None:
         if module in self._taken_apart:
@@ -192,7 +155,7 @@ class _Followed:
         self._taken_apart.add(module)
         with contextlib.suppress(TypeError, ValueError):  # of a forward without a signature
             for answer, way in itertools.product((True, False), _ways_to_call(module)[0]):
-                tracer = SymbolicTracer(self._is_layer, answer)
+                tracer = _Tracer(self._is_layer, answer)
                 with contextlib.suppress(Exception):  # as far as it gets
                     tracer.follow(module, way)
                 self._called |= tracer.called
@@ -207,3 +170,56 @@ class _Followed:
                 self._follow_children(child)
             else:
                 self.follow(child)
+
+
+class _Tracer(fx.Tracer):
+    """Follows modules inside as long as their code permits, and takes them as one layer otherwise.
+
+    Args:
+        is_layer: Modules that count as one layer.
+        answer: What conditions on values come out as; None refuses them. With an answer the graph is only good for
+            learning what is called.
+    """
+
+    def __init__(self, is_layer: Callable[[nn.Module], bool], answer: bool | None = None) -> None:
+        super().__init__(autowrap_functions=tuple(get_notrace_functions()))
+        self._is_layer = is_layer
+        self._answer = answer
+        self.opaque: list[nn.Module] = []
+        self.called: set[nn.Module] = set()
+
+    def follow(self, module: nn.Module, constants: dict[str, Any]) -> fx.Graph:
+        """The graph of ``module`` with these values of its arguments; the others are symbolic."""
+        return self.trace(module, concrete_args=constants)
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return self._is_layer(module) or super().is_leaf_module(module, name)
+
+    def call_module(
+        self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        self.called.add(module)
+        name = self.path_of_module(module)
+        if self.is_leaf_module(module, name) or module in self.opaque:
+            return self.create_proxy("call_module", name, args, kwargs)
+        last, depth = next(iter(reversed(self.graph.nodes)), None), len(self.module_stack)
+        try:
+            return super().call_module(module, forward, args, kwargs)
+        except Exception:  # whatever a network's code raises when it meets a symbolic value
+            for node in list(itertools.takewhile(lambda node: node is not last, reversed(self.graph.nodes))):
+                self.graph.erase_node(node)
+            while len(self.module_stack) > depth:
+                self.module_stack.popitem()
+            self.opaque.append(module)
+            return self.create_proxy("call_module", name, args, kwargs)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        return super().to_bool(obj) if self._answer is None else self._answer
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        try:
+            return super().iter(obj)
+        except fx.proxy.TraceError:
+            if self._answer is None:
+                raise
+            return iter([obj[i] for i in range(_ITEMS)])  # type: ignore[index]
