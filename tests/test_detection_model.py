@@ -252,6 +252,12 @@ def test_folding_reaches_into_detectors(name: str, frozen_bn: bool, randomize: R
     assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_folding_reaches_through_a_backbone_of_full_depth() -> None:
+    """What it takes to follow a network grows with its depth, and must not be what ends the following."""
+    folded = partialnet.fold(create_mask_rcnn("partialnet_t0", 3, img_size=(64, 96)).eval())
+    assert all(type(norm) is nn.Identity for norm in folded.backbone.out_norms)
+
+
 # -- checkpoints -------------------------------------------------------------------------------------------------------
 
 
