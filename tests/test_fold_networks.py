@@ -531,6 +531,104 @@ def test_parts_that_can_be_called_in_countless_ways() -> None:
     assert affines(check(trained(ManyNames()), images(8), images(8))) == 1
 
 
+class AsksForTensor(OptionalBetween):
+    """Symbolic values are no tensors; real ones are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if isinstance(x, Tensor):
+            x = x.relu()
+        return self.bn(x)
+
+
+class AsksTorch(OptionalBetween):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.bn(x.relu() if torch.is_tensor(x) else x)
+
+
+class GivesNumbers(OptionalBetween):
+    """torch's functions of numbers look into what passes for a tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        number = x.mean() if isinstance(x, Tensor) else 1.0
+        x = self.conv(x)
+        if isinstance(x, Tensor):
+            x = x.relu()
+        return self.bn(x) + torch.full((1,), number, dtype=x.dtype)
+
+
+class AsksWhatItIsGiven(OptionalBetween):
+    def forward(self, x: Tensor | list[Tensor]) -> Tensor:
+        last = self.conv(x[-1] if isinstance(x, list) else x)
+        if isinstance(x, Tensor):
+            last = last.relu()
+        return self.bn(last)
+
+
+class AsksForListBefore(OptionalBetween):
+    """What is asked decides nothing between the two."""
+
+    def forward(self, x: Tensor | list[Tensor]) -> Tensor:
+        return self.bn(self.conv(x if isinstance(x, Tensor) else x[-1]))
+
+
+class Required(OptionalBetween):
+    def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
+        x = self.conv(x)
+        return self.bn(x.relu() if skip is None else x)
+
+
+class RequiredOfTwo(OptionalBetween):
+    def forward(self, x: Tensor, skip, mask) -> Tensor:  # type: ignore[no-untyped-def]
+        x = self.conv(x)
+        return self.bn(x.relu() if skip is None and mask is None else x)
+
+
+class NeverNone(OptionalBetween):
+    """Its code shows that the second argument is a tensor, though nothing says so."""
+
+    def forward(self, x: Tensor, skip) -> Tensor:  # type: ignore[no-untyped-def]
+        y: Tensor = self.bn(self.conv(x))
+        return y + skip.mean()
+
+
+class CallerWith(Parts):
+    """Calls a part with more than the image, in code that no trace can follow."""
+
+    def __init__(self, part: nn.Module, *more: object) -> None:
+        super().__init__()
+        self.part, self.more = part, more
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        if x.shape[-1] % 2:
+            x = F.pad(x, (0, 1))
+        x = self.bn2(self.conv2(self.bn1(x)))
+        result: Tensor = self.part(x, *self.more)
+        return result
+
+
+@pytest.mark.parametrize(
+    ("part", "more", "left"),
+    [
+        (AsksForTensor, (), 1),
+        (AsksTorch, (), 1),
+        (GivesNumbers, (), 1),
+        (AsksWhatItIsGiven, (), 1),
+        (AsksForListBefore, (), 0),
+        (Required, (None,), 1),
+        (RequiredOfTwo, (None, None), 1),
+        (NeverNone, (torch.ones(1),), 0),
+    ],
+)
+def test_code_that_asks_what_a_value_is(part: type[nn.Module], more: tuple[object, ...], left: int) -> None:
+    """What may come between a convolution and its BatchNorm keeps the two apart, whether a trace meets it or not."""
+    if not more:
+        assert affines(check(trained(part()), images(8))) == left
+    assert affines(check(trained(CallerWith(part(), *more)), images())) == 2 + left
+
+
 # -- networks that people use ----------------------------------------------------------------------------------------
 
 

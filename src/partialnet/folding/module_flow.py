@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import copy
 import inspect
 import itertools
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
+import torch
 from timm.layers import get_notrace_functions
 from torch import fx, nn
 
@@ -17,6 +20,7 @@ from torch import fx, nn
 _ITEMS = 8
 #: Ways to call a module that are followed, at most; each optional argument doubles them
 _WAYS = 16
+_A_TENSOR = torch.empty(0)
 
 
 @dataclass
@@ -96,18 +100,27 @@ def module_flow(model: nn.Module, is_layer: Callable[[nn.Module], bool]) -> Modu
 def _ways_to_call(module: nn.Module) -> tuple[list[dict[str, Any]], bool]:
     """For each way to call a module, the arguments that are constants there; and whether these ways are all.
 
-    An optional argument has its default or something else: the other truth value, or a symbolic value. Where the ways
-    are too many, these are the one with all defaults and the one with none.
+    An optional argument has its default or something else: the other truth value, or a symbolic value. One that must
+    be given may be None, but for the first. Where the ways are too many, these are the one with all defaults and the
+    one with none.
     """
     parameters = inspect.signature(module.forward).parameters.values()
-    choices = [
-        ({p.name: p.default}, {p.name: not p.default} if isinstance(p.default, bool) else {})
-        for p in parameters
-        if p.default is not p.empty
-    ]
+    choices: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for index, p in enumerate(parameters):
+        if p.default is not p.empty:
+            choices.append(({p.name: p.default}, {p.name: not p.default} if isinstance(p.default, bool) else {}))
+        elif index > 0 and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and _admits_none(p.annotation):
+            choices.append(({p.name: None}, {}))
     known = all(p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters) and 2 ** len(choices) <= _WAYS
     ways = itertools.product(*choices) if known else zip(*choices, strict=True)
     return [dict(itertools.chain(*(part.items() for part in way))) for way in ways] or [{}], known
+
+
+def _admits_none(annotation: Any) -> bool:
+    """Whether an argument may be None for all that its annotation, which may be none or a text, says."""
+    if isinstance(annotation, str):
+        return "None" in annotation or "Optional" in annotation or "Any" in annotation
+    return annotation in (inspect.Parameter.empty, Any) or type(None) in get_args(annotation)
 
 
 class _Followed:
@@ -132,22 +145,30 @@ class _Followed:
         if module in self._seen or module in self._taken_apart:
             return
         self._seen.add(module)
-        tracers = []
-        graphs = []
         try:
             ways, all_known = _ways_to_call(module)
             if not all_known:
                 raise fx.proxy.TraceError("called in too many ways")
-            for way in ways:
-                tracers.append(_Tracer(self._is_layer))
-                graphs.append((module, tracers[-1].follow(module, way)))
+            traced = [traced for way in ways for traced in self._trace(module, way)]
         except Exception:  # whatever a network's code raises when it meets a symbolic value
             self._follow_parts(module)
             return
-        self.graphs += graphs
-        for tracer in tracers:
-            for part in tracer.opaque:
+        for graph, opaque in traced:
+            self.graphs.append((module, graph))
+            for part in opaque:
                 self._follow_parts(part)
+
+    def _trace(self, module: nn.Module, way: dict[str, Any]) -> Iterator[tuple[fx.Graph, list[nn.Module]]]:
+        """The graph of ``module`` called in this way and what is one layer in it; two where it asks for tensors."""
+        tracers = [_Tracer(self._is_layer)]
+        for tracer in tracers:
+            try:
+                yield tracer.follow(module, way), tracer.opaque
+            except Exception as error:
+                if not tracer.cannot_be_none(error):
+                    raise
+            if tracer.asked_for_tensors and not tracer.values_are_tensors:
+                tracers.append(_Tracer(self._is_layer, values_are_tensors=True))
 
     def _follow_parts(self, module: nn.Module) -> None:
         if module in self._taken_apart:
@@ -179,18 +200,38 @@ class _Tracer(fx.Tracer):
         is_layer: Modules that count as one layer.
         answer: What conditions on values come out as; None refuses them. With an answer the graph is only good for
             learning what is called.
+        values_are_tensors: Whether code that asks for it is told that symbolic values are tensors.
+
+    Attributes:
+        opaque: Modules that are one layer because they cannot be followed.
+        called: All modules called so far.
+        asked_for_tensors: Whether code asked whether a symbolic value is a tensor.
     """
 
-    def __init__(self, is_layer: Callable[[nn.Module], bool], answer: bool | None = None) -> None:
+    def __init__(
+        self, is_layer: Callable[[nn.Module], bool], answer: bool | None = None, values_are_tensors: bool = False
+    ) -> None:
         super().__init__(autowrap_functions=tuple(get_notrace_functions()))
         self._is_layer = is_layer
         self._answer = answer
+        self._nothing_given = False
+        self.values_are_tensors = values_are_tensors
         self.opaque: list[nn.Module] = []
         self.called: set[nn.Module] = set()
+        self.asked_for_tensors = False
 
     def follow(self, module: nn.Module, constants: dict[str, Any]) -> fx.Graph:
         """The graph of ``module`` with these values of its arguments; the others are symbolic."""
-        return self.trace(module, concrete_args=constants)
+        parameters = inspect.signature(module.forward).parameters
+        self._nothing_given = any(parameters[name].default is inspect.Parameter.empty for name in constants)
+        with _isinstance_answered_by(self):
+            return self.trace(module, concrete_args=constants)
+
+    def cannot_be_none(self, error: Exception) -> bool:
+        """Whether ``error`` shows that an argument which was None in this trace, and must be given, never is."""
+        if not self._nothing_given or isinstance(error, fx.proxy.TraceError):
+            return False
+        return isinstance(error, (AssertionError, ValueError)) or "NoneType" in str(error)
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return self._is_layer(module) or super().is_leaf_module(module, name)
@@ -205,7 +246,9 @@ class _Tracer(fx.Tracer):
         last, depth = next(iter(reversed(self.graph.nodes)), None), len(self.module_stack)
         try:
             return super().call_module(module, forward, args, kwargs)
-        except Exception:  # whatever a network's code raises when it meets a symbolic value
+        except Exception as error:  # whatever a network's code raises when it meets a symbolic value
+            if self.cannot_be_none(error):
+                raise
             for node in list(itertools.takewhile(lambda node: node is not last, reversed(self.graph.nodes))):
                 self.graph.erase_node(node)
             while len(self.module_stack) > depth:
@@ -223,3 +266,28 @@ class _Tracer(fx.Tracer):
             if self._answer is None:
                 raise
             return iter([obj[i] for i in range(_ITEMS)])  # type: ignore[index]
+
+
+@contextlib.contextmanager
+def _isinstance_answered_by(tracer: _Tracer) -> Iterator[None]:
+    """Within it ``isinstance`` takes symbolic values for tensors where ``tracer`` does.
+
+    A value with a class of its own, as mocks have, would be taken for a real tensor by torch's C++ code, too.
+    """
+    isinstance_ = builtins.isinstance
+
+    def answer(value: Any, kinds: Any) -> bool:
+        known = isinstance_(value, kinds)
+        # fx asks as well, in order to trace; torch.is_tensor is in the module torch itself
+        if known or not isinstance_(value, fx.Proxy) or sys._getframe(1).f_globals["__name__"].startswith("torch."):
+            return known
+        if not isinstance_(_A_TENSOR, kinds):
+            return False
+        tracer.asked_for_tensors = True
+        return tracer.values_are_tensors
+
+    builtins.isinstance = answer
+    try:
+        yield
+    finally:
+        builtins.isinstance = isinstance_
