@@ -38,16 +38,30 @@ def ratio(ours: dict) -> str:
     return f"{ours['ratio']:.2f} ({ours['ratio_q1']:.2f}–{ours['ratio_q3']:.2f})"
 
 
-def readme(rows: list[dict]) -> None:
+def readme(training: list[dict], inference: list[list[dict]]) -> None:
+    """Size and work of each network beside the paper's, and its times beside FasterNet's; ``inference`` by machine."""
+    quoted = {row.model: row.top1_quoted for row in presets.PAPER}
+    print("| | top-1 %, paper | parameters M (paper) | multiply–adds G (paper) | OpenVINO | onnxruntime ", end="")
+    print(f"| training step |\n|{'---|' * 7}")
     for size in SIZES:
         name = f"partialnet_{size}"
         complexity = measure(timm.create_model(name, device="meta"), (3, 224, 224))
         params, macs = PAPER[name]
-        _, _, ours = timing(rows, size, "training step", True)
-        print(
-            f"| `{name}` | {complexity.training.params_m:.2f} | {params} | {complexity.folded.macs_g:.3f} | {macs:.2f} "
-            f"| {ratio(ours)} |"
-        )
+        cells = [
+            f"{quoted[name]:.1f}",
+            f"{complexity.training.params_m:.2f} ({params})",
+            f"{complexity.folded.macs_g:.3f} ({macs:.2f})",
+        ]
+        for runtime in ("openvino", "onnxruntime"):
+            found = (
+                row["timings"][name]["ratio"]
+                for rows in inference
+                for row in rows
+                if (row["size"], row["runtime"], row["precision"]) == (size, runtime, "fp32")
+            )
+            cells.append(", ".join(f"{ratio:.2f}" for ratio in found))
+        cells.append(f"{timing(training, size, 'training step', True)[2]['ratio']:.2f}")
+        print(f"| `{name}` | {' | '.join(cells)} |")
 
 
 def which_size(training: list[dict], inference: list[dict]) -> None:
@@ -207,8 +221,9 @@ def speed_ratio(timing: dict) -> str:
 
 def main() -> None:
     files = {threads: json.loads((RESULTS / f"eager_{threads}t.json").read_text()) for threads in (2, 1)}
-    readme(files[2]["rows"])
-    which_size(files[2]["rows"], json.loads((RESULTS / "deployment_epyc.json").read_text())["rows"])
+    inference = [json.loads((RESULTS / f"deployment_{name}.json").read_text())["rows"] for name in ("epyc", "xeon")]
+    readme(files[2]["rows"], inference)
+    which_size(files[2]["rows"], inference[0])
     for threads, content in files.items():
         against_fasternet(threads, content["rows"])
         print(content["environment"])

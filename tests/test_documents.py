@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import json
 import re
 import shlex
 from pathlib import Path
@@ -96,6 +97,25 @@ def test_models_of_the_readme() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in set(re.findall(r"\b(partialnet_[a-z0-9]+|mobilenetv\w+|resnet\d+)\b", text)):
         assert timm.is_model(name), name
+
+
+@pytest.mark.parametrize("size", ["t0", "t1", "t2", "s", "m", "l"])
+def test_times_of_the_readme(size: str) -> None:
+    """The table's times are those of the result files: per runtime on both machines, and of a training step."""
+    (row,) = re.findall(rf"^\| `partialnet_{size}` \|(.*)\|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+    files = [
+        json.loads((ROOT / f"benchmarks/results/{name}.json").read_text(encoding="utf-8"))["rows"]
+        for name in ("deployment_epyc", "deployment_xeon", "eager_2t")
+    ]
+    expected = []
+    for runtime in ("openvino", "onnxruntime"):
+        wanted = {"size": size, "runtime": runtime, "precision": "fp32"}
+        found = [entry for file in files[:2] for entry in file if wanted.items() <= entry.items()]
+        expected.append(", ".join(f"{entry['timings'][f'partialnet_{size}']['ratio']:.2f}" for entry in found))
+    steps = [entry for entry in files[2] if (entry["size"], entry["what"]) == (size, "training step")]
+    largest = max(steps, key=lambda entry: entry["batch"])
+    expected.append(f"{largest['timings'][f'partialnet_{size}']['ratio']:.2f}")
+    assert [cell.strip() for cell in row.split("|")][-3:] == expected
 
 
 def test_places_that_contributing_names() -> None:
