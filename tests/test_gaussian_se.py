@@ -306,3 +306,35 @@ def test_norms_with_a_forward_of_their_own_are_called() -> None:
     auxiliary = layer.norm.aux_bn[0]
     assert auxiliary.num_batches_tracked == 1
     assert (auxiliary.running_mean - layer.norm.running_mean).abs().max() > 0.01
+
+
+def test_running_statistics_that_are_not_tracked_for_a_while_stay() -> None:
+    """Virtual adversarial training, for one, turns the tracking off and on between steps."""
+    layer = GaussianSE(4).train()
+    layer.norm.track_running_stats = layer.gate_norm.track_running_stats = False
+    before = copy.deepcopy(layer.state_dict())
+    layer(torch.randn(3, 4, 5, 5) + 2)
+    exactly(dict(layer.state_dict()), dict(before))
+
+
+def test_an_empty_batch_leaves_the_running_statistics() -> None:
+    layer = GaussianSE(4).train()
+    assert layer(torch.randn(0, 4, 5, 5)).shape == (0, 4, 5, 5)
+    assert all(buffer.isfinite().all() for buffer in layer.buffers())
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_hooks_of_the_norm_are_called(training: bool, randomize: Randomize) -> None:
+    """Whoever reads features there gets what the norm makes of the gated features; the outputs stay the same."""
+    layer = randomize(GaussianSE(4)).train(training)
+    watched = copy.deepcopy(layer)
+    seen = []
+    for register in (watched.norm.register_forward_pre_hook, watched.norm.register_forward_hook):
+        register(lambda module, inputs, *output: seen.append((*inputs, *output)))
+    x = torch.randn(3, 4, 5, 5)
+    y = watched(x)
+    exactly(y, layer(x))
+    exactly(dict(watched.state_dict()), dict(layer.state_dict()))
+    exactly(seen[0][0], x * watched.gate(x) if not training else seen[0][0])
+    assert [len(values) for values in seen] == [1, 2]
+    exactly(seen[1][1], y)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
-from .affine import ChannelAffine, batch_norm_affine
+from .affine import ChannelAffine, batch_norm_affine, keeps_forward
 from .inference import Runtime, clipped_sigmoid, pointwise
 from .layout import takes_plain_operations
 from .partial_attention import PartialAttention, copy_kept_norm
@@ -171,8 +171,9 @@ class GaussianSE(PartialAttention):
         count = x.shape[2] * x.shape[3]
         mean, variance = channel_statistics(x) if takes_plain_operations() else _Statistics.apply(x)
         gate = self._gate(mean, standard_deviation(variance, count), keep)
-        if not isinstance(self.norm, nn.BatchNorm2d) or type(self.norm).forward is not nn.BatchNorm2d.forward:
-            # none, frozen, split or synchronised over processes: the layer itself knows what to do
+        if not _can_be_derived(self.norm) or x.shape[0] == 0:
+            # none, frozen, split, synchronised over processes or watched: the layer itself knows what to do; and what
+            # statistics no image has
             return self.norm(x * gate[:, :, None, None].to(x.dtype))
         scale, shift = _gated_batch_norm(self.norm, gate.to(mean.dtype), mean, variance, count)
         return torch.addcmul(shift[:, :, None, None].to(x.dtype), x, scale[:, :, None, None].to(x.dtype))
@@ -325,6 +326,12 @@ def _mix(mean: Tensor, std: Tensor, weight: Tensor, dense: bool) -> Tensor:
     return mean * weight[:, 0] + std * weight[:, 1]
 
 
+def _can_be_derived(norm: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
+    """Whether ``norm`` is BatchNorm as PyTorch has it, and nobody waits for its calls."""
+    hooks = norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks
+    return keeps_forward(norm, nn.BatchNorm2d) and not hooks
+
+
 def _gated_batch_norm(
     norm: nn.BatchNorm2d, gate: Tensor, mean: Tensor, variance: Tensor, count: int
 ) -> tuple[Tensor, Tensor]:
@@ -338,7 +345,7 @@ def _gated_batch_norm(
         batch_mean = centre.mean(0)
         # law of total variance: mean of the variances plus variance of the means
         batch_variance = (gate.square() * variance).mean(0) + (centre - batch_mean).square().mean(0)
-        if norm.training:
+        if norm.training and norm.track_running_stats:
             _update_running_statistics(norm, batch_mean, batch_variance, count * gate.shape[0])
     else:
         batch_mean, batch_variance = norm.running_mean, norm.running_var
