@@ -10,6 +10,7 @@ from conftest import Randomize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 
 import partialnet
 from partialnet.layers import DPConv, PATConv, SelfAttention2d
@@ -157,6 +158,26 @@ def test_compiled_layer_computes_the_same(gates: list[int], randomize: Randomize
         (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)).sum().backward()
         found.append({"y": y.detach(), **{name: parameter.grad for name, parameter in conv.named_parameters()}})
     torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("gates", [[0, 1], [1, 1], [1, 0]])
+def test_gradients_for_each_image_by_torch_func(attention: str, gates: list[int], randomize: Randomize) -> None:
+    conv = randomize(DPConv(16, attention=ATTENTIONS[attention], min_channels=4)).double().eval()
+    with_gates(conv, gates)
+    x = torch.randn(3, 16, 5, 4, dtype=torch.float64)
+    parameters = {name: parameter.detach() for name, parameter in conv.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
+        return functional_call(conv, parameters, (image[None],)).square().sum()
+
+    gradients = vmap(grad(loss), in_dims=(None, 0))(parameters, x)
+    for index, image in enumerate(x):
+        conv.zero_grad()
+        conv(image[None]).square().sum().backward()
+        for name, parameter in conv.named_parameters():
+            expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            torch.testing.assert_close(gradients[name][index], expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("attention", ["none", "gaussian_se"])

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.layers import SEModule
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.func import functional_call, grad, vmap
 
 from partialnet import PartialNet
@@ -464,3 +465,14 @@ def test_gradients_for_each_image_by_torch_func(randomize: Randomize) -> None:
     model(images[1:]).square().sum().backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(of_each_image[name][1], parameter.grad, rtol=1e-8, atol=1e-10)
+
+
+def test_forward_mode_is_the_transpose_of_backward(randomize: Randomize) -> None:
+    model = randomize(small()).double().eval()
+    images, direction = (torch.randn(2, 3, 32, 32, dtype=torch.float64) for _ in range(2))
+    weights = torch.randn(2, 7, dtype=torch.float64)
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(model(forward_ad.make_dual(images, direction))).tangent
+    images.requires_grad_()
+    (gradient,) = torch.autograd.grad((model(images) * weights).sum(), images)
+    torch.testing.assert_close((tangent * weights).sum(), (gradient * direction).sum(), rtol=1e-7, atol=1e-9)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import AttentionLike, create_attention
+from .layout import is_transformed
 from .leading_conv import convolve_leading, convolve_scattered
 from .partial_attention import PartialAttention
 from .pat_conv import PATConv
@@ -19,18 +20,10 @@ INITIAL_GATE = 0.5
 UNDECIDED_GATE = 1e-3
 
 
-class _BinaryGate(torch.autograd.Function):
-    """1 where the input is positive, else 0; gradients pass where the input lies within [−1, 1]."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        ctx.save_for_backward(values)
-        return (values > 0).to(values.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (values,) = ctx.saved_tensors
-        return grads[0] * (values.abs() <= 1).to(grads[0].dtype)
+def _binary(values: Tensor) -> Tensor:
+    """1 where the values are positive, else 0; gradients pass where they lie within [−1, 1]."""
+    passed = values.clamp(-1, 1)
+    return (values > 0).to(values.dtype) + (passed - passed.detach())
 
 
 def _zero_of(module: nn.Module) -> Tensor:
@@ -149,8 +142,7 @@ class DPConv(nn.Module):
 
     def binary_gates(self) -> Tensor:
         """g, (K,), zeros and ones, differentiable by the clipped straight-through estimator (Eq. 3)."""
-        binary: Tensor = _BinaryGate.apply(self.gates)
-        return F.pad(binary, (0, self.num_fixed), value=1.0)
+        return F.pad(_binary(self.gates), (0, self.num_fixed), value=1.0)
 
     def mask(self) -> Tensor:
         """m, (C,): 1 for channels that are convolved, 0 for the others (Eq. 5)."""
@@ -229,8 +221,8 @@ class DPConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mask = self.mask().to(self.conv.weight.dtype)
         passes = isinstance(self.attn, nn.Identity)
-        if torch.compiler.is_compiling():
-            # a compiled graph has no way to tell how many channels the block has
+        if torch.compiler.is_compiling() or is_transformed():
+            # they have no way to tell how many channels the block has
             rest = x if passes else self.attn(x, 1 - mask)
             weight = self.conv.weight * torch.outer(mask, mask)[:, :, None, None]
             convolved = F.conv2d(x, weight, None, padding=self.conv.padding, dilation=self.conv.dilation)

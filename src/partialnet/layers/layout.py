@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from timm.layers import register_notrace_function
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 @register_notrace_function
@@ -34,13 +35,15 @@ class _Concat(torch.autograd.Function):
         return dense(first), dense(second)
 
 
-def takes_plain_operations() -> bool:
-    """Whether autograd functions of our own must stay away: from compilers, ``torch.func``, and where no one asks.
+def is_transformed() -> bool:
+    """Whether ``torch.func`` or forward mode is at work, which know PyTorch's operations alone."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
-    ``torch.func`` knows the derivatives and the batches of PyTorch's operations alone.
-    """
+
+def takes_plain_operations() -> bool:
+    """Whether autograd functions of our own must stay away: from compilers, transforms, and where no one asks."""
     compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return compiled or not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active()
+    return compiled or not torch.is_grad_enabled() or is_transformed()
 
 
 @register_notrace_function
