@@ -14,6 +14,7 @@ from training_runs import Train, tensors
 import partialnet.training.states
 from partialnet.errors import UserError
 from partialnet.training.classifier import ClassifierTask
+from partialnet.training.engine import pictures_may_fail
 from partialnet.training.keeper import RunKeeper
 from partialnet.training.run import TrainResult
 
@@ -40,6 +41,12 @@ def test_full_disk(train_tiny: Train, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert str(written[-1]) in told
     assert [path.name for path in (result.folder / "state").iterdir()] == [written[-1].name]
     assert result.epochs == 4
+
+
+def test_full_disk_for_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    with pictures_may_fail():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "curves.png")
+    assert "The pictures cannot be written (No space left on device)." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])

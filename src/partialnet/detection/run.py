@@ -12,9 +12,8 @@ from tqdm import tqdm
 
 from partialnet.checkpoint.stored_network import WEIGHTS_NAME
 from partialnet.errors import UserError
-from partialnet.training.engine import CONFIG_NAME, RunKind, run, say
+from partialnet.training.engine import CONFIG_NAME, RunKind, pictures_may_fail, present_files, run
 from partialnet.training.keeper import BROKEN_NAME, LAST_NAME, METRICS_NAME
-from partialnet.training.states import describe
 
 from . import pictures
 from .annotations import DetectionImages
@@ -125,13 +124,11 @@ class DetectorRun(RunKind[DetectionConfig, DetectionData, DetectorTask, Detectio
         device = task.trainer.strategy.root_device
         detector = load_detector(folder)
         found = evaluate_detector(detector, images, device, config.eval_batch_size, config.workers, sys.stderr.isatty())
-        try:
+        with pictures_may_fail():
             pictures.draw_curves(folder / pictures.CURVES_NAME, task.progress.rows)
             heading = f"epoch {task.progress.best_epoch}, the best"
             pictures.draw_results(folder, images, found.evaluation, found.detections, heading)
-        except OSError as error:
-            say(f"The pictures cannot be written ({describe(error)}).")
-        files = tuple(folder / name for name in FILES if (folder / name).exists())
+        files = present_files(folder, FILES)
         return DetectionResult(folder, folder / WEIGHTS_NAME, found.evaluation, files, task.progress.epoch)
 
 

@@ -9,10 +9,9 @@ from partialnet.checkpoint import Checkpoint, load
 from partialnet.complexity import measure
 from partialnet.errors import UserError
 from partialnet.plots import learning_curves
-from partialnet.training.engine import run, say
+from partialnet.training.engine import pictures_may_fail, present_files, run
 from partialnet.training.pictures import CURVES_NAME
 from partialnet.training.run import FILES, ImageRun, describe_task
-from partialnet.training.states import describe
 
 from . import pictures
 from .config import SearchConfig
@@ -90,14 +89,11 @@ class SearchRun(ImageRun[SearchConfig, SearchTask, SearchResult]):
         plan.save(folder / PLAN_NAME)
         rows, epoch = task.progress.rows, int(checkpoint.training["epoch"])
         accuracy = float(checkpoint.training["val_accuracy"])
-        try:
+        with pictures_may_fail():
             learning_curves(folder / CURVES_NAME, rows, f"Search: {accuracy:.1%} of the held-out images right")
             pictures.draw_ratios(folder / pictures.RATIOS_NAME, rows, epoch, plan)
             pictures.draw_plan(folder / pictures.PLAN_PICTURE_NAME, plan)
-        except OSError as error:
-            say(f"The pictures cannot be written ({describe(error)}).")
-        names = (PLAN_NAME, pictures.PLAN_PICTURE_NAME, pictures.RATIOS_NAME, *FILES)
-        files = tuple(folder / name for name in names if (folder / name).exists())
+        files = present_files(folder, (PLAN_NAME, pictures.PLAN_PICTURE_NAME, pictures.RATIOS_NAME, *FILES))
         return SearchResult(folder, plan, accuracy, epoch, task.progress.epoch, files)
 
 

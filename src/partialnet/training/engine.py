@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -33,7 +34,7 @@ from .machine import create_trainer, find_machine, quiet_lightning, threads
 from .progress_bar import ProgressBar
 from .settings import as_yaml, plain, settings_of
 from .signals import StopSignals
-from .states import State, StateFiles
+from .states import State, StateFiles, describe
 from .task import Task
 
 CONFIG_NAME = "config.yaml"
@@ -305,6 +306,20 @@ def _check_agreement(before: Mapping[str, Any], now: Mapping[str, Any], config: 
         differing.append(f"there were {before['processes']} processes and are {now['processes']}")
     if differing:
         raise UserError(f"The run in {str(folder)!r} cannot continue like this: {'; '.join(differing)}.")
+
+
+@contextmanager
+def pictures_may_fail() -> Iterator[None]:
+    """Where pictures cannot be written, say so and go on: the run's other files are all there."""
+    try:
+        yield
+    except OSError as error:
+        say(f"The pictures cannot be written ({describe(error)}).")
+
+
+def present_files(folder: Path, names: Iterable[str]) -> tuple[Path, ...]:
+    """The files of a run folder with these names, in this order, without those that are not there."""
+    return tuple(folder / name for name in names if (folder / name).exists())
 
 
 def say(sentence: str) -> None:

@@ -19,10 +19,9 @@ from . import pictures
 from .batches import train_loader
 from .classifier import ClassifierTask
 from .config import TrainConfig
-from .engine import CONFIG_NAME, RunKind, is_trained, run, say
+from .engine import CONFIG_NAME, RunKind, is_trained, pictures_may_fail, present_files, run
 from .keeper import BROKEN_NAME, LAST_NAME, METRICS_NAME
 from .network import create_network
-from .states import describe
 from .teacher import load_teacher
 
 #: What a run folder holds for people, the checkpoint first.
@@ -131,13 +130,16 @@ class ClassifierRun(ImageRun[TrainConfig, ClassifierTask, TrainResult]):
     def finish(self, task: ClassifierTask, folder: Path) -> TrainResult:
         """Evaluate the best checkpoint, and draw what it gets right and wrong."""
         evaluation = evaluate_kept(task, folder)
-        try:
+        with pictures_may_fail():
             pictures.draw_results(folder, task.progress.rows, task.data.validation, evaluation)
-        except OSError as error:
-            say(f"The pictures cannot be written ({describe(error)}).")  # everything else has been
-        files = tuple(folder / name for name in FILES if (folder / name).exists())
-        weights, epochs = folder / WEIGHTS_NAME, task.progress.epoch
-        return TrainResult(folder, weights, evaluation.top1, evaluation.num_images, files, epochs)
+        return TrainResult(
+            folder,
+            folder / WEIGHTS_NAME,
+            evaluation.top1,
+            evaluation.num_images,
+            present_files(folder, FILES),
+            task.progress.epoch,
+        )
 
 
 def describe_images(data: ImageData) -> dict[str, Any]:
