@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from torch._dynamo import config as dynamo_config
 
 import partialnet
 from partialnet.bench import environment, interleave
-from partialnet.bench.contestants import RUNTIMES, Setting, default_peer, open_and_prepare, prepare
+from partialnet.bench.contestants import RUNTIMES, Setting, default_peer, fastest_form, open_and_prepare, prepare
 from partialnet.bench.environment import place
 from partialnet.bench.measure import measure_models
 from partialnet.bench.report import Row
@@ -27,7 +28,7 @@ from partialnet.bench.torch_settings import torch_settings
 from partialnet.checkpoint import create_checkpoint, load
 from partialnet.cli import main
 from partialnet.errors import UserError
-from partialnet.layers.eager import PositionwiseLinear
+from partialnet.layers.eager import PatchConv, PositionwiseLinear
 from partialnet.plots import save
 
 
@@ -204,6 +205,25 @@ def test_compiled_contestants_have_the_form_of_eager_ones_and_compile_quietly(tm
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_gpu_gets_the_faster_of_two_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = create_checkpoint("test_resnet")
+    monkeypatch.setattr("partialnet.bench.contestants.fastest_form", lambda models, *arguments: models)
+    (for_cpu,) = prepare(network, Setting(img_size=32))
+    plain, products = prepare(network, Setting(img_size=32, device="cuda"))
+    in_form = [any(isinstance(layer, PatchConv) for layer in m.modules()) for m in (for_cpu, plain, products)]
+    assert in_form == [True, False, True]
+
+
+def test_the_faster_form_is_kept() -> None:
+    class Slow(torch.nn.Identity):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.01)
+            return x
+
+    for forms in ([Slow(), torch.nn.Identity()], [torch.nn.Identity(), Slow()]):
+        assert type(fastest_form(forms, torch.zeros(1, 3, 4, 4), Setting()).model) is torch.nn.Identity
+
+
 @pytest.mark.parametrize(
     ("device", "expected"), [("cpu", torch.channels_last), ("cuda", torch.contiguous_format)], ids=["cpu", "cuda"]
 )
@@ -256,7 +276,7 @@ def test_a_runtime_that_cannot_run_a_network_is_one_sentence(
     def fail(*arguments: object) -> None:
         raise RuntimeError("No working C++ compiler.\nLook there.")
 
-    monkeypatch.setattr("partialnet.bench.contestants.fastest_layout", fail)
+    monkeypatch.setattr("partialnet.bench.contestants.fastest_form", fail)
     with pytest.raises(SystemExit) as stop:
         main(["bench", "test_resnet", "--runtime", "eager", "--seconds", "0.1"])
     assert stop.value.code == 2

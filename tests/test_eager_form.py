@@ -53,7 +53,7 @@ def test_eager_form_part_by_part(batch: int, randomize: Randomize, monkeypatch: 
     model = trained(small(depths=(2, 1, 1, 1)), randomize)
     images = torch.randn(batch, 3, 64, 96, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
     hidden = model.get_submodule("stages.0.blocks.0.mlp").fc1.out_channels
-    assert len(cached_parts(batch * 16 * 24, hidden, 8)) > 2
+    assert len(cached_parts(torch.empty(batch * 16 * 24, 16, dtype=torch.float64), hidden)) > 2
     folded = fold(model, runtime="torch").to(memory_format=torch.channels_last)
     with torch.inference_mode():
         torch.testing.assert_close(folded(images), model(images), rtol=1e-9, atol=1e-9)
@@ -62,7 +62,7 @@ def test_eager_form_part_by_part(batch: int, randomize: Randomize, monkeypatch: 
 @pytest.mark.parametrize("positions", [0, 1, 49, 784, 3136, 100_003])
 @pytest.mark.parametrize("features", [1, 64, 512, 1 << 22])
 def test_parts_are_all_positions_and_fit(positions: int, features: int) -> None:
-    parts = cached_parts(positions, features, 4)
+    parts = cached_parts(torch.empty(positions, 1), features)
     at_once = CACHED_BYTES * torch.get_num_threads() // (4 * features)
     covered = [row for part in parts for row in range(positions)[part or slice(None)]]
     assert covered == list(range(positions))

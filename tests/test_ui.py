@@ -123,7 +123,7 @@ def test_speed_is_of_the_device_where_the_networks_are(monkeypatch: pytest.Monke
     prepared, waited = [], []
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     monkeypatch.setattr(
-        ui_speed, "fastest_layout", lambda model, image, setting: prepared.append(setting.device) or (lambda: None)
+        ui_speed, "fastest_form", lambda models, image, setting: prepared.append(setting.device) or (lambda: None)
     )
     networks = {"tiny": create_checkpoint("partialnet_t0", **TINY)}
     second = torch.device("cuda:1")

@@ -31,7 +31,7 @@ from .timing import synchronizer
 
 RUNTIMES = ("eager", "compile", "onnxruntime", "openvino")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-#: Which form of the layers suits a runtime on the CPU; GPUs get the plain one.
+#: Which form of the layers suits a runtime on the CPU.
 _FORMS: dict[str, Runtime] = {
     "eager": "torch",
     "compile": "torch",
@@ -94,9 +94,9 @@ def prepare(checkpoint: Checkpoint, setting: Setting) -> Callable[[], object]:
     images = torch.randn(setting.batch_size, channels, *size, generator=torch.Generator().manual_seed(0))
     model = copy.deepcopy(checkpoint.model).eval()
     _shift_fresh_norms(model)
-    model = fold(model, size, _FORMS.get(setting.runtime) if setting.on_cpu else None)
     if setting.runtime == "eager":
-        return fastest_layout(model, images, setting)
+        return fastest_form([fold(model, size, form) for form in eager_forms(setting)], images, setting)
+    model = fold(model, size, _FORMS[setting.runtime] if setting.on_cpu else None)
     if setting.runtime == "compile":
         layout = _layout_to_compile(model, images, setting)
         with warnings.catch_warnings():
@@ -104,6 +104,14 @@ def prepare(checkpoint: Checkpoint, setting: Setting) -> Callable[[], object]:
             model.compile(mode="max-autotune-no-cudagraphs", dynamic=False)
             return TorchRunner(model, images, setting.precision, setting.device, layout)
     return exported_runner(model, images, setting.runtime, setting.precision, setting.threads)
+
+
+def eager_forms(setting: Setting) -> tuple[Runtime | None, ...]:
+    """What networks are folded for in eager PyTorch; of several the faster counts.
+
+    On a GPU matrix products save the kernels that add a convolution's bias, but mergings of patches take a copy more.
+    """
+    return (_FORMS["eager"],) if setting.on_cpu else (None, _FORMS["eager"])
 
 
 def _shift_fresh_norms(model: nn.Module) -> None:
@@ -128,16 +136,22 @@ def _layout_to_compile(model: nn.Module, images: Tensor, setting: Setting) -> to
 
 
 def fastest_layout(model: nn.Module, images: Tensor, setting: Setting) -> TorchRunner:
-    """What runs a copy of the network in the faster of contiguous and channels_last, within ``torch_settings``.
+    """What runs a copy of the network in the faster of contiguous and channels_last, within ``torch_settings``."""
+    return fastest_form([model], images, setting)
+
+
+def fastest_form(models: Sequence[nn.Module], images: Tensor, setting: Setting) -> TorchRunner:
+    """``fastest_layout`` of several forms of one network.
 
     They take turns, and the best of a few runs counts, which other programs disturb least.
     """
     runs = [
         TorchRunner(copy.deepcopy(model), images, setting.precision, setting.device, layout)
+        for model in models
         for layout in (torch.contiguous_format, torch.channels_last)
     ]
     wait = synchronizer(torch.device(setting.device))
-    seconds: list[list[float]] = [[], []]
+    seconds: list[list[float]] = [[] for _ in runs]
     for _ in range(6):
         for run, times in zip(runs, seconds, strict=True):
             start = time.perf_counter()

@@ -88,8 +88,9 @@ def bench(
 
     MODELS are names of timm's registry, run folders, checkpoints, or torchvision:NAME. All are treated alike:
     re-parameterised where they can be, BatchNorms folded, in the memory layout that suits them: in eager PyTorch the
-    faster one, compiled channels_last on the CPU and on a GPU the one that is faster uncompiled. Ratios are medians of
-    the ratios round by round, so that a machine's changes of speed cancel.
+    faster one, compiled channels_last on the CPU and on a GPU the one that is faster uncompiled. Eager on a GPU,
+    convolutions that are matrix products become such where that is faster. Ratios are medians of the ratios round by
+    round, so that a machine's changes of speed cancel.
 
     With --preset, a list of networks is measured, each in turn with the reference, and a folder written: JSON, CSV, a
     Markdown table, and accuracy against latency as PNG. Accuracies are quoted, not measured. MODELS then choose some of

@@ -1,9 +1,11 @@
-"""Folded layers in the form that eager PyTorch runs fastest on the CPU; every form computes the same function.
+"""Folded layers in the form that eager PyTorch runs fastest; every form computes the same function.
 
-There every call costs, as a matrix product leaves little of Python and PyTorch in the caches; for one image, of a small
-network, that is much of the time. So these layers have a method ``in_place`` for use without autograd, autocast and
-compilers, which writes into tensors at hand and calls no modules, whose hooks it passes over. Modules and parameters
-are taken from ``_modules`` and ``_parameters``: ``nn.Module`` finds them by one more function of Python.
+On the CPU every call costs, as a matrix product leaves little of Python and PyTorch in the caches; for one image, of a
+small network, that is much of the time. On a GPU every call is a kernel, and most do nothing but read and write a map;
+a product adds its bias on the way, for which a convolution takes a kernel more. So these layers have a method
+``in_place`` for use without autograd, autocast and compilers, which writes into tensors at hand and calls no modules,
+whose hooks it passes over. Modules and parameters are taken from ``_modules`` and ``_parameters``: ``nn.Module`` finds
+them by one more function of Python.
 ``partialnet.fold(..., runtime="torch")`` puts these layers in; an attention's form stands beside the attention.
 """
 
@@ -17,6 +19,7 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from .affine import is_linear_layer
+from .layout import is_recorded
 
 #: Most memory, in bytes, of an intermediate result of positions that are computed together: what a core's cache keeps.
 CACHED_BYTES = 1 << 20
@@ -25,10 +28,12 @@ CACHED_BYTES = 1 << 20
 CACHE_LINE = 64
 
 
-def may_write_in_place() -> bool:
-    """Whether results may be written into tensors at hand: not under autograd, autocast, a compiler or an exporter."""
-    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or recorded)
+def may_write_in_place(x: Tensor) -> bool:
+    """Whether what becomes of ``x`` may be written into tensors at hand.
+
+    Not under autograd, autocast, a compiler or an exporter.
+    """
+    return not (torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type) or is_recorded())
 
 
 def positions_of(x: Tensor) -> Tensor:
@@ -41,9 +46,15 @@ def map_of(positions: Tensor, like: Tensor) -> Tensor:
     return positions.view(like.shape[0], like.shape[2], like.shape[3], positions.shape[1]).permute(0, 3, 1, 2)
 
 
-def cached_parts(positions: int, features: int, element_size: int) -> list[slice | None]:
-    """Equal parts of a map's positions whose features, taken together, stay in the threads' caches; None is all."""
-    at_once = CACHED_BYTES * torch.get_num_threads() // (features * element_size)
+def cached_parts(x: Tensor, features: int) -> list[slice | None]:
+    """Equal parts of positions, (positions, C), whose ``features`` stay in the CPU threads' caches; None is all.
+
+    A GPU, which many positions at once keep busy, takes all.
+    """
+    if x.device.type != "cpu":
+        return [None]
+    positions = x.shape[0]
+    at_once = CACHED_BYTES * torch.get_num_threads() // (features * x.element_size())
     parts = -(-positions // max(at_once, 1))
     if parts <= 1:  # 0 for an empty batch
         return [None]
@@ -228,7 +239,7 @@ class EagerPATConv(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        if may_write_in_place():
+        if may_write_in_place(x):
             return self.in_place(x)
         to_convolve, to_attend = self._split(x)
         attended = to_attend if self.attn is None else self.attn(to_attend)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .affine import ChannelAffine, batch_norm_affine, keeps_forward
 from .inference import Runtime, clipped_sigmoid, pointwise
-from .layout import takes_plain_operations
+from .layout import is_recorded, takes_plain_operations
 from .partial_attention import PartialAttention, copy_kept_norm
 
 
@@ -79,6 +79,15 @@ def standard_deviation(variance: Tensor, count: int) -> Tensor:
     # sqrt has an infinite slope at 0. Clamping at float32's smallest normal number (TorchScript knows no finfo) stops
     # the gradient of constant channels.
     return variance.clamp(min=1.1754943508222875e-38).sqrt()
+
+
+def deviation_and_mean(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Unbiased deviation and mean of each channel at inference, both (B, C), in the data type of ``x``.
+
+    On a GPU one kernel, which computes in float32 whatever it reads and writes, so that half precision needs no copy.
+    """
+    count = x.shape[2] * x.shape[3]
+    return torch.std_mean(x, dim=(2, 3), correction=min(1, count - 1))
 
 
 def mean_and_deviation(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -237,6 +246,9 @@ class GaussianGate(nn.Module):
 
     def gate(self, x: Tensor) -> Tensor:
         """Weight of each channel, (B, C, 1, 1)."""
+        if not torch.jit.is_scripting() and x.is_cuda and not is_recorded():
+            std, mean = deviation_and_mean(x)
+            return self._gate(mean, std).to(x.dtype)
         mean, std = mean_and_deviation(x)
         return self._gate(mean.flatten(1), std.flatten(1)).to(x.dtype)
 
@@ -278,8 +290,8 @@ class MapGaussianGate(nn.Module):
 class EagerGaussianGate(nn.Module):
     """Folded Gaussian-SE's gate from a map of which it gates some channels, (B, all, H, W) → (B, C, 1, 1).
 
-    For eager PyTorch: BatchNorm's kernel takes less time for the statistics of a dense map than a copy of the channels
-    that are gated. The others have weights of 0.
+    For eager PyTorch: on the CPU BatchNorm's kernel takes less time for the statistics of a dense map than a copy of
+    the channels that are gated. The others have weights of 0. A GPU reads the gated channels alone.
 
     Args:
         gate: Gate whose statistics are mixed by a dense layer.
@@ -289,6 +301,7 @@ class EagerGaussianGate(nn.Module):
 
     def __init__(self, gate: GaussianGate, before: int, behind: int) -> None:
         super().__init__()
+        self.before = before
         for_mean, for_std = (F.pad(weight, (before, behind)) for weight in gate.weight.detach().chunk(2, 1))
         self.for_mean = nn.Parameter(for_mean.contiguous())  # (C, all)
         self.for_std = nn.Parameter(for_std.contiguous())  # (C, all)
@@ -306,6 +319,12 @@ class EagerGaussianGate(nn.Module):
         """The same without autograd."""
         parameters: dict[str, Any] = self._parameters  # for speed; ``eager`` says why
         bias, for_mean, for_std = parameters["bias"], parameters["for_mean"], parameters["for_std"]
+        if x.is_cuda:
+            gated = self.before, bias.shape[0]
+            std, mean = deviation_and_mean(x.narrow(1, *gated))
+            logits = torch.addmm(bias, mean, for_mean.narrow(1, *gated).t())
+            logits.addmm_(std, for_std.narrow(1, *gated).t())
+            return F.hardsigmoid(logits, inplace=True).view(x.shape[0], bias.shape[0], 1, 1)
         count = x.shape[2] * x.shape[3]
         factor = math.sqrt(count / max(count - 1, 1))
         if x.shape[0] == 1 and x.dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last):

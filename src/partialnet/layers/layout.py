@@ -35,6 +35,11 @@ class _Concat(torch.autograd.Function):
         return dense(first), dense(second)
 
 
+def is_recorded() -> bool:
+    """Whether a compiler or an exporter takes down which operations are called."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def is_transformed() -> bool:
     """Whether ``torch.func`` or forward mode is at work, which know PyTorch's operations alone."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
@@ -42,8 +47,7 @@ def is_transformed() -> bool:
 
 def takes_plain_operations() -> bool:
     """Whether autograd functions of our own must stay away: from compilers, transforms, and where no one asks."""
-    compiled = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    return compiled or not torch.is_grad_enabled() or is_transformed()
+    return is_recorded() or not torch.is_grad_enabled() or is_transformed()
 
 
 @register_notrace_function

@@ -96,9 +96,9 @@ class EagerPartialNetBlock(nn.Module):
     """``FoldedPartialNetBlock`` for eager PyTorch, (B, C, H, W) → (B, C, H, W).
 
     The MLP and PAT_sp's gate see a map in the channels_last layout as a matrix of positions, which takes neither copies
-    nor PyTorch's slow 1×1 convolution. Without autograd they go through it part by part, so that a part's hidden
-    features are still in the cache when the next layer reads them, and write in place. The hooks of the block's parts
-    are then passed over.
+    nor PyTorch's slow 1×1 convolution. Without autograd they write in place and, on the CPU, go through it part by
+    part, so that a part's hidden features are still in the cache when the next layer reads them. The hooks of the
+    block's parts are then passed over.
     """
 
     def __init__(self, block: FoldedPartialNetBlock) -> None:
@@ -114,7 +114,7 @@ class EagerPartialNetBlock(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        if may_write_in_place():
+        if may_write_in_place(x):
             return self._in_place(x)
         mixed = self.mixer(x)
         if self.mixer_residual:
@@ -130,7 +130,7 @@ class EagerPartialNetBlock(nn.Module):
             x = mixed.add_(x)
         positions, residual = positions_of(mixed), positions_of(x)
         y = torch.empty_like(residual)
-        for rows in cached_parts(y.shape[0], fc1.out_features, y.element_size()):
+        for rows in cached_parts(y, fc1.out_features):
             hidden = activate_in_place(act, fc1.product(rows_of(positions, rows)))
             part = fc2.product(hidden, out=rows_of(y, rows))
             if isinstance(gate, PositionGate):

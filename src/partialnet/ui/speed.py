@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
-from partialnet.bench.contestants import Setting, fastest_layout
+from partialnet.bench.contestants import Setting, eager_forms, fastest_form
 from partialnet.bench.timing import interleave, synchronizer
 from partialnet.bench.torch_settings import torch_settings
 from partialnet.checkpoint import Checkpoint
@@ -21,7 +19,8 @@ def measure_folding(
 ) -> dict[str, Any]:
     """Time of one image through every network unfolded and folded, A B A B …, in eager PyTorch and float32.
 
-    Each form runs in the memory layout that is faster for it. A network that is folded already has that form only.
+    Each runs in the memory layout that is faster for it, folded on a GPU in the faster of two forms. A network that is
+    folded already has that form only.
 
     Args:
         checkpoints: Networks by name, one at least; they stay as they are.
@@ -45,12 +44,10 @@ def measure_folding(
             setting = Setting(threads=threads, device=str(device))
             image = torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(0))
             sizes[name] = [height, width]
-            forms: dict[str, nn.Module] = {}
             if not checkpoint.folded:
-                forms["unfolded"] = copy.deepcopy(checkpoint.model)
-            forms["folded"] = fold(checkpoint.model, (height, width), "torch" if device.type == "cpu" else None)
-            for form, model in forms.items():
-                contestants[name, form] = fastest_layout(model, image, setting)
+                contestants[name, "unfolded"] = fastest_form([checkpoint.model], image, setting)
+            folded = [fold(checkpoint.model, (height, width), form) for form in eager_forms(setting)]
+            contestants[name, "folded"] = fastest_form(folded, image, setting)
         keys = {f"{name}\n{form}": (name, form) for name, form in contestants}
         timings = interleave(
             {key: contestants[pair] for key, pair in keys.items()},
