@@ -10,6 +10,7 @@ import click
 from partialnet.errors import UserError
 
 from .next_command import next_command
+from .run_messages import list_files
 
 
 @click.command()
@@ -53,8 +54,7 @@ def demo(output: Path | None, seed: int) -> None:
         f"\nAccuracy {result.accuracy:.1%} on {result.num_test} held-out images, in the epoch that does best on them. "
         "Written:"
     )
-    for file in result.files:
-        click.echo(f"  {file}{'/' if file.is_dir() else ''}")
+    list_files(result.files)
     click.echo(f"\nNext: {next_command('predict', result.checkpoint, result.folder / 'samples')}")
 
 

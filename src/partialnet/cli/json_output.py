@@ -54,7 +54,6 @@ class JsonOutput:
             click.echo(json.dumps(record))
 
     def _write(self, text: str) -> list[str]:
-
         if self.prints:
             click.echo(text)
         if self.path is None:
@@ -81,7 +80,6 @@ def json_option(content: str) -> Callable[[Callable[..., Any]], Callable[..., An
 
 
 def _open(_ctx: click.Context, _option: click.Parameter, target: str | None) -> JsonOutput:
-
     output = JsonOutput(target)
     check_destinations(output.path)
     return output

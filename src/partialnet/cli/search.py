@@ -9,9 +9,10 @@ import click
 
 from partialnet.errors import UserError
 from partialnet.search.config import SearchConfig
-from partialnet.training.settings import as_yaml, parse_setting
+from partialnet.training.settings import parse_setting
 
 from .next_command import next_command
+from .run_messages import announce_run, list_files, print_settings
 from .settings import (
     GroupedCommand,
     configure,
@@ -82,16 +83,12 @@ def search(
         given["theta"] = theta[0]
     config, name = configure(SearchConfig, recipe, default_recipe(data), config_file, given, output)
     if print_config:
-        click.echo(as_yaml(config, f"Recipe {name}, {config.model}. Use it with: partialnet search DATA --config FILE"))
+        print_settings(config, name, "search")
         return
     if data is None:
         raise click.UsageError("Missing argument 'DATA': a folder of class folders, digits, torchvision:NAME, …", ctx)
     folder = run_folder(output, data, f"{config.model}-search")
-
-    from partialnet.training.launch import is_first_process
-
-    if is_first_process():
-        click.echo(f"Recipe {name}, {config.model}; run folder {folder}.", err=True)
+    announce_run(config, name, folder)
     # what the planned network is to be trained with too
     shared = [] if name == default_recipe(data) else ["--recipe", name]
     shared += ["--img-size", str(given["img_size"])] if "img_size" in given else []
@@ -107,8 +104,7 @@ def search(
     click.echo(f"\n{plan_table(result.plan)}\n")
     click.echo(_verdict(result))
     click.echo("Written:")
-    for file in result.files:
-        click.echo(f"  {file}{'/' if file.is_dir() else ''}")
+    list_files(result.files)
     planned = Path("runs") / f"{folder.name}-planned"
     click.echo(f"\nNext: {_training(data, folder, [*shared, '-o', str(planned)])}")
 
@@ -136,8 +132,7 @@ def _sweep(
     if failed := [f"{theta:g}" for theta, plan in result.plans.items() if not plan.satisfied]:
         click.echo(f"\nThe constraint ζ ≤ κ is not met for θ = {', '.join(failed)}.")
     click.echo("\nWritten:")
-    for file in result.files:
-        click.echo(f"  {file}{'/' if file.is_dir() else ''}")
+    list_files(result.files)
     click.echo(f"\nNext: {_training(data, result.files[-1], shared)}")
 
 

@@ -10,9 +10,9 @@ import click
 from partialnet.errors import UserError
 from partialnet.search import load_plan
 from partialnet.training.config import TrainConfig
-from partialnet.training.settings import as_yaml
 
 from .next_command import next_command
+from .run_messages import announce_run, list_files, print_settings
 from .settings import (
     GroupedCommand,
     configure,
@@ -61,21 +61,18 @@ def train(
         given = _planned(plan, given)
     config, name = configure(TrainConfig, recipe, default_recipe(data), config_file, given, output)
     if print_config:
-        click.echo(as_yaml(config, f"Recipe {name}, {config.model}. Use it with: partialnet train DATA --config FILE"))
+        print_settings(config, name, "train")
         return
     if data is None:
         raise click.UsageError("Missing argument 'DATA': a folder of class folders, digits, torchvision:NAME, …", ctx)
     folder = run_folder(output, data, config.model)
 
-    from partialnet.training.launch import is_first_process
-    from partialnet.training.run import train as run  # type: ignore[import-not-found,unused-ignore]
+    from partialnet.training.run import train as run
 
-    if is_first_process():
-        click.echo(f"Recipe {name}, {config.model}; run folder {folder}.", err=True)
+    announce_run(config, name, folder)
     result = run(config, data, folder, resume)
     click.echo(f"\nAccuracy {result.accuracy:.1%} on {result.num_val} held-out images. Written:")
-    for file in result.files:
-        click.echo(f"  {file}{'/' if file.is_dir() else ''}")
+    list_files(result.files)
     click.echo(f"\nNext: {next_command('predict', folder)} IMAGE…")
     if _has_held_out_folder(data):
         click.echo(f"      {next_command('eval', folder, data)}")
@@ -84,7 +81,6 @@ def train(
 
 def _planned(source: str, given: dict[str, Any]) -> dict[str, Any]:
     """The settings that were given, with the network of a plan."""
-
     plan = load_plan(source)
     if given.get("model", plan.model) != plan.model:
         raise UserError(f"The plan {source!r} is of {plan.model}; leave --model out.")

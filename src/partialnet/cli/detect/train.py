@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from partialnet.detection.config import DetectionConfig
-from partialnet.training.settings import as_yaml
 
 from ..next_command import next_command
+from ..run_messages import announce_run, list_files, print_settings
 from ..settings import GroupedCommand, configure, given_settings, run_folder, run_options, setting_options
 
 
@@ -45,8 +45,7 @@ def train(
     """
     config, name = configure(DetectionConfig, recipe, "small", config_file, given_settings(ctx, options), output)
     if print_config:
-        title = f"Recipe {name}, {config.model}. Use it with: partialnet detect train DATA --config FILE"
-        click.echo(as_yaml(config, title))
+        print_settings(config, name, "detect train")
         return
     if data is None:
         raise click.UsageError("Missing argument 'DATA': a folder in the COCO format, or IMAGES,JSON.", ctx)
@@ -54,14 +53,11 @@ def train(
 
     from partialnet.detection.evaluator import table
     from partialnet.detection.run import train_detector
-    from partialnet.training.launch import is_first_process
 
-    if is_first_process():
-        click.echo(f"Recipe {name}, {config.model}; run folder {folder}.", err=True)
+    announce_run(config, name, folder)
     result = train_detector(config, data, folder, resume)
     click.echo(f"\n{table(result.evaluation)}\n\nWritten:")
-    for file in result.files:
-        click.echo(f"  {file}{'/' if file.is_dir() else ''}")
+    list_files(result.files)
     click.echo(f"\nNext: {next_command('detect', 'predict', folder)} IMAGE…")
     click.echo(f"      {next_command('detect', 'eval', folder, config.validation or data)}")
     click.echo(f"      {next_command('detect', 'export', folder)}")
