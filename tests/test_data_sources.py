@@ -112,6 +112,23 @@ def test_folder_with_train_only(tmp_path: Path) -> None:
     assert data.class_names == ("cat", "dog")
 
 
+def test_links_in_a_circle_end_in_nothing(tmp_path: Path) -> None:
+    fill(tmp_path / "photos", ["cat", "dog"], 3)
+    (tmp_path / "photos" / "cat" / "all").symlink_to(tmp_path / "photos" / "cat")
+    (tmp_path / "photos" / "cat" / "self").symlink_to("self")
+    (tmp_path / "photos" / "none").symlink_to("none")
+    fill(tmp_path / "more", ["dog"], 2)
+    (tmp_path / "photos" / "dog" / "linked").symlink_to(tmp_path / "more" / "dog")
+    data = open_data(str(tmp_path / "photos"))
+    check(data)
+    assert data.class_names == ("cat", "dog")
+    assert (names(data.train) | names(data.validation)) == {
+        *(f"{name}/{number:02}.png" for name in ("cat", "dog") for number in range(3)),
+        "dog/linked/00.png",
+        "dog/linked/01.png",
+    }
+
+
 @pytest.mark.parametrize(("share", "count"), [(0.001, 1), (0.5, 1), (0.999, 1), (0.34, 1)])
 def test_at_least_one_image_is_held_out_and_never_all(tmp_path: Path, share: float, count: int) -> None:
     data = open_data(str(fill(tmp_path, ["cat", "dog"], 2)), val_share=share)

@@ -106,3 +106,12 @@ def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="names is empty"):
         find_images([""])
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(folder: Callable[..., Path]) -> None:
+    folder("d/a.png", "d/sub/b.png", "elsewhere/c.png")
+    Path("d/sub/up").symlink_to("..")
+    Path("d/self").symlink_to("self")
+    Path("d/linked").symlink_to(Path("elsewhere").absolute())
+    assert found("d") == ["d/a.png", "d/linked/c.png", "d/sub/b.png"]
+    assert found("d/sub") == ["d/sub/b.png", "d/sub/up/a.png", "d/sub/up/linked/c.png"]

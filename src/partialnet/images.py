@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import io
+import os
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -46,7 +47,7 @@ def find_images(sources: Iterable[str]) -> list[Path]:
             raise UserError("One of the images' names is empty; give files, folders or patterns.")
         path = Path(source)
         if path.is_dir():
-            matches = sorted(file for file in path.rglob("*") if _is_image_of(path, file))
+            matches = sorted(file for name in images_below(path) if (file := path / name).is_file())
             if not matches:
                 raise UserError(f"Folder {source!r} holds no image ({', '.join(SUFFIXES)}).")
             found += matches
@@ -64,9 +65,36 @@ def find_images(sources: Iterable[str]) -> list[Path]:
     return found
 
 
-def _is_image_of(folder: Path, file: Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return file.suffix.lower() in SUFFIXES and not hidden and file.is_file()
+def images_below(folder: str | Path) -> Iterator[str]:
+    """Image files below a folder, as paths from there with ``/``, in no order; hidden files and folders are left out.
+
+    Links to folders are followed, unless they lead back to a folder that they lie in.
+    """
+    yield from _images_below(Path(folder), "", frozenset())
+
+
+def _images_below(folder: Path, prefix: str, around: frozenset[tuple[int, int]]) -> Iterator[str]:
+    """Image files below ``folder``, ``prefix`` before each; ``around`` has device and inode of the folders above."""
+    status = folder.stat()
+    here = (status.st_dev, status.st_ino)
+    if here in around:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if is_folder(entry):
+                yield from _images_below(Path(entry.path), f"{prefix}{entry.name}/", around | {here})
+            elif entry.name.lower().endswith(SUFFIXES):
+                yield prefix + entry.name
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or leads to one; a link in a circle does not."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def read_image(path: str | Path, min_side: int | None = None, upright: bool = True) -> Image.Image:

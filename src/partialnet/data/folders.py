@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from partialnet.errors import UserError
-from partialnet.images import SUFFIXES, read_image
+from partialnet.images import SUFFIXES, images_below, is_folder, read_image
 
 from .labelled_images import LabelledImages
 from .packed_names import PackedNames
@@ -42,8 +42,9 @@ class FolderImages(LabelledImages):
         names: list[str] = []
         counts: list[int] = []
         for class_name in self.class_names:
-            found = sorted(_images_below(folder / class_name, f"{part}/{class_name}" if part else class_name))
-            names += found
+            inside = folder / class_name
+            found = sorted(images_below(inside)) if inside.is_dir() else []
+            names += [f"{part}/{class_name}/{name}" if part else f"{class_name}/{name}" for name in found]
             counts.append(len(found))
         empty = [name for name, count in zip(self.class_names, counts, strict=True) if not count]
         if len(empty) == len(counts):
@@ -68,20 +69,6 @@ class FolderImages(LabelledImages):
 
 def class_folders(root: Path) -> tuple[str, ...]:
     """Names of the folders in ``root``, sorted, hidden ones left out."""
-    return tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(".")))
-
-
-def _images_below(folder: Path, prefix: str) -> list[str]:
-    """Image files below ``folder``, as paths that start with ``prefix``."""
-    found: list[str] = []
-    if not folder.is_dir():
-        return found
-    for entry in os.scandir(folder):
-        if entry.name.startswith("."):
-            continue
-        name = f"{prefix}/{entry.name}"
-        if entry.is_dir():
-            found += _images_below(Path(entry.path), name)
-        elif entry.name.lower().endswith(SUFFIXES):
-            found.append(name)
-    return found
+    return tuple(
+        sorted(entry.name for entry in os.scandir(root) if is_folder(entry) and not entry.name.startswith("."))
+    )
