@@ -104,6 +104,22 @@ def test_checkpoint_as_image(run_folder: Path, command: Command) -> None:
     assert_mistake(command("predict", run_folder, run_folder), "holds no image")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", ""],
+        ["train", "photos", "--plan", ""],
+        ["train", "digits", "--weights="],
+        ["detect", "train", "photos", "--output", ""],
+        ["predict", "", "photos"],
+        ["ui", ""],
+    ],
+)
+def test_empty_arguments(arguments: list[str], command: Command) -> None:
+    """As of a variable that a script forgot to set; as a path it would be the current folder."""
+    assert_mistake(command(*arguments), "An argument is empty", "not set")
+
+
 def test_swapped_arguments(run_folder: Path, photos: Path, command: Command) -> None:
     assert_mistake(command("predict", photos / "grey.png", run_folder))
 

@@ -121,6 +121,8 @@ def test_any_configuration_survives_yaml(values: dict[str, Any]) -> None:
         ({"freeze_backbone": True}, "give weights"),
         ({"layer_decay": 0}, "layer_decay is 0 but must be at least"),
         ({"clip_grad": 0}, "clip_grad is 0 but must be at least"),
+        ({"weights": ""}, "weights is empty"),
+        ({"loggers": [""]}, "loggers is empty"),
     ],
 )
 def test_wrong_values(values: dict[str, Any], message: str) -> None:

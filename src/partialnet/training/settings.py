@@ -232,6 +232,8 @@ def _converted(name: str, value: Any, kind: Any) -> Any:
     if kind is str:
         if not isinstance(value, str):
             raise wrong
+        if not value:  # as of a variable that is not set; it would pass for none
+            raise UserError(f"{name} is empty; leave it out, or give a text.")
         return value
     if kind in (int, float):
         if isinstance(value, bool):
