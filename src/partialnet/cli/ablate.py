@@ -24,9 +24,15 @@ _NETWORK_SETTINGS = ("model", "model_args", "img_size", "device")
 
 @click.command(cls=GroupedCommand)
 @click.option("--table", type=click.Choice(_TABLES), required=True, help="Table of the paper.")
-@click.option("--data", help="Train every row on this data, as `partialnet train` does, and tell its accuracy.")
-@click.option("--row", "names", multiple=True, help="Look at this row only; may be repeated.")
-@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings of each row.")
+@click.option("--data", help="Train every row on this data, as `partialnet train` does, and report its accuracy.")
+@click.option("--row", "names", multiple=True, help="Only this row; repeatable.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Seeds to train each row with.",
+)
 @click.option(
     "-r",
     "--runtime",
@@ -91,13 +97,13 @@ def ablate(
 ) -> None:
     """Repeat an ablation of the paper: each row of the table is a configuration of one network.
 
-    Table 3 compares partial with full attention, 4 adds the three blocks one by one, 6 puts other convolutions in the
-    place of PAT_ch, 12 other channel attentions. Counted and timed are parameters, multiply–adds, latency and
-    throughput, all rows in turn in one run, beside the paper's figures.
+    Table 3 compares partial with full attention, 4 adds the three blocks one by one, 6 replaces PAT_ch with other
+    convolutions, 12 with other channel attentions. Parameters, multiply–adds, latency and throughput are shown beside
+    the paper's figures; all rows are timed in turn in one run.
 
     With --data, every row is trained with the same recipe, in a run folder for each row and seed. Finished runs are
-    kept and interrupted ones continued when the command is given again. All settings of `partialnet train` are options
-    here; they hold for all rows.
+    kept and interrupted ones continued when you repeat the command. All settings of `partialnet train` are options here
+    and apply to all rows.
 
     \b
     Examples: partialnet ablate --table 4 --runtime openvino --json table4.json

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
     default="fp32",
     show_default=True,
-    help="Format.",
+    help="Number format.",
 )
 @click.option("-t", "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads.")
 @click.option(
@@ -52,8 +52,8 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="Images at a time.  [default: 1; 16 for a preset's throughput]",
 )
-@click.option("--img-size", type=click.IntRange(min=32), help="Height and width.  [default: each network's own]")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Device.")
+@click.option("--img-size", type=click.IntRange(min=32), help="Height and width in pixels.  [default: each network's own]")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to run.")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
@@ -86,15 +86,15 @@ def bench(
 ) -> None:
     """Time MODELS in turn, in one process, ready for inference.
 
-    MODELS are names of timm's registry, run folders, checkpoints, or torchvision:NAME. All are treated alike:
-    re-parameterised where they can be, BatchNorms folded, in the memory layout that suits them: in eager PyTorch the
-    faster one, compiled channels_last on the CPU and on a GPU the one that is faster uncompiled. Eager on a GPU,
-    convolutions that are matrix products become such where that is faster. Ratios are medians of the ratios round by
-    round, so that a machine's changes of speed cancel.
+    MODELS are names in timm's registry, run folders, checkpoints, or torchvision:NAME. All are treated alike:
+    re-parameterised where possible, with BatchNorms folded, in the memory layout that suits them: in eager PyTorch the
+    faster one; compiled, channels_last on the CPU, and on a GPU the one that is faster uncompiled. In eager PyTorch on a
+    GPU, convolutions that are matrix products run as such where that is faster. Ratios are medians of the ratios round
+    by round, so that changes in the machine's speed cancel out.
 
-    With --preset, a list of networks is measured, each in turn with the reference, and a folder written: JSON, CSV, a
-    Markdown table, and accuracy against latency as PNG. Accuracies are quoted, not measured. MODELS then choose some of
-    the rows. A run that was stopped goes on where it was.
+    With --preset, a list of networks is measured, each in turn with the reference, into a folder: JSON, CSV, a Markdown
+    table, and accuracy against latency as PNG. Accuracies are quoted, not measured. MODELS then choose some of the rows.
+    A run that was stopped continues where it left off.
 
     Examples: partialnet bench partialnet_t0 mobilenetv3_large_100 --runtime onnxruntime,openvino --plot speed.png;
     partialnet bench --preset paper --runtime openvino

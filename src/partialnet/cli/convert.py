@@ -60,12 +60,12 @@ def convert(
     output: Path | None,
     json_output: JsonOutput,
 ) -> None:
-    """Put PATConv in the place of MODEL's convolutions.
+    """Replace convolutions of MODEL with PATConv.
 
-    MODEL is a model name of timm's, torchvision:NAME, a run folder or a checkpoint; for a network of your own see
-    partialnet --import and examples/own_network.py. Prints, layer by layer, what was replaced, what not
-    and why, and writes a run folder that train, predict, eval, export and bench take. Leading blocks of regular kernels
-    are carried over; the network must be trained again.
+    MODEL is a timm model name, torchvision:NAME, a run folder or a checkpoint; for a network of your own see partialnet
+    --import and examples/own_network.py. Prints, layer by layer, what was replaced, what not and why, and writes a run
+    folder that train, predict, eval, export and bench take. Leading blocks of regular kernels are carried over; the
+    network must be trained again.
 
     \b
     Examples: partialnet convert resnet50 --select regular --dry-run

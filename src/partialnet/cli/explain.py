@@ -32,10 +32,12 @@ if TYPE_CHECKING:
 @click.option(
     "--method", metavar="NAME", help="gradcam, layercam, eigencam, …; see docs/explain.md.  [default: gradcam]"
 )
-@click.option("--stage", type=click.IntRange(min=1), help="Stage whose output is looked at.  [default: the last]")
-@click.option("--against", multiple=True, metavar="MODEL", help="A further network beside it; may be repeated.")
+@click.option("--stage", type=click.IntRange(min=1), help="Stage whose output is shown.  [default: the last]")
+@click.option("--against", multiple=True, metavar="MODEL", help="Another network to show beside it; repeatable.")
 @click.option(
-    "--position", metavar="X,Y", help="Point for PAT_sf's attention, pixels or percents of the image.  [default: peak]"
+    "--position",
+    metavar="X,Y",
+    help="Point for PAT_sf's attention, in pixels or percent of the image.  [default: peak]",
 )
 @click.option(
     "--img-size",
@@ -86,8 +88,8 @@ def explain(
 ) -> None:
     """Show where in IMAGES the network of CHECKPOINT finds a class, and what it weighs.
 
-    CHECKPOINT is a run folder, its model.safetensors, a released checkpoint of the authors, or a model name, whose
-    weights are random. IMAGES are files, folders (searched recursively) and quoted glob patterns.
+    CHECKPOINT is a run folder, its model.safetensors, a checkpoint that the authors released, or a model name (then
+    with random weights). IMAGES are files, folders (searched recursively) and quoted glob patterns.
 
     The output folder gets the class maps of all networks side by side (maps.png), and of CHECKPOINT the spatial and
     channel gates (…-gates.png) and the attention from one place (…-attention.png), where it has them.

@@ -67,8 +67,8 @@ def export(
 
     MODEL is a run folder, a checkpoint or a model name. The file carries class names and preprocessing, so that
     `partialnet predict` and `partialnet eval` take it like a checkpoint; with --format torch it is a checkpoint. Before
-    it is put in place it is compared with PyTorch, on --calibration's labelled images in accuracy too; the comparison
-    is printed and stored beside it as JSON.
+    it is put in place it is compared with PyTorch, also in accuracy if --calibration has labelled images; the
+    comparison is printed and stored beside it as JSON.
 
     Example: partialnet export runs/demo --format openvino -o digits.xml
     """

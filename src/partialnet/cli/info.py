@@ -27,8 +27,8 @@ from .next_command import next_command
 def info(model: str | None, plan_source: str | None, img_size: int | None, json_output: JsonOutput) -> None:
     """Show the structure and cost of MODEL, in training form and folded for inference.
 
-    MODEL is a name (partialnet_t0 … partialnet_l, or any of timm's), a run folder, its model.safetensors, or a
-    released checkpoint of the authors. Beside the paper's figures stands how far ours deviate.
+    MODEL is a model name (partialnet_t0 … partialnet_l, or any timm name), a run folder, its model.safetensors, or a
+    checkpoint that the authors released. The paper's figures are shown with our deviations from them.
 
     \b
     Examples: partialnet info partialnet_t2

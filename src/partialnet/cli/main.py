@@ -36,7 +36,7 @@ from .ui import ui
     "own_modules",
     multiple=True,
     metavar="MODULE",
-    help="Python module or file that registers networks of your own with timm; repeatable. Its code is run.",
+    help="Python module or file that registers your own networks with timm; repeatable. Its code is run.",
 )
 def cli(own_modules: tuple[str, ...]) -> None:
     """PartialNet: partial-channel vision networks.
@@ -78,7 +78,7 @@ def main(args: list[str] | None = None) -> None:
     except RunInterrupted as interruption:
         _fail(str(interruption), 75)
     except torch.OutOfMemoryError:
-        _fail("The GPU's memory does not suffice; take smaller images, or fewer at a time (a smaller batch size).", 2)
+        _fail("The GPU is out of memory; use smaller images, or fewer at a time (a smaller batch size).", 2)
     except BrokenPipeError:
         # the reader of our output is gone, as after `| head`; nothing more can be written
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -45,8 +45,8 @@ class Thetas(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 @click.option(
     "--theta",
     type=Thetas(),
-    help="How much cheaper than convolving all channels the network is to be (θ); several, as 2,4,8, are searched one "
-    "after the other and compared.  [default: 4]",
+    help="How much cheaper the network should be than one that convolves all channels (θ); several, such as 2,4,8, are "
+    "searched one after another and compared.  [default: 4]",
 )
 @click.option("--ray", metavar="ADDRESS", help="Search several θ in parallel on this Ray cluster; local starts one.")
 @setting_options(SearchConfig, without=("theta",))
@@ -67,11 +67,11 @@ def search(
     """Learn on DATA how many channels each layer of a network should convolve.
 
     The network's partial convolutions become DPConv, whose split ratios are learned together with the weights, under
-    the constraint that θ sets. DATA, recipes and settings are those of `partialnet train`; while the learning rate
-    warms up, the ratios stay.
+    the constraint that θ sets. DATA, recipes and settings are those of `partialnet train`. While the learning rate
+    warms up, the ratios do not change.
 
-    The run folder gets plan.json, which `partialnet train --plan` takes; the planned network with the search's
-    weights; the metrics, each layer's ratio among them; and pictures of the ratios.
+    The run folder gets plan.json, which `partialnet train --plan` takes; the planned network with the search's weights;
+    the metrics, including each layer's ratio; and pictures of the ratios.
 
     \b
     Examples: partialnet search photos/ --theta 4 -o runs/searched

@@ -120,7 +120,7 @@ def run_options(kind: type[RunConfig], default: str) -> Callable[[Callable[..., 
         click.option("--print-config", is_flag=True, help="Print all settings as YAML and stop."),
         click.option("--resume", is_flag=True, help="Continue the run in the run folder if there is one."),
         click.option("-o", "--output", type=click.Path(path_type=Path), help="Run folder.  [default: runs/DATA-MODEL]"),
-        click.option("--config", "config_file", help="YAML file of settings, which replace the recipe's."),
+        click.option("--config", "config_file", help="YAML file of settings that override the recipe's."),
         click.option("--recipe", help=recipes),
     )
     return decorate

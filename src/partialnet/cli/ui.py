@@ -28,14 +28,14 @@ _DEMO = Path("runs/demo")
 )
 @click.option("--device", help="cpu, cuda, cuda:1, …  [default: the GPU where there is one]")
 def ui(checkpoints: tuple[str, ...], port: int, open_browser: bool, img_size: int | None, device: str | None) -> None:
-    """Show photographs to networks, on a page in the browser.
+    """Show photographs to networks on a local page in the browser.
 
-    Drop a photograph and see the classes, where each network looks, what its gates weigh, the attention from where
-    you click, and how fast it is folded. Several CHECKPOINTs stand side by side. Each is a run folder, its
-    model.safetensors, an exported file, a released checkpoint of the authors, or a model name, whose weights are
-    random; without any, runs/demo is shown.
+    Drop a photograph and see the classes, where each network looks, what its gates weigh, the attention from where you
+    click, and how fast it is folded. Several CHECKPOINTs are shown side by side. Each is a run folder, its
+    model.safetensors, an exported file, a checkpoint that the authors released, or a model name (then with random
+    weights); without any, runs/demo is shown.
 
-    The page is served on this machine alone and works without a network. Ctrl-C ends it.
+    The page is served on this machine only and works without a network connection. Ctrl-C ends it.
 
     \b
     Examples: partialnet ui runs/flowers

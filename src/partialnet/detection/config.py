@@ -35,9 +35,9 @@ class DetectionConfig(RunConfig):
         least=0,
         most=0.99,
     )
-    val_share: float = _data(0.1, "share of the images held out where the data has no such part", least=0, most=0.9)
+    val_share: float = _data(0.1, "share of the images to hold out if the data has no such part", least=0, most=0.9)
 
-    out_norm: bool = _network(True, "a BatchNorm for each feature map before the pyramid, as the authors have it")
+    out_norm: bool = _network(True, "a BatchNorm for each feature map before the pyramid, as in the authors' code")
     pyramid_channels: int = _network(
         PYRAMID_CHANNELS,
         "channels of every level of the pyramid, and the width of the heads; fewer are faster and smaller",
@@ -49,13 +49,13 @@ class DetectionConfig(RunConfig):
     )
     num_sampled: int = _network(512, "proposals in an image that the heads learn from; fewer are faster", least=1)
     validation: str | None = _data(None, "held-out images, in any form that DATA has; none takes them from DATA")
-    keep_empty: bool = _data(False, "train on images without any object, too, as background")
-    img_size: tuple[int, ...] = _data((800, 1333), "shorter and at most longer side of an image, in pixels", least=32)
+    keep_empty: bool = _data(False, "also train on images without any object, as background")
+    img_size: tuple[int, ...] = _data((800, 1333), "shorter and largest longer side of an image, in pixels", least=32)
     random_scales: tuple[float, ...] = _data(
-        (), "shorter training sides as shares of img_size's, one drawn for each batch", least=0.1, most=2
+        (), "shorter training sides as multiples of img_size's, one drawn for each batch", least=0.1, most=2
     )
     eval_batch_size: int = _data(
-        1, "images in a step of validation; memory, not the result, depends on it", least=1, may_change=True
+        1, "images in a step of validation; affects memory, not the result", least=1, may_change=True
     )
 
     @property

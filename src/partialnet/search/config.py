@@ -19,16 +19,16 @@ _search = partial(setting, group="Search")
 class SearchConfig(TrainConfig):
     """Search of split ratios. The gates start to learn when the learning rate's warm-up, ``warmup_epochs``, is over."""
 
-    theta: float = _search(4.0, "how much cheaper than convolving all channels the network is to be (θ)", least=1)
+    theta: float = _search(4.0, "how much cheaper the network should be than with all channels convolved (θ)", least=1)
     complexity: str = _search(
-        "grouped", "kernels that are counted: of all groups (Eq. 6) or of the partial convolution alone (Eq. 7)",
+        "grouped", "kernels to count: of all groups (Eq. 6) or of the partial convolution alone (Eq. 7)",
         choices=("grouped", "partial"),
     )  # fmt: skip
     kappa_exponent: int = _search(2, "power of θ that the complexity is divided by: 1 or 2", least=1, most=2)
     alpha: float = _search(-0.01, "exponent of the complexity's factor while it is too high (α)", most=0)
     alpha_growth: float = _search(
         1000.0,
-        "factor by which α grows, to -1 at most, if the complexity is always too high; 1 is the paper's",
+        "factor by which α grows, to -1 at most, while the complexity stays too high; 1 as in the paper",
         least=1,
     )
     beta: float = _search(0.9, "weight of gates that are out of order (β)", least=0)
@@ -37,7 +37,7 @@ class SearchConfig(TrainConfig):
         least=0,
     )  # fmt: skip
     scope: str | None = _search(
-        None, "layers to search: a stage such as stage3, or a regular expression found in their names"
+        None, "layers to search: a stage such as stage3, or a regular expression that their names match"
     )
     attention: bool = _search(True, "attend over the channels that are not convolved while searching")
 

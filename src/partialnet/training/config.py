@@ -56,55 +56,59 @@ class RunConfig(Settings):
         {}, "further arguments of timm.create_model, as KEY=VALUE"
     )
 
-    val_share: float = _data(0.1, "share of each class held out where the data has no such part", least=0, most=0.9)
+    val_share: float = _data(0.1, "share of each class to hold out if the data has no such part", least=0, most=0.9)
     workers: int = _data(
         2, "reading processes of each training process; 0 reads in the training process", least=0, may_change=True
     )
     max_broken_share: float = _data(
-        0.01, "share of broken images from which training stops", least=0, most=1, may_change=True
+        0.01, "training stops if a larger share of the images is broken", least=0, most=1, may_change=True
     )
 
-    horizontal_flip: float = _augmentation(0.5, "probability of mirroring left and right", least=0, most=1)
+    horizontal_flip: float = _augmentation(0.5, "probability of a left-right flip", least=0, most=1)
 
     epochs: int = _optimization(300, "passes over the training images", least=1)
     batch_size: int = _optimization(128, "images in a step of one process", least=1)
-    accumulate: int = _optimization(1, "batches whose gradients are added up before the weights change", least=1)
-    optimizer: str = _optimization("adamw", "timm's optimiser name")
+    accumulate: int = _optimization(1, "batches whose gradients are summed before the weights change", least=1)
+    optimizer: str = _optimization("adamw", "name of an optimiser in timm")
     lr: float = _optimization(4e-3, "highest learning rate, for lr_batch images in a step", least=0)
-    lr_batch: int = _optimization(4096, "images in a step that lr is meant for", least=1)
-    lr_scaling: str = _optimization("linear", "how lr follows the images in a step", choices=("linear", "sqrt", "none"))
-    min_lr_ratio: float = _optimization(0.01, "last learning rate as a share of the highest", least=0, most=1)
+    lr_batch: int = _optimization(4096, "number of images in a step that lr is meant for", least=1)
+    lr_scaling: str = _optimization(
+        "linear", "how lr grows with the images in a step", choices=("linear", "sqrt", "none")
+    )
+    min_lr_ratio: float = _optimization(0.01, "final learning rate as a share of the highest", least=0, most=1)
     schedule: str = _optimization(
-        "cosine", "timm's schedule of the learning rate", choices=("cosine", "step", "multistep", "poly", "tanh")
+        "cosine", "timm's learning rate schedule", choices=("cosine", "step", "multistep", "poly", "tanh")
     )
     decay_epochs: tuple[float, ...] = _optimization(
         (30.0,),
-        "epochs between two steps down (step), or at which to step down (multistep)",
+        "epochs between two drops (step), or at which the rate drops (multistep)",
         least=0,
         follows_epochs=True,
     )
-    decay_rate: float = _optimization(0.1, "factor of a step down", least=0, most=1)
+    decay_rate: float = _optimization(0.1, "factor of each drop", least=0, most=1)
     warmup_epochs: float = _optimization(
-        20.0, "epochs in which the learning rate rises linearly", least=0, follows_epochs=True
+        20.0, "epochs over which the learning rate rises linearly", least=0, follows_epochs=True
     )
-    weight_decay: float = _optimization(0.05, "decay of matrices and kernels; norms and biases do not decay", least=0)
-    clip_grad: float | None = _optimization(None, "largest norm of the gradient; none does not clip", least=1e-6)
+    weight_decay: float = _optimization(
+        0.05, "weight decay, for matrices and kernels but not norms and biases", least=0
+    )
+    clip_grad: float | None = _optimization(None, "largest norm of the gradient; none turns clipping off", least=1e-6)
     ema: float | None = _optimization(
-        None, "decay of an average of the weights, which is then evaluated and kept", least=0, most=1
+        None, "decay of a moving average of the weights, which is then evaluated and kept", least=0, most=1
     )
     sync_bn: bool = _optimization(False, "share BatchNorm's statistics between processes")
 
     precision: str = _machine(
-        "auto", "arithmetic; auto is bf16 on a GPU that has it", choices=("auto", "fp32", "bf16", "fp16")
+        "auto", "arithmetic; auto is bf16 on GPUs that support it", choices=("auto", "fp32", "bf16", "fp16")
     )
     device: str = _machine("auto", "where to train", choices=("auto", "cpu", "cuda"), may_change=True)
     devices: int = _machine(1, "training processes on each machine; 0 is all GPUs", least=0, may_change=True)
-    num_nodes: int = _machine(1, "machines", least=1, may_change=True)
+    num_nodes: int = _machine(1, "number of machines", least=1, may_change=True)
     compile: bool = _machine(False, "compile the network with torch.compile")
     channels_last: bool = _machine(True, "keep network and images in the channels_last memory format")
-    threads: int = _machine(0, "threads of each process on the CPU; 0 divides the cores", least=0, may_change=True)
+    threads: int = _machine(0, "CPU threads of each process; 0 divides the cores among them", least=0, may_change=True)
 
-    seed: int = _keeping(0, "seed of all randomness", least=0)
+    seed: int = _keeping(0, "seed for all randomness", least=0)
     save_minutes: float = _keeping(10.0, "minutes between two saved states within an epoch", least=0, may_change=True)
     loggers: tuple[str, ...] = _keeping(
         (), "further loggers, besides CSV and TensorBoard", choices=("wandb", "mlflow"), may_change=True
@@ -160,21 +164,21 @@ class TrainConfig(RunConfig):
     crop_scale_min: float = _augmentation(
         0.08, "least area of a random crop; 1 keeps the whole image", least=0.001, most=1
     )
-    auto_augment: str | None = _augmentation(None, "timm's augmentation string, such as rand-m5-mstd0.5")
-    color_jitter: float = _augmentation(0.0, "strength of changes of brightness, contrast, saturation", least=0)
+    auto_augment: str | None = _augmentation(None, "an augmentation in timm's notation, such as rand-m5-mstd0.5")
+    color_jitter: float = _augmentation(0.0, "strength of random brightness, contrast and saturation", least=0)
     erasing: float = _augmentation(0.0, "probability of random erasing", least=0, most=1)
     mixup: float = _augmentation(0.0, "alpha of mixup; 0 is off", least=0)
     cutmix: float = _augmentation(0.0, "alpha of cutmix; 0 is off", least=0)
     label_smoothing: float = _augmentation(0.0, "probability spread over the wrong classes", least=0, most=0.99)
     random_sizes: tuple[int, ...] = _augmentation((), "training sizes in pixels, one drawn for each batch", least=8)
     random_sizes_until: float = _augmentation(
-        1.0, "share of the epochs with random sizes; later ones train at img_size", least=0, most=1
+        1.0, "share of the epochs with random sizes; the rest train at img_size", least=0, most=1
     )
-    test_crop: float = _augmentation(0.9, "share of the short side that evaluation keeps", least=0.1, most=1)
+    test_crop: float = _augmentation(0.9, "share of the shorter side that evaluation keeps", least=0.1, most=1)
 
     teacher: str | None = _distillation(None, "checkpoint, run folder or pretrained timm model to learn from")
-    teacher_weight: float = _distillation(0.5, "share of the loss that compares with the teacher", least=0, most=1)
-    teacher_temperature: float = _distillation(1.0, "temperature of the comparison", least=1e-3)
+    teacher_weight: float = _distillation(0.5, "share of the loss that comes from the teacher", least=0, most=1)
+    teacher_temperature: float = _distillation(1.0, "temperature of that loss", least=1e-3)
 
     def check(self) -> None:
         """Refuse what does not fit together, and augmentations that timm does not know.

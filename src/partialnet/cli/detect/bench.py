@@ -57,11 +57,11 @@ def bench(
     json_output: JsonOutput,
     csv_path: Path | None,
 ) -> None:
-    """Measure Mask R-CNN with the backbones MODELS, whole detectors, in turn.
+    """Time Mask R-CNN with the backbones MODELS, in turn, as whole detectors.
 
     MODELS are names of timm's registry; without any, PartialNet-S, -M and -L and the backbones of the paper's Table 11
-    (PVT v2 in the place of PVT) are measured. One image at a time, folded, in float32, with random weights that pass
-    1000 proposals and 100 detections on. The paper's figures stand in brackets; its images/s are of a GPU.
+    (PVT v2 instead of PVT) are measured. One image at a time, folded, in float32, with random weights that pass on 1000
+    proposals and 100 detections. The paper's figures are in brackets; its images/s are for a GPU.
 
     Example: partialnet detect bench partialnet_s fasternet_s --against fasternet_s --json detectors.json
     """

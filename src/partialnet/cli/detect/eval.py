@@ -47,11 +47,11 @@ def evaluate(
     """Measure SOURCE on the objects of DATA: the twelve COCO numbers for boxes and for masks, and each category.
 
     SOURCE is a detector's run folder, its model.safetensors, or an exported .onnx or .xml file. DATA is a folder in the
-    COCO format, of which the validation part is taken, or IMAGES,JSON; its categories are found by their names. Of data
-    without parts that SOURCE was trained on, the images that it did not learn from are taken.
+    COCO format, whose validation part is evaluated, or IMAGES,JSON; its categories are matched by name. If SOURCE was
+    trained on data without parts, the images that it did not learn from are evaluated.
 
     The folder gets the figures and the detections as JSON (the latter as COCO's own evaluators read them), precision
-    over recall, and ground truth beside detections. Images that cannot be read are told and do not count.
+    over recall, and ground truth beside detections. Images that cannot be read are reported and do not count.
 
     Example: partialnet detect eval runs/boxes coco/
     """

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option(
     "--images",
     type=click.Path(exists=True),
-    help="Photographs to compare with PyTorch on, at most 16 are used.  [default: cut-outs of two that are at hand]",
+    help="Photographs to compare with PyTorch on; at most 16 are used.  [default: crops of two from scikit-learn]",
 )
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="File to write.  [default: RUN.onnx or RUN.xml here]"
@@ -46,7 +46,7 @@ def export(
     output: Path | None,
     json_output: JsonOutput,
 ) -> None:
-    """Export the detector of RUN for other runtimes, folded, with the choice of boxes (NMS) inside.
+    """Export the detector of RUN for other runtimes, folded, with box selection (NMS) inside.
 
     RUN is a detector's run folder or its model.safetensors. The file takes one image at a time, on a canvas of a fixed
     size, and carries categories and preprocessing. Before it is put in place it is compared with PyTorch; the

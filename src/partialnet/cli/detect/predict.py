@@ -20,7 +20,11 @@ from ..json_output import JsonOutput, json_option
 @click.argument("source")
 @click.argument("images", nargs=-1, required=True)
 @click.option(
-    "--min-score", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Leave out objects below it."
+    "--min-score",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Leave out objects that score lower.",
 )
 @click.option(
     "--nms",
@@ -51,7 +55,7 @@ def predict(
     output: Path,
     json_output: JsonOutput,
 ) -> None:
-    """Find the objects on IMAGES and draw them: boxes, masks, names and scores.
+    """Find the objects in IMAGES and draw them: boxes, masks, names and scores.
 
     SOURCE is a detector's run folder, its model.safetensors, or an exported .onnx or .xml file. IMAGES are files,
     folders (searched recursively) and quoted glob patterns. Images that cannot be read are told at the end and the exit

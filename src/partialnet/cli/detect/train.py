@@ -34,7 +34,7 @@ def train(
 
     DATA is a folder in the COCO format: images, and JSON files of their objects (annotations/instances_train*.json and
     instances_val*.json, or train/_annotations.coco.json and valid/…); or IMAGES,JSON, a folder and a file. A recipe
-    gives the settings, a file replaces some, options replace what they name. The recipe coco_1x is the paper's.
+    gives the settings, a file overrides some of them, and options override both. The recipe coco_1x is the paper's.
 
     The run folder gets the weights, the settings, the metrics as CSV and for TensorBoard, and pictures: curves,
     precision over recall, ground truth beside detections, the first batch as the network sees it.
