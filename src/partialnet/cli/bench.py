@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="Images at a time.  [default: 1; 16 for a preset's throughput]",
 )
-@click.option("--img-size", type=click.IntRange(min=32), help="Height and width in pixels.  [default: each network's own]")
+@click.option("--img-size", type=click.IntRange(min=32), help="Height and width.  [default: each network's own]")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to run.")
 @click.option(
     "--seconds",
@@ -88,13 +88,13 @@ def bench(
 
     MODELS are names in timm's registry, run folders, checkpoints, or torchvision:NAME. All are treated alike:
     re-parameterised where possible, with BatchNorms folded, in the memory layout that suits them: in eager PyTorch the
-    faster one; compiled, channels_last on the CPU, and on a GPU the one that is faster uncompiled. In eager PyTorch on a
-    GPU, convolutions that are matrix products run as such where that is faster. Ratios are medians of the ratios round
-    by round, so that changes in the machine's speed cancel out.
+    faster one; compiled, channels_last on the CPU, and on a GPU the one that is faster uncompiled. In eager PyTorch on
+    a GPU, convolutions that are matrix products run as such where that is faster. Ratios are medians of the ratios
+    round by round, so that changes in the machine's speed cancel out.
 
     With --preset, a list of networks is measured, each in turn with the reference, into a folder: JSON, CSV, a Markdown
-    table, and accuracy against latency as PNG. Accuracies are quoted, not measured. MODELS then choose some of the rows.
-    A run that was stopped continues where it left off.
+    table, and accuracy against latency as PNG. Accuracies are quoted, not measured. MODELS then choose some of the
+    rows. A run that was stopped continues where it left off.
 
     Examples: partialnet bench partialnet_t0 mobilenetv3_large_100 --runtime onnxruntime,openvino --plot speed.png;
     partialnet bench --preset paper --runtime openvino
