@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from partialnet import fold
 from partialnet.layers import (
+    PATConv,
     RelativePositionBias,
     SelfAttention2d,
     pat_sf,
@@ -52,6 +53,13 @@ def test_one_image_size_of_own_network(randomize: Randomize) -> None:
     model = trained(SmallCnn(), randomize)
     images = torch.randn(2, 3, 40, 56, dtype=torch.float64)
     assert relative_error(model, fold(model, (40, 56)), images) < 1e-9
+
+
+def test_one_image_size_of_a_network_that_begins_with_a_patconv(randomize: Randomize) -> None:
+    model = nn.Sequential(PATConv(3, 32, stride=2, split_ratio=1 / 3), nn.BatchNorm2d(32), nn.ReLU(), pat_sf(32))
+    model = trained(model, randomize)
+    images = torch.randn(2, 3, 12, 16, dtype=torch.float64)
+    assert relative_error(model, fold(model, (12, 16)), images) < 1e-9
 
 
 def test_other_size_than_folded_for_is_refused(randomize: Randomize) -> None:
@@ -91,6 +99,5 @@ def test_fixed_size_where_a_layer_sees_two(randomize: Randomize) -> None:
 
 
 def test_parts_of_networks_take_no_size() -> None:
-    for layer in (pat_sf(32), SelfAttention2d(32)):
-        with pytest.raises(ValueError, match=r"8×8 pixels; fold parts of networks.*without img_size"):
-            fold(layer.eval(), 8)
+    with pytest.raises(ValueError, match=r"8×8 pixels; fold parts of networks.*without img_size"):
+        fold(SelfAttention2d(32).eval(), 8)

@@ -18,6 +18,7 @@ from packaging.version import Version
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath
 from timm.models import create_feature_extractor, save_for_hf
+from timm.utils import reparameterize_model
 from timm_networks import VARIANTS, assert_every_parameter_has_gradient, every_variant, gradients, images, small
 from torch import nn
 
@@ -245,6 +246,23 @@ def test_torchscript_of_features_only(randomize: Randomize) -> None:
     scripted = torch.jit.script(model)
     x = images()
     torch.testing.assert_close(scripted(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("features_only", [False, True])
+def test_torchscript_of_folded(features_only: bool, randomize: Randomize) -> None:
+    folded = reparameterize_model(small(randomize, features_only=features_only).eval())
+    x = images()
+    torch.testing.assert_close(torch.jit.script(folded)(x), folded(x))
+
+
+def test_fx_feature_extractor_of_folded(randomize: Randomize) -> None:
+    model = small(randomize).double().eval()
+    extractor = create_feature_extractor(reparameterize_model(model), ["patch_embed", "stages.3", "classifier"])
+    x = images(96, dtype=torch.float64)
+    output = extractor(x)
+    torch.testing.assert_close(output["stages.3"], model.forward_intermediates(x, indices=[3])[1][0])
+    torch.testing.assert_close(output["classifier"], model(x))
 
 
 def test_fx_feature_extractor(randomize: Randomize) -> None:

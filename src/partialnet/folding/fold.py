@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from partialnet.layers import PATConv
 from partialnet.layers.affine import is_linear_layer
 from partialnet.layers.eager import PatchConv, is_patchwise
 from partialnet.layers.inference import RUNTIMES, Runtime
@@ -174,5 +175,6 @@ def _fix_size(model: nn.Module, img_size: tuple[int, int]) -> nn.Module:
 def _image_channels(model: nn.Module) -> int:
     """Channels of the images that a network takes: as it says, or those of its first convolution."""
     known = getattr(model, "in_chans", None)
-    first = next((module for module in model.modules() if isinstance(module, (nn.Conv2d, PatchConv))), None)
+    kinds = (PATConv, nn.Conv2d, PatchConv)  # a PATConv comes before its convolution, which sees a part of the channels
+    first = next((module for module in model.modules() if isinstance(module, kinds)), None)
     return int(known or (3 if first is None else first.in_channels))

@@ -96,7 +96,7 @@ class PATConv(nn.Module):
         passes_all = attention is None or attention_scope == "full"
         self.conv_channels = split_channels(in_channels, split_ratio, allow_all=passes_all)
         self.attn_channels = in_channels - self.conv_channels
-        self.out_channels = out_channels
+        self.in_channels, self.out_channels = in_channels, out_channels
         conv_out = split_channels(out_channels, split_ratio, allow_all=passes_all)
         attn_out = out_channels - conv_out
         self.attention_scope = attention_scope

@@ -239,6 +239,7 @@ class SelfAttention2d(PartialAttention):
         return FoldedSelfAttention2d(self)
 
 
+@register_notrace_module
 class FoldedSelfAttention2d(nn.Module):
     """``SelfAttention2d`` at inference, (B, C, H, W) → (B, C, H, W).
 

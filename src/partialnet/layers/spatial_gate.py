@@ -78,8 +78,6 @@ class FoldedSpatialGate(nn.Module):
         channels: Number of all channels C.
     """
 
-    passed: Tensor
-
     def __init__(self, gate: SpatialGate, channels: int) -> None:
         super().__init__()
         row = gate.conv.weight.detach()[:, :, 0, 0]  # (1, number of gated channels)
@@ -87,7 +85,8 @@ class FoldedSpatialGate(nn.Module):
         padding = (0, channels - row.shape[1])
         self.conv = with_weights(gate.conv, F.pad(row, padding)[:, :, None, None], None)
         self.gated = nn.Parameter(F.pad(scale, padding)[:, None, None])
-        self.register_buffer("passed", F.pad(torch.zeros_like(scale), padding, value=1.0)[:, None, None])
+        # no annotation of the class: TorchScript cannot read those of a file that postpones them
+        self.passed = nn.Buffer(F.pad(torch.zeros_like(scale), padding, value=1.0)[:, None, None])
         self.shift = nn.Parameter(F.pad(shift, padding)[:, None, None])
         self.hard_sigmoid: Callable[[Tensor], Tensor] = F.hardsigmoid
 
