@@ -1,7 +1,9 @@
 """Exports run in their real runtimes and agree with PyTorch."""
 
+import errno
 import json
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -399,6 +401,30 @@ def test_a_run_is_not_overwritten_by_its_export(checkpoint, tmp_path):
     arguments = ["export", str(tmp_path), "-f", "torch", "-o", str(weights)]
     assert isinstance(CliRunner().invoke(cli, arguments).exception, UserError)
     assert weights.read_bytes() == before
+
+
+def test_a_report_replaces_neither_the_export_nor_what_it_is_made_from(checkpoint, tmp_path):
+    weights = checkpoint.save(tmp_path)
+    before = weights.read_bytes()
+    for format, file, report in (
+        ("torch", "net.safetensors", "net.safetensors"),
+        ("openvino", "net.xml", "net.bin"),
+        ("torch", "net.safetensors", weights.name),
+    ):
+        arguments = ["export", str(tmp_path), "-f", format, "-o", str(tmp_path / file)]
+        with pytest.raises(UserError, match=f"{report}' is .*choose another file"):
+            CliRunner().invoke(cli, [*arguments, "--json", str(tmp_path / report)], catch_exceptions=False)
+    assert weights.read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {weights.name, "config.json"}
+
+
+def test_a_folder_in_which_nothing_can_be_written_is_told(checkpoint, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / ".net.onnx.a1b2"))
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    with pytest.raises(UserError, match=r"net.onnx' cannot be written: Permission denied\.$"):
+        export(checkpoint, tmp_path / "net.onnx")
 
 
 def test_openvinos_weights_replace_nothing_but_an_older_exports(tmp_path, monkeypatch):

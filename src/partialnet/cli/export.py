@@ -74,7 +74,7 @@ def export(
     """
     from partialnet.deploy.export import LEAST_AGREEMENT, check_export
     from partialnet.deploy.export import export as run_export
-    from partialnet.deploy.exported_files import SUFFIXES, refuse_source
+    from partialnet.deploy.exported_files import SUFFIXES, check_files
 
     if output is None:
         name = Path(model).resolve().name if Path(model).is_dir() else Path(model).stem
@@ -82,7 +82,7 @@ def export(
     images = find_images([calibration]) if calibration else []
     checkpoint = load(model)
     check_export(output, format, precision, bool(images))
-    refuse_source(output, model)
+    check_files(output, model, json_output.path)
     labelled = _labelled(calibration, checkpoint) if calibration and Path(model).exists() else None
     click.echo(f"Exporting {checkpoint.architecture} to {format} in {precision} …", err=True)
     result = run_export(checkpoint, output, format, precision, img_size, dynamic_batch, images, labelled, progress=True)

@@ -45,16 +45,24 @@ def prepare_output(output: Path, format: str) -> None:
         raise UserError(f"{str(output)!r} cannot be written, its folder cannot be made: {error.strerror}.") from error
 
 
-def refuse_source(output: Path, source: str | Path) -> None:
-    """Refuse an export over the run folder's checkpoint, or the file, that it is made from.
+def check_files(output: Path, source: str | Path, report: Path | None = None) -> None:
+    """Refuse an export that would replace what it is made from, or that its own report would replace.
+
+    Args:
+        output: File to write.
+        source: The run folder or file that is exported.
+        report: Where the report goes besides the file beside the export.
 
     Raises:
-        UserError: One of the files to write is that file.
+        UserError: One of the files to write is the checkpoint, or the report would replace the export.
     """
     sources = (Path(source).resolve(), Path(source).resolve() / WEIGHTS_NAME)
-    for file in files_of(output):
+    reports = [] if report is None else [report]
+    for file in (*files_of(output), *reports):
         if file.resolve() in sources:
-            raise UserError(f"{str(file)!r} is the checkpoint itself; choose another file with --output.")
+            raise UserError(f"{str(file)!r} is the checkpoint itself; choose another file.")
+    if {file.resolve() for file in reports} & {file.resolve() for file in _network_files(output)}:
+        raise UserError(f"{str(report)!r} is named for the report and for the export; choose another file.")
 
 
 def files_of(output: Path) -> list[Path]:
@@ -63,8 +71,15 @@ def files_of(output: Path) -> list[Path]:
 
 
 def workspace_for(output: Path) -> tempfile.TemporaryDirectory[str]:
-    """A hidden folder on the disk of ``output``, so that finished files only have to be moved."""
-    return tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.")
+    """A hidden folder on the disk of ``output``, so that finished files only have to be moved.
+
+    Raises:
+        UserError: Nothing can be written there.
+    """
+    try:
+        return tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.")
+    except OSError as error:
+        raise UserError(f"{str(output)!r} cannot be written: {error.strerror}.") from error
 
 
 def save_onnx(model: Any, path: Path, config: Mapping[str, Any]) -> None:

@@ -54,7 +54,7 @@ def export(
 
     Example: partialnet detect export runs/coco --format openvino --images photos/ -o detector.xml
     """
-    from partialnet.deploy.exported_files import SUFFIXES, refuse_source
+    from partialnet.deploy.exported_files import SUFFIXES, check_files
     from partialnet.detection.checkpoint import load_detector
     from partialnet.detection.export import LEAST_MATCHED, export_detector
     from partialnet.sources import is_exported
@@ -65,7 +65,7 @@ def export(
     if output is None:
         name = Path(run).resolve().name if Path(run).is_dir() else Path(run).stem
         output = Path(f"{name}{SUFFIXES[format]}")
-    refuse_source(output, run)
+    check_files(output, run, json_output.path)
     photos = find_images([images]) if images else []
     click.echo(f"Exporting Mask R-CNN with {checkpoint.backbone} to {format} …", err=True)
     result = export_detector(checkpoint, output, format, canvas, photos, progress=True)
