@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,14 +23,17 @@ from folding import (
     trained,
 )
 from stored_networks import assert_bitwise_equal
-from timm.layers import freeze_batch_norm_2d
+from timm.layers import BatchNormAct2d, freeze_batch_norm_2d
 from timm.utils import reparameterize_model
 from torch import Tensor, nn
+from torch.nn.utils import spectral_norm
 from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.prune import l1_unstructured
 
 from partialnet import fold
 from partialnet.layers import (
     GaussianSE,
+    PATConv,
     SelfAttention2d,
     SpatialGate,
     pat_ch,
@@ -205,6 +209,17 @@ def test_layer_alone(index: int, randomize: Randomize) -> None:
     assert relative_error(layer, fold(folded), x) < 1e-9
 
 
+@pytest.mark.parametrize("kernel_size", [1, 3])
+@pytest.mark.parametrize("conv_norm", [BatchNormAct2d, partial(nn.GroupNorm, 2), nn.SyncBatchNorm])
+def test_any_norm_before_the_convolution(
+    conv_norm: Callable[..., nn.Module], kernel_size: int, randomize: Randomize
+) -> None:
+    """Only a BatchNorm that does nothing else goes into the convolution behind it."""
+    layer = PATConv(16, kernel_size=kernel_size, split_ratio=1 / 2, conv_norm=conv_norm)
+    model = trained(nn.Sequential(layer, nn.BatchNorm2d(16)), randomize)
+    assert relative_error(model, fold(model), torch.randn(2, 16, 6, 5, dtype=torch.float64)) < 1e-9
+
+
 def test_layer_used_twice(randomize: Randomize) -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:
@@ -268,6 +283,19 @@ def test_network_of_parametrised_weights(runtime: Runtime | None, randomize: Ran
     with torch.inference_mode():
         assert (folded(images) - before).abs().max() < 1e-9 * before.abs().max()
     assert torch.equal(outputs(model, images)[0], before)
+
+
+@pytest.mark.parametrize("computed_by", [partial(l1_unstructured, name="weight", amount=0.5), spectral_norm])
+def test_network_whose_weights_are_computed_by_hooks(
+    computed_by: Callable[[nn.Module], object], randomize: Randomize
+) -> None:
+    model = trained(small(depths=(1, 1, 1, 1)), randomize)
+    for layer in [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]:
+        with torch.no_grad():  # a weight with a history cannot be copied
+            computed_by(layer)
+    model.load_state_dict({name: 1.1 * tensor for name, tensor in model.eval().state_dict().items()})
+    folded = fold(model)  # the hooks have not yet seen the weights that were loaded
+    assert relative_error(model, folded, torch.randn(2, 3, 64, 64, dtype=torch.float64)) < 1e-9
 
 
 def test_original_trains_on_after_folding(randomize: Randomize) -> None:

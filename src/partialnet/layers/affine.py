@@ -10,12 +10,19 @@ from timm.layers import Conv2dSame
 from timm.layers import Linear as TimmLinear
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torchvision.ops import FrozenBatchNorm2d
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 #: Layers whose output is linear in their weight, so that they can absorb a scale and a shift. A subclass counts if it
 #: keeps the forward of one of these: weight standardisation, for one, would undo a scaled weight.
 LINEAR_LAYERS = (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS, nn.Linear)
+
+#: Hooks that compute a layer's weight before each call, of pruning and of PyTorch's older normalisations of weights
+_WEIGHT_HOOKS = (BasePruningMethod, WeightNorm, SpectralNorm)
 
 LayerT = TypeVar("LayerT", bound=nn.Module)
 
@@ -97,6 +104,21 @@ def with_weights(layer: LayerT, weight: Tensor, bias: Tensor | None) -> LayerT:
     elif isinstance(folded, CONVOLUTIONS):
         folded.out_channels, folded.in_channels = weight.shape[0], weight.shape[1] * folded.groups
     return folded.eval()
+
+
+def with_fixed_weights(module: LayerT) -> LayerT:
+    """``module``, which is changed, with the weights that hooks compute before each call as parameters."""
+    for layer in module.modules():
+        for key, hook in list(layer._forward_pre_hooks.items()):
+            if isinstance(hook, _WEIGHT_HOOKS):
+                hook.remove(layer)
+                del layer._forward_pre_hooks[key]
+    return module
+
+
+def is_plain_batch_norm(module: nn.Module) -> bool:
+    """Whether ``module`` is a BatchNorm, frozen or synchronised ones included, and does nothing besides."""
+    return any(keeps_forward(module, kind) for kind in (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d))
 
 
 def keeps_forward(module: nn.Module, base: type[LayerT]) -> TypeGuard[LayerT]:

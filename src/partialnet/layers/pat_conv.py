@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .affine import ChannelAffine, batch_norm_affine, fold_input_affine, keeps_forward, with_weights
+from .affine import (
+    ChannelAffine,
+    batch_norm_affine,
+    fold_input_affine,
+    is_plain_batch_norm,
+    keeps_forward,
+    with_weights,
+)
 from .attention import AttentionLike, create_attention
 from .eager import EagerPATConv
 from .gaussian_se import EagerGaussianGate, GaussianGate, GaussianSE
@@ -46,7 +53,8 @@ class PATConv(nn.Module):
         attention_scope: "partial" attends over the channels that are not convolved; "full" over all channels, after
             the concatenation (the paper's Table 3).
         conv_first: The leading channels are convolved and the trailing attended; False swaps the two.
-        conv_norm: Layer applied to the convolved part before the convolution, called with the channel count.
+        conv_norm: Builds the layer applied to the convolved part before the convolution, such as ``nn.BatchNorm2d``;
+            called with the channel count and the keywords ``device`` and ``dtype``.
         bias: Give the convolution a bias.
         device: Device of the parameters.
         dtype: Data type of the parameters.
@@ -153,11 +161,12 @@ class PATConv(nn.Module):
         does not end in a BatchNorm.
         """
         folded = copy.deepcopy(self)
-        if not isinstance(self.conv_norm, nn.Identity) and not any(self.conv.padding):
-            folded.conv_norm = nn.Identity()
-            folded.conv = fold_input_affine(self.conv, *batch_norm_affine(self.conv_norm, self.conv.weight[0, :, 0, 0]))
-        elif not isinstance(self.conv_norm, nn.Identity):
-            folded.conv_norm = ChannelAffine(*batch_norm_affine(self.conv_norm, self.conv.weight[0, :, 0, 0]))
+        if is_plain_batch_norm(self.conv_norm):
+            affine = batch_norm_affine(self.conv_norm, self.conv.weight[0, :, 0, 0])
+            if any(self.conv.padding):
+                folded.conv_norm = ChannelAffine(*affine)
+            else:
+                folded.conv_norm, folded.conv = nn.Identity(), fold_input_affine(self.conv, *affine)
         folded.normalizes_conv = not isinstance(folded.conv_norm, nn.Identity)
         if parametrize.is_parametrized(folded.conv):
             folded.conv = with_weights(self.conv, self.conv.weight, self.conv.bias)

@@ -14,7 +14,7 @@ from timm.layers import DropPath, register_notrace_function
 from torch import Tensor, nn
 
 from partialnet.layers import PATConv, pat_ch, pat_sf, pat_sp
-from partialnet.layers.affine import ChannelAffine, batch_norm_affine, fold_batch_norm
+from partialnet.layers.affine import ChannelAffine, batch_norm_affine, fold_batch_norm, with_fixed_weights
 
 from .folded_block import FoldedPartialNetBlock
 
@@ -128,7 +128,7 @@ class PartialNetBlock(nn.Module):
     @torch.jit.ignore
     def fuse(self) -> nn.Module:
         """The block for inference: PAT_sp's convolution and all BatchNorms folded into the MLP."""
-        return FoldedPartialNetBlock(copy.deepcopy(self))
+        return FoldedPartialNetBlock(with_fixed_weights(copy.deepcopy(self)))
 
 
 @register_notrace_function
@@ -165,7 +165,8 @@ class PatchEmbed(nn.Module):
     def fuse(self) -> PatchEmbed:
         """A stem whose convolution has absorbed the BatchNorm."""
         folded = copy.copy(self)
-        folded._modules = {"proj": fold_batch_norm(self.proj, self.norm), "norm": nn.Identity()}
+        proj = with_fixed_weights(copy.deepcopy(self.proj))
+        folded._modules = {"proj": fold_batch_norm(proj, self.norm), "norm": nn.Identity()}
         return folded.eval()
 
 
@@ -183,7 +184,7 @@ class PatchMerging(nn.Module):
     @torch.jit.ignore
     def fuse(self) -> nn.Conv2d:
         """Convolution and BatchNorm as one convolution."""
-        return fold_batch_norm(self.reduction, self.norm)
+        return fold_batch_norm(with_fixed_weights(copy.deepcopy(self.reduction)), self.norm)
 
 
 class OutputNorm(nn.BatchNorm2d):
