@@ -17,6 +17,7 @@ Runs from a checkout without installation and without a network; needs torch, to
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import re
 import sys
 from pathlib import Path
@@ -27,6 +28,9 @@ import torch
 from gpu.plan import RUNTIMES, full_plan, possible, quick_plan
 from gpu.suite import Suite
 from result_file import add_output, result_file
+
+#: Seconds beyond the time budget after which the process ends, whatever it does.
+GRACE_SECONDS = 25
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -48,7 +52,16 @@ def main(arguments: list[str] | None = None) -> None:
     seconds = options.seconds if options.seconds is not None else 0.05 if options.quick else 1.0
     suite = Suite(device, path, options.minutes, seconds, options.compile_seconds, options.quick)
     plan = quick_plan() if options.quick else full_plan()
-    results = suite.run(list(possible(plan, options.device, options.runtimes)))
+    jobs = list(possible(plan, options.device, options.runtimes))
+    # where not even a signal ends what hangs; the result file is as the last job left it
+    faulthandler.dump_traceback_later(60 * options.minutes + GRACE_SECONDS, exit=True)
+    try:
+        results = suite.run(jobs)
+    except KeyboardInterrupt:
+        print(f"interrupted: {len(suite.results['rows'])} rows are in {path}")
+        raise SystemExit(130) from None
+    finally:
+        faulthandler.cancel_dump_traceback_later()
     for entry in results["skipped"]:
         print(f"skipped: {entry['job']} ({entry['reason']})")
     print(f"{len(results['rows'])} rows, {len(results['failed'])} failures, {results['seconds']:.0f} s")

@@ -120,10 +120,13 @@ def heading(result: dict[str, Any]) -> str:
     """Device, versions and ceilings in a paragraph."""
     environment, ceilings = result["environment"], result["ceilings"]
     versions = ", ".join(f"{name} {environment['versions'].get(name)}" for name in ("torch", "timm"))
+    clocks = [row["sm_clock_mhz"] for row in result["rows"] if "sm_clock_mhz" in row]
+    clock = f" SM clock {min(clocks):,.0f}–{max(clocks):,.0f} MHz." if clocks else ""
     rates = ", ".join(f"{precision} {rate:.3g} TFLOP/s" for precision, rate in ceilings["gemm_tflops"].items())
     return (
         f"{environment['gpu'] or environment['cpu']}; {versions}; commit {environment['commit']}. Ceilings in the same "
-        f"run: copy {ceilings['copy_gb_per_s']:,.0f} GB/s; product of {ceilings['gemm_side']}² matrices: {rates}."
+        f"run: copy {ceilings['copy_gb_per_s']:,.0f} GB/s; product of {ceilings['gemm_side']}² matrices: "
+        f"{rates}.{clock}"
     )
 
 

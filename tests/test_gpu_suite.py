@@ -9,12 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import gpu_suite
 import gpu_tables
 import pytest
 import torch
 import training_speed
+from gpu import runs, state
 from gpu import suite as suite_module
 from gpu.networks import inference_network, work
 from gpu.plan import PEER_GROUPS, SIZES, Job, full_plan, pair, possible
@@ -70,6 +73,8 @@ def test_command_without_the_optional_packages(tmp_path: Path):
     assert {row["precision"] for row in rows} == {"bf16", "fp32"}
     assert {row["layout"] for row in rows} == {"channels_last", "contiguous"}
     for row in rows:
+        tried_both = row["task"] == "inference" and row["layout"] == "channels_last"
+        assert row["form"] in ("plain", "torch") if tried_both else row["form"] == "plain"
         assert row["q1_ms"] <= row["median_ms"] <= row["q3_ms"]
         assert row["images_per_second"] == pytest.approx(1e3 * row["batch_size"] / row["median_ms"], rel=1e-3)
         assert row["rounds"] >= 7
@@ -179,6 +184,38 @@ def test_failing_and_missing_networks_are_named(tmp_path: Path):
     assert "failed: gpu_suite_failing (inference eager fp32 channels_last batch 2): RuntimeError" in gaps
 
 
+def test_the_faster_form_counts_and_one_may_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    job = Job(("gpu_suite_small", "test_resnet"), batch_size=1, img_size=32, precision="fp32")
+    original = runs._model
+
+    class Slow(nn.Module):
+        def __init__(self, network: nn.Module) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.01)
+            return self.network(images)
+
+    def model(name: str, form: Any, job: Job, device: torch.device) -> nn.Module:
+        if name == "gpu_suite_small" and form == "torch":
+            raise RuntimeError("CUDA out of memory")
+        found = original(name, form, job, device)
+        return Slow(found) if form is None else found
+
+    monkeypatch.setattr(runs, "_model", model)
+    result = small_suite(tmp_path / "result.json").run([job])
+    assert {row["model"]: row["form"] for row in result["rows"]} == {"gpu_suite_small": "plain", "test_resnet": "torch"}
+    (failed,) = result["failed"]
+    assert failed["models"] == ["gpu_suite_small"]
+    assert failed["error"] == "in another form: RuntimeError: CUDA out of memory"
+
+
+def test_compilers_and_contiguous_networks_get_the_plain_form():
+    plain = [job for job in full_plan() if runs.forms(job) == (None,)]
+    assert plain == [j for j in full_plan() if j.runtime == "compile" or j.task == "training" or not j.channels_last]
+
+
 def test_without_its_reference_a_network_has_no_ratio(tmp_path: Path):
     names = ("gpu_suite_failing", "gpu_suite_small")
     (row,) = small_suite(tmp_path / "result.json").run([Job(names, batch_size=2, img_size=32)])["rows"]
@@ -215,6 +252,87 @@ def test_rows_are_on_disk_before_the_next_job(tmp_path: Path, monkeypatch: pytes
     assert [row["model"] for row in result["rows"]] == ["gpu_suite_small", "test_resnet"]
     assert not result["finished"]
     assert "cut off" in gpu_tables.gaps(result)
+
+
+def test_an_interrupted_command_says_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    limits: list[float] = []
+
+    def interrupted(self: Suite, jobs: Any) -> None:
+        self.results["rows"].append({})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Suite, "run", interrupted)
+    monkeypatch.setattr("faulthandler.dump_traceback_later", lambda seconds, exit: limits.append(seconds * exit))
+    monkeypatch.setattr("faulthandler.cancel_dump_traceback_later", lambda: limits.append(0))
+    path = tmp_path / "result.json"
+    with pytest.raises(SystemExit) as stop:
+        gpu_suite.main(["--device", "cpu", "--quick", "--minutes", "2", "--output", str(path)])
+    assert stop.value.code == 130
+    assert capsys.readouterr().out == f"interrupted: 1 rows are in {path}\n"
+    # what hangs where no signal reaches it would have been ended soon after the time budget, and nothing else
+    assert limits == [2 * 60 + gpu_suite.GRACE_SECONDS, 0]
+
+
+def test_after_an_error_that_the_device_does_not_survive_the_rest_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def broken() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    jobs = [Job(("gpu_suite_small", "test_resnet"), batch_size=size, img_size=32, precision="fp32") for size in (1, 2)]
+    monkeypatch.setattr(torch.compiler, "reset", broken)
+    monkeypatch.setattr(suite_module, "usable", lambda device: False)
+    result = small_suite(tmp_path / "result.json").run(jobs)
+    assert [row["batch_size"] for row in result["rows"]] == [1, 1]
+    assert result["skipped"] == [{"job": jobs[1].label, "reason": "the device stopped working"}]
+
+
+def test_what_nvidias_tools_say_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cuda = torch.device("cuda", 0)
+    known = SimpleNamespace(
+        name="NVIDIA X", total_memory=2**34, major=9, minor=0, multi_processor_count=8, uuid="12-ab"
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: known)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    without = state.device_facts(cuda)
+    assert (without["gpu"], without["gpu_memory_gib"], without["compute_capability"]) == ("NVIDIA X", 16.0, "9.0")
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        f"#!{sys.executable}\nimport sys\nassert '--id=GPU-12-ab' in sys.argv\nprint('580.1, 1980, [N/A]')\n"
+    )
+    program.chmod(0o755)
+    driver = {"driver": "580.1", "max_sm_clock_mhz": "1980", "power_limit_w": "[N/A]"}
+    assert state.device_facts(cuda) == without | driver
+    program.write_text(f"#!{sys.executable}\nraise SystemExit(9)\n")
+    assert state.device_facts(cuda) == without
+
+    def absent(device: torch.device) -> int:
+        raise ModuleNotFoundError("pynvml")
+
+    monkeypatch.setattr(torch.cuda, "clock_rate", lambda device: 1755)
+    monkeypatch.setattr(torch.cuda, "temperature", absent)
+    assert state.device_state(cuda) == {"sm_clock_mhz": 1755}
+    assert state.device_state(CPU) == {}
+
+
+def test_a_gpu_that_was_idle_warms_up_before_it_is_timed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("gpu.timing.WARM_UP_SECONDS", 0.05)
+    calls: list[float] = []
+
+    def measured(device_type: str) -> int:
+        watch: Any = lambda run, calls=1: run() or 1.0  # noqa: E731
+        watch.device = torch.device(device_type)
+        calls.clear()
+        run = lambda: (time.sleep(0.002), calls.append(time.perf_counter()))[0]  # noqa: E731
+        samples = interleave({"a": run}, watch, seconds=0.05, latency=True, min_rounds=5, max_rounds=5)
+        assert len(samples["a"].milliseconds) == 5
+        return len(calls)
+
+    assert measured("cpu") == 2 + 2 + 5
+    assert measured("cuda") > 2 + 2 + 5
 
 
 def test_time_limit_ends_python_that_ignores_errors():
@@ -290,8 +408,6 @@ def test_ratio_is_of_the_same_round():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_command_on_a_gpu(tmp_path: Path):
-    import gpu_suite
-
     output = tmp_path / "result.json"
     gpu_suite.main(["--quick", "--compile-seconds", "240", "--output", str(output)])
     result = json.loads(output.read_text())

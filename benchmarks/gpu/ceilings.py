@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
 import torch
 
 from .runs import set_precision
-from .timing import Run, Stopwatch
+from .timing import WARM_UP_SECONDS, Run, Stopwatch
 
 DTYPES = {"bf16": torch.bfloat16, "tf32": torch.float32, "fp32": torch.float32}
 
@@ -44,4 +45,8 @@ def gemm_rate(device: torch.device, precision: str, side: int) -> float:
 
 def _median_ms(device: torch.device, run: Run) -> float:
     stopwatch = Stopwatch(device)
-    return float(np.median([stopwatch(run) for _ in range(13)][3:]))
+    end = time.perf_counter() + (WARM_UP_SECONDS if device.type == "cuda" else 0.0)
+    stopwatch(run)
+    while time.perf_counter() < end:
+        stopwatch(run)
+    return float(np.median([stopwatch(run) for _ in range(15)]))

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import partialnet
+from partialnet.layers.inference import Runtime
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,13 @@ class Work:
 
 
 @cache
-def inference_network(name: str, img_size: int) -> nn.Module:
-    """The folded network on the CPU in float32, to be copied: ours by ``fold``, others re-parameterised and folded."""
+def inference_network(name: str, img_size: int, form: Runtime | None = None) -> nn.Module:
+    """The folded network on the CPU in float32, to be copied: ours by ``fold``, others re-parameterised and folded.
+
+    ``form`` is what ``fold`` calls runtime: "torch" makes matrix products of the convolutions that are.
+    """
     torch.manual_seed(0)
-    return partialnet.fold(timm.create_model(name).eval(), img_size)
+    return partialnet.fold(timm.create_model(name).eval(), img_size, form)
 
 
 @cache

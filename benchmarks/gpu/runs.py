@@ -12,7 +12,7 @@ import types
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import timm
@@ -20,6 +20,8 @@ import torch
 from torch import nn
 from torch._functorch import config as functorch_config
 from training_step import training_step
+
+from partialnet.layers.inference import Runtime
 
 from .networks import inference_network
 from .plan import Job
@@ -53,13 +55,27 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, previous)
 
 
+#: Seconds for which two forms of a network are tried.
+TRIAL_SECONDS = 0.05
+
+
 @dataclass(frozen=True)
 class Prepared:
-    """What runs a network once, how long making it took, and the memory it needs at most (None on the CPU)."""
+    """One network under one setting.
+
+    Attributes:
+        run: Runs it once.
+        form: What it is folded for, as ``fold`` calls it; None is the plain form.
+        seconds: How long making it took.
+        peak_memory_mb: The memory it needs at most; None on the CPU.
+        errors: What kept other forms from being tried.
+    """
 
     run: Run
+    form: Runtime | None
     seconds: float
     peak_memory_mb: float | None
+    errors: tuple[Exception, ...] = field(default=())
 
 
 @dataclass(frozen=True)
@@ -82,16 +98,54 @@ def set_precision(precision: str) -> None:
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
+def forms(job: Job) -> tuple[Runtime | None, ...]:
+    """What networks are folded for, of which the fastest counts.
+
+    Matrix products save the kernels that add a convolution's bias, but mergings of patches take a copy more. They see
+    maps in the channels_last layout; compilers get the plain form, to merge what they like.
+    """
+    eager = job.task == "inference" and job.runtime != "compile" and job.channels_last
+    return (None, "torch") if eager else (None,)
+
+
 def prepare(name: str, job: Job, device: torch.device, compile_mode: str, compile_seconds: float) -> Prepared:
-    """Build, place, compile and warm up one network.
+    """Build, place, compile and warm up one network, in the fastest of its forms.
 
     Raises:
         CompileTimeout: Compiling took more than ``compile_seconds``.
+        Exception: Whatever no form of the network can be run for.
     """
+    found: list[Prepared] = []
+    errors: list[Exception] = []
+    for form in forms(job):
+        try:
+            found.append(_prepare(name, form, job, device, compile_mode, compile_seconds))
+        except Exception as error:
+            errors.append(error.with_traceback(None))  # whose frames would keep tensors on the device
+        if errors:
+            free(device)
+    if not found:
+        raise errors[0]
+    fastest = found[0] if len(found) == 1 else min(found, key=lambda prepared: _trial(prepared.run, device))
+    return replace(fastest, errors=tuple(errors))
+
+
+def _trial(run: Run, device: torch.device) -> float:
+    """The least of a few times, in milliseconds."""
+    stopwatch, end = Stopwatch(device), time.perf_counter() + TRIAL_SECONDS
+    best = stopwatch(run)
+    while time.perf_counter() < end:
+        best = min(best, stopwatch(run))
+    return best
+
+
+def _prepare(
+    name: str, form: Runtime | None, job: Job, device: torch.device, compile_mode: str, compile_seconds: float
+) -> Prepared:
     begin = time.perf_counter()
     set_precision(job.precision)
     memory = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-    model = _model(name, job, device)
+    model = _model(name, form, job, device)
     if job.runtime == "compile":
         # dynamic=False: a second batch size is another kernel, not a general one
         model.compile(mode=compile_mode, dynamic=False)
@@ -109,7 +163,7 @@ def prepare(name: str, job: Job, device: torch.device, compile_mode: str, compil
         peak = (torch.cuda.max_memory_allocated(device) - memory) / 1e6
         if job.task == "inference" and job.runtime in ("cudagraph", "compile"):
             run = capture(run)
-    return Prepared(run, time.perf_counter() - begin, peak)
+    return Prepared(run, form, time.perf_counter() - begin, peak)
 
 
 def capture(run: Run) -> Replay:
@@ -129,7 +183,13 @@ def capture(run: Run) -> Replay:
 
 def release(device: torch.device) -> None:
     """Give back what the last job held, and forget what was compiled: PyTorch limits variants of one function."""
-    torch.compiler.reset()
+    with suppress(RuntimeError):  # as in ``free``
+        torch.compiler.reset()
+    free(device)
+
+
+def free(device: torch.device) -> None:
+    """Give back the memory of what is gone."""
     gc.collect()
     if device.type == "cuda":
         # after some errors even this fails; ``usable`` finds out
@@ -167,11 +227,11 @@ def _layout(job: Job) -> torch.memory_format:
     return torch.channels_last if job.channels_last else torch.contiguous_format
 
 
-def _model(name: str, job: Job, device: torch.device) -> nn.Module:
+def _model(name: str, form: Runtime | None, job: Job, device: torch.device) -> nn.Module:
     if job.task == "training":
         torch.manual_seed(0)
         return timm.create_model(name).train().to(device, memory_format=_layout(job))
-    model = copy.deepcopy(inference_network(name, job.img_size))
+    model = copy.deepcopy(inference_network(name, job.img_size, form))
     return model.to(device, torch.bfloat16 if job.precision == "bf16" else torch.float32, memory_format=_layout(job))
 
 

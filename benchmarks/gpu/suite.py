@@ -17,7 +17,8 @@ from partialnet.files import write_json
 from .ceilings import measure_ceilings
 from .networks import missing, work
 from .plan import PRECISIONS, Job
-from .runs import CompileTimeout, Prepared, prepare, release, usable
+from .runs import CompileTimeout, Prepared, free, prepare, release, usable
+from .state import device_facts, device_state
 from .timing import Samples, Stopwatch, interleave
 
 #: The compiler's modes, the next for when one takes too long; without its own CUDA graphs, which come from ``capture``.
@@ -53,7 +54,7 @@ class Suite:
         self.begin = time.monotonic()
         self.seconds_per_network = dict(FIRST_GUESS)
         self.results = {
-            "environment": environment() | _device_facts(self.device),
+            "environment": environment() | device_facts(self.device),
             "finished": False,
             "minutes": self.minutes,
             "ceilings": {},
@@ -133,15 +134,21 @@ class Suite:
                 prepared[name] = prepare(name, job, self.device, mode, limit)
             except Exception as error:
                 self.fail(job, (name,), error)
+            else:
+                for problem in prepared[name].errors:
+                    self.fail(job, (name,), f"in another form: {_sentence(problem)}")
+                continue
+            free(self.device)  # the others may need what it took
         runs = {name: entry.run for name, entry in prepared.items()}
         samples = interleave(runs, Stopwatch(self.device), self.seconds, latency=job.batch_size == 1)
+        state = device_state(self.device)
         reference = samples.get(job.names[0])
         for name, sample in samples.items():
             if sample.error is not None:
                 self.fail(job, (name,), sample.error)
                 continue
             whole = reference if reference is not None and reference.error is None else None
-            row = self.row(name, job, mode, prepared[name], sample, whole)
+            row = self.row(name, job, mode, prepared[name], sample, whole) | state
             self.results["rows"].append(row)
             speed = f"{row['median_ms']:9.3f} ms {row['images_per_second']:10.0f} images/s"
             ratio = "" if row["ratio"] is None else f"   ratio {row['ratio']:.2f}"
@@ -162,6 +169,7 @@ class Suite:
             "batch_size": job.batch_size,
             "img_size": job.img_size,
             "model": name,
+            "form": prepared.form or "plain",
             "median_ms": median,
             "q1_ms": q1,
             "q3_ms": q3,
@@ -216,18 +224,3 @@ def _sentence(error: BaseException) -> str:
 
 def _rounded(value: Any) -> Any:
     return float(f"{value:.5g}") if isinstance(value, float) else value
-
-
-def _device_facts(device: torch.device) -> dict[str, Any]:
-    if device.type != "cuda":
-        return {"device": device.type, "gpu": None}
-    properties = torch.cuda.get_device_properties(device)
-    return {
-        "device": device.type,
-        "gpu": properties.name,
-        "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
-        "compute_capability": f"{properties.major}.{properties.minor}",
-        "multiprocessors": properties.multi_processor_count,
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-    }

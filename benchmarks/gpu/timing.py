@@ -12,6 +12,9 @@ import torch
 
 Run = Callable[[], object]
 
+#: Seconds until a GPU that had nothing to do has its clocks up.
+WARM_UP_SECONDS = 0.2
+
 
 class Stopwatch:
     """Milliseconds of a call on a device: CUDA events on a GPU, the wall clock on the CPU."""
@@ -92,10 +95,13 @@ def interleave(
         estimate = attempt(name, lambda run=run: stopwatch(run, 3 if stopwatch.device.type == "cuda" else 1))
         if not latency and stopwatch.device.type == "cuda" and estimate > 0:
             samples[name].calls = min(max(math.ceil(50 / estimate), 3), 100)
-    for _ in range(2):
+    begin, rounds = time.perf_counter(), 0
+    warm_up = min(WARM_UP_SECONDS, seconds) if stopwatch.device.type == "cuda" else 0.0
+    while rounds < 2 or time.perf_counter() - begin < warm_up:
         for name, run in contestants.items():
             if samples[name].error is None:
                 attempt(name, lambda run=run, name=name: stopwatch(run, samples[name].calls))
+        rounds += 1
     begin = time.perf_counter()
     rounds = 0
     while rounds < min_rounds or (rounds < max_rounds and time.perf_counter() - begin < seconds * len(contestants)):
