@@ -252,7 +252,7 @@ def test_an_interrupted_run_goes_on(photos: Path, tmp_path: Path, monkeypatch: p
 
     with monkeypatch.context() as patched:
         patched.setattr(engine.RunKeeper, "_finish_epoch", stop_after_the_first)
-        with pytest.raises(RunInterrupted, match="The same command goes on with"):
+        with pytest.raises(RunInterrupted, match="The same command continues with"):
             accuracy.train_rows(TABLES[4], configs, str(photos), tmp_path)
     told: list[str] = []
     found = accuracy.train_rows(TABLES[4], configs, str(photos), tmp_path, told.append)["ch"]
@@ -268,7 +268,7 @@ def test_an_interrupted_run_goes_on(photos: Path, tmp_path: Path, monkeypatch: p
     [
         (("--table", "5"), "'5' is not one of"),
         (("--table", "4", "--row", "all"), "Table 4 has no row 'all'"),
-        (("--table", "4", "--model", "resnet18"), "'resnet18' is none"),
+        (("--table", "4", "--model", "resnet18"), "'resnet18' is not one"),
         (("--table", "4", "--model-args", "mlp_attention=false"), "leave it out of --model-args"),
         (("--table", "4", "--epochs", "3"), "--epochs is for training: give --data"),
         (("--table", "4", "--threads", "2"), "--bench-threads"),

@@ -188,7 +188,7 @@ def test_a_folded_network_gives_the_same_map(runtime: Any) -> None:
     whole = Explainer(checkpoint).class_map(image(), 1)
     folded = Explainer(checkpoint.fold(runtime=runtime))
     np.testing.assert_allclose(folded.class_map(image(), 1).values, whole.values, atol=2e-3)
-    with pytest.raises(UserError, match="folded, its gates are merged"):
+    with pytest.raises(UserError, match="folded, so its gates are merged"):
         read_gates(folded, image())
 
 

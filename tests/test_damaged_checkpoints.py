@@ -119,7 +119,7 @@ def test_file_of_another_kind(content: bytes, suffix: str, tmp_path: Path) -> No
 def test_text_is_told_without_the_readers_own_words(tmp_path: Path) -> None:
     path = tmp_path / "note.txt"
     path.write_text("text\n")
-    with pytest.raises(UserError, match=r"note\.txt' is damaged or no checkpoint\.$"):
+    with pytest.raises(UserError, match=r"note\.txt' is damaged or not a checkpoint\.$"):
         load(path)
 
 
@@ -127,7 +127,7 @@ def test_text_is_told_without_the_readers_own_words(tmp_path: Path) -> None:
 def test_torchscript_is_told_without_the_readers_advice(tmp_path: Path) -> None:
     """PyTorch's message goes on to advise ``weights_only=False``, which would run the code in the file."""
     torch.jit.save(torch.jit.trace(nn.ReLU(), torch.zeros(1)), tmp_path / "script.pt")
-    with pytest.raises(UserError, match=r"script\.pt' is damaged or no checkpoint: .*TorchScript") as error:
+    with pytest.raises(UserError, match=r"script\.pt' is damaged or not a checkpoint: .*TorchScript") as error:
         load(tmp_path / "script.pt")
     assert_one_sentence(error)
     assert "likely succeed" not in str(error.value)

@@ -268,7 +268,7 @@ def test_torchvision_that_cannot_be_downloaded(tmp_path: Path, monkeypatch: pyte
         raise OSError("no route to host")
 
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", fail)
-    with pytest.raises(UserError, match=r"torchvision:CIFAR10 cannot be had in .*: no route to host"):
+    with pytest.raises(UserError, match=r"torchvision:CIFAR10 cannot be loaded from .*: no route to host"):
         open_data("torchvision:CIFAR10", root=tmp_path)
 
 
@@ -529,7 +529,7 @@ def test_hugging_face_in_a_folder(form: str, tmp_path: Path) -> None:
 
 
 def test_mistakes_with_hugging_face(hub: dict[str, dict[str, Rows]], monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="cannot be had"):
+    with pytest.raises(UserError, match="cannot be loaded"):
         open_data("hfds/unknown")
     hub["text"] = {"train": Rows({"sentence": "string", "label": ClassLabel()}, {"photo": [], "label": []})}
     with pytest.raises(UserError, match="no column of images"):

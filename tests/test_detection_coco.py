@@ -314,10 +314,10 @@ def test_names_that_lead_to_one_file_are_left_out(root: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"images": [{"id": 1, "file_na', r"is no complete JSON file \(line 1, column \d+\); it may have been cut"),
-        ("", "is no complete JSON file"),
-        ("[" * 100_000, "is no complete JSON file"),
-        ("[]", "is no COCO file"),
+        ('{"images": [{"id": 1, "file_na', r"is not a complete JSON file \(line 1, column \d+\); it may have been cut"),
+        ("", "is not a complete JSON file"),
+        ("[" * 100_000, "is not a complete JSON file"),
+        ("[]", "is not a COCO file"),
         ('{"images": [], "annotations": []}', "has no list 'categories'"),
         ('{"images": [], "annotations": [], "categories": []}', "has no categories"),
         ('{"images": [], "annotations": [], "categories": [{"id": 1}]}', "lacks a whole number as its id, or a name"),

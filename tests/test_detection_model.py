@@ -147,7 +147,7 @@ def test_unfit_backbones_are_refused(name: str, told: str) -> None:
         ({"img_size": (800, 600)}, "img_size"),
         ({"drop_path": 0.1}, "no setting 'drop_path'"),
         ({"model_args": {"depths": (1, 2)}}, "cannot be built"),
-        ({"model_args": {"in_chans": 1}}, r"3 channels, but partialnet_t0 is to take 1; leave in_chans\."),
+        ({"model_args": {"in_chans": 1}}, r"3 channels, but partialnet_t0 is to take 1; leave out in_chans\."),
         ({"model_args": {"name": "resnet18"}}, "unexpected keyword argument 'name'"),
         ({"model_args": {"class_names": ["cat"]}}, "unexpected keyword argument 'class_names'"),
     ],

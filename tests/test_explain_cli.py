@@ -164,7 +164,7 @@ def test_broken_images_are_told_and_the_others_explained(explain: Command, run_f
         (["--stage", "9"], "no stage 9"),
         (["--method", "grad-cam"], "Did you mean gradcam"),
         (["--method", "eigencam", "--target", "church"], "leave one of them out"),
-        (["--method", "eigencam", "--scores"], "--scores need a class"),
+        (["--method", "eigencam", "--scores"], "--scores needs a class"),
         (["--position", "here"], "must be X,Y"),
         (["--position", "1,2,3"], "must be X,Y"),
         (["--boxes", "missing.json"], "no file 'missing.json'"),
@@ -198,7 +198,7 @@ def test_a_folded_checkpoint_has_maps_and_no_gates(explain: Command, photos: Pat
     checkpoint.fold().save(tmp_path / "folded")
     code, _, err = explain(tmp_path / "folded", photos / "0.png", "-o", tmp_path / "out")
     assert code == 0
-    assert "is folded, its gates are merged" in err
+    assert "is folded, so its gates are merged" in err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["maps.png"]
 
 

@@ -149,7 +149,7 @@ def test_an_export_that_disagrees_brings_a_float_one_and_a_warning(checkpoint, t
     half = tmp_path / "half.safetensors"
     result = CliRunner().invoke(cli, [*command, str(half), "-p", "fp16"], catch_exceptions=False)
     kept = tmp_path / "half_fp32.safetensors"
-    assert "Warning: fp16 names PyTorch's class on 100.0% of the images" in result.stderr
+    assert "Warning: fp16 agrees with PyTorch's class on 100.0% of the images" in result.stderr
     assert str(kept) in result.stderr
     assert json.loads(Path(f"{kept}.json").read_text())["precision"] == "fp32"
     assert json.loads(Path(f"{half}.json").read_text())["kept"] == kept.name
@@ -159,7 +159,7 @@ def test_an_export_that_disagrees_brings_a_float_one_and_a_warning(checkpoint, t
     assert kept.read_bytes() == before
     as_json = CliRunner().invoke(cli, [*command, str(half), "-p", "fp16", "--json", "-"], catch_exceptions=False)
     assert json.loads(as_json.stdout)["precision"] == "fp16"
-    assert "Warning: fp16 names PyTorch's class" in as_json.stderr
+    assert "Warning: fp16 agrees with PyTorch's class" in as_json.stderr
     full = CliRunner().invoke(cli, [*command, str(tmp_path / "full.safetensors")], catch_exceptions=False)
     assert "do not rely on it" in full.stderr
     assert not list(tmp_path.glob("full_*"))

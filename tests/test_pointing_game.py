@@ -100,14 +100,14 @@ def test_categories_are_matched_by_name_or_as_given(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "no complete JSON file"),
-        ("[]", "no COCO file"),
+        ("{", "not a complete JSON file"),
+        ("[]", "not a COCO file"),
         ('{"images": [], "annotations": []}', "no list 'categories'"),
         (
             '{"categories": [], "images": [], "annotations": [{"bbox": [0, 0, 1, 1], "image_id": 3}]}',
             "3 is missing or refers to nothing",
         ),
-        ('{"categories": [], "images": [], "annotations": [{"bbox": [0, 1]}]}', "no COCO file"),
+        ('{"categories": [], "images": [], "annotations": [{"bbox": [0, 1]}]}', "not a COCO file"),
     ],
 )
 def test_damaged_boxes_are_told_in_a_sentence(tmp_path: Path, content: str, message: str) -> None:

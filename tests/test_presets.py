@@ -159,7 +159,7 @@ def test_a_stopped_run_goes_on(
     with pytest.raises(SystemExit) as error:
         run(tmp_path)
     assert error.value.code == 130
-    assert "The same command goes on" in capsys.readouterr().err
+    assert "The same command continues" in capsys.readouterr().err
     first = json.loads((tmp_path / "comparison.json").read_text())["measurements"]
     assert [row["name"] for row in first] == ["PartialNet-T0"]
 

@@ -229,8 +229,8 @@ def test_plan_survives_its_file(tmp_path: Path) -> None:
     [
         (None, "There is no plan"),
         ("{", "cannot be read as a plan"),
-        ("[1]", "is no plan"),
-        ('{"format": "other"}', "is no plan"),
+        ("[1]", "is not a plan"),
+        ('{"format": "other"}', "is not a plan"),
         ('{"format": "partialnet plan 1"}', "is not whole"),
     ],
 )

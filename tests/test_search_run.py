@@ -351,7 +351,7 @@ def test_a_file_of_few_epochs(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["--theta", "0.5"], "theta is 0.5 but must be at least 1"),
         (["--theta", "2,many"], "theta is 'many'"),
         (["--scope", "stage9"], "no partial convolution"),
-        (["--scope", "("], "no regular expression"),
+        (["--scope", "("], "not a regular expression"),
         (["--ema", "0.9"], "average of gates"),
         (["--epochs", "2", "--warmup-epochs", "2"], "warmup_epochs=2 must be less than epochs=2"),
         (["--model", "resnet18"], "no partial convolution"),

@@ -301,11 +301,11 @@ def test_mistakes_are_one_sentence(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("epochs: [", "is no YAML file.*line"),
+        ("epochs: [", "is not a YAML file.*line"),
         ("just words", "lines of the form"),
         ("epoch: 3", "no setting 'epoch' in .*mean epochs"),
         ("lr: fast", "lr is 'fast'"),
-        ("!!python/object/apply:os.system ['true']", "is no YAML file"),
+        ("!!python/object/apply:os.system ['true']", "is not a YAML file"),
     ],
 )
 def test_wrong_files(

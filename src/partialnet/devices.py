@@ -19,7 +19,7 @@ def find_device(name: str | None = None) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError, ImportError):
-        raise UserError(f"PyTorch sees no device {name!r} here; `cpu` is always there.") from None
+        raise UserError(f"PyTorch sees no device {name!r} here; `cpu` always works.") from None
     if device.type == "meta":
         raise UserError("The device 'meta' computes nothing; give cpu or cuda.")
     return device

@@ -40,7 +40,7 @@ class Classifier:
     def __init__(self, checkpoint: Checkpoint, device: str | torch.device = "cpu") -> None:
         channels = checkpoint.input_config["input_size"][0]
         if not checkpoint.num_classes:
-            raise UserError("This network has no classes, it gives features only; it cannot predict.")
+            raise UserError("This network has no classes and gives features only, so it cannot predict.")
         if channels != 3:
             raise UserError(f"This network reads images of {channels} channels; only RGB images can be classified.")
         self.device = torch.device(device)

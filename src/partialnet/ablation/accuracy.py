@@ -102,7 +102,7 @@ def train_rows(
             train(config, data, folders[key], resume=True)
         except RunInterrupted as interruption:
             where = str(interruption).partition(" Continue with:")[0]
-            raise RunInterrupted(f"{where} The same command goes on with {folders[key]}.") from interruption
+            raise RunInterrupted(f"{where} The same command continues with {folders[key]}.") from interruption
     names = list(dict.fromkeys(name for _, name in configs))
     return {name: _collect(name, folders) for name in names}
 

@@ -113,7 +113,7 @@ class AblationTable:
 def _variant(model: str) -> PartialNet:
     network = timm.create_model(model, device="meta") if timm.is_model(model) else None
     if not isinstance(network, PartialNet):
-        raise UserError(f"The ablations change PartialNet; {model!r} is none. Choose partialnet_t0 to partialnet_l.")
+        raise UserError(f"The ablations change PartialNet; {model!r} is not one. Choose partialnet_t0 to partialnet_l.")
     return network
 
 

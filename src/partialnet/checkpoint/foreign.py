@@ -89,7 +89,7 @@ def build_released(path: Path, released: ReleasedNetwork) -> nn.Module:
     try:
         model = PartialNet(**released.arguments)
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"The tensors in {str(path)!r} describe no PartialNet: {error}") from error
+        raise UserError(f"The tensors in {str(path)!r} do not describe a PartialNet: {error}") from error
     num_stages = len(released.arguments["depths"])
     if not released.arguments["out_norms"]:
         load_tensors(model, released.state_dict, path)
@@ -117,15 +117,15 @@ def _read_pickled(path: Path) -> Any:
         raise UserError(f"{str(path)!r} is a folder, not a checkpoint.") from None
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{str(path)!r} holds something other than tensors, or is no checkpoint; it was not loaded and nothing in "
-            "it was run."
+            f"{str(path)!r} holds something other than tensors, or is not a checkpoint; it was not loaded and nothing "
+            "in it was run."
         ) from error
     except Exception as error:  # torch's reader raises whatever a damaged file leads it to
         # of a file without structure it stumbles over its own lists and keys, which says nothing to a reader
         spoken = isinstance(error, (RuntimeError, EOFError, OSError)) and str(error)
         # its further sentences may advise to load the file with whatever code is in it
         reason = f": {first_line(error).partition('. ')[0].removesuffix('.')}" if spoken else ""
-        raise UserError(f"{str(path)!r} is damaged or no checkpoint{reason}.") from error
+        raise UserError(f"{str(path)!r} is damaged or not a checkpoint{reason}.") from error
 
 
 def _unwrap(content: Any) -> dict[str, Tensor]:

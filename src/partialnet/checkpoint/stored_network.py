@@ -105,7 +105,7 @@ def _read(source: str | Path, weights: bool = True) -> StoredNetwork:
             names = file.keys() if weights else ()
             tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{str(path)!r} is damaged or no safetensors file: {error}") from error
+        raise UserError(f"{str(path)!r} is damaged or not a safetensors file: {error}") from error
     if header is None and (path.parent / CONFIG_NAME).is_file():
         header = (path.parent / CONFIG_NAME).read_text(errors="replace")
     if header is None:

@@ -209,14 +209,14 @@ def _bench_preset(conditions: Conditions, names: tuple[str, ...], runtimes: list
     folder = output or Path(f"bench_{conditions.preset}_{conditions.precision}_{where}")
     comparison = open_comparison(folder, conditions)
     if comparison.measurements:
-        click.echo(f"Going on in {folder}: {len(comparison.measurements)} rows are finished.", err=True)
+        click.echo(f"Continuing in {folder}: {len(comparison.measurements)} rows are finished.", err=True)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         failed = measure_rows(chosen, runtimes, comparison, folder, lambda text: click.echo(text, err=True))
     except KeyboardInterrupt:
         if comparison.measurements:
             comparison.save(folder)  # what failed since the last finished row
-        click.echo(f"\nStopped. The same command goes on with the rows that {folder} lacks.", err=True)
+        click.echo(f"\nStopped. The same command continues with the rows that {folder} lacks.", err=True)
         raise
     if not comparison.measurements:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in comparison.failures.items())

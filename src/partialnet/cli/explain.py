@@ -110,7 +110,7 @@ def explain(
     point = _parse_position(position)
     box_set = read_boxes(boxes) if boxes else None
     if target is not None and method in CLASSLESS_METHODS:
-        raise UserError(f"{method} looks at no class, so that --target means nothing to it; leave one of them out.")
+        raise UserError(f"{method} does not look at a class, so --target has no effect; leave one of them out.")
     if category and box_set is None:
         raise UserError("--category says what the boxes' categories are called; give the boxes with --boxes.")
     paths = find_images(images)
@@ -174,7 +174,7 @@ def _notes(networks: Sequence[ExplainedNetwork], method: str | None, position: s
     ]
     first = networks[0]
     if first.explainer.checkpoint.folded:
-        notes.append(f"{first.name} is folded, its gates are merged: the run it came from shows them.")
+        notes.append(f"{first.name} is folded, so its gates are merged: the run it came from shows them.")
     elif position is not None and not any(
         isinstance(part, SelfAttention2d) for part in first.explainer.model.modules()
     ):

@@ -100,7 +100,7 @@ def export(
     if result.same_class < LEAST_AGREEMENT:
         instead = "do not rely on it" if result.kept is None else f"{result.kept} was written too"
         click.echo(
-            f"Warning: {precision} names PyTorch's class on {result.same_class:.1%} of the images, less than "
+            f"Warning: {precision} agrees with PyTorch's class on {result.same_class:.1%} of the images, less than "
             f"{LEAST_AGREEMENT:.0%}; {instead}.",
             err=True,
         )
@@ -112,7 +112,7 @@ def export(
     elif Path(model).exists():
         click.echo(f"\nNext: {next_command('predict', result.path)} IMAGE…")
     else:
-        click.echo("Its weights are random: it serves to measure time, not to predict.")
+        click.echo("Its weights are random: it can be timed, but its predictions mean nothing.")
 
 
 def _as_text(result: Export) -> str:

@@ -34,7 +34,9 @@ def _import_file(path: Path) -> None:
     if loaded is not None:
         if getattr(loaded, "__file__", None) == str(path.resolve()):
             return
-        raise UserError(f"--import {path}: Python has another module {path.stem!r}; give the file another name.")
+        raise UserError(
+            f"--import {path}: Python already has another module {path.stem!r}; give the file another name."
+        )
     spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
     assert spec is not None
     assert spec.loader is not None

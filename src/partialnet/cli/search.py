@@ -96,7 +96,7 @@ def search(
         _sweep(config, theta, data, folder, resume, ray, shared)
         return
     if ray is not None:
-        raise UserError("--ray searches several θ in parallel; give several, as --theta 2,4,8.")
+        raise UserError("--ray searches several θ in parallel; give several, such as --theta 2,4,8.")
 
     from partialnet.search.run import search as run
 

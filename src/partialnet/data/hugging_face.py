@@ -80,7 +80,7 @@ def open_hugging_face(name: str, val_share: float, seed: int) -> ImageData:
         loaded = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
     except Exception as error:  # of the network, the hub, the data set's own code
         reason = first_line(error).rstrip(".")
-        raise UserError(f"Data set {name!r} of the Hugging Face hub cannot be had: {reason}.") from error
+        raise UserError(f"Data set {name!r} of the Hugging Face hub cannot be loaded: {reason}.") from error
     if not isinstance(loaded, Mapping):
         loaded = {"train": loaded}
     if "train" not in loaded:

@@ -212,7 +212,9 @@ def _image_of_sample(
         return other
     dots = [name.count(".") for name in (PurePosixPath(known[0]).name, PurePosixPath(other[0]).name)]
     if dots[0] == dots[1]:
-        raise UserError(f"{known[0]!r} and {other[0]!r} in shard {str(shard)!r} are images of one sample; leave one.")
+        raise UserError(
+            f"{known[0]!r} and {other[0]!r} in shard {str(shard)!r} are images of one sample; keep only one."
+        )
     return known if dots[0] < dots[1] else other
 
 

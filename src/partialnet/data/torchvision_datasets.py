@@ -107,7 +107,7 @@ def _open(builder: Any, root: str | Path, name: str, options: dict[str, Any]) ->
         dataset = builder(root, **options, download=True)
     except Exception as error:  # of the network, the server, the disk, a missing reader of its format
         reason = first_line(error).rstrip(".")
-        raise UserError(f"torchvision:{builder.__name__} cannot be had in {str(root)!r}: {reason}.") from error
+        raise UserError(f"torchvision:{builder.__name__} cannot be loaded from {str(root)!r}: {reason}.") from error
     return TorchvisionImages(name, dataset, _labels(builder, root, dataset, options))
 
 

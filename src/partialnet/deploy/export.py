@@ -167,7 +167,9 @@ def check_export(output: Path, format: str, precision: str, calibrated: bool) ->
     if precision not in PRECISIONS[format]:
         raise UserError(f"{format} is exported in {', '.join(PRECISIONS[format])}, not in {precision}.")
     if precision == "int8" and not calibrated:
-        raise UserError("int8 needs images like those to come: give a folder of at least 100 with --calibration.")
+        raise UserError(
+            "int8 needs images like those that the network will see: give a folder of at least 100 with --calibration."
+        )
     if format == "openvino" and precision == "int8":
         require("nncf", "quantize")
     prepare_output(output, format)

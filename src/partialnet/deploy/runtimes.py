@@ -119,7 +119,7 @@ def _open_onnx(path: Path) -> _Opened:
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common class
-        raise UserError(f"{str(path)!r} is damaged or no ONNX file: {first_line(error)}") from error
+        raise UserError(f"{str(path)!r} is damaged or not an ONNX file: {first_line(error)}") from error
     entry = session.get_inputs()[0]
 
     def run(images: np.ndarray) -> list[np.ndarray]:
@@ -136,7 +136,7 @@ def _open_openvino(path: Path) -> _Opened:
         model = core.read_model(path)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]  # places in OpenVINO's source come first
-        raise UserError(f"{str(path)!r} is damaged or no OpenVINO file: {reason}") from error
+        raise UserError(f"{str(path)!r} is damaged or not an OpenVINO file: {reason}") from error
     text = model.get_rt_info([CONFIG_KEY]).value if model.has_rt_info([CONFIG_KEY]) else None
     properties = {"INFERENCE_PRECISION_HINT": _parse_config(text, path).get("inference_precision", "f32")}
     request = core.compile_model(model, "CPU", properties).create_infer_request()

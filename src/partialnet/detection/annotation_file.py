@@ -88,12 +88,12 @@ def read_lists(path: Path) -> dict[str, list[Any]]:
         raise UserError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:
         place = f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"{str(path)!r} is no complete JSON file{place}; it may have been cut off.") from None
+        raise UserError(f"{str(path)!r} is not a complete JSON file{place}; it may have been cut off.") from None
     if not isinstance(content, dict):
-        raise UserError(f"{str(path)!r} is no COCO file: it should be an object with {', '.join(_LISTS)}.")
+        raise UserError(f"{str(path)!r} is not a COCO file: it should be an object with {', '.join(_LISTS)}.")
     for name in _LISTS:
         if not isinstance(content.get(name), list):
-            raise UserError(f"{str(path)!r} is no COCO file of objects: it has no list {name!r}.")
+            raise UserError(f"{str(path)!r} is not a COCO file of objects: it has no list {name!r}.")
     return content
 
 

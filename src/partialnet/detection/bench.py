@@ -225,7 +225,7 @@ def bench_detectors(
     if any(side % 32 for side in size):
         raise UserError(f"The image's sides {size[0]}×{size[1]} must be multiples of 32.")
     if against not in models:
-        raise UserError(f"{against!r} is none of the networks that are measured: {', '.join(models)}.")
+        raise UserError(f"{against!r} is not among the networks to measure: {', '.join(models)}.")
 
     kinds = [(name, channels) for name in models for channels in pyramid_channels]
 

@@ -223,7 +223,7 @@ def create_mask_rcnn(
     if "features_only" in arguments:
         raise UserError("Model arguments of a detector may not contain features_only: it takes feature maps anyway.")
     if (channels := arguments.get("in_chans", 3)) != 3:
-        raise UserError(f"A detector takes images of 3 channels, but {name} is to take {channels}; leave in_chans.")
+        raise UserError(f"A detector takes images of 3 channels, but {name} is to take {channels}; leave out in_chans.")
     if drop_path_rate is None:
         drop_path_rate = DROP_PATH_RATES.get(split_model_name_tag(name)[0])
     if drop_path_rate is not None:

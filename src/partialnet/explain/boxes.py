@@ -137,10 +137,10 @@ def read_boxes(path: str | Path) -> BoxSet:
         }
     except KeyError as error:
         raise UserError(
-            f"{str(path)!r} is no COCO file of instances: {error} is missing or refers to nothing."
+            f"{str(path)!r} is not a COCO file of instances: {error} is missing or refers to nothing."
         ) from error
     except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{str(path)!r} is no COCO file of instances: {error}") from error
+        raise UserError(f"{str(path)!r} is not a COCO file of instances: {error}") from error
     return BoxSet(images, tuple(names.values()))
 
 

@@ -75,7 +75,7 @@ def explain_image(
             target = explainer.class_names.index(shared) if shared in explainer.class_names else None
         found = explainer.class_map(image, target, method, stage)
         if scores and found.target is None:
-            raise UserError(f"--scores need a class, which {found.method} does not look at.")
+            raise UserError(f"--scores needs a class, which {found.method} does not look at.")
         gates = None if explainer.checkpoint.folded else read_gates(explainer, image)
         findings.append(
             Finding(

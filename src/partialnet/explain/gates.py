@@ -132,7 +132,7 @@ def read_gates(explainer: Explainer, image: Image.Image) -> Gates:
         UserError: The network is folded: its gates are merged with what follows.
     """
     if explainer.checkpoint.folded:
-        raise UserError("The network is folded, its gates are merged; give the run it came from to see them.")
+        raise UserError("The network is folded, so its gates are merged; give the run it came from to see them.")
     model = explainer.model
     layers = [explainer.layers[stage] for stage in sorted(explainer.layers)]
     batch = explainer.prepare(image)

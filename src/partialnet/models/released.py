@@ -102,7 +102,7 @@ def convert_released(state_dict: Mapping[str, Tensor], act_layer: str | None = N
     except UserError:
         raise
     except (IndexError, ValueError, ZeroDivisionError) as error:
-        raise UserError("The shapes of the checkpoint's tensors describe no PartialNet.") from error
+        raise UserError("The shapes of the checkpoint's tensors do not describe a PartialNet.") from error
     return ReleasedNetwork(tensors, arguments, renamed, tuple(left))
 
 

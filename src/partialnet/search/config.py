@@ -66,4 +66,4 @@ class SearchConfig(TrainConfig):
         try:
             re.compile(self.scope or "")
         except re.error as error:
-            raise UserError(f"scope is {self.scope!r}, which is no regular expression: {error}.") from None
+            raise UserError(f"scope is {self.scope!r}, which is not a regular expression: {error}.") from None

@@ -125,7 +125,7 @@ def load_plan(path: str | Path) -> Plan:
     except (OSError, ValueError) as error:
         raise UserError(f"{str(path)!r} cannot be read as a plan: {error}.") from None
     if not isinstance(content, Mapping) or content.get("format") != FORMAT:
-        raise UserError(f"{str(path)!r} is no plan of split ratios.")
+        raise UserError(f"{str(path)!r} is not a plan of split ratios.")
     fields = {name: value for name, value in content.items() if name not in ("format", "constraint_met")}
     try:
         plan = Plan(**{**fields, "input_size": tuple(fields["input_size"])})

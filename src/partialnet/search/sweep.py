@@ -63,7 +63,7 @@ def sweep(
     if config.devices != 1 or config.num_nodes != 1:
         # further processes are started with the same command, and would begin the sweep anew
         raise UserError(
-            "A sweep searches each θ by one process; search them on several devices in parallel by --ray, or one θ "
+            "A sweep searches each θ by one process; search them on several devices in parallel with --ray, or one θ "
             "with several processes."
         )
     points = {theta: folder / f"theta-{theta:g}" for theta in sorted(set(thetas))}

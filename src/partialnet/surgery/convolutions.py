@@ -285,7 +285,7 @@ def _selector(select: Select) -> Callable[[str, nn.Conv2d], bool]:
         try:
             patterns.append(re.compile(text))
         except (re.error, TypeError) as error:
-            raise UserError(f"select={text!r} is no regular expression: {error}.") from error
+            raise UserError(f"select={text!r} is not a regular expression: {error}.") from error
     return lambda name, layer: _kind(layer) in wanted or any(pattern.search(name) for pattern in patterns)
 
 

@@ -132,9 +132,7 @@ def _launch(config: RunConfig, accelerator: str) -> Launch:
     available = torch.cuda.device_count() if accelerator == "gpu" else None
     launch = find_launch(config.devices or available or 1, config.num_nodes)
     if available is not None and launch.devices > available:
-        raise UserError(
-            f"There are to be {launch.devices} processes on each machine, but this one sees {available} GPUs."
-        )
+        raise UserError(f"Each machine is to run {launch.devices} processes, but this one sees {available} GPUs.")
     return launch
 
 

@@ -37,7 +37,7 @@ def create_network(config: TrainConfig, class_names: Sequence[str]) -> tuple[Che
     network = create_checkpoint(config.model, class_names, **arguments)
     if (channels := network.input_config["input_size"][0]) != 3:
         raise UserError(
-            f"Training is on images of 3 channels, but {config.model} is to take {channels}; leave in_chans."
+            f"Training is on images of 3 channels, but {config.model} is to take {channels}; leave out in_chans."
         )
     size = [config.img_size] * 2 if config.img_size is not None else network.input_config["input_size"][1:]
     input_config = {**network.input_config, "input_size": [3, *size], "crop_pct": config.test_crop}
@@ -74,7 +74,7 @@ def _try_size(network: Checkpoint, height: int, width: int) -> None:
     if not isinstance(answer, Tensor) or answer.shape != (1, len(network.class_names)):
         found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
         raise UserError(
-            f"{trouble}: its answer is {found}, not one number for each of {len(network.class_names)} classes."
+            f"{trouble}: its output is {found}, not one number for each of {len(network.class_names)} classes."
         )
 
 

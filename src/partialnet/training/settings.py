@@ -172,7 +172,7 @@ def read_settings(path: str) -> dict[str, Any]:
         place = getattr(error, "problem_mark", None)
         line = f" in line {place.line + 1}" if place is not None else ""
         raise UserError(
-            f"{path!r} is no YAML file: {getattr(error, 'problem', None) or 'it cannot be read'}{line}."
+            f"{path!r} is not a YAML file: {getattr(error, 'problem', None) or 'it cannot be read'}{line}."
         ) from None
     if content is None:
         return {}

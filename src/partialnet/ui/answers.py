@@ -104,7 +104,7 @@ class Network:
         if self.exported:
             notes.append("An exported file gives classes only; open the run it came from to see maps and gates.")
         elif self.checkpoint.folded:
-            notes.append("This network is folded, its gates are merged; open the run it came from to see them.")
+            notes.append("This network is folded, so its gates are merged; open the run it came from to see them.")
         if not self.explainer.num_classes:
             notes.append("This network gives features, no classes; its map is of the strongest pattern (EigenCAM).")
         return notes

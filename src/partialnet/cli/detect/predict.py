@@ -71,7 +71,7 @@ def predict(
     paths = find_images(images)
     pictures = distinct_files(output, [path.stem for path in paths], ".png")
     if overwritten := {path.resolve() for path in paths} & {picture.resolve() for picture in pictures}:
-        raise UserError(f"The pictures would replace {str(min(overwritten))!r}; name another folder by -o.")
+        raise UserError(f"The pictures would replace {str(min(overwritten))!r}; name another folder with -o.")
     where = device_for(source, device)
     exported = is_exported(source)
     if exported and (nms is not None or max_objects is not None):
