@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
 from .files import write_atomically
+from .fonts import fonts_for
 
 # colours that differ for colour-blind readers too (Okabe and Ito)
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -229,9 +231,13 @@ def printable(name: str) -> str:
 
 
 def save(figure: Figure, path: Path, dpi: float = 120) -> None:
-    """Write a figure as PNG of ``dpi`` pixels an inch, in one step."""
+    """Write a figure as PNG of ``dpi`` pixels an inch, in one step; signs that no font has become boxes."""
     for text in figure.findobj(Text):
         text.set_text(printable(text.get_text()))
+        if fonts := fonts_for(text.get_text()):
+            text.set_fontfamily([*text.get_fontfamily(), *(font.name for font in fonts)])
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the box tells, and nobody can mend it here
+        figure.savefig(buffer, format="png", dpi=dpi)
     write_atomically(path, buffer.getvalue())

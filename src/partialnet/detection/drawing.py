@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from partialnet.fonts import OWN_BOLD_FONT, font_file
 from partialnet.plots import save, shorten
 
 from .annotations import DetectionImages
@@ -145,14 +146,15 @@ def _write_captions(
     line: int,
     text_size: float,
 ) -> None:
-    font = _font(round(text_size * max(15, max(size) / 48)))
+    font_size = round(text_size * max(15, max(size) / 48))
+    _, _, _, text_height = draw.textbbox((0, 0), "Ág", font=_font(OWN_BOLD_FONT, font_size))
     taken: list[tuple[float, float, float, float]] = []
     for number, caption in enumerate(objects.captions):
         left, top, right, bottom = boxes[number].tolist()
-        _, _, text_width, text_height = draw.textbbox((0, 0), "Ág", font=font)
         if len(objects) > _FEW and min(right - left, bottom - top) < _SMALL_BOX * text_height:
             continue
         caption = shorten(caption, 32)
+        font = _font(font_file(caption), font_size)
         text_width = draw.textlength(caption, font=font)
         width, height = text_width + 8, text_height + 4
         places = [
@@ -189,9 +191,8 @@ def _overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
 
 
 @lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """matplotlib's font, which knows more alphabets than PIL's own."""
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf", size)
+def _font(file: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(file, size)
 
 
 def comparison_grid(
