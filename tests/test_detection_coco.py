@@ -335,6 +335,19 @@ def test_files_that_are_refused(root: Path, text: str, message: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("part", ["held-out", "training"])
+def test_objects_on_one_side_only(root: Path, part: str) -> None:
+    data = open_coco(str(root), val_share=0.25)
+    side = data.train if part == "held-out" else data.validation  # the other side keeps none
+    kept = {int(number) for number in side.image_ids}
+    rewritten(
+        root,
+        lambda content: content.update(annotations=[one for one in content["annotations"] if one["image_id"] in kept]),
+    )
+    with pytest.raises(UserError, match=f"none of them is among the .* {part} ones; choose another val_share or seed"):
+        open_coco(str(root), val_share=0.25)
+
+
 def test_no_objects_at_all(root: Path) -> None:
     with pytest.raises(UserError, match=r"has no object that can be used\.$"):
         rewritten(root, lambda content: content["annotations"].clear())

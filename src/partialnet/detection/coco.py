@@ -120,6 +120,7 @@ def open_coco(
         train = DetectionSubset(whole, np.flatnonzero(~chosen))
         held_out = DetectionSubset(whole, np.flatnonzero(chosen))
         split = f"{val_share:.0%} of the images held out, seed {seed}"
+        _check_each_has_objects(whole, chosen, data)
     for part, images, source in (("training", train, data), ("validation", held_out, validation or data)):
         if not images.num_instances.any():
             raise UserError(f"The {part} images of {source!r} have no object that can be used, crowds aside.")
@@ -128,6 +129,21 @@ def open_coco(
         train = DetectionSubset(train, np.flatnonzero(~images_without_objects(train)))
         return DetectionData(train, held_out, split, len(empty))
     return DetectionData(train, held_out, split)
+
+
+def _check_each_has_objects(whole: DetectionImages, chosen: np.ndarray, data: str) -> None:
+    """Refuse held-out images without any object, and training images without, where there are objects at all.
+
+    Raises:
+        UserError: All objects are on one side.
+    """
+    with_objects = whole.num_instances > 0
+    for part, there in (("training", ~chosen), ("held-out", chosen)):
+        if with_objects.any() and not with_objects[there].any():
+            raise UserError(
+                f"Only {with_objects.sum()} of the {len(whole)} images of {data!r} have an object that can be used, "
+                f"and none of them is among the {there.sum()} {part} ones; choose another val_share or seed."
+            )
 
 
 def open_held_out(data: str, class_names: Sequence[str] | None = None) -> DetectionImages:
