@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 import tempfile
 from dataclasses import replace
@@ -22,7 +23,7 @@ from partialnet.checkpoint import Checkpoint, create_checkpoint
 from partialnet.cli.main import cli
 from partialnet.data import FolderImages, Subset
 from partialnet.deploy.export import Export, export
-from partialnet.deploy.exported_files import SUFFIXES
+from partialnet.deploy.exported_files import SUFFIXES, save_onnx, save_openvino
 from partialnet.deploy.photos import collect_photos
 from partialnet.deploy.runtimes import ExportedModel, load_exported, openvino_core
 from partialnet.deploy.verify import compare_accuracy, compare_logits
@@ -32,6 +33,14 @@ from partialnet.prediction import Classifier
 from partialnet.sources import open_source
 
 CLASSES = ("ant", "bee", "cat", "dog", "elk")
+_INPUT = {
+    "input_size": [3, 8, 8],
+    "interpolation": "bilinear",
+    "mean": [0.5] * 3,
+    "std": [0.5] * 3,
+    "crop_pct": 1.0,
+    "crop_mode": "center",
+}
 
 
 @pytest.fixture(scope="module")
@@ -329,6 +338,39 @@ def test_onnx_file_of_another_program(tmp_path):
         load_exported(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label_names": ["a", "b"]}, "label_names must hold 3 texts"),
+        ({"label_names": 3}, "'int' object is not iterable"),
+        ({"num_classes": "many"}, "many"),
+        ({"pretrained_cfg": []}, "'list' object"),
+        ({"pretrained_cfg": {**_INPUT, "interpolation": "sharp"}}, "interpolation='sharp' must be one of"),
+        ({"pretrained_cfg": {**_INPUT, "input_size": [3, 8]}}, r"input_size=\[3, 8\] must be"),
+        (
+            {"pretrained_cfg": {**_INPUT, "input_size": [3, 9, 8]}},
+            r"input_size=\[3, 9, 8\], but the graph takes \[3, 8, 8\]",
+        ),
+        ({"pretrained_cfg": {"input_size": [3, 8, 8]}}, "it has no 'mean'"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_its_graph_is_told(change, message, tmp_path):
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("ReduceMean", ["images"], ["logits"], keepdims=0, axes=[2, 3])],
+        "means",
+        [value("images", onnx.TensorProto.FLOAT, [1, 3, 8, 8])],
+        [value("logits", onnx.TensorProto.FLOAT, [1, 3])],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=10)
+    config = {"architecture": "means", "num_classes": 3, "model_args": {}, "pretrained_cfg": _INPUT}
+    save_onnx(model, tmp_path / "net.onnx", config)
+    assert load_exported(tmp_path / "net.onnx").model(torch.ones(2, 3, 8, 8)).tolist() == [[1, 1, 1]] * 2
+    save_onnx(model, tmp_path / "net.onnx", config | change)
+    with pytest.raises(UserError, match=f"configuration in .*net.onnx' cannot be used: .*{message}"):
+        load_exported(tmp_path / "net.onnx")
+
+
 def test_original_is_untouched(checkpoint, tmp_path):
     before = {name: tensor.clone() for name, tensor in checkpoint.model.state_dict().items()}
     export(checkpoint, tmp_path / "net.onnx", img_size=96)
@@ -464,6 +506,23 @@ def test_accuracy_on_labelled_images(checkpoint, exported, labelled):
     assert exported.accuracy.original == pytest.approx(expected.top1)
     assert exported.accuracy.exported == pytest.approx(evaluate(open_source(exported.path), labelled).top1)
     assert json.loads(Path(f"{exported.path}.json").read_text())["accuracy"]["agreement"] == 1
+
+
+def test_an_export_is_used_without_partialnet_as_documented(exported, labelled, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(exported.path, "demo_fp32.onnx")
+    opened = open_source(exported.path)
+    model = openvino_core().read_model(exported.path)
+    save_openvino(model, Path("digits.xml"), opened.config() | {"inference_precision": "f32"})
+    shutil.copy(labelled.root / "bee" / "05.png", "photo.jpg")
+    document = Path(__file__).parent.parent / "docs" / "deployment.md"
+    section = document.read_text(encoding="utf-8").partition("### In programs without PartialNet")[2]
+    names: dict = {}
+    exec(re.search(r"```python\n(.*?)```", section, flags=re.DOTALL)[1], names)
+    expected = Classifier(opened).logits([Image.open("photo.jpg").convert("RGB")])
+    np.testing.assert_allclose(names["logits"], expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(names["network"](names["images"])["logits"], expected, rtol=0, atol=1e-4)
+    assert capsys.readouterr().out.split() == [CLASSES[int(expected.argmax())]] * 2
 
 
 def test_int8_is_tested_on_images_that_did_not_calibrate_it(checkpoint, labelled, tmp_path):

@@ -207,7 +207,7 @@ def _load_safetensors(path: Path) -> Checkpoint:
         names = pretrained.get("label_names") or config.get("label_names") or ()
         checkpoint = create_checkpoint(config["architecture"], names, **model_args)
         checkpoint.input_config |= {key: pretrained[key] for key in _INPUT_KEYS if key in pretrained}
-        _check_configuration(checkpoint)
+        check_configuration(checkpoint)
         checkpoint.training = dict(config.get("training") or {})
         if folded := config.get("folded"):
             size = None if folded is True else (int(folded[0]), int(folded[1]))
@@ -219,7 +219,7 @@ def _load_safetensors(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def _check_configuration(checkpoint: Checkpoint) -> None:
+def check_configuration(checkpoint: Checkpoint) -> None:
     """Refuse class names and preprocessing that would fail only when they are used.
 
     Raises:
@@ -266,7 +266,7 @@ def _load_timm(path: Path, training: TimmTraining) -> Checkpoint:
         data_config = resolve_data_config({**training.data_args, "in_chans": channels}, model=checkpoint.model)
         checkpoint.input_config |= _plain(data_config)
         checkpoint.input_config["input_size"] = (channels, *data_config["input_size"][1:])
-        _check_configuration(checkpoint)
+        check_configuration(checkpoint)
     except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise UserError(f"The training script's options in {str(path)!r} cannot be used: {error}") from error
     load_tensors(checkpoint.model, training.tensors, path)

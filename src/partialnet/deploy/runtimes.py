@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from partialnet.checkpoint import Checkpoint
+from partialnet.checkpoint.classifier import check_configuration
 from partialnet.checkpoint.stored_network import TASKS
 from partialnet.errors import UserError
 from partialnet.extras import require
@@ -38,7 +39,7 @@ class ExportedModel(nn.Module):
         super().__init__()
         self.run = run
         self.batch_size = batch_size
-        self.num_classes: int = config["num_classes"]
+        self.num_classes = int(config["num_classes"])
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, (B, classes), of preprocessed images, (B, C, H, W)."""
@@ -62,18 +63,23 @@ def load_exported(path: str | Path) -> Checkpoint:
     exported = open_exported(path, "classification")
     config = exported.config
     try:
-        config["num_classes"], config["architecture"], config["model_args"], config["pretrained_cfg"]["input_size"]
-    except (TypeError, KeyError) as error:
-        raise UserError(_STRANGER.format(str(path))) from error
-    model = ExportedModel(lambda images: exported.run(images)[0], exported.batch_size, config)
-    pretrained = config["pretrained_cfg"]
-    return Checkpoint(
-        model.eval(),
-        config["architecture"],
-        config["model_args"],
-        tuple(config.get("label_names", ())),
-        {key: value for key, value in pretrained.items() if key not in ("num_classes", "first_conv", "classifier")},
-    )
+        model = ExportedModel(lambda images: exported.run(images)[0], exported.input_shape[0], config)
+        pretrained = config["pretrained_cfg"]
+        checkpoint = Checkpoint(
+            model.eval(),
+            config["architecture"],
+            config["model_args"],
+            tuple(config.get("label_names", ())),
+            {key: value for key, value in pretrained.items() if key not in ("num_classes", "first_conv", "classifier")},
+        )
+        check_configuration(checkpoint)
+        size, taken = checkpoint.input_config["input_size"], exported.input_shape[1:]
+        if any(side not in (None, given) for side, given in zip(taken, size, strict=True)):
+            raise ValueError(f"it says input_size={size!r}, but the graph takes {list(taken)}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise UserError(f"The configuration in {str(path)!r} cannot be used: {reason}") from error
+    return checkpoint
 
 
 @dataclass(frozen=True)
@@ -82,12 +88,12 @@ class ExportedFile:
 
     Attributes:
         run: Maps a contiguous float32 array of images to the arrays of all outputs.
-        batch_size: Number of images that every call must have; None if any.
+        input_shape: (B, C, H, W) that every call must have, each None if any.
         config: The configuration in the file.
     """
 
     run: Callable[[np.ndarray], list[np.ndarray]]
-    batch_size: int | None
+    input_shape: tuple[int | None, ...]
     config: dict[str, Any]
 
 
@@ -100,15 +106,15 @@ def open_exported(path: str | Path, task: str) -> ExportedFile:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"There is no file {str(path)!r}.")
-    run, batch_size, text = (_open_onnx if path.suffix == ".onnx" else _open_openvino)(path)
+    run, input_shape, text = (_open_onnx if path.suffix == ".onnx" else _open_openvino)(path)
     config = _parse_config(text, path)
     found = config.get("task", "classification")
     if found != task:
         raise UserError(f"{str(path)!r} {TASKS.get(str(found), 'is of another task')}.")
-    return ExportedFile(run, batch_size, config)
+    return ExportedFile(run, input_shape, config)
 
 
-_Opened = tuple[Callable[[np.ndarray], list[np.ndarray]], int | None, Any]
+_Opened = tuple[Callable[[np.ndarray], list[np.ndarray]], tuple[int | None, ...], Any]
 
 
 def _open_onnx(path: Path) -> _Opened:
@@ -127,27 +133,27 @@ def _open_onnx(path: Path) -> _Opened:
         return outputs
 
     text = session.get_modelmeta().custom_metadata_map.get(CONFIG_KEY)
-    return run, entry.shape[0] if isinstance(entry.shape[0], int) else None, text
+    return run, tuple(side if isinstance(side, int) else None for side in entry.shape), text
 
 
 def _open_openvino(path: Path) -> _Opened:
     core = openvino_core()
     try:
         model = core.read_model(path)
+        text = model.get_rt_info([CONFIG_KEY]).value if model.has_rt_info([CONFIG_KEY]) else None
+        properties = {"INFERENCE_PRECISION_HINT": _parse_config(text, path).get("inference_precision", "f32")}
+        request = core.compile_model(model, "CPU", properties).create_infer_request()
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]  # places in OpenVINO's source come first
         raise UserError(f"{str(path)!r} is damaged or not an OpenVINO file: {reason}") from error
-    text = model.get_rt_info([CONFIG_KEY]).value if model.has_rt_info([CONFIG_KEY]) else None
-    properties = {"INFERENCE_PRECISION_HINT": _parse_config(text, path).get("inference_precision", "f32")}
-    request = core.compile_model(model, "CPU", properties).create_infer_request()
-    batch = model.input(0).partial_shape[0]
+    shape = tuple(side.get_length() if side.is_static else None for side in model.input(0).partial_shape)
 
     def run(images: np.ndarray) -> list[np.ndarray]:
         # both ends are copied: neither the caller's array nor the request's next result is ever shared
         results = request.infer({0: images}, share_inputs=False, share_outputs=False)
         return [results[index] for index in range(len(model.outputs))]
 
-    return run, batch.get_length() if batch.is_static else None, text
+    return run, shape, text
 
 
 @functools.cache
