@@ -316,6 +316,19 @@ def test_gates_far_off_are_brought_back() -> None:
     assert conv.gates.grad[1:].all()
 
 
+@pytest.mark.parametrize("gates", [[0, 0, 1, 1], [1, 0, 1, 0], [1, 1, 1, 1]])
+def test_gates_are_fetched_once(gates: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each time a GPU would be waited for."""
+    conv = with_gates(DPConv(16), gates)
+    fetched = []
+    for name in ("tolist", "__int__", "__bool__", "item"):
+        original = getattr(Tensor, name)
+        counted = lambda self, name=name, original=original: fetched.append(name) or original(self)  # noqa: E731
+        monkeypatch.setattr(Tensor, name, counted)
+    conv(torch.randn(2, 16, 4, 4))
+    assert fetched == ["tolist"]
+
+
 def test_all_channels_become_a_convolution(randomize: Randomize) -> None:
     conv = with_gates(randomize(DPConv(16, attention=None)), [1, 1, 1, 1])
     static = conv.to_static()

@@ -22,7 +22,7 @@ UNDECIDED_GATE = 1e-3
 
 def _binary(values: Tensor) -> Tensor:
     """1 where the values are positive, else 0; gradients pass where they lie within [−1, 1]."""
-    passed = values.clamp(-1, 1)
+    passed = torch.where(values.abs() <= 1, values, values.detach())  # clamp's gradient at ±1 is 0 in some versions
     return (values > 0).to(values.dtype) + (passed - passed.detach())
 
 
@@ -154,7 +154,7 @@ class DPConv(nn.Module):
     @property
     def conv_channels(self) -> int:
         """Number of channels that are convolved now."""
-        return self.group << (int((self.gates > 0).sum()) + self.num_fixed)
+        return self._block()[0]
 
     @property
     def split_ratio(self) -> float:
@@ -164,8 +164,12 @@ class DPConv(nn.Module):
     @property
     def in_order(self) -> bool:
         """Whether all gates at 0 come before those at 1, so that the convolved channels lead."""
+        return self._block()[1]
+
+    def _block(self) -> tuple[int, bool]:
+        """How many channels are convolved, and whether they lead. A GPU is waited for, so it is asked once."""
         binary = (self.gates > 0).tolist()
-        return binary == sorted(binary)
+        return self.group << (sum(binary) + self.num_fixed), binary == sorted(binary)
 
     @torch.no_grad()
     def clamp_gates(self) -> None:
@@ -228,15 +232,16 @@ class DPConv(nn.Module):
             convolved = F.conv2d(x, weight, None, padding=self.conv.padding, dilation=self.conv.dilation)
             return torch.addcmul(convolved, rest, (1 - mask)[:, None, None].to(rest.dtype))
         attended: Tensor | None = None
-        if not passes and self.conv_channels < self.channels:
+        width, in_order = self._block()
+        if not passes and width < self.channels:
             attended = self.attn(x, 1 - mask)
         elif not passes:
             # the mask's gradient needs what attention over no channel makes of the map; all others of it are 0
             with torch.no_grad():
                 attended = self.attn(x, 1 - mask)
             mask = mask + _zero_of(self.attn)
-        convolve = convolve_leading if self.in_order else convolve_scattered
-        return convolve(x, self.conv, mask, self.conv_channels, attended)
+        convolve = convolve_leading if in_order else convolve_scattered
+        return convolve(x, self.conv, mask, width, attended)
 
     @torch.no_grad()
     def to_static(self) -> PATConv:
