@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -287,6 +289,50 @@ def test_after_an_error_that_the_device_does_not_survive_the_rest_is_named(
     result = small_suite(tmp_path / "result.json").run(jobs)
     assert [row["batch_size"] for row in result["rows"]] == [1, 1]
     assert result["skipped"] == [{"job": jobs[1].label, "reason": "the device stopped working"}]
+
+
+def test_a_recording_that_breaks_leaves_the_stream_and_says_why(monkeypatch: pytest.MonkeyPatch):
+    class Stream:
+        def wait_stream(self, other: object) -> None:
+            pass
+
+    default = Stream()
+    current: list[object] = [default]
+
+    @contextlib.contextmanager
+    def stream(new: object) -> Iterator[None]:
+        before, current[0] = current[0], new
+        try:
+            yield
+        finally:
+            current[0] = before
+
+    class Recording:
+        """Like PyTorch's, it does not leave its stream where the end of the recording fails."""
+
+        def __init__(self, graph: object, stream: object) -> None:
+            self.stream = stream
+
+        def __enter__(self) -> None:
+            current[0] = self.stream
+
+        def __exit__(self, *error: object) -> None:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    def fails_when_recorded() -> None:
+        if not gc.isenabled():  # nothing is collected during a recording
+            raise RuntimeError("a sum is wanted on the CPU")
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", Recording)
+    with pytest.raises(RuntimeError, match="a sum is wanted on the CPU"):
+        runs.capture(fails_when_recorded)
+    assert current == [default]
+    assert gc.isenabled()
 
 
 def test_what_nvidias_tools_say_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

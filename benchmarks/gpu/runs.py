@@ -167,7 +167,11 @@ def _prepare(
 
 
 def capture(run: Run) -> Replay:
-    """Record the kernels of one call in a CUDA graph; two calls on the capturing stream come before."""
+    """Record the kernels of one call in a CUDA graph; two calls on the capturing stream come before.
+
+    Raises:
+        Exception: What the call raised, rather than what ending a broken recording then raises.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -176,8 +180,15 @@ def capture(run: Run) -> Replay:
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        run()
+    gc.disable()  # what is collected would give back memory and graphs in the middle of the recording
+    try:
+        # the stream in use comes back even where ending the recording raises
+        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, stream=stream):
+            run()
+    except Exception as error:
+        raise error.__context__ if isinstance(error.__context__, Exception) else error from None
+    finally:
+        gc.enable()
     return Replay(graph, run)
 
 
