@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from partialnet.detection.annotations import DetectionImages
+from partialnet.detection.coco import open_evaluation
 
 CATEGORIES = [{"id": 7, "name": "square"}, {"id": 3, "name": "kite"}, {"id": 90, "name": "blob"}]
 
@@ -79,3 +83,8 @@ def write_set(root: Path, count: int = 12, seed: int = 0, crowds: bool = True) -
     write_images(root / "images", content)
     (root / "annotations.json").write_text(json.dumps(content))
     return str(root)
+
+
+def evaluated_images(data: str, class_names: Sequence[str] | None = None) -> DetectionImages:
+    """The images of a data set that detectors are evaluated on."""
+    return open_evaluation(data, class_names)[0]

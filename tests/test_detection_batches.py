@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from coco_sets import write_set
+from coco_sets import evaluated_images, write_set
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
@@ -23,7 +23,7 @@ from partialnet.detection.batches import (
     detection_eval_loader,
     detection_train_loader,
 )
-from partialnet.detection.coco import open_coco, open_held_out
+from partialnet.detection.coco import open_coco
 from partialnet.detection.config import DetectionConfig
 from partialnet.detection.evaluator import to_detections
 from partialnet.detection.resizing import DetectorTransform, resized_size
@@ -35,7 +35,7 @@ SETTINGS = {"img_size": (40, 64), "workers": 0, "seed": 1}
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> DetectionImages:
-    return open_held_out(write_set(tmp_path_factory.mktemp("set"), 22))
+    return evaluated_images(write_set(tmp_path_factory.mktemp("set"), 22))
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def with_broken(tmp_path: Path) -> DetectionImages:
     root = Path(write_set(tmp_path / "set", 22))
     for number in (4, 17):
         (root / "images" / f"{number:03}.jpg").write_bytes(b"broken")
-    return open_held_out(str(root))
+    return evaluated_images(str(root))
 
 
 def train(images: DetectionImages, epoch: int = 0, **settings: Any) -> list[DetectionBatch]:
@@ -251,7 +251,7 @@ def test_detections_do_not_depend_on_the_batch_size(images: DetectionImages) -> 
 
 def test_too_many_broken_images(tmp_path: Path) -> None:
     root = Path(write_set(tmp_path / "set", 4))
-    images = open_held_out(str(root))
+    images = evaluated_images(str(root))
     for file in (root / "images").iterdir():
         file.write_bytes(b"broken")
     for workers in (0, 1):
@@ -292,7 +292,7 @@ def test_large_photographs_are_read_in_a_smaller_size(tmp_path: Path) -> None:
         small.resize((640, 480)).save(root / "images" / "000.jpg")
     content["images"][0].update(width=640, height=480)
     (root / "annotations.json").write_text(json.dumps(content))
-    images = open_held_out(str(root))
+    images = evaluated_images(str(root))
     assert images.read(0, 40).size == (80, 60)
     (batch,) = train(images)
     (place,) = np.flatnonzero(batch.indices == 0)

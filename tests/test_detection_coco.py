@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from coco_sets import make_content, polygon, run_lengths, write_images, write_set
+from coco_sets import evaluated_images, make_content, polygon, run_lengths, write_images, write_set
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from partialnet.detection.annotation_file import read_annotations
 from partialnet.detection.annotations import DetectionImages
-from partialnet.detection.coco import DetectionData, open_coco, open_held_out
+from partialnet.detection.coco import DetectionData, open_coco
 from partialnet.detection.config import DetectionConfig
 from partialnet.detection.faults import FAULTS, faults_as_json
 from partialnet.detection.outlines import draw_masks, encoded, mask_functions, usable_run_lengths
@@ -102,7 +102,7 @@ def test_layouts_with_parts(tmp_path: Path, train: tuple[str, str], validation: 
     assert data.train.root == tmp_path / train[1]
     assert data.validation.root == tmp_path / validation[1]
     assert data.train.read(0).size != data.train.read(1).size
-    np.testing.assert_array_equal(open_held_out(str(tmp_path)).sizes, data.validation.sizes)
+    np.testing.assert_array_equal(evaluated_images(str(tmp_path)).sizes, data.validation.sizes)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_layouts_of_one_part_are_split(tmp_path: Path, path: str, folder: str) -
     others = [open_coco(str(tmp_path), val_share=0.25, seed=seed).validation.image_ids.tolist() for seed in range(6)]
     assert len(set(map(tuple, others))) > 1
     # the objects of a subset are those of its own images
-    whole = open_held_out(str(tmp_path))
+    whole = evaluated_images(str(tmp_path))
     for index, image_id in enumerate(data.validation.image_ids.tolist()):
         place = whole.image_ids.tolist().index(image_id)
         np.testing.assert_array_equal(data.validation.instances(index).boxes, whole.instances(place).boxes)
@@ -417,12 +417,12 @@ def test_validation_images_that_are_learnt_are_told(tmp_path: Path) -> None:
 )
 def test_other_objects_have_another_fingerprint(root: Path, change: dict[str, Any]) -> None:
     content = json.loads((root / "annotations.json").read_text())
-    before = open_held_out(str(root)).fingerprint()
-    assert open_held_out(str(root)).fingerprint() == before
+    before = evaluated_images(str(root)).fingerprint()
+    assert evaluated_images(str(root)).fingerprint() == before
     first = next(one for one in content["annotations"] if one["category_id"] == 7 and not one["iscrowd"])
     first.update(change)
     (root / "annotations.json").write_text(json.dumps(content))
-    assert open_held_out(str(root)).fingerprint() != before
+    assert evaluated_images(str(root)).fingerprint() != before
 
 
 def test_edited_outlines_and_renamed_images_have_another_fingerprint(root: Path) -> None:
@@ -435,8 +435,8 @@ def test_edited_outlines_and_renamed_images_have_another_fingerprint(root: Path)
         lambda content: content["annotations"][0].update(change),
         lambda content: content["images"][0].update(file_name="copies/000.jpg"),
     ):
-        data = DetectorRun().describe_data(DetectionData(rewritten(root, edit), open_held_out(str(root)), "both"))
-        assert data == DetectorRun().describe_data(DetectionData(*[open_held_out(str(root))] * 2, "both"))
+        data = DetectorRun().describe_data(DetectionData(rewritten(root, edit), evaluated_images(str(root)), "both"))
+        assert data == DetectorRun().describe_data(DetectionData(*[evaluated_images(str(root))] * 2, "both"))
         seen.add(str(data))
     assert len(seen) == 3
     # a state of before outlines counted still fits

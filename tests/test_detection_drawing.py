@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from coco_sets import write_set
+from coco_sets import evaluated_images, write_set
 from PIL import Image
 
 from partialnet.detection.annotations import DetectionImages
-from partialnet.detection.coco import open_held_out
 from partialnet.detection.drawing import (
     MAX_OBJECTS,
     DrawnObjects,
@@ -26,7 +25,7 @@ from partialnet.detection.evaluator import Detection, evaluate
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> DetectionImages:
-    return open_held_out(write_set(tmp_path_factory.mktemp("set"), 6))
+    return evaluated_images(write_set(tmp_path_factory.mktemp("set"), 6))
 
 
 def detection(images: DetectionImages, index: int, score: float, box: list[float]) -> Detection:

@@ -14,14 +14,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from coco_sets import write_set
+from coco_sets import evaluated_images, write_set
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from partialnet.detection.annotations import DetectionImages
-from partialnet.detection.coco import open_coco, open_held_out
+from partialnet.detection.coco import open_coco
 from partialnet.detection.evaluator import (
     NUMBERS,
     CocoNumbers,
@@ -42,7 +42,7 @@ SUBSET = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco-tiny-se
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> DetectionImages:
-    return open_held_out(write_set(tmp_path_factory.mktemp("set"), 16))
+    return evaluated_images(write_set(tmp_path_factory.mktemp("set"), 16))
 
 
 def outputs_of_truth(images: DetectionImages, indices: list[int]) -> list[dict[str, torch.Tensor]]:
@@ -249,7 +249,7 @@ def test_nothing_to_find(tmp_path: Path) -> None:
     content = json.loads((root / "annotations.json").read_text())
     content["annotations"] = [one for one in content["annotations"] if one["image_id"] != 100]
     (root / "annotations.json").write_text(json.dumps(content))
-    images = open_held_out(str(root))
+    images = evaluated_images(str(root))
     with pytest.raises(UserError, match="The 1 evaluated images have no object to find"):
         evaluate(images, [], [0])
 
@@ -260,7 +260,7 @@ def test_boxes_alone(tmp_path: Path) -> None:
     for one in content["annotations"]:
         del one["segmentation"]
     (root / "annotations.json").write_text(json.dumps(content))
-    images = open_held_out(str(root))
+    images = evaluated_images(str(root))
     indices = list(range(len(images)))
     result = evaluate(images, to_detections(images, indices, outputs_of_truth(images, indices)))
     assert result.masks is None
@@ -283,7 +283,7 @@ def _share(rank: int, world_size: int, folder: str, data: str) -> None:
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world_size)
-    images = open_held_out(data)
+    images = evaluated_images(data)
     mine = list(range(rank, len(images), world_size))
     ids = set(images.image_ids[mine].tolist())
     detections = [one for one in perturbed(images, 2) if one["image_id"] in ids]
@@ -295,7 +295,7 @@ def _share(rank: int, world_size: int, folder: str, data: str) -> None:
 
 def test_two_processes_evaluate_as_one(tmp_path: Path) -> None:
     data = write_set(tmp_path / "set", 9)
-    images = open_held_out(data)
+    images = evaluated_images(data)
     mp.start_processes(_share, args=(2, str(tmp_path), data), nprocs=2, start_method="fork")
     results = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert results[0] == results[1]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from coco_sets import CATEGORIES, make_content, write_images, write_set
+from coco_sets import CATEGORIES, evaluated_images, make_content, write_images, write_set
 from conftest import Randomize
 from PIL import Image
 from torchvision.ops import box_iou
@@ -24,7 +24,7 @@ from warm_processes import WarmProcesses
 from partialnet.checkpoint import load
 from partialnet.cli import main
 from partialnet.detection.checkpoint import create_detector, load_detector
-from partialnet.detection.coco import open_evaluation, open_held_out
+from partialnet.detection.coco import open_evaluation
 from partialnet.detection.config import DetectionConfig
 from partialnet.detection.model import Detector
 from partialnet.detection.run import DetectorRun, evaluate_detector, train_detector
@@ -166,9 +166,9 @@ def test_a_folded_detector_is_as_precise(data: str, tmp_path: Path, randomize: R
         lambda _, args: ([image.double() for image in args[0]], *args[1:])
     )
     content = json.loads((Path(data) / "annotations.json").read_text())
-    content["annotations"] = evaluate_detector(detector, open_held_out(data), workers=0).detections
+    content["annotations"] = evaluate_detector(detector, evaluated_images(data), workers=0).detections
     (tmp_path / "found.json").write_text(json.dumps(content))
-    images = open_held_out(f"{data}/images,{tmp_path / 'found.json'}")
+    images = evaluated_images(f"{data}/images,{tmp_path / 'found.json'}")
     before, after = (evaluate_detector(one, images, workers=0).evaluation for one in (detector, detector.fold()))
     assert before.boxes.ap == pytest.approx(1)
     assert after.boxes.ap == pytest.approx(before.boxes.ap, abs=1e-4)
@@ -433,7 +433,7 @@ def test_an_exported_file_is_evaluated_too(data: str, tmp_path: Path) -> None:
     categories = {entry["id"]: entry["name"] for entry in CATEGORIES}
     settings = {"model_args": CONFIG.model_args, "pyramid_channels": 32, "img_size": (64, 96), "num_proposals": 40}
     detector = create_detector("partialnet_t0", categories, **settings)
-    images = open_held_out(data, tuple(categories.values()))
+    images = evaluated_images(data, tuple(categories.values()))
     export_detector(detector, tmp_path / "detector.onnx", "onnx", (64, 96))
     exported = open_detector(tmp_path / "detector.onnx")
     ours = evaluate_detector(exported, images, workers=0)
@@ -500,7 +500,7 @@ def test_a_strip_is_evaluated_like_any_image(trained: Path, tmp_path: Path) -> N
         if entry["image_id"] == content["images"][0]["id"]:
             entry.update(bbox=[1, 0, 50, 3], segmentation=[])
     (root / "annotations.json").write_text(json.dumps(content))
-    images = open_held_out(str(root))
+    images = evaluated_images(str(root))
     assert [400, 3] in images.sizes[:, ::-1].tolist()
     found = evaluate_detector(load_detector(trained), images, workers=0)
     assert found.evaluation.num_images == len(images) == 4

@@ -146,21 +146,11 @@ def _check_each_has_objects(whole: DetectionImages, chosen: np.ndarray, data: st
             )
 
 
-def open_held_out(data: str, class_names: Sequence[str] | None = None) -> DetectionImages:
-    """The images of ``data`` to evaluate on: its validation part, else its test part, else all of it.
-
-    Args:
-        data: As for :func:`open_coco`.
-        class_names: The detector's classes; the file's categories are found among them by their names.
-
-    Raises:
-        UserError: There is no such data, it is damaged, has no object, or a category that is no class.
-    """
-    return _read(_held_out(_find_parts(data), data), class_names)
-
-
 def open_evaluation(
-    data: str, class_names: Sequence[str], split: str | None = None, training: Mapping[str, Any] | None = None
+    data: str,
+    class_names: Sequence[str] | None = None,
+    split: str | None = None,
+    training: Mapping[str, Any] | None = None,
 ) -> tuple[DetectionImages, str]:
     """The images of ``data`` to evaluate a detector on, and which these are, in a sentence.
 
@@ -169,7 +159,8 @@ def open_evaluation(
 
     Args:
         data: As for :func:`open_coco`.
-        class_names: The detector's classes; the file's categories are found among them by their names.
+        class_names: The detector's classes, among which the file's categories are found by their names; None takes
+            the file's categories as they are.
         split: Name of another part; ``ALL`` takes all of data without parts.
         training: How the detector was trained, as its checkpoint says.
 
