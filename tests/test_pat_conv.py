@@ -225,6 +225,11 @@ def test_attention_by_name(name: str) -> None:
     assert all(parameter.grad is not None for parameter in layer.parameters())
 
 
+def test_what_is_wrong_with_a_known_attention_is_not_its_name() -> None:
+    with pytest.raises(TypeError, match=r"torch\.dtype, not str"):
+        create_attention("gaussian_se", 12, dtype="int8")
+
+
 def test_every_attention_that_the_message_proposes_works() -> None:
     with pytest.raises(ValueError, match="Unknown attention 'none'") as error:
         create_attention("none", 12)
@@ -292,6 +297,7 @@ def test_patconv_keeps_channels_last(arguments: dict[str, Any], randomize: Rando
         ({"split_ratio": 1.5, "attention": None}, r"split_ratio=1\.5 of 8 .*between 0\.125 and 1"),
         ({"out_channels": 3}, r"split_ratio=0\.25 of 3 .*no convolved .*between 0\.3333 and 0\.6667"),
         ({"attention": "sea"}, r"'sea'.*gaussian_se, srm, spatial_gate, self_attention.*eca"),
+        ({"attention": 5}, r"Unknown attention 5\. Choose one of gaussian_se"),
         ({"attention": "self_attention", "split_ratio": 3 / 8}, r"num_heads=4 .*5 .*Choose one of \[1, 5\]"),
     ],
     ids=str,

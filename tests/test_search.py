@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -160,6 +161,23 @@ def test_nothing_to_search() -> None:
         make_dynamic(nn.Sequential(nn.Conv2d(3, 8, 3)))
     with pytest.raises(ValueError, match="'nowhere'"):
         make_dynamic(tiny(), scope="nowhere")
+    with pytest.raises(ValueError, match=r"scope='\(' is no regular expression"):
+        make_dynamic(tiny(), scope="(")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"theta": 0}, "theta=0 must be a number of at least 1"),
+        ({"theta": float("nan")}, "theta=nan must be a number"),
+        ({"count": "flops"}, "count='flops' must be 'grouped' or 'partial'"),
+        ({"kappa_exponent": 3}, "kappa_exponent=3 must be 1 or 2"),
+    ],
+    ids=str,
+)
+def test_objectives_that_are_none(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Objective(**arguments)
 
 
 def test_objective_by_hand() -> None:

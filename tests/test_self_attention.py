@@ -9,6 +9,7 @@ import torch
 from conftest import Randomize
 from definitions import exactly, leaf
 from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
 
 from partialnet.layers import (
     RelativePositionBias,
@@ -86,6 +87,20 @@ def test_self_attention_gradients(randomize: Randomize) -> None:
         torch.autograd.grad(layer(x), parameters, direction),
         torch.autograd.grad(attention_by_loops(layer, x), parameters, direction),
     )
+
+
+def test_several_layers_at_once_by_torch_func(randomize: Randomize) -> None:
+    """An ensemble, as PyTorch's tutorial builds it: stacked parameters that require gradients."""
+    layers = [randomize(SelfAttention2d(8)) for _ in range(2)]
+    x = torch.randn(2, 8, 3, 5)
+    stacked, _ = stack_module_state(layers)
+    outputs = vmap(lambda parameters: functional_call(layers[0], parameters, (x,)))(stacked)
+    direction = torch.randn_like(outputs)
+    gradients = torch.autograd.grad(outputs, list(stacked.values()), direction)
+    for index, layer in enumerate(layers):
+        exactly(outputs[index], layer(x))
+        expected = torch.autograd.grad(layer(x), list(layer.parameters()), direction[index])
+        exactly([gradient[index] for gradient in gradients], list(expected))
 
 
 def test_self_attention_of_channels_last_features(randomize: Randomize) -> None:

@@ -49,6 +49,8 @@ def create_attention(attention: AttentionLike, channels: int, device: Any = None
     if isinstance(attention, Mapping):
         arguments = dict(attention)
         return _create_named(arguments.pop("name", None), arguments, channels, device, dtype)
+    if not callable(attention):
+        raise _unknown(attention)
     return attention(channels, device=device, dtype=dtype)
 
 
@@ -60,10 +62,16 @@ def _create_named(name: Any, arguments: dict[str, Any], channels: int, device: A
     except (AssertionError, TypeError) as error:
         if arguments:
             raise ValueError(f"Attention {name!r} does not take {arguments}: {error}") from error
+        if isinstance(name, str) and name in ATTENTIONS:
+            raise  # it is known, but the channels or the data type do not suit it
         layer = None  # unknown, or one of those that timm itself fails to build from a name
     if layer is None:
-        raise ValueError(
-            f"Unknown attention {name!r}. Choose one of {', '.join(ATTENTIONS)}, "
-            "a name of timm.layers.create_attn such as se, ese, eca, cbam or gc, a module, or None."
-        )
+        raise _unknown(name)
     return layer.to(device=device, dtype=dtype)
+
+
+def _unknown(attention: object) -> ValueError:
+    return ValueError(
+        f"Unknown attention {attention!r}. Choose one of {', '.join(ATTENTIONS)}, "
+        "a name of timm.layers.create_attn such as se, ese, eca, cbam or gc, a module, or None."
+    )

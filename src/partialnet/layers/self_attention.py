@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .eager import PositionwiseLinear, map_of, positions_of
 from .inference import MapNorm, Runtime, TokenNorm, pointwise
+from .layout import is_transformed
 from .partial_attention import PartialAttention, copy_kept_norm
 
 # iRPE's piecewise index with the released network's settings: exact up to EXACT, logarithmic up to FAR, constant beyond
@@ -94,6 +95,18 @@ class FixedPositionBias(nn.Module):
         return self.bias
 
 
+def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """Softmax attention of queries, keys and values, (B, heads, N, C / heads), with a bias for the logits."""
+    written_out = False
+    if not torch.jit.is_scripting():
+        # of several networks' biases, stacked for torch.func, PyTorch's kernel does not see that they need a gradient
+        written_out = not torch.compiler.is_compiling() and is_transformed()
+    if written_out:
+        logits = scale * (query @ key.transpose(-2, -1))
+        return (logits if bias is None else logits + bias).softmax(-1) @ value
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
+
+
 @register_notrace_module
 class SelfAttention2d(PartialAttention):
     """Layer-normalised multi-head self-attention over all positions, the attention of PAT_sf.
@@ -155,7 +168,7 @@ class SelfAttention2d(PartialAttention):
         bias: Tensor | None = None
         if self.position_bias is not None:
             bias = self.position_bias(height, width)[None].to(query.dtype)
-        tokens = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=self.scale)
+        tokens = _attend(query, key, value, bias, self.scale)
         tokens = self.proj(tokens.transpose(1, 2).flatten(2))
         return tokens.transpose(1, 2).unflatten(2, (height, width))
 
@@ -193,7 +206,7 @@ class SelfAttention2d(PartialAttention):
         bias: Tensor | None = None
         if self.position_bias is not None:
             bias = self.position_bias(height, width)[None].to(query.dtype)
-        tokens = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
+        tokens = _attend(query, key, value, bias, 1.0)
         tokens = self.proj(tokens.permute(0, 2, 3, 1).flatten(2))  # channel i is again i // heads, i mod heads
         return tokens.transpose(1, 2).unflatten(2, (height, width))
 

@@ -33,10 +33,13 @@ def make_dynamic(model: nn.Module, scope: str | None = None, attention: bool = T
             authors do.
 
     Raises:
-        ValueError: No layer can be replaced.
+        ValueError: No layer can be replaced, or the scope is no regular expression.
     """
+    try:
+        pattern = re.compile(scope or "")
+    except re.error as error:
+        raise ValueError(f"scope={scope!r} is no regular expression: {error}.") from error
     model = copy.deepcopy(model)
-    pattern = re.compile(scope or "")
     new: dict[nn.Module, nn.Module] = {
         layer: _dynamic(layer, attention) for name, layer in searchable_layers(model).items() if pattern.search(name)
     }

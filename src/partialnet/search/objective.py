@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,9 @@ class Objective:
         kappa_exponent: 1 as the text of Sec. 3.2, or 2, which gives the ratios of the paper's Figure 7.
         alpha: Exponent where the complexity is too high.
         beta: Weight of ψ.
+
+    Raises:
+        ValueError: θ is below 1, or there is no such count or exponent.
     """
 
     theta: float = 4.0
@@ -31,6 +35,14 @@ class Objective:
     kappa_exponent: int = 2
     alpha: float = -0.01
     beta: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.theta < math.inf:
+            raise ValueError(f"theta={self.theta} must be a number of at least 1.")
+        if self.count not in ("grouped", "partial"):
+            raise ValueError(f"count={self.count!r} must be 'grouped' or 'partial'.")
+        if self.kappa_exponent not in (1, 2):
+            raise ValueError(f"kappa_exponent={self.kappa_exponent} must be 1 or 2.")
 
     def kappa(self, layers: Sequence[DPConv]) -> float:
         """κ, the complexity that is allowed for these layers."""
