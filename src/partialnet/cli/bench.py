@@ -14,6 +14,7 @@ from .json_output import JsonOutput, json_option
 
 if TYPE_CHECKING:
     from partialnet.bench.comparison import Conditions
+    from partialnet.bench.contestants import Setting
     from partialnet.bench.report import Row
 
 
@@ -114,56 +115,19 @@ def bench(
         raise UserError("-o is for presets; use --json, --csv and --plot for single models.")
     if not models:
         raise UserError("Name at least one model, or a --preset; see partialnet bench --help.")
-    from partialnet.bench import environment
     from partialnet.bench.contestants import Setting
-    from partialnet.bench.environment import place
-    from partialnet.bench.measure import measure_each_setting
-    from partialnet.bench.report import as_table
-    from partialnet.bench.speed_bars import speed_bars
-    from partialnet.files import check_destinations, write_csv
+    from partialnet.files import check_destinations
 
-    settings = [Setting(name, precision, threads, batch_size or 1, img_size, device) for name in runtimes]
     check_destinations(json_output.path, csv_path, plot_path)
     if plot_path is not None and plot_path.suffix != ".png":
         raise UserError(f"The plot is a PNG; {str(plot_path)!r} should end in .png.")
-    failures: list[str] = []
-    each_setting = measure_each_setting(
-        models, settings, against, seconds or 10.0, lambda text: click.echo(text, err=True), failures.append
-    )
-    rows: list[Row] = []
-    left = list(runtimes)
-    interruption = None
-    try:
-        for measured in each_setting:
-            rows += measured
-            del left[0]
-    except KeyboardInterrupt as error:
-        if not rows:
-            raise
-        interruption = error
-        click.echo(f"\nInterrupted; not measured: {', '.join(left)}.", err=True)
+    settings = [Setting(name, precision, threads, batch_size or 1, img_size, device) for name in runtimes]
+    rows, failures, interruption = _measure_models(models, settings, against, seconds or 10.0)
     if not rows:
         _fail(failures)
     if not json_output.prints:
-        click.echo(as_table(rows))
-        click.echo(
-            f"\nratio: time ÷ that of {rows[0].against} in the same round; {place(device, threads)}, {precision}."
-        )
-    written = []
-    if json_output.wanted:
-        content = {
-            "rows": [row.as_dict() for row in rows],
-            "failures": failures,
-            "interrupted": interruption is not None,
-        }
-        written += json_output.write({"environment": environment(), **content})
-    if csv_path:
-        records = [row.as_dict() for row in rows]
-        write_csv(csv_path, records, list(records[0]))
-        written.append(str(csv_path))
-    if plot_path:
-        speed_bars(plot_path, rows)
-        written.append(str(plot_path))
+        _print_rows(rows, settings[0])
+    written = _write_rows(rows, failures, interruption is not None, json_output, csv_path, plot_path)
     if not json_output.prints:
         if written:
             click.echo(f"Written: {', '.join(written)}")
@@ -175,6 +139,70 @@ def bench(
         raise interruption
     if failures:
         _fail(failures)
+
+
+def _measure_models(
+    models: Sequence[str], settings: Sequence[Setting], against: str | None, seconds: float
+) -> tuple[list[Row], list[str], KeyboardInterrupt | None]:
+    """What was measured, a sentence for each failure, and the Ctrl-C that ended it early, if any.
+
+    Raises:
+        KeyboardInterrupt: Nothing had been measured yet.
+    """
+    from partialnet.bench.measure import measure_each_setting
+
+    rows: list[Row] = []
+    failures: list[str] = []
+    left = [setting.runtime for setting in settings]
+    each_setting = measure_each_setting(
+        models, settings, against, seconds, lambda text: click.echo(text, err=True), failures.append
+    )
+    try:
+        for measured in each_setting:
+            rows += measured
+            del left[0]
+    except KeyboardInterrupt as error:
+        if not rows:
+            raise
+        click.echo(f"\nInterrupted; not measured: {', '.join(left)}.", err=True)
+        return rows, failures, error
+    return rows, failures, None
+
+
+def _print_rows(rows: Sequence[Row], setting: Setting) -> None:
+    from partialnet.bench.environment import place
+    from partialnet.bench.report import as_table
+
+    where = place(setting.device, setting.threads)
+    click.echo(as_table(rows))
+    click.echo(f"\nratio: time ÷ that of {rows[0].against} in the same round; {where}, {setting.precision}.")
+
+
+def _write_rows(
+    rows: Sequence[Row],
+    failures: list[str],
+    interrupted: bool,
+    json_output: JsonOutput,
+    csv_path: Path | None,
+    plot_path: Path | None,
+) -> list[str]:
+    """Write or print what was asked for; the names of the files."""
+    from partialnet.bench import environment
+    from partialnet.bench.speed_bars import speed_bars
+    from partialnet.files import write_csv
+
+    records = [row.as_dict() for row in rows]
+    written = []
+    if json_output.wanted:
+        content = {"rows": records, "failures": failures, "interrupted": interrupted}
+        written += json_output.write({"environment": environment(), **content})
+    if csv_path:
+        write_csv(csv_path, records, list(records[0]))
+        written.append(str(csv_path))
+    if plot_path:
+        speed_bars(plot_path, rows)
+        written.append(str(plot_path))
+    return written
 
 
 def _fail(failures: Sequence[str]) -> NoReturn:
