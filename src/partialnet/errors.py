@@ -1,4 +1,4 @@
-"""The errors that the command line tells in a sentence."""
+"""The errors that the command line reports in one sentence."""
 
 from __future__ import annotations
 

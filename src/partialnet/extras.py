@@ -1,4 +1,4 @@
-"""Packages that only an extra of the installation brings."""
+"""Packages that are installed only with an extra."""
 
 from __future__ import annotations
 

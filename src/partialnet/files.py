@@ -77,7 +77,7 @@ def _write_to_stream(path: Path, content: bytes) -> None:
 
 
 def check_destinations(*paths: Path | None) -> None:
-    """Refuse files that could not be written, before the work whose results they are to hold.
+    """Refuse files that could not be written, before the work begins whose results they will hold.
 
     Args:
         paths: The files; None is left out.

@@ -212,7 +212,7 @@ def _to_eight_bits(values: np.ndarray) -> np.ndarray:
 
 
 def read_images(paths: Iterable[Path]) -> Iterator[tuple[Path, Image.Image | UserError]]:
-    """Read images one after the other; one that cannot be read yields its error instead."""
+    """Read images one after another; one that cannot be read yields its error instead."""
     for path in paths:
         try:
             yield path, read_image(path)

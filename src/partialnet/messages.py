@@ -1,4 +1,4 @@
-"""Parts of sentences that are told in several places."""
+"""Phrases that several messages share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a photograph to what a network takes: the one way for predicting, evaluating and exporting."""
+"""From a photograph to a network's input: the same way for predicting, evaluating and exporting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other modules in the place of a network's own."""
+"""Replacing modules of a network."""
 
 from __future__ import annotations
 

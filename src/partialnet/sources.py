@@ -1,4 +1,4 @@
-"""Whatever a command takes as its network: a run folder, a checkpoint, an exported file or a model name."""
+"""Everything that a command can take as its network: a run folder, a checkpoint, an exported file or a model name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks that entry points of ours build out of other networks, with timm's configuration."""
+"""Networks that our entry points build from other networks, with timm's configuration."""
 
 from __future__ import annotations
 

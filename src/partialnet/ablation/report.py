@@ -264,7 +264,7 @@ def _accuracies(content: Mapping[str, Any]) -> Section:
 
 
 def notes(content: Mapping[str, Any]) -> list[str]:
-    """What a reader of the figures has to know, one entry each."""
+    """What a reader of the figures must know, one entry each."""
     lines = [f"{row['name']}: {row['note']}" for row in content["rows"] if row["note"]]
     if content["as_printed"]:
         lines += [

@@ -21,7 +21,7 @@ _NUM_CLASSES = 1000
 
 @dataclass(frozen=True)
 class Trainings:
-    """That rows are trained, and on what.
+    """How rows are to be trained, and on what.
 
     Attributes:
         data: What to learn from; see ``partialnet.data.sources.open_data``.

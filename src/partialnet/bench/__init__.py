@@ -1,4 +1,4 @@
-"""Measuring: contestants timed in turn in one process, with the environment that the figures hold for."""
+"""Measuring: contestants timed in turn in one process, with the environment in which the figures hold."""
 
 from .environment import environment
 from .timing import Timing, interleave

@@ -1,4 +1,4 @@
-"""Measure the networks of a preset one after another, each beside one reference, and go on where a run was stopped."""
+"""Measure the networks of a preset in turn, each beside one reference; a run that was stopped can be continued."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class Measurement:
 
 @dataclass
 class Comparison:
-    """What was measured so far, as it lies in the result file.
+    """What has been measured so far, as the result file stores it.
 
     Attributes:
         conditions: What the rows have in common.

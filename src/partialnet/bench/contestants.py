@@ -42,7 +42,7 @@ _FORMS: dict[str, Runtime] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """Under what all contestants run.
+    """The conditions under which all contestants run.
 
     Attributes:
         runtime: One of ``RUNTIMES``.
@@ -190,7 +190,7 @@ def _open_and_prepare(name: str, setting: Setting) -> Callable[[], object]:
 
 
 def why_not_run(error: Exception) -> str:
-    """In a few words why a runtime could not run what it was given."""
+    """Why a runtime could not run what it was given, in a few words."""
     if isinstance(error, torch.OutOfMemoryError):
         return "the GPU's memory does not suffice; take smaller images, or fewer at a time (a smaller batch size)."
     return first_line(error)

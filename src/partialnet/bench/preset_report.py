@@ -23,7 +23,7 @@ _PACKAGES = {"eager": "torch", "compile": "torch", "onnxruntime": "onnxruntime",
 
 
 def write_report(folder: Path, comparison: Comparison, rows: Sequence[PresetRow]) -> list[Path]:
-    """Write all files of what was measured so far.
+    """Write all files for what has been measured so far.
 
     Args:
         folder: Where they go.
@@ -121,7 +121,7 @@ def _figure_note(points: Sequence[Point], rows: Sequence[PresetRow], comparison:
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What a reader of the figures has to know, one sentence each."""
+    """What a reader of the figures must know, one sentence each."""
     conditions = comparison.conditions
     lines = [
         "Top-1 accuracies are quoted, not measured.",

@@ -1,4 +1,4 @@
-"""Time contestants in turn, so that a machine's changes of speed meet all of them alike."""
+"""Time contestants in turn, so that changes in the machine's speed affect all of them alike."""
 
 from __future__ import annotations
 

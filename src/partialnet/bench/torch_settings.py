@@ -1,4 +1,4 @@
-"""What PyTorch is set to while something is measured."""
+"""How PyTorch is set up while something is measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file that needs nothing beside it.
+"""Checkpoints of classifiers: one safetensors file that is complete in itself.
 
 A run folder holds ``model.safetensors`` and ``config.json``. The file's own header repeats the configuration, so the
 file alone is enough for us; the folder is what ``timm.create_model("local-dir:FOLDER", pretrained=True)`` reads.
@@ -37,7 +37,7 @@ _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"
 
 @dataclass
 class Checkpoint:
-    """A network with what is needed to use it.
+    """A network with everything that is needed to use it.
 
     Attributes:
         model: The network, in evaluation mode.

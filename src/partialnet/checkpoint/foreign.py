@@ -1,4 +1,4 @@
-"""Checkpoints that others' training wrote with ``torch.save``: the authors' files, and those of timm's script.
+"""Checkpoints that other training code wrote with ``torch.save``: the authors' files, and those of timm's script.
 
 Only tensors and plain values are read; no code from a file is ever run.
 """

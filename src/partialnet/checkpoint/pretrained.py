@@ -1,4 +1,4 @@
-"""timm's pretrained weights, where they are on this machine: nothing is fetched."""
+"""timm's pretrained weights, if they are on this machine: nothing is downloaded."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from .next_command import next_command
 
 
 class Group(click.Group):
-    """A group that tells the nearest command for a mistyped one, and how to go on with a stopped one."""
+    """A group that suggests the nearest command for a mistyped one, and says how to continue a stopped one."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the subcommand; what continues a stopped run gets the ``--import`` options of this one."""

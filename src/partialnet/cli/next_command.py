@@ -1,4 +1,4 @@
-"""Commands that a command names as the next useful ones."""
+"""The commands that a command suggests as useful next steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data sets: labelled images wherever they come from."""
+"""Data sets: labelled images, wherever they come from."""
 
 from .folders import FolderImages
 from .labelled_images import ImageData, LabelledImages, Subset, spread

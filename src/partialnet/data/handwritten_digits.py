@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits: the data set that is always at hand."""
+"""Scikit-learn's handwritten digits: the data set that is always available."""
 
 from __future__ import annotations
 

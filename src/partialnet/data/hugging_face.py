@@ -72,7 +72,7 @@ def open_hugging_face(name: str, val_share: float, seed: int) -> ImageData:
     "label", "labels", "fine_label" or "class" and holds texts or numbers.
 
     Raises:
-        UserError: ``datasets`` is not installed, the data set cannot be had or holds no labelled images.
+        UserError: ``datasets`` is not installed, the data set cannot be loaded or holds no labelled images.
     """
     datasets = require("datasets", "hf")
     try:

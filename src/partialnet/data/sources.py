@@ -1,4 +1,4 @@
-"""Whatever a command takes as its data: a folder, a built-in or downloaded data set, shards."""
+"""Everything that a command can take as its data: a folder, a built-in or downloaded data set, shards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The parts of a data set by their names; where it has none, a part of each class is held out."""
+"""The parts of a data set by their names; if it has none, a part of each class is held out."""
 
 from __future__ import annotations
 

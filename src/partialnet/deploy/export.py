@@ -177,7 +177,7 @@ def check_export(output: Path, format: str, precision: str, calibrated: bool) ->
 
 @contextmanager
 def refusing(what: str) -> Iterator[None]:
-    """Tell in a sentence that begins with ``what`` that PyTorch, a runtime or a quantiser cannot take a network."""
+    """Turn errors of PyTorch, a runtime or a quantiser into one sentence that begins with ``what``."""
     try:
         yield
     except (UserError, OSError, torch.OutOfMemoryError):
@@ -320,7 +320,7 @@ def _strip(path: Path) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the exporters' notes for their developers off a user's screen."""
+    """Keep the exporters' notes to developers off the user's screen."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

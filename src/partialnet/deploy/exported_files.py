@@ -1,4 +1,4 @@
-"""The files of an export: checked before any work, written beside their place, and put there when all is well."""
+"""The files of an export: checked before any work, written to one side, and moved into place when all is well."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def put_in_place(finished: Path, output: Path) -> None:
 
 
 def write_report(output: Path, report: Mapping[str, Any]) -> None:
-    """Write what there is to say of an exported file beside it, as ``<file>.json``."""
+    """Write the report on an exported file beside it, as ``<file>.json``."""
     write_json(_report(output), report)
 
 

@@ -1,4 +1,4 @@
-"""A float ONNX file in the precision that is asked for, as exporting and measuring both need it."""
+"""A float ONNX file in the precision that is asked for, for exporting and for measuring."""
 
 from __future__ import annotations
 

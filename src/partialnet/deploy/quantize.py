@@ -28,7 +28,7 @@ _LIMITS = (["Clamp"], ["Maximum", "Minimum"], ["Relu", "Minimum"])
 
 
 def quantize_openvino(model: Any, batches: Sequence[np.ndarray]) -> Any:
-    """Quantise an OpenVINO model's convolutions by NNCF, but for gates; all else stays in float.
+    """Quantise an OpenVINO model's convolutions with NNCF, except gates; everything else stays in float.
 
     Args:
         model: An ``openvino.Model`` with one input.

@@ -1,4 +1,4 @@
-"""One JSON file in the COCO format: its images, and the objects on them.
+"""One JSON file in the COCO format: its images, and the objects in them.
 
 Faults in such files are common. Each is counted, and either mended or left out, so that whatever comes out can be
 learnt from: boxes have positive width and height and lie within their image, labels are known, outlines can be filled.

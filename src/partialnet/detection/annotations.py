@@ -1,4 +1,4 @@
-"""Images and the objects on them, ready to be learnt and evaluated."""
+"""Images and the objects in them, ready for training and evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A backbone's parameters within a detector: what a classifier calls them, and which of them timm groups how."""
+"""A backbone's parameters within a detector: what a classifier calls them, and how timm groups them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Detectors as checkpoints: stored like classifiers, with categories and image sides in the place of classes."""
+"""Detectors as checkpoints: stored like classifiers, with categories and image sides instead of classes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _SETTINGS = {
 
 @dataclass
 class DetectorCheckpoint:
-    """A detector with what is needed to use it.
+    """A detector with everything that is needed to use it.
 
     Attributes:
         model: torchvision's Mask R-CNN, in evaluation mode; see ``create_mask_rcnn``.

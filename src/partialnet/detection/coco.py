@@ -1,4 +1,4 @@
-"""Whatever a detection command takes as its data: folders and files in the COCO format."""
+"""Everything that a detection command can take as its data: folders and files in the COCO format."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class DrawnObjects:
 
 
 def truth_of(images: DetectionImages, index: int) -> DrawnObjects:
-    """The objects that are known to be on image ``index``, crowds marked as such."""
+    """The annotated objects of image ``index``, crowds marked as such."""
     known = images.instances(index)
     labels = known.labels.tolist()
     captions = [
@@ -202,7 +202,7 @@ def comparison_grid(
     detections: Sequence[Detection],
     title: str,
 ) -> None:
-    """Ground truth at the left, detections at the right, for some of the images; two pairs in a row.
+    """Ground truth on the left, detections on the right, for some of the images; two pairs in a row.
 
     Args:
         path: File to write.

@@ -1,4 +1,4 @@
-"""Export a detector to ONNX or OpenVINO: folded, for one size of canvas, with the choice of boxes (NMS) inside.
+"""Export a detector to ONNX or OpenVINO: folded, for one size of canvas, with box selection (NMS) inside.
 
 torch's exporter by tracing (``dynamo=False``) writes the graph: torchvision's detection models are made for it, while
 the newer one stops at sizes that depend on what is detected (pytorch/vision issues 9306 and 9321).

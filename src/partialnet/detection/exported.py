@@ -29,7 +29,7 @@ OUTPUTS = ("boxes", "labels", "scores", "masks")
 
 
 class Canvas(nn.Module):
-    """Images onto a canvas of one size and detections back, around a network that knows no other size.
+    """Puts images onto a canvas of one size, and detections back, around a network that takes no other size.
 
     Args:
         run: Maps a canvas, (1, 3, H, W), to its detections, see ``OUTPUTS``.

@@ -1,4 +1,4 @@
-"""What may be wrong with a file of annotations, counted, and told in sentences.
+"""What may be wrong with a file of annotations, counted and described in sentences.
 
 Each fault is mended or left out, so that whatever comes out can be learnt from.
 """

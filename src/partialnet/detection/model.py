@@ -132,7 +132,7 @@ class PyramidBackbone(nn.Module):
 
 
 class Detector(MaskRCNN):  # type: ignore[misc]
-    """torchvision's Mask R-CNN, which can leave masks in their boxes and has timm's groups of parameters.
+    """torchvision's Mask R-CNN, which can also leave masks in their boxes, and has timm's parameter groups.
 
     Attributes:
         architecture: Name of the backbone and the arguments that timm is given for it.

@@ -1,4 +1,4 @@
-"""Objects on photographs."""
+"""Objects in photographs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .transforms import to_tensor
 
 @dataclass(frozen=True)
 class DetectedObject:
-    """One object on a photograph.
+    """One object in a photograph.
 
     Attributes:
         category: Its name.
@@ -50,7 +50,7 @@ class DetectedObject:
 
 @dataclass(frozen=True)
 class DetectedPhoto:
-    """A photograph with the objects on it, the surest first.
+    """A photograph with the objects in it, the most certain first.
 
     Attributes:
         image: RGB.

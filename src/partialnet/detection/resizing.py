@@ -1,4 +1,4 @@
-"""The one rule by which images come to the size in which a detector sees them.
+"""The one rule for resizing images to what a detector sees.
 
 Training, evaluation, prediction and the canvas of an exported detector all resize by it, so that a detector is used on
 the pixels that it has learnt from. Sizes are torchvision's; pixels of a reduced image are means over all those that it
@@ -22,7 +22,7 @@ IMG_SIZE = (800, 1333)
 def resized_size(
     size: tuple[int, int], img_size: tuple[int, int] = IMG_SIZE, room: tuple[int, int] | None = None
 ) -> tuple[int, int]:
-    """Height and width in which a detector sees an image of ``size``.
+    """Height and width at which a detector sees an image of ``size``.
 
     Args:
         size: Height and width.
@@ -39,7 +39,7 @@ def resized_size(
 
 
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """An image, (3, H, W), uint8 or floating point, in another height and width."""
+    """An image, (3, H, W), uint8 or floating point, resized to another height and width."""
     if size == tuple(image.shape[1:]):
         return image
     return F.interpolate(image[None], size, mode="bilinear", antialias=True, align_corners=False)[0]

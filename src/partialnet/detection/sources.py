@@ -1,4 +1,4 @@
-"""Whatever a command takes as its detector: a run folder, a checkpoint or an exported file."""
+"""Everything that a command can take as its detector: a run folder, a checkpoint or an exported file."""
 
 from __future__ import annotations
 

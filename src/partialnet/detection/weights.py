@@ -1,4 +1,4 @@
-"""A detector's start from weights that exist: of a classifier, of the authors' detection backbones, of a detector."""
+"""Starting a detector from existing weights: a classifier's, the authors' detection backbones', or a detector's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CATEGORY_LAYERS = (
 
 
 def load_weights(detector: DetectorCheckpoint, source: str | Path) -> str:
-    """Copy what fits from another checkpoint into a detector, and say what did.
+    """Copy what fits from another checkpoint into a detector, and report what did.
 
     A classifier, or one of the authors' detection backbones, gives its layers to the backbone; its mean and standard
     deviation for images come along. A detector gives all its layers, the last ones of the heads row by row: categories

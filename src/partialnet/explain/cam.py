@@ -280,7 +280,7 @@ class Explainer:
 
 
 def to_image(values: np.ndarray, region: Region, size: tuple[int, int], smooth: bool = True) -> np.ndarray:
-    """A map over a network's input, on the image: (h, w) of any resolution to (height, width) of ``size``.
+    """A map over a network's input, transferred to the image: (h, w) of any resolution to (height, width) of ``size``.
 
     Args:
         values: The map, floating point.

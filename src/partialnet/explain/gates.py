@@ -1,4 +1,4 @@
-"""What only partial-channel networks have to show: which places, which channels and which other places they weigh.
+"""What only partial-channel networks can show: how they weigh positions, channels and other positions.
 
 Source: paper, Sec. 3.1 and Figs. 3 and 8: the gate of PAT_sp, one weight for each position; the gate of PAT_ch, one for
 each channel; the attention of PAT_sf from each position to all.
@@ -122,7 +122,7 @@ class Gates:
 
 
 def read_gates(explainer: Explainer, image: Image.Image) -> Gates:
-    """What a network weighs in an image; empty where it has no such layers, as networks of others.
+    """What a network weighs in an image; empty if it has no such layers, like most networks.
 
     Args:
         explainer: The network, in training form.

@@ -55,7 +55,7 @@ class ExplainedImages:
 
 
 def open_network(source: str, device: torch.device, img_size: int | None = None) -> ExplainedNetwork:
-    """A network that is ready to explain its answers.
+    """Open a network, ready to explain its answers.
 
     Args:
         source: Run folder, checkpoint or model name; see ``partialnet.checkpoint.load``.

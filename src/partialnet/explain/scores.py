@@ -1,4 +1,4 @@
-"""How faithful a map is: what the network's answer does while the map's pixels are taken away or given.
+"""How faithful a map is: how the network's answer changes as pixels are deleted or inserted in the map's order.
 
 Source: Petsiuk et al., "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC 2018, Sec. 4.2.
 """

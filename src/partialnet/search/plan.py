@@ -1,4 +1,4 @@
-"""The result of a search: a split ratio for each layer, and what it was found with."""
+"""The result of a search: a split ratio for each layer, and how it was found."""
 
 from __future__ import annotations
 

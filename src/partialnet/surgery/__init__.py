@@ -1,4 +1,4 @@
-"""PATConv in other networks: in the place of their convolutions, or before the expansion of their blocks."""
+"""PATConv in other networks: instead of their convolutions, or before the expansion of their blocks."""
 
 from .convolutions import Surgery, convert, replace_convs
 

@@ -90,7 +90,7 @@ def converted(
 
 @register_model
 def resnet50_pat(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ResNet-50 with PATConv in the place of the 3×3 convolution of each bottleneck (paper, Table 5)."""
+    """ResNet-50 with PATConv instead of the 3×3 convolution of each bottleneck (paper, Table 5)."""
     operation = partial(convert, select=r"layer\d[._]\d+\.conv2$")
     return _preset("resnet50_pat", pretrained, "resnet50", operation, **kwargs)
 
@@ -103,7 +103,7 @@ def mobilenetv2_100_pat(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 
 @register_model
 def convnext_tiny_pat(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """ConvNeXt-T with PATConv in the place of its depthwise 7×7 convolutions (paper, Table 5)."""
+    """ConvNeXt-T with PATConv instead of its depthwise 7×7 convolutions (paper, Table 5)."""
     options = {**_INSTEAD_OF_DEPTHWISE, **kwargs}
     return _preset("convnext_tiny_pat", pretrained, "convnext_tiny", partial(convert, select=r"conv_dw$"), **options)
 

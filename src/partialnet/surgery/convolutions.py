@@ -1,4 +1,4 @@
-"""PATConv in the place of the convolutions of any network: timm's, torchvision's or your own."""
+"""Replacing the convolutions of any network, timm's, torchvision's or your own, with PATConv."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def replace_convs(
     dry_run: bool = False,
     input_size: tuple[int, int, int] | None = None,
 ) -> Surgery:
-    """Put PATConv in the place of a network's convolutions, in a copy.
+    """Replace convolutions of a network with PATConv, in a copy.
 
     Each selected convolution becomes a dense convolution of the leading ``split_ratio`` of the channels with the same
     kernel, stride and dilation; the attended part is average-pooled by the stride and, if its channel count changes,
@@ -220,7 +220,7 @@ def convert(
     attention: AttentionLike = "gaussian_se",
     attention_scope: AttentionScope = "partial",
 ) -> nn.Module:
-    """The converted copy alone, without check and counts; for arguments and errors see ``replace_convs``."""
+    """The converted copy alone, without checks and counts; for arguments and errors see ``replace_convs``."""
     converted = copy.deepcopy(model)
     attention = None if attention == "none" else attention
     new: dict[nn.Module, nn.Module] = {

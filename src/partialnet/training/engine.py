@@ -273,7 +273,7 @@ def _about(
 
 
 def differences(before: Mapping[str, Any], config: RunConfig, data: Mapping[str, Any]) -> list[str]:
-    """What makes a run another one than it was, in words.
+    """What makes a run different from what it was, in words.
 
     Args:
         before: The ``config`` and ``data`` that its states and checkpoints hold.

@@ -25,7 +25,7 @@ class _Step:
 
 
 class FiniteCheck:
-    """Keeps whether losses and gradients were finite, and tells when they were not.
+    """Remembers whether losses and gradients were finite, and reports when they were not.
 
     On a GPU the answer is fetched without waiting, so it is known some steps later; by then the weights may be spoilt,
     so nothing is written before ``check(wait=True)``.

@@ -1,4 +1,4 @@
-"""What the engine asks of any task's data, batches and checkpoints."""
+"""What the engine requires of any task's data, batches and checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens between the steps of a run: validating, writing checkpoints and states, stopping when asked to."""
+"""What happens between the steps of a run: validating, writing checkpoints and states, stopping on request."""
 
 from __future__ import annotations
 

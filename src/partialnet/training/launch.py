@@ -58,7 +58,7 @@ def find_launch(devices: int, num_nodes: int) -> Launch:
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that speaks to the user, as far as its launcher tells."""
+    """Whether this is the process that prints to the user, as far as the launcher shows."""
     return _is_first(_environment())
 
 

@@ -108,7 +108,7 @@ def threads(config: RunConfig, processes: int) -> Iterator[None]:
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's start-up notes, which are about devices and workers, off a user's screen."""
+    """Keep Lightning's start-up notes about devices and workers off the user's screen."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -50,7 +50,7 @@ def draw_results(
 
 
 def draw_worst_mistakes(folder: Path, images: LabelledImages, evaluation: Evaluation) -> None:
-    """The images that the network was most sure of and wrong about."""
+    """The images that the network was most certain and wrong about."""
     wrong = np.flatnonzero((evaluation.predicted >= 0) & (evaluation.predicted != evaluation.labels))
     worst = wrong[np.argsort(-evaluation.probability[wrong], kind="stable")]
     shown: list[np.ndarray] = []

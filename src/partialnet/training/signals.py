@@ -1,4 +1,4 @@
-"""Being asked to stop: Ctrl-C, and what a cluster sends before it takes a machine away."""
+"""Requests to stop: Ctrl-C, and the signals that a cluster sends before it takes a machine away."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _NAME = re.compile(r"(\d+)-.*-([0-9a-f]{16})\.pt")
 
 @dataclass(frozen=True)
 class State:
-    """A state as it was read.
+    """A state as read from its file.
 
     Attributes:
         path: Its file.

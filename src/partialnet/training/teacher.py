@@ -1,4 +1,4 @@
-"""Distillation: a trained network whose answers are part of what is learnt."""
+"""Distillation: a trained network whose answers are learnt as well."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from partialnet.timm_configuration import configuration_of
 
 
 class Teacher(nn.Module):
-    """Answers to images that are prepared for another network.
+    """A network that answers for images prepared for another network.
 
     Args:
         checkpoint: The trained network.

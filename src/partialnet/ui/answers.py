@@ -1,4 +1,4 @@
-"""What networks say about a photograph, as values that become JSON: classes, maps, gates, attention and speed."""
+"""What networks make of a photograph, as values that become JSON: classes, maps, gates, attention and speed."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ _Answer = TypeVar("_Answer")
 
 
 class Busy(Exception):
-    """Too many questions wait for the networks already."""
+    """Too many requests are waiting for the networks already."""
 
 
 class Forgotten(Exception):
-    """The photograph that was asked for is not remembered."""
+    """The photograph that was asked for is no longer in memory."""
 
 
 @dataclass(frozen=True)
