@@ -176,7 +176,7 @@ def test_unknown_command(command: Command) -> None:
     ("arguments", "part"),
     [
         (["info"], "MODEL"),
-        (["predict"], "CHECKPOINT"),
+        (["predict"], "SOURCE"),
         (["predict", "run"], "IMAGES"),
         (["predict", "run", "image", "--topk", "0"], "--topk"),
         (["predict", "run", "image", "--topk", "many"], "many"),

@@ -12,6 +12,7 @@ import numpy as np
 from partialnet.data import FolderImages, LabelledImages, Subset, spread
 from partialnet.files import check_destinations, write_csv
 
+from .device_option import device_option
 from .json_output import JsonOutput, json_option
 from .next_command import next_command
 
@@ -33,7 +34,7 @@ _BROKEN_SHOWN = 20
 @click.option(
     "-w", "--workers", type=click.IntRange(min=0), help="Processes that read images.  [default: by images and cores]"
 )
-@click.option("--device", help="cpu, cuda, cuda:1, …  [default: the GPU where there is one]")
+@device_option
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Take N images only, evenly over the data.")
 @json_option("all figures")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write one row for each image.")

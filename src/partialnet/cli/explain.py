@@ -14,6 +14,7 @@ from partialnet.errors import UserError
 from partialnet.images import find_images
 from partialnet.layers import SelfAttention2d
 
+from .device_option import device_option
 from .json_output import JsonOutput, json_option
 from .next_command import next_command
 
@@ -67,7 +68,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Folder for the pictures.",
 )
-@click.option("--device", help="cpu, cuda, cuda:1, …  [default: the GPU where there is one]")
+@device_option
 def explain(
     checkpoint: str,
     images: tuple[str, ...],

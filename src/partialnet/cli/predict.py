@@ -12,6 +12,7 @@ from tqdm import tqdm
 from partialnet.errors import UserError
 from partialnet.images import find_images
 
+from .device_option import device_option
 from .json_output import JsonOutput, json_option
 
 if TYPE_CHECKING:
@@ -19,23 +20,23 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("checkpoint")
+@click.argument("source")
 @click.argument("images", nargs=-1, required=True)
 @click.option("-k", "--topk", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to print.")
 @click.option("-b", "--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Images at a time.")
-@click.option("--device", help="cpu, cuda, cuda:1, …  [default: the GPU where there is one]")
+@device_option
 @json_option("one object a line for each image")
 def predict(
-    checkpoint: str,
+    source: str,
     images: tuple[str, ...],
     topk: int,
     batch_size: int,
     device: str | None,
     json_output: JsonOutput,
 ) -> None:
-    """Classify IMAGES with CHECKPOINT.
+    """Classify IMAGES with SOURCE.
 
-    CHECKPOINT is a run folder, its model.safetensors, an exported .onnx or .xml file, a checkpoint from timm's training
+    SOURCE is a run folder, its model.safetensors, an exported .onnx or .xml file, a checkpoint from timm's training
     script, or one that the authors released. IMAGES are files, folders (searched recursively) and quoted glob patterns.
     Images that cannot be read, or to which the network answers NaN, are reported at the end, and the exit code is then
     2; all others are classified.
@@ -47,7 +48,7 @@ def predict(
     from partialnet.sources import device_for, open_source
 
     paths = find_images(images)
-    classifier = Classifier(open_source(checkpoint, trained=True), device_for(checkpoint, device))
+    classifier = Classifier(open_source(source, trained=True), device_for(source, device))
     failures: list[UserError] = []
     records = []
     # results that scroll by on a terminal are progress enough; a bar is for output that goes elsewhere

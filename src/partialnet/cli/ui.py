@@ -12,11 +12,13 @@ import click
 
 from partialnet.errors import UserError
 
+from .device_option import device_option
+
 _DEMO = Path("runs/demo")
 
 
 @click.command()
-@click.argument("checkpoints", nargs=-1, metavar="[CHECKPOINT]...")
+@click.argument("sources", nargs=-1, metavar="[SOURCE]...")
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=0, help="Port of 127.0.0.1 to listen on.  [default: any free one]"
 )
@@ -26,12 +28,12 @@ _DEMO = Path("runs/demo")
     type=click.IntRange(32, 1024),
     help="Height and width of the networks' input; a larger one gives finer maps.  [default: each one's own]",
 )
-@click.option("--device", help="cpu, cuda, cuda:1, …  [default: the GPU where there is one]")
-def ui(checkpoints: tuple[str, ...], port: int, open_browser: bool, img_size: int | None, device: str | None) -> None:
+@device_option
+def ui(sources: tuple[str, ...], port: int, open_browser: bool, img_size: int | None, device: str | None) -> None:
     """Show photographs to networks on a local page in the browser.
 
     Drop a photograph and see the classes, where each network looks, what its gates weigh, the attention from where you
-    click, and how fast it is folded. Several CHECKPOINTs are shown side by side. Each is a run folder, its
+    click, and how fast it is folded. Several SOURCEs are shown side by side. Each is a run folder, its
     model.safetensors, an exported file, a checkpoint that the authors released, or a model name (then with random
     weights); without any, runs/demo is shown.
 
@@ -41,15 +43,15 @@ def ui(checkpoints: tuple[str, ...], port: int, open_browser: bool, img_size: in
     Examples: partialnet ui runs/flowers
               partialnet ui runs/flowers runs/resnet --port 8000 --no-open
     """
-    if not checkpoints:
+    if not sources:
         if not _DEMO.is_dir():
             raise UserError(
-                f"Name a CHECKPOINT to show; there is no {_DEMO} here, which `partialnet demo` makes in a few minutes."
+                f"Name a SOURCE to show; there is no {_DEMO} here, which `partialnet demo` makes in a few minutes."
             )
-        checkpoints = (str(_DEMO),)
+        sources = (str(_DEMO),)
     from partialnet.ui import PageServer, Viewer, open_networks
 
-    viewer = Viewer(open_networks(checkpoints, device, img_size))
+    viewer = Viewer(open_networks(sources, device, img_size))
     try:
         server = PageServer(viewer, port)
     except OSError as error:

@@ -35,7 +35,7 @@ from ..json_output import JsonOutput, json_option
 )
 @click.option("--count", "count_only", is_flag=True, help="Count parameters and multiply–adds only.")
 @click.option("-t", "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Device.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to run.")
 @click.option(
     "--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Times that each is run, at least."
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from ..device_option import device_option
 from ..json_output import JsonOutput, json_option
 from ..next_command import next_command
 
@@ -24,7 +25,7 @@ _BROKEN_SHOWN = 3
 )
 @click.option("-b", "--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Images at a time.")
 @click.option("-w", "--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Reading processes.")
-@click.option("--device", help="cpu, cuda, cuda:1, …  [default: the GPU where there is one]")
+@device_option
 @click.option("--fold/--no-fold", default=True, show_default=True, help="Fold the network first; same detections.")
 @click.option(
     "-o",

@@ -13,6 +13,7 @@ from partialnet.errors import UserError
 from partialnet.files import distinct_files, write_atomically
 from partialnet.images import find_images
 
+from ..device_option import device_option
 from ..json_output import JsonOutput, json_option
 
 
@@ -35,7 +36,7 @@ from ..json_output import JsonOutput, json_option
 @click.option(
     "--max-objects", type=click.IntRange(min=1), help="Objects on an image at most.  [default: the detector's, 100]"
 )
-@click.option("--device", help="cpu, cuda, cuda:1, …  [default: the GPU where there is one]")
+@device_option
 @click.option(
     "-o",
     "--output",
