@@ -47,8 +47,10 @@ def inference_network(name: str, img_size: int, form: Runtime | None = None) -> 
 
     ``form`` is what ``fold`` calls runtime: "torch" makes matrix products of the convolutions that are.
     """
+    if form is not None:  # building and folding a large network takes seconds
+        return partialnet.fold(inference_network(name, img_size), runtime=form)
     torch.manual_seed(0)
-    return partialnet.fold(timm.create_model(name).eval(), img_size, form)
+    return partialnet.fold(timm.create_model(name).eval(), img_size)
 
 
 @cache
