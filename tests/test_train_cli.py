@@ -90,6 +90,21 @@ def test_a_file_can_name_the_recipe(command: Command, calls: Calls, tmp_path: Pa
     assert (calls[0][0].img_size, calls[0][0].lr) == (32, 5e-4)
 
 
+def test_the_model_may_be_a_checkpoint(
+    command: Command, calls: Calls, tmp_path: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = run_folder / "model.safetensors"
+    assert command("train", "photos", "--model", str(checkpoint))[0] == 0
+    assert (calls[0][0].model, calls[0][0].weights) == ("partialnet_t0", str(checkpoint))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "resnet18").touch()  # a name all the same
+    assert command("train", "photos", "--model", "resnet18")[0] == 0
+    (tmp_path / "net.onnx").touch()
+    code, _, err = command("train", "photos", "--model", "net.onnx")
+    assert code == 2
+    assert "'net.onnx' is an exported file" in err
+
+
 def test_a_folder_named_like_a_model(
     command: Command, calls: Calls, tmp_path: Path, run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

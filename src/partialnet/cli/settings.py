@@ -153,7 +153,7 @@ def configure(
         recipe: Name of the recipe; None takes the one that the file names, or ``default``.
         default: Name of the recipe where neither names one.
         config_file: YAML file of settings.
-        given: Settings by name; here the model may be a run folder, in a file it is always a name.
+        given: Settings by name; here the model may be a run, in a file it is always a name.
         output: The run folder that was asked for, which is no model of its own run.
 
     Raises:
@@ -175,9 +175,9 @@ def configure(
 
 
 def _is_run(model: str, output: Path | None) -> bool:
-    """Whether a model is meant as a run folder; one may also just happen to be named like a model of timm's."""
+    """Whether a model is meant as a run; a folder may also just happen to be named like a model of timm's."""
     folder = Path(model)
-    if not folder.is_dir():
+    if not folder.exists():
         return False
     if not timm.is_model(model.split(".")[0]):
         return True

@@ -39,7 +39,8 @@ class RunConfig(Settings):
     recipes: ClassVar[str] = "partialnet.training.recipes"
 
     model: str = _network(
-        "partialnet_t0", "any timm model name; on the command line also a run folder, whose weights it gets"
+        "partialnet_t0",
+        "any timm model name; on the command line also a checkpoint or run folder, whose weights it gets",
     )
     weights: str | None = _network(
         None,
