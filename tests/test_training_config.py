@@ -17,7 +17,14 @@ from partialnet.cli import main
 from partialnet.errors import RunInterrupted, UserError
 from partialnet.training.config import TrainConfig
 from partialnet.training.recipes import load_recipe, recipe_names, recipe_values
-from partialnet.training.settings import as_yaml, create_settings, parse_setting, setting_type, settings_of
+from partialnet.training.settings import (
+    as_yaml,
+    create_settings,
+    parse_setting,
+    read_settings,
+    setting_type,
+    settings_of,
+)
 
 #: Table 8 of the paper, by variant: batch, lr, weight decay, stochastic depth, clipping, RandAugment, mixup
 TABLE_8 = {
@@ -137,6 +144,27 @@ def test_numbers_as_yaml_reads_them() -> None:
     assert config.lr == 1e-3
     assert isinstance(config.warmup_epochs, float)
     assert config.random_sizes == (64, 96)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr: 1\nepochs: 3\nlr: 2\n", "'lr' is there twice in line 3"),
+        ("model_args: {a: 1, b: 2, a: 3}\n", "'a' is there twice in line 1"),
+        ("lr: [1\n", "is not a YAML file"),
+        ("- lr\n", "of the form 'name: value'"),
+    ],
+)
+def test_files_that_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        read_settings(str(tmp_path / "settings.yaml"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_is_no_file_of_settings(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot be read: Is a directory\.$"):
+        read_settings(str(tmp_path))
 
 
 @pytest.mark.parametrize(

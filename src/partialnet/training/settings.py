@@ -159,15 +159,17 @@ def read_settings(path: str) -> dict[str, Any]:
     """Names and values of a YAML file; not yet checked.
 
     Raises:
-        UserError: The file is missing, no YAML, or no mapping of names to values.
+        UserError: The file is missing, no YAML, no mapping of names to values, or has a name twice.
     """
     try:
         with open(path, encoding="utf-8") as file:
-            content = yaml.safe_load(file)
+            content = yaml.load(file, _UniqueNames)
     except FileNotFoundError:
         raise UserError(f"There is no configuration file {path!r}.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path!r} cannot be read: {error}.") from None
+    except OSError as error:
+        raise UserError(f"{path!r} cannot be read: {error.strerror or error}.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path!r} is no text in UTF-8: {error}.") from None
     except yaml.YAMLError as error:
         place = getattr(error, "problem_mark", None)
         line = f" in line {place.line + 1}" if place is not None else ""
@@ -179,6 +181,20 @@ def read_settings(path: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise UserError(f"{path!r} should hold lines of the form 'name: value'.")
     return content
+
+
+class _UniqueNames(yaml.SafeLoader):  # type: ignore[misc,unused-ignore] # without PyYAML's stubs it is Any
+    """Refuses a name that a mapping has twice, of which YAML would keep the last value without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping; a repeated name is an error with its line."""
+        names = set()
+        for key, _ in node.value:
+            name = (key.tag, str(key.value))
+            if name in names:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+            names.add(name)
+        return super().construct_mapping(node, deep)
 
 
 def help_text(setting: dataclasses.Field[Any]) -> str:
