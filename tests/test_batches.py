@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -248,6 +249,15 @@ def test_batches_can_be_sent_to_a_fresh_process() -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_more_readers_than_cores_are_no_news(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine of one core, with our own default of two readers."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loader = eval_loader(Noise(4), config(batch_size=2, workers=2), INPUT)
+    assert loader.num_workers == 2
+
+
 def test_readers_outlive_signals_and_end_with_the_training_process(tmp_path: Path) -> None:
     """A cluster's signal reaches all processes; the readers must go on while the training process saves its state.
 

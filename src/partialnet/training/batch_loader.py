@@ -80,6 +80,9 @@ class _BatchLoader(DataLoader[Any]):
                 raise item
             yield item
 
+    def check_worker_number_rationality(self) -> None:
+        """Nothing: torch warns of more readers than cores, in three lines for each loader, also of our default."""
+
 
 def _follow_parent(worker: int) -> None:
     """Let the training process alone decide when a reading process ends.
