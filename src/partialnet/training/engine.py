@@ -305,7 +305,10 @@ def _check_agreement(before: Mapping[str, Any], now: Mapping[str, Any], config: 
     if before["processes"] != now["processes"]:
         differing.append(f"there were {before['processes']} processes and are {now['processes']}")
     if differing:
-        raise UserError(f"The run in {str(folder)!r} cannot continue like this: {'; '.join(differing)}.")
+        raise UserError(
+            f"The run in {str(folder)!r} cannot continue like this: {'; '.join(differing)}. "
+            "Continue it as it began, or choose another folder."
+        )
 
 
 @contextmanager
