@@ -12,7 +12,7 @@ import torch
 from conftest import Randomize
 from folding import relative_error, small, trained
 from torch import nn
-from torch.func import functional_call
+from torch.func import functional_call, jvp, vmap
 
 from partialnet import fold
 from partialnet.layers import PATConv, SelfAttention2d
@@ -80,6 +80,17 @@ def test_eager_form_under_autocast(batch: int, randomize: Randomize) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = folded(images)
     torch.testing.assert_close(logits.float(), expected, rtol=0, atol=0.1 * float(expected.abs().max()))
+
+
+def test_eager_form_under_transforms(randomize: Randomize) -> None:
+    """Without autograd, too, nothing is written into tensors that are batched or have tangents."""
+    model = trained(small(depths=(1, 0, 0, 1)), randomize)
+    folded = fold(model, runtime="torch")
+    images = torch.randn(2, 1, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(vmap(folded)(images), vmap(model)(images))
+        ours, right = (jvp(network, (images[0],), (images[1],)) for network in (folded, model))
+        torch.testing.assert_close(ours, right)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -19,7 +19,7 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from .affine import is_linear_layer
-from .layout import is_recorded
+from .layout import is_recorded, is_transformed
 
 #: Most memory, in bytes, of an intermediate result of positions that are computed together: what a core's cache keeps.
 CACHED_BYTES = 1 << 20
@@ -31,9 +31,10 @@ CACHE_LINE = 64
 def may_write_in_place(x: Tensor) -> bool:
     """Whether what becomes of ``x`` may be written into tensors at hand.
 
-    Not under autograd, autocast, a compiler or an exporter.
+    Not under autograd, autocast, a compiler, an exporter or ``torch.func``.
     """
-    return not (torch.is_grad_enabled() or torch.is_autocast_enabled(x.device.type) or is_recorded())
+    cast = torch.is_autocast_enabled(x.device.type)
+    return not (torch.is_grad_enabled() or cast or is_recorded() or is_transformed())
 
 
 def positions_of(x: Tensor) -> Tensor:
