@@ -298,6 +298,55 @@ def test_network_whose_weights_are_computed_by_hooks(
     assert relative_error(model, folded, torch.randn(2, 3, 64, 64, dtype=torch.float64)) < 1e-9
 
 
+class Adapter(nn.Module):
+    """A layer with another one beside it, as low-rank adaptation has it."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.beside = layer, copy.deepcopy(layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + 0.5 * self.beside(x)
+
+
+class AdaptedConv(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x.mean()
+
+
+def adapted_conv(conv: nn.Conv2d) -> nn.Module:
+    adapted = copy.copy(conv)
+    adapted.__class__ = AdaptedConv
+    return adapted
+
+
+@pytest.mark.parametrize(
+    ("kind", "other"),
+    [
+        (nn.Conv2d, Adapter),
+        (nn.Linear, Adapter),
+        (nn.Conv2d, adapted_conv),
+        (nn.BatchNorm2d, lambda norm: BatchNormAct2d(norm.num_features)),
+        (nn.BatchNorm2d, lambda norm: nn.GroupNorm(1, norm.num_features)),
+        (nn.LayerNorm, lambda norm: nn.RMSNorm(norm.normalized_shape)),
+    ],
+    ids=["adapted convolutions", "adapted dense layers", "subclass", "activation", "GroupNorm", "RMSNorm"],
+)
+@pytest.mark.parametrize("build", [partial(small, depths=(1, 1, 1, 1), num_classes=3), SmallCnn])
+def test_network_whose_layers_were_exchanged(
+    build: Callable[[], nn.Module], kind: type[nn.Module], other: Callable[[Any], nn.Module], randomize: Randomize
+) -> None:
+    """What our layers fold is read off their parts, which a user may have exchanged for something else."""
+    model = build()
+    layers = {module: other(module) for module in model.modules() if type(module) is kind}
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            setattr(parent, name, layers.get(child, child))
+    trained(model, randomize)
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    assert max(relative_error(model, fold(model, runtime=runtime), images) for runtime in (None, "torch")) < 1e-9
+
+
 def test_original_trains_on_after_folding(randomize: Randomize) -> None:
     model = randomize(small()).eval()
     fold(model)

@@ -6,7 +6,7 @@ import copy
 from typing import TypeGuard, TypeVar
 
 import torch
-from timm.layers import Conv2dSame
+from timm.layers import Conv2dSame, SplitBatchNorm2d
 from timm.layers import Linear as TimmLinear
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -56,6 +56,13 @@ class FeatureAffine(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         return torch.addcmul(self.shift, input.transpose(1, -1), self.scale).transpose(1, -1)
+
+
+#: Norms of images that are a scale and a shift at inference; a subclass counts if it keeps the forward of one of these
+_AFFINES: tuple[type[nn.Module], ...] = (
+    *(nn.Identity, ChannelAffine, FeatureAffine),
+    *(nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, SplitBatchNorm2d),
+)
 
 
 def batch_norm_affine(norm: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,9 +123,14 @@ def with_fixed_weights(module: LayerT) -> LayerT:
     return module
 
 
-def is_plain_batch_norm(module: nn.Module) -> bool:
-    """Whether ``module`` is a BatchNorm, frozen or synchronised ones included, and does nothing besides."""
-    return any(keeps_forward(module, kind) for kind in (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d))
+def is_affine(norm: nn.Module) -> bool:
+    """Whether ``norm`` at inference is what ``batch_norm_affine`` says of it, and does nothing besides."""
+    return any(keeps_forward(norm, kind) for kind in _AFFINES)
+
+
+def can_be_folded(*parts: nn.Module) -> bool:
+    """Whether all parts are layers and norms whose weights say what they compute: no adapter, no activation."""
+    return all(is_linear_layer(part) or is_affine(part) for part in parts)
 
 
 def keeps_forward(module: nn.Module, base: type[LayerT]) -> TypeGuard[LayerT]:

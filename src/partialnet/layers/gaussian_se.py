@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
-from .affine import ChannelAffine, batch_norm_affine, keeps_forward
+from .affine import ChannelAffine, batch_norm_affine, is_affine, keeps_forward
 from .inference import Runtime, clipped_sigmoid, pointwise
 from .layout import is_recorded, takes_plain_operations
 from .partial_attention import PartialAttention, copy_kept_norm
@@ -211,6 +211,11 @@ class GaussianSE(PartialAttention):
         copy_kept_norm(self.norm, selected.norm, kept)
 
     @torch.jit.ignore
+    def can_be_folded(self) -> bool:
+        """Whether its norms are still BatchNorms, of any kind."""
+        return is_affine(self.gate_norm) and is_affine(self.norm)
+
+    @torch.jit.ignore
     def fuse_up_to_affine(self) -> tuple[GaussianGate, Tensor, Tensor]:
         """The gate with its BatchNorm folded, and scale and shift, (C,), of the BatchNorm behind it."""
         scale, shift = batch_norm_affine(self.gate_norm, self.weight[:, 0])
@@ -219,7 +224,9 @@ class GaussianSE(PartialAttention):
 
     @torch.jit.ignore
     def fuse(self) -> nn.Module:
-        """The same function at inference without BatchNorm."""
+        """The same function at inference without BatchNorm; itself where something else stands for one."""
+        if not self.can_be_folded():
+            return self
         gate, scale, shift = self.fuse_up_to_affine()
         if isinstance(self.norm, nn.Identity):
             return gate

@@ -16,7 +16,8 @@ from .affine import (
     ChannelAffine,
     batch_norm_affine,
     fold_input_affine,
-    is_plain_batch_norm,
+    is_affine,
+    is_linear_layer,
     keeps_forward,
     with_weights,
 )
@@ -161,7 +162,7 @@ class PATConv(nn.Module):
         does not end in a BatchNorm.
         """
         folded = copy.deepcopy(self)
-        if is_plain_batch_norm(self.conv_norm):
+        if is_affine(self.conv_norm) and not isinstance(self.conv_norm, nn.Identity):
             affine = batch_norm_affine(self.conv_norm, self.conv.weight[0, :, 0, 0])
             if any(self.conv.padding):
                 folded.conv_norm = ChannelAffine(*affine)
@@ -174,10 +175,11 @@ class PATConv(nn.Module):
         attended = self.out_channels - (0 if self.attention_scope == "full" else self.conv.out_channels)
         weight = self.conv.weight.detach()
         scale, shift = weight.new_ones(attended), weight.new_zeros(attended)
-        if keeps_forward(self.attn, GaussianSE):
+        if keeps_forward(self.attn, GaussianSE) and self.attn.can_be_folded():
             folded.attn, scale, shift = self.attn.fuse_up_to_affine()
         elif keeps_forward(self.attn, SelfAttention2d) or keeps_forward(self.attn, SpatialGate):
-            folded.attn = self.attn.fuse()
+            fused = self.attn.fuse()
+            folded.attn = folded.attn if fused is self.attn else fused
         if self.attention_scope == "partial":
             convolved = self.conv.out_channels
             parts = (weight.new_ones(convolved), scale), (weight.new_zeros(convolved), shift)
@@ -186,15 +188,21 @@ class PATConv(nn.Module):
 
     @torch.jit.ignore
     def fuse(self) -> nn.Module:
-        """The same function at inference without BatchNorm."""
+        """The same function at inference without BatchNorm; itself where something else stands for its convolution."""
+        if not is_linear_layer(self.conv):
+            return self
         folded, scale, shift = self.fuse_up_to_affine()
-        if not keeps_forward(self.attn, GaussianSE) or isinstance(self.attn.norm, nn.Identity):
+        if not keeps_forward(self.attn, GaussianSE) or not self.attn.can_be_folded():
+            return folded
+        if isinstance(self.attn.norm, nn.Identity):
             return folded
         return nn.Sequential(folded, ChannelAffine(scale, shift)).eval()
 
     @torch.jit.ignore
     def for_runtime(self, runtime: Runtime) -> nn.Module:
         """The form of a folded layer that suits a runtime."""
+        if not is_linear_layer(self.conv):
+            return self
         keeps_shape = self.conv.stride == (1, 1) and self.conv.in_channels == self.conv.out_channels
         plain = isinstance(self.attn_proj, nn.Identity) and self.attention_scope == "partial"
         mixes_positions = self.conv.kernel_size != (1, 1) and not self.normalizes_conv

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
+from .affine import can_be_folded
 from .eager import PositionwiseLinear, map_of, positions_of
 from .inference import MapNorm, Runtime, TokenNorm, pointwise
 from .layout import is_transformed
@@ -248,7 +249,12 @@ class SelfAttention2d(PartialAttention):
 
     @torch.jit.ignore
     def fuse(self) -> nn.Module:
-        """The same function with LayerNorm's affine and the scale of the logits folded into qkv."""
+        """The same function with LayerNorm's affine and the scale of the logits folded into qkv.
+
+        Itself where something else stands for one of its layers, such as an adapter.
+        """
+        if not can_be_folded(self.qkv, self.proj) or not isinstance(self.norm, (nn.LayerNorm, nn.Identity)):
+            return self
         return FoldedSelfAttention2d(self)
 
 

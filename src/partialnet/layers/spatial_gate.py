@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .affine import ChannelAffine, batch_norm_affine, with_weights
+from .affine import ChannelAffine, batch_norm_affine, can_be_folded, with_weights
 from .inference import Runtime, clipped_sigmoid
 from .partial_attention import PartialAttention, copy_kept_norm
 
@@ -63,7 +63,9 @@ class SpatialGate(PartialAttention):
 
     @torch.jit.ignore
     def fuse(self) -> nn.Module:
-        """The same function at inference without BatchNorm."""
+        """The same function at inference without BatchNorm; itself where something else stands for a layer of its."""
+        if not can_be_folded(self.conv, self.norm):
+            return self
         gate = copy.deepcopy(self)
         if not isinstance(self.norm, nn.Identity):
             gate.norm = ChannelAffine(*batch_norm_affine(self.norm, self.conv.weight[0, :, 0, 0]))

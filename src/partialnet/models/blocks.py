@@ -13,8 +13,15 @@ import torch
 from timm.layers import DropPath, register_notrace_function
 from torch import Tensor, nn
 
-from partialnet.layers import PATConv, pat_ch, pat_sf, pat_sp
-from partialnet.layers.affine import ChannelAffine, batch_norm_affine, fold_batch_norm, with_fixed_weights
+from partialnet.layers import PATConv, SpatialGate, pat_ch, pat_sf, pat_sp
+from partialnet.layers.affine import (
+    ChannelAffine,
+    batch_norm_affine,
+    can_be_folded,
+    fold_batch_norm,
+    keeps_forward,
+    with_fixed_weights,
+)
 
 from .folded_block import FoldedPartialNetBlock
 
@@ -127,7 +134,20 @@ class PartialNetBlock(nn.Module):
 
     @torch.jit.ignore
     def fuse(self) -> nn.Module:
-        """The block for inference: PAT_sp's convolution and all BatchNorms folded into the MLP."""
+        """The block for inference: PAT_sp's convolution and all BatchNorms folded into the MLP.
+
+        Itself where something else stands for a layer, such as an adapter; its parts can be folded all the same.
+        """
+        if not keeps_forward(self.mlp, Mlp):
+            return self
+        parts = [self.mlp.fc1, self.mlp.norm, self.mlp.fc2]
+        for part in (self.mixer, self.mlp_attention):
+            parts += [part.conv] if isinstance(part, PATConv) else []
+        attention = self.mlp_attention
+        if isinstance(attention, PATConv) and isinstance(attention.attn, SpatialGate):
+            parts += [attention.conv_norm, attention.attn.conv, attention.attn.norm]
+        if not can_be_folded(*parts):
+            return self
         return FoldedPartialNetBlock(with_fixed_weights(copy.deepcopy(self)))
 
 
@@ -163,7 +183,9 @@ class PatchEmbed(nn.Module):
 
     @torch.jit.ignore
     def fuse(self) -> PatchEmbed:
-        """A stem whose convolution has absorbed the BatchNorm."""
+        """A stem whose convolution has absorbed the BatchNorm; itself where something else stands for one of them."""
+        if not can_be_folded(self.proj, self.norm):
+            return self
         folded = copy.copy(self)
         proj = with_fixed_weights(copy.deepcopy(self.proj))
         folded._modules = {"proj": fold_batch_norm(proj, self.norm), "norm": nn.Identity()}
@@ -182,8 +204,10 @@ class PatchMerging(nn.Module):
         return self.norm(self.reduction(x))
 
     @torch.jit.ignore
-    def fuse(self) -> nn.Conv2d:
-        """Convolution and BatchNorm as one convolution."""
+    def fuse(self) -> nn.Module:
+        """Convolution and BatchNorm as one convolution; itself where something else stands for one of them."""
+        if not can_be_folded(self.reduction, self.norm):
+            return self
         return fold_batch_norm(with_fixed_weights(copy.deepcopy(self.reduction)), self.norm)
 
 
