@@ -38,7 +38,7 @@ def fold(model: nn.Module, img_size: int | tuple[int, int] | None = None, runtim
         model: Any network in evaluation mode: a classifier, a ``features_only`` backbone, a detector, your own.
         img_size: Height and width, in pixels, of all images to come, or one number for both: the relative position
             bias then becomes a constant. None keeps the network open to any size.
-        runtime: Write the layers as "torch" (on the CPU, eager or compiled, in the channels_last layout),
+        runtime: Write the layers as "torch" (eager, or compiled on the CPU, in the channels_last layout),
             "onnxruntime" or "openvino" runs them fastest; parameters are then named and shaped for it. "torch" also
             makes matrix products of other networks' convolutions that are; without autograd, our blocks then pass
             over hooks of their parts. None keeps one plain form for all.
