@@ -284,7 +284,7 @@ def test_mistakes_are_told_in_a_sentence(run_folder, folder, tmp_path):
         ((run_folder, alien), "no class 'ants'; its nearest name is 'ant'"),
         (("partialnet_t0", folder), "untrained"),
         ((tmp_path / "empty", folder), "no run folder"),
-        ((folder / "ant" / "0.png", folder), "no checkpoint"),
+        ((folder / "ant" / "0.png", folder), "not a checkpoint"),
         ((run_folder, folder, "--device", "abacus"), "no device 'abacus'"),
         ((run_folder, folder, "--csv", tmp_path / "nowhere" / "a.csv"), "no folder"),
     ):
