@@ -17,9 +17,10 @@ from typing import Any, Self, TypeGuard
 import torch
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
+from torch._C import _are_functorch_transforms_active
+from torch.autograd import forward_ad
 
 from .affine import is_linear_layer
-from .layout import is_recorded, is_transformed
 
 #: Most memory, in bytes, of an intermediate result of positions that are computed together: what a core's cache keeps.
 CACHED_BYTES = 1 << 20
@@ -33,8 +34,15 @@ def may_write_in_place(x: Tensor) -> bool:
 
     Not under autograd, autocast, a compiler, an exporter or ``torch.func``.
     """
-    cast = torch.is_autocast_enabled(x.device.type)
-    return not (torch.is_grad_enabled() or cast or is_recorded() or is_transformed())
+    # asked in every block, so without a function of our own around each question
+    return not (
+        torch.is_grad_enabled()
+        or torch.is_autocast_enabled("cuda" if x.is_cuda else "cpu")
+        or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or _are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
 
 
 def positions_of(x: Tensor) -> Tensor:
@@ -52,7 +60,7 @@ def cached_parts(x: Tensor, features: int) -> list[slice | None]:
 
     A GPU, which many positions at once keep busy, takes all.
     """
-    if x.device.type != "cpu":
+    if x.is_cuda:
         return [None]
     positions = x.shape[0]
     at_once = CACHED_BYTES * torch.get_num_threads() // (features * x.element_size())
