@@ -226,7 +226,7 @@ def test_attention_by_name(name: str) -> None:
 
 
 def test_what_is_wrong_with_a_known_attention_is_not_its_name() -> None:
-    with pytest.raises(TypeError, match=r"torch\.dtype, not str"):
+    with pytest.raises(TypeError, match="dtype"):
         create_attention("gaussian_se", 12, dtype="int8")
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
-from .affine import ChannelAffine, batch_norm_affine, is_affine, keeps_forward
+from .affine import ChannelAffine, batch_norm_affine, is_affine
 from .inference import Runtime, clipped_sigmoid, pointwise
 from .layout import is_recorded, takes_plain_operations
 from .partial_attention import PartialAttention, copy_kept_norm
@@ -355,7 +355,8 @@ def _mix(mean: Tensor, std: Tensor, weight: Tensor, dense: bool) -> Tensor:
 def _can_be_derived(norm: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
     """Whether ``norm`` is BatchNorm as PyTorch has it, and nobody waits for its calls."""
     hooks = norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks
-    return keeps_forward(norm, nn.BatchNorm2d) and not hooks
+    # torch 2.8 cannot compile keeps_forward, which looks into the instance as well
+    return isinstance(norm, nn.BatchNorm2d) and type(norm).forward is nn.BatchNorm2d.forward and not hooks
 
 
 def _gated_batch_norm(
