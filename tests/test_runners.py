@@ -19,7 +19,8 @@ from torch import nn
 from partialnet.bench.contestants import Setting, prepare
 from partialnet.bench.runners import OnnxRuntimeRunner, OpenVINORunner, TorchRunner
 from partialnet.checkpoint import load
-from partialnet.deploy.export import quiet, write_onnx
+from partialnet.deploy.export import write_onnx
+from partialnet.deploy.others_messages import quiet
 from partialnet.deploy.quantize import _gates
 from partialnet.deploy.runtimes import openvino_core
 from partialnet.errors import UserError

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from partialnet.checkpoint import Checkpoint, load
-from partialnet.deploy.export import quiet
+from partialnet.deploy.others_messages import quiet
 from partialnet.devices import find_device
 from partialnet.errors import UserError
 from partialnet.extras import require

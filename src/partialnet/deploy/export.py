@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import itertools
-import logging
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +19,6 @@ from partialnet.data import LabelledImages
 from partialnet.errors import UserError
 from partialnet.evaluation import Evaluation, evaluate
 from partialnet.extras import require
-from partialnet.messages import first_line
 from partialnet.prediction import Classifier
 
 from .exported_files import (
@@ -37,6 +32,7 @@ from .exported_files import (
     workspace_for,
     write_report,
 )
+from .others_messages import quiet, refusing
 from .photos import Photos, collect_photos
 from .precision import convert_onnx, convert_openvino
 from .runtimes import load_exported
@@ -175,18 +171,6 @@ def check_export(output: Path, format: str, precision: str, calibrated: bool) ->
     prepare_output(output, format)
 
 
-@contextmanager
-def refusing(what: str) -> Iterator[None]:
-    """Turn errors of PyTorch, a runtime or a quantiser into one sentence that begins with ``what``."""
-    try:
-        yield
-    except (UserError, OSError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # they have no common class
-        # PyTorch's exporter gives advice to its developers, and its reason as the cause
-        raise UserError(f"{what}: {first_line(error.__cause__ or error)}") from error
-
-
 @dataclass
 class _Draft:
     """A folded network on its way to its files."""
@@ -316,16 +300,3 @@ def _strip(path: Path) -> None:
     del model.graph.value_info[:], model.graph.metadata_props[:], model.metadata_props[:]
     del model.functions[:]
     onnx.save(model, path)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the exporters' notes to developers off the user's screen."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

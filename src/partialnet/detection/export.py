@@ -19,7 +19,6 @@ from torchvision.transforms.functional import to_tensor
 from tqdm import tqdm
 
 from partialnet.data.labelled_images import spread
-from partialnet.deploy.export import quiet, refusing
 from partialnet.deploy.exported_files import (
     FORMS,
     prepare_output,
@@ -30,6 +29,7 @@ from partialnet.deploy.exported_files import (
     workspace_for,
     write_report,
 )
+from partialnet.deploy.others_messages import quiet, refusing
 from partialnet.deploy.verify import sample_photos
 from partialnet.errors import UserError
 from partialnet.extras import require

@@ -1,0 +1,39 @@
+"""What exporters, runtimes and quantisers say: their errors as one sentence, their notes off the screen."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+
+import torch
+
+from partialnet.errors import UserError
+from partialnet.messages import first_line
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """Turn errors of PyTorch, a runtime or a quantiser into one sentence that begins with ``what``."""
+    try:
+        yield
+    except (UserError, OSError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # they have no common class
+        # PyTorch's exporter gives advice to its developers, and its reason as the cause
+        raise UserError(f"{what}: {first_line(error.__cause__ or error)}") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporters' notes to developers off the user's screen."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
