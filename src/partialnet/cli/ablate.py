@@ -26,30 +26,20 @@ _NETWORK_SETTINGS = ("model", "model_args", "img_size", "device")
 @click.option("--table", type=click.Choice(_TABLES), required=True, help="Table of the paper.")
 @click.option("--data", help="Train every row on this data, as `partialnet train` does, and report its accuracy.")
 @click.option("--row", "names", multiple=True, help="Only this row; repeatable.")
-@click.option(
-    "--seeds",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Seeds to train each row with.",
-)
+@click.option("--seeds", type=click.IntRange(min=1), default=1, help="Seeds to train each row with.")
 @click.option(
     "-r",
     "--runtime",
     default="eager",
-    show_default=True,
     help="What to time in: eager, compile, onnxruntime, openvino, or several with commas.",
 )
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0),
     default=10.0,
-    show_default=True,
     help="Time for the latencies in a runtime, and as much for the throughputs; 0 times nothing.",
 )
-@click.option(
-    "--bench-threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads of the timing."
-)
+@click.option("--bench-threads", type=click.IntRange(min=1), default=1, help="CPU threads of the timing.")
 @click.option(
     "--processor-time",
     is_flag=True,
@@ -59,7 +49,6 @@ _NETWORK_SETTINGS = ("model", "model_args", "img_size", "device")
     "--bench-batch-size",
     type=click.IntRange(min=1),
     default=16,
-    show_default=True,
     help="Images at a time for the throughput; the latency is that of one image.",
 )
 @json_option("everything and the environment")

@@ -31,22 +31,11 @@ if TYPE_CHECKING:
     help="Network that the ratios refer to.  [default: timm's FasterNet of the first model's size, or the first model; "
     "resnet50 for a preset]",
 )
+@click.option("-r", "--runtime", default="eager", help="eager, compile, onnxruntime, openvino, or several with commas.")
 @click.option(
-    "-r",
-    "--runtime",
-    default="eager",
-    show_default=True,
-    help="eager, compile, onnxruntime, openvino, or several with commas.",
+    "-p", "--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8"]), default="fp32", help="Number format."
 )
-@click.option(
-    "-p",
-    "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
-    default="fp32",
-    show_default=True,
-    help="Number format.",
-)
-@click.option("-t", "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads.")
+@click.option("-t", "--threads", type=click.IntRange(min=1), default=1, help="CPU threads.")
 @click.option(
     "-b",
     "--batch-size",
@@ -54,7 +43,7 @@ if TYPE_CHECKING:
     help="Images at a time.  [default: 1; 16 for a preset's throughput]",
 )
 @click.option("--img-size", type=click.IntRange(min=32), help="Height and width.  [default: each network's own]")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to run.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where to run.")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),

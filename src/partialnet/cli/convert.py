@@ -26,20 +26,17 @@ from .next_command import next_command
     "--split-ratio",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=0.25,
-    show_default=True,
     help="Share of the channels that is convolved.",
 )
 @click.option(
     "--attention",
     default="gaussian_se",
-    show_default=True,
     help="What the other channels get: gaussian_se, srm, spatial_gate, self_attention, one of timm's, or none.",
 )
 @click.option(
     "--attention-scope",
     type=click.Choice(["partial", "full"]),
     default="partial",
-    show_default=True,
     help="Attend over the channels that are not convolved, or over all.",
 )
 @click.option("--dry-run", is_flag=True, help="Only report what would be replaced.")

@@ -20,13 +20,7 @@ from .run_messages import list_files
     type=click.Path(path_type=Path),
     help="Run folder to make.  [default: runs/demo, or the next free runs/demo-2, …]",
 )
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**32 - 1),
-    default=0,
-    show_default=True,
-    help="Seed of weights, order and augmentation.",
-)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Seed of weights, order and augmentation.")
 def demo(output: Path | None, seed: int) -> None:
     """Train partialnet_t0 on handwritten digits, from scratch, on the CPU.
 

@@ -30,7 +30,7 @@ _BROKEN_SHOWN = 20
 @click.argument("source")
 @click.argument("data")
 @click.option("--split", metavar="NAME", help="Part of DATA, such as test.  [default: val or test, where there is one]")
-@click.option("-b", "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images at a time.")
+@click.option("-b", "--batch-size", type=click.IntRange(min=1), default=32, help="Images at a time.")
 @click.option(
     "-w", "--workers", type=click.IntRange(min=0), help="Processes that read images.  [default: by images and cores]"
 )

@@ -50,14 +50,9 @@ if TYPE_CHECKING:
 @click.option(
     "--category", multiple=True, metavar="CLASS=CATEGORY", help="Category of the boxes that a class stands for."
 )
-@click.option("--draw", type=click.IntRange(min=0), default=12, show_default=True, help="Images whose maps are drawn.")
+@click.option("--draw", type=click.IntRange(min=0), default=12, help="Images whose maps are drawn.")
 @click.option(
-    "--gates",
-    "num_gates",
-    type=click.IntRange(min=0),
-    default=3,
-    show_default=True,
-    help="Images whose gates and attention are drawn.",
+    "--gates", "num_gates", type=click.IntRange(min=0), default=3, help="Images whose gates and attention are drawn."
 )
 @json_option("all figures")
 @click.option(
@@ -65,7 +60,6 @@ if TYPE_CHECKING:
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("explained"),
-    show_default=True,
     help="Folder for the pictures.",
 )
 @device_option

@@ -22,20 +22,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model")
-@click.option(
-    "-f",
-    "--format",
-    type=click.Choice(["onnx", "openvino", "torch"]),
-    default="onnx",
-    show_default=True,
-    help="Runtime.",
-)
+@click.option("-f", "--format", type=click.Choice(["onnx", "openvino", "torch"]), default="onnx", help="Runtime.")
 @click.option(
     "-p",
     "--precision",
     type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
     default="fp32",
-    show_default=True,
     help="Number format; bf16 is for OpenVINO and torch, int8 needs --calibration.",
 )
 @click.option("--img-size", type=click.IntRange(min=32), help="Height and width in pixels.  [default: the model's own]")

@@ -29,7 +29,9 @@ from .train import train
 from .ui import ui
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
+)
 @click.version_option(partialnet.__version__, "--version", "-V", prog_name="partialnet")
 @click.option(
     "--import",

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("source")
 @click.argument("images", nargs=-1, required=True)
-@click.option("-k", "--topk", type=click.IntRange(min=1), default=5, show_default=True, help="Classes to print.")
-@click.option("-b", "--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Images at a time.")
+@click.option("-k", "--topk", type=click.IntRange(min=1), default=5, help="Classes to print.")
+@click.option("-b", "--batch-size", type=click.IntRange(min=1), default=16, help="Images at a time.")
 @device_option
 @json_option("one object a line for each image")
 def predict(

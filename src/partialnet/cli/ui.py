@@ -20,9 +20,19 @@ _DEMO = Path("runs/demo")
 @click.command()
 @click.argument("sources", nargs=-1, metavar="[SOURCE]...")
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=0, help="Port of 127.0.0.1 to listen on.  [default: any free one]"
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    show_default=False,
+    help="Port of 127.0.0.1 to listen on.  [default: any free one]",
 )
-@click.option("--open/--no-open", "open_browser", default=True, help="Open the page in the browser.  [default: open]")
+@click.option(
+    "--open/--no-open",
+    "open_browser",
+    default=True,
+    show_default=False,
+    help="Open the page in the browser.  [default: open]",
+)
 @click.option(
     "--img-size",
     type=click.IntRange(32, 1024),

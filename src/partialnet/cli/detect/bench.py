@@ -21,7 +21,6 @@ from ..json_output import JsonOutput, json_option
     nargs=2,
     type=click.IntRange(min=64),
     default=(800, 1280),
-    show_default=True,
     metavar="HEIGHT WIDTH",
     help="Size of the image, in multiples of 32.",
 )
@@ -30,18 +29,13 @@ from ..json_output import JsonOutput, json_option
     multiple=True,
     type=click.IntRange(min=1),
     default=(256,),
-    show_default=True,
     help="Channels of the pyramid, the width of the heads; repeatable, for each backbone with each.",
 )
 @click.option("--count", "count_only", is_flag=True, help="Count parameters and multiply–adds only.")
-@click.option("-t", "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="CPU threads.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where to run.")
-@click.option(
-    "--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Times that each is run, at least."
-)
-@click.option(
-    "--seconds", type=click.FloatRange(min=0), default=30, show_default=True, help="Time to measure, at least."
-)
+@click.option("-t", "--threads", type=click.IntRange(min=1), default=1, help="CPU threads.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where to run.")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, help="Times that each is run, at least.")
+@click.option("--seconds", type=click.FloatRange(min=0), default=30, help="Time to measure, at least.")
 @json_option("the rows and the environment")
 @click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write the rows.")
 def bench(

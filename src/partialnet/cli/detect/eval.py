@@ -23,10 +23,10 @@ _BROKEN_SHOWN = 3
     metavar="NAME",
     help="Part of DATA, such as test; all for data without parts.  [default: val or test, else what the run held out]",
 )
-@click.option("-b", "--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Images at a time.")
-@click.option("-w", "--workers", type=click.IntRange(min=0), default=2, show_default=True, help="Reading processes.")
+@click.option("-b", "--batch-size", type=click.IntRange(min=1), default=1, help="Images at a time.")
+@click.option("-w", "--workers", type=click.IntRange(min=0), default=2, help="Reading processes.")
 @device_option
-@click.option("--fold/--no-fold", default=True, show_default=True, help="Fold the network first; same detections.")
+@click.option("--fold/--no-fold", default=True, help="Fold the network first; same detections.")
 @click.option(
     "-o",
     "--output",

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("run")
-@click.option(
-    "-f", "--format", type=click.Choice(["onnx", "openvino"]), default="onnx", show_default=True, help="Runtime."
-)
+@click.option("-f", "--format", type=click.Choice(["onnx", "openvino"]), default="onnx", help="Runtime.")
 @click.option(
     "--canvas",
     nargs=2,

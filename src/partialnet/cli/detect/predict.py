@@ -20,13 +20,7 @@ from ..json_output import JsonOutput, json_option
 @click.command()
 @click.argument("source")
 @click.argument("images", nargs=-1, required=True)
-@click.option(
-    "--min-score",
-    type=click.FloatRange(0, 1),
-    default=0.5,
-    show_default=True,
-    help="Leave out objects that score lower.",
-)
+@click.option("--min-score", type=click.FloatRange(0, 1), default=0.5, help="Leave out objects that score lower.")
 @click.option(
     "--nms",
     type=click.FloatRange(0, 1),
@@ -42,7 +36,6 @@ from ..json_output import JsonOutput, json_option
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("detections"),
-    show_default=True,
     help="Folder for the pictures.",
 )
 @json_option("one object a line for each image")
