@@ -208,6 +208,24 @@ def test_gaussian_se_statistics_of_half_precision_do_not_overflow(dtype: torch.d
     assert (output.float() - expected).norm() < 0.1 * expected.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_constant_channels_in_half_precision_become_the_bias_of_the_norm(dtype: torch.dtype) -> None:
+    layer = GaussianSE(3)
+    with torch.no_grad():
+        layer.gate_norm.bias.fill_(9)  # the gates are open, so that constants stay constants
+        layer.norm.bias.copy_(torch.tensor([-1.0, 0.0, 2.0]))
+    constants = torch.tensor([0.1, 3.3, -100.7])[:, None, None]
+    layer.norm.momentum = 1.0  # what it is evaluated with are the statistics of the one step
+    layer.to(dtype)
+    x = constants.expand(2, 3, 8, 8).to(dtype).requires_grad_()
+    for training in (True, False):
+        output = layer.train(training)(x)
+        expected = layer.norm.bias.detach()[:, None, None].expand_as(output)
+        torch.testing.assert_close(output.detach(), expected, rtol=0, atol=2e-2)
+    output.sum().backward()
+    assert x.grad.dtype == dtype
+
+
 def test_gaussian_se_refuses_to_train_on_one_image() -> None:
     layer, x = GaussianSE(4), torch.randn(1, 4, 5, 5)
     with pytest.raises(ValueError, match=r"batch of 1 .*batch of 2"):

@@ -41,7 +41,9 @@ def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 def image_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """``channel_statistics`` without autograd, by the one vectorised kernel that PyTorch has for both on the CPU.
 
-    It is BatchNorm's, which takes a third of the time of two means, but the images of a batch together.
+    It is BatchNorm's, which takes a third of the time of two means, but the images of a batch together. In the
+    channels_last layout it sums one value after the other, so that a map of 512×512 whose mean is 10⁴ times its
+    deviation has no variance to rely on, as in BatchNorm itself.
     """
     if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or x.shape[0] == 0:
         return channel_statistics(x)
@@ -185,7 +187,8 @@ class GaussianSE(PartialAttention):
             # statistics no image has
             return self.norm(x * gate[:, :, None, None].to(x.dtype))
         scale, shift = _gated_batch_norm(self.norm, gate.to(mean.dtype), mean, variance, count)
-        return torch.addcmul(shift[:, :, None, None].to(x.dtype), x, scale[:, :, None, None].to(x.dtype))
+        # rounded once, at the end: of a channel that hardly varies, scale and shift are large and cancel each other
+        return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None]).to(x.dtype)
 
     def _gate(self, mean: Tensor, std: Tensor, keep: Tensor | None) -> Tensor:
         if keep is not None:
@@ -375,7 +378,7 @@ def _gated_batch_norm(
         if norm.training and norm.track_running_stats:
             _update_running_statistics(norm, batch_mean, batch_variance, count * gate.shape[0])
     else:
-        batch_mean, batch_variance = norm.running_mean, norm.running_var
+        batch_mean, batch_variance = norm.running_mean.to(gate.dtype), norm.running_var.to(gate.dtype)
     scale = torch.rsqrt(batch_variance + norm.eps)
     if norm.affine:
         scale = scale * norm.weight
