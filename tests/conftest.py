@@ -21,7 +21,7 @@ from torch import nn
 
 import partialnet  # noqa: F401 - registers the variants with timm
 from partialnet.checkpoint import create_checkpoint
-from partialnet.cli import main
+from partialnet_cli import main
 
 if TYPE_CHECKING:
     from training_runs import Train

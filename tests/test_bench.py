@@ -26,10 +26,10 @@ from partialnet.bench.speed_bars import speed_bars
 from partialnet.bench.timing import Timing
 from partialnet.bench.torch_settings import torch_settings
 from partialnet.checkpoint import create_checkpoint, load
-from partialnet.cli import main
 from partialnet.errors import UserError
 from partialnet.layers.eager import PatchConv, PositionwiseLinear
 from partialnet.plots import save
+from partialnet_cli import main
 
 
 def test_contestants_take_turns():

@@ -18,8 +18,9 @@ from commands import NUM_PHOTOS, Command, Result, assert_mistake, process
 
 import partialnet.demo
 from partialnet.checkpoint import create_checkpoint
-from partialnet.cli.main import cli
-from partialnet.cli.settings import run_folder as default_run_folder
+from partialnet_cli.group import Subcommand
+from partialnet_cli.main import cli
+from partialnet_cli.settings import run_folder as default_run_folder
 
 
 def test_process_predicts_quietly(run_folder: Path, photos: Path) -> None:
@@ -202,11 +203,26 @@ def test_help(arguments: list[str], command: Command) -> None:
     assert max(len(line) for line in text.splitlines()) <= 100
 
 
-def subcommands() -> list[list[str]]:
+def test_help_needs_no_pytorch() -> None:
+    # a module that is None cannot be imported
+    code = "import sys; sys.modules['torch'] = None; from partialnet_cli import main; main(sys.argv[1:])"
+    for arguments, begin in ((["--help"], "Usage: partialnet"), (["--version"], "partialnet, version"), ([], "Usage")):
+        process = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+        assert (process.stdout + process.stderr).startswith(begin)
+
+
+def subcommands(group: click.Group = cli, *, names: tuple[str, ...] = ()) -> list[list[str]]:
     """All that can be called, groups aside."""
-    groups = {name: one for name, one in cli.commands.items() if isinstance(one, click.Group)}
-    nested = [[group, name] for group, one in groups.items() for name in one.commands]
-    return [[name] for name in cli.commands if name not in groups] + nested
+    found = []
+    for name, subcommand in group.commands.items():
+        assert isinstance(subcommand, Subcommand)
+        command = subcommand.load()
+        assert command.name == name
+        if isinstance(command, click.Group):
+            found += subcommands(command, names=(*names, name))
+        else:
+            found.append([*names, name])
+    return found
 
 
 @pytest.mark.parametrize("arguments", subcommands(), ids=" ".join)

@@ -15,7 +15,6 @@ from conftest import randomize_parameters
 from PIL import Image
 from torch import Tensor
 
-from partialnet.cli.main import cli, main
 from partialnet.deploy.runtimes import load_exported
 from partialnet.detection import export
 from partialnet.detection.checkpoint import DetectorCheckpoint, create_detector, load_detector
@@ -24,6 +23,7 @@ from partialnet.detection.exported import Canvas, load_exported_detector
 from partialnet.detection.masks import encode_box_masks, encode_masks
 from partialnet.detection.resizing import DetectorTransform
 from partialnet.errors import UserError
+from partialnet_cli.main import cli, main
 
 CATEGORIES = {1: "person", 18: "dog"}
 

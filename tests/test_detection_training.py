@@ -22,7 +22,6 @@ from training_runs import DRAW_NOTHING
 from warm_processes import WarmProcesses
 
 from partialnet.checkpoint import load
-from partialnet.cli import main
 from partialnet.detection.checkpoint import create_detector, load_detector
 from partialnet.detection.coco import open_evaluation
 from partialnet.detection.config import DetectionConfig
@@ -31,6 +30,7 @@ from partialnet.detection.run import DetectorRun, evaluate_detector, train_detec
 from partialnet.errors import UserError
 from partialnet.training.recipes import apply_recipe, recipe_names
 from partialnet.training.settings import as_yaml, create_settings
+from partialnet_cli import main
 
 CONFIG = DetectionConfig(
     model_args={"embed_dim": 16, "depths": [1, 1, 1, 1]},

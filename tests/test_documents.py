@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from partialnet.checkpoint import create_checkpoint
-from partialnet.cli.main import cli
 from partialnet.search import dynamic_layers
+from partialnet_cli.main import cli
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]

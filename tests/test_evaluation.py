@@ -14,13 +14,13 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
 from partialnet.checkpoint import Checkpoint, create_checkpoint
-from partialnet.cli.main import cli
 from partialnet.data import FolderImages, LabelledImages, Subset
 from partialnet.data.sources import evaluation_folder
 from partialnet.errors import UserError
 from partialnet.evaluation import Evaluation, evaluate, match_classes
 from partialnet.prediction import Classifier, Prediction
 from partialnet.preprocessing import Preprocessing
+from partialnet_cli.main import cli
 
 CLASSES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
 FILES = 3

@@ -20,7 +20,6 @@ from PIL import Image
 
 import partialnet
 from partialnet.checkpoint import Checkpoint, create_checkpoint
-from partialnet.cli.main import cli
 from partialnet.data import FolderImages, Subset
 from partialnet.deploy.export import Export, export
 from partialnet.deploy.exported_files import SUFFIXES, save_onnx, save_openvino
@@ -31,6 +30,7 @@ from partialnet.errors import UserError
 from partialnet.evaluation import Evaluation, evaluate
 from partialnet.prediction import Classifier
 from partialnet.sources import open_source
+from partialnet_cli.main import cli
 
 CLASSES = ("ant", "bee", "cat", "dog", "elk")
 _INPUT = {

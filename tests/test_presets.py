@@ -25,9 +25,9 @@ from partialnet.bench.preset_report import write_report
 from partialnet.bench.presets import MODERN, PAPER, PRESETS, PaperFigures, PresetRow
 from partialnet.bench.timing import Timing
 from partialnet.checkpoint import load
-from partialnet.cli import main
 from partialnet.complexity import PAPER as TABLE_9
 from partialnet.errors import UserError
+from partialnet_cli import main
 
 SMALL = (
     PresetRow(

@@ -21,7 +21,6 @@ from training_runs import DRAW_NOTHING, write_photos
 from warm_processes import WarmProcesses
 
 from partialnet.checkpoint import create_checkpoint, load
-from partialnet.cli import main
 from partialnet.errors import UserError
 from partialnet.search import load_plan
 from partialnet.search.config import SearchConfig
@@ -29,6 +28,7 @@ from partialnet.search.run import SearchRun, search
 from partialnet.search.sweep import sweep
 from partialnet.search.task import RATIO_PREFIX, SearchTask
 from partialnet.training.settings import as_yaml, create_settings, settings_of
+from partialnet_cli import main
 
 CONFIG = SearchConfig(
     model_args={"embed_dim": 16, "depths": [1, 1, 1, 1], "head_hidden_size": 24},

@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from partialnet.checkpoint import create_checkpoint, load
-from partialnet.cli import main
-from partialnet.cli.own_networks import import_own
 from partialnet.errors import UserError
 from partialnet.folding import fold
 from partialnet.layers import PATConv
 from partialnet.surgery import replace_convs
 from partialnet.surgery.converted import convert_checkpoint
+from partialnet_cli import main
+from partialnet_cli.own_networks import import_own
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT, EXAMPLES = ROOT / "docs" / "surgery.md", ROOT / "examples"

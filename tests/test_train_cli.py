@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from commands import Command
 
-from partialnet.cli.main import main
 from partialnet.training import run as engine
 from partialnet.training.config import TrainConfig
 from partialnet.training.settings import settings_of
+from partialnet_cli.main import main
 
 Calls = list[tuple[TrainConfig, str, Path, bool]]
 

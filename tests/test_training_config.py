@@ -13,7 +13,6 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from partialnet.cli import main
 from partialnet.errors import RunInterrupted, UserError
 from partialnet.training.config import TrainConfig
 from partialnet.training.recipes import load_recipe, recipe_names, recipe_values
@@ -25,6 +24,7 @@ from partialnet.training.settings import (
     setting_type,
     settings_of,
 )
+from partialnet_cli import main
 
 #: Table 8 of the paper, by variant: batch, lr, weight decay, stochastic depth, clipping, RandAugment, mixup
 TABLE_8 = {

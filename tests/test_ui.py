@@ -20,13 +20,13 @@ from PIL import Image
 from ui_pages import CLASSES, photo_bytes
 
 from partialnet.checkpoint import create_checkpoint
-from partialnet.cli import main
 from partialnet.errors import UserError
 from partialnet.explain import Explainer, read_gates
 from partialnet.ui import Network, PageServer, Viewer, open_networks
 from partialnet.ui import answers as ui_answers
 from partialnet.ui import server as ui_server
 from partialnet.ui import speed as ui_speed
+from partialnet_cli import main
 
 pytest.importorskip("pytorch_grad_cam")
 

@@ -17,8 +17,8 @@ import torch
 from ui_pages import photo_bytes
 from warm_processes import WarmProcesses
 
-from partialnet.cli import main
 from partialnet.ui import PageServer, Viewer
+from partialnet_cli import main
 
 pytest.importorskip("pytorch_grad_cam")
 
@@ -90,6 +90,6 @@ def test_port_in_use(page_runs: tuple[Path, Path], page_server: PageServer, caps
 
 @pytest.mark.parametrize("number", [errno.EADDRINUSE, errno.EACCES])
 def test_reasons_for_a_port(number: int) -> None:
-    from partialnet.cli.ui import _why_not
+    from partialnet_cli.ui import _why_not
 
     assert "any free one" in _why_not(OSError(number, os.strerror(number)), 80)

@@ -21,7 +21,7 @@ import json, os, runpy, signal, sys, traceback
 import torch
 torch.set_num_threads(1)
 import torch.utils.tensorboard
-import partialnet.cli, partialnet.demo, partialnet.detection.run, partialnet.search.run, partialnet.training.run
+import partialnet_cli, partialnet.demo, partialnet.detection.run, partialnet.search.run, partialnet.training.run
 
 def run(job):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores

@@ -1,5 +1,5 @@
 """``python -m partialnet``."""
 
-from partialnet.cli import main
+from partialnet_cli import main
 
 main()
