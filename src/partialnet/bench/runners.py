@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from partialnet.deploy.export import write_onnx
-from partialnet.deploy.precision import convert_onnx, convert_openvino
+from partialnet.deploy.precision import TORCH_DTYPES, convert_onnx, convert_openvino
 from partialnet.deploy.runtimes import openvino_core
 from partialnet.errors import UserError
 from partialnet.extras import require
 
-TORCH_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _OPENVINO_HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16", "fp16": "f16"}
 #: batches of noise that int8 is calibrated on: enough for speed, useless for accuracy
 _CALIBRATION_BATCHES = 4

@@ -34,7 +34,7 @@ from .exported_files import (
 )
 from .others_messages import quiet, refusing
 from .photos import Photos, collect_photos
-from .precision import convert_onnx, convert_openvino
+from .precision import TORCH_DTYPES, convert_onnx, convert_openvino
 from .runtimes import load_exported
 from .verify import Accuracy, Agreement, compare_accuracy, compare_logits, image_batches, random_batches
 
@@ -43,7 +43,6 @@ PRECISIONS: dict[str, tuple[str, ...]] = {
     "openvino": ("fp32", "fp16", "bf16", "int8"),
     "torch": ("fp32", "fp16", "bf16"),
 }
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 #: Share of images on which an export must name PyTorch's class, or one in fp32 is written too.
 LEAST_AGREEMENT = 0.98
 #: The first opset with an operator for GELU, which onnxruntime runs twice as fast as its five parts.
@@ -188,7 +187,7 @@ class _Draft:
         finished = self.workspace / output.name
         with refusing(f"{self.checkpoint.architecture} cannot be exported to {format} in {precision}"):
             if format == "torch":
-                finished.write_bytes(self.folded.serialize(_DTYPES[precision]))
+                finished.write_bytes(self.folded.serialize(TORCH_DTYPES[precision]))
                 exported = Classifier(load(finished))
             else:
                 (self._finish_onnx if format == "onnx" else self._finish_openvino)(finished, precision)

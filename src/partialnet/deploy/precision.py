@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from partialnet.extras import require
 
 from .quantize import quantize_onnx, quantize_openvino
 from .runtimes import openvino_core
+
+#: What PyTorch computes in, or stores, for a precision.
+TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def convert_onnx(path: Path, precision: str, calibration: Sequence[np.ndarray] = ()) -> Any:
