@@ -25,7 +25,7 @@ from torch import nn
 
 import partialnet
 from partialnet.bench import environment, interleave
-from partialnet.bench.contestants import RUNTIMES, Setting, fastest_layout, open_and_prepare
+from partialnet.bench.contestants import RUNTIMES, Setting, fastest_form, open_and_prepare
 from partialnet.bench.runners import exported_runner
 from partialnet.complexity import measure as measure_complexity
 from partialnet.errors import UserError
@@ -55,7 +55,7 @@ def large_convolution(precision: str) -> Callable[[], object]:
 def with_own_layers(name: str, setting: Setting) -> Callable[[], object]:
     """A network in eager PyTorch with its BatchNorms folded, and nothing else changed."""
     images = torch.randn(setting.batch_size, 3, 224, 224)
-    return fastest_layout(partialnet.fold(timm.create_model(name).eval()), images, setting)
+    return fastest_form([partialnet.fold(timm.create_model(name).eval())], images, setting)
 
 
 def gflops(macs: float, milliseconds: float) -> float:
@@ -66,7 +66,7 @@ def measure(size: str, setting: Setting, own_layers: bool, seconds: float) -> di
     """One row of the result; raises UserError where this machine does not offer the setting."""
     names = (f"fasternet_{size}", f"partialnet_{size}")
     what = f"{size} {setting.runtime} {setting.precision}{' own layers' if own_layers else ''}"
-    runs = open_and_prepare(list(names), setting)
+    runs = {name: open_and_prepare(name, setting) for name in names}
     if own_layers:
         runs[names[0]] = with_own_layers(names[0], setting)
     convolution = interleave({"conv": large_convolution(setting.precision)}, "conv", seconds=0.5, clock=CLOCK)["conv"]

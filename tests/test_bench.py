@@ -199,7 +199,7 @@ def test_command_with_every_runtime(tmp_path):
 def test_compiled_contestants_have_the_form_of_eager_ones_and_compile_quietly(tmp_path, capfd):
     small = str(tmp_path / "small")
     create_checkpoint("partialnet_t0", num_classes=2, embed_dim=16, depths=[0, 0, 0, 1]).save(small)
-    runs = {runtime: open_and_prepare([small], Setting(runtime, img_size=32))[small] for runtime in RUNTIMES[:2]}
+    runs = {runtime: open_and_prepare(small, Setting(runtime, img_size=32)) for runtime in RUNTIMES[:2]}
     assert any(isinstance(layer, PositionwiseLinear) for layer in runs["compile"].model.modules())
     torch.testing.assert_close(runs["compile"](), runs["eager"](), rtol=1e-4, atol=1e-5)
     assert capfd.readouterr() == ("", "")
@@ -232,7 +232,7 @@ def test_networks_are_compiled_in_the_layout_that_suits_the_device(
 ) -> None:
     # on a GPU contiguous, as that is faster uncompiled
     faster = SimpleNamespace(layout=torch.contiguous_format)
-    monkeypatch.setattr("partialnet.bench.contestants.fastest_layout", lambda *arguments: faster)
+    monkeypatch.setattr("partialnet.bench.contestants.fastest_form", lambda *arguments: faster)
     monkeypatch.setattr("partialnet.bench.contestants.TorchRunner", lambda *arguments: arguments)
     setting = Setting("compile", img_size=32, device=device)
     model, _, precision, place, layout = prepare(create_checkpoint("test_resnet"), setting)

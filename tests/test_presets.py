@@ -26,6 +26,7 @@ from partialnet.bench.presets import MODERN, PAPER, PRESETS, PaperFigures, Prese
 from partialnet.bench.timing import Timing
 from partialnet.checkpoint import load
 from partialnet.complexity import PAPER as TABLE_9
+from partialnet.complexity import measure
 from partialnet.errors import UserError
 from partialnet_cli import main
 
@@ -68,10 +69,10 @@ def test_the_paper_has_42_rows_and_all_exist_here() -> None:
 @pytest.mark.parametrize("name", ["EfficientNet-B3", "MobileViTv2-0.5", "EfficientViT-B1-192", "MobileNetV2 x1.4"])
 def test_image_sizes_give_the_papers_multiply_adds(name: str) -> None:
     (row,) = select(PAPER, [name])
-    params_m, macs_g = comparison_module._count(load(row.model), row.img_size)
+    found = measure(load(row.model).model, (3, row.img_size, row.img_size))
     assert row.paper is not None
-    assert params_m == pytest.approx(row.paper.params_m, rel=0.03)
-    assert macs_g == pytest.approx(row.paper.macs_g, rel=0.05)
+    assert found.training.params_m == pytest.approx(row.paper.params_m, rel=0.03)
+    assert found.folded.macs_g == pytest.approx(row.paper.macs_g, rel=0.05)
 
 
 def test_modern_rows_name_the_weights_that_their_accuracy_belongs_to() -> None:

@@ -265,19 +265,14 @@ def _prepare_reference(reference: Checkpoint, runtime: str, conditions: Conditio
     """What runs the reference in a runtime, by batch size."""
     try:
         with quiet():
-            prepared = {
-                size: prepare(reference, conditions.setting(runtime, size, None)) for size in _batches(conditions)
-            }
+            sizes = (1, conditions.batch_size)
+            prepared = {size: prepare(reference, conditions.setting(runtime, size, None)) for size in sizes}
             for run in prepared.values():
                 run()  # compilers begin here
     except Exception as error:  # whatever a runtime makes of a network that it cannot run
         reason = first_line(error).rstrip(".")
         raise UserError(f"The reference {conditions.against} cannot be run in {runtime}: {reason}") from error
     return prepared
-
-
-def _batches(conditions: Conditions) -> tuple[int, ...]:
-    return (1, conditions.batch_size)
 
 
 def _measure(
@@ -289,7 +284,8 @@ def _measure(
     run_peak: Callable[[], object],
 ) -> Measurement:
     checkpoint = load(row.model)
-    params_m, macs_g = _count(checkpoint, row.img_size)
+    channels = checkpoint.input_config["input_size"][0]
+    complexity = measure(checkpoint.model, (channels, row.img_size, row.img_size))
     wait = synchronizer(torch.device(conditions.device))
 
     def contestants(batch_size: int) -> dict[str, Callable[[], object]]:
@@ -303,12 +299,12 @@ def _measure(
     throughput = interleave(
         contestants(conditions.batch_size), "reference", conditions.seconds, 3, 1, wait, progress=False
     )["row"]
-    gflops = 2e3 * macs_g / latencies["row"].median_ms
+    gflops = 2e3 * complexity.folded.macs_g / latencies["row"].median_ms
     return Measurement(
         row.name,
         runtime,
-        params_m,
-        macs_g,
+        complexity.training.params_m,
+        complexity.folded.macs_g,
         latencies["row"],
         throughput,
         latencies["reference"].median_ms,
@@ -316,12 +312,6 @@ def _measure(
         gflops,
         gflops / (1e3 * peak_gflop / latencies["peak"].median_ms),
     )
-
-
-def _count(checkpoint: Checkpoint, img_size: int) -> tuple[float, float]:
-    """Parameters in training form and multiply–adds in the form that is run."""
-    found = measure(checkpoint.model, (checkpoint.input_config["input_size"][0], img_size, img_size))
-    return found.training.params_m, found.folded.macs_g
 
 
 def select(rows: Sequence[PresetRow], names: Sequence[str]) -> list[PresetRow]:

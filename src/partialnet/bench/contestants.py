@@ -132,18 +132,13 @@ def _layout_to_compile(model: nn.Module, images: Tensor, setting: Setting) -> to
     On the CPU PyTorch's compiler lays convolutions out in channels_last whatever it is given (``decide_layout_opt`` in
     torch/_inductor/graph.py), so that other tensors would only have to be converted.
     """
-    return torch.channels_last if setting.on_cpu else fastest_layout(model, images, setting).layout
-
-
-def fastest_layout(model: nn.Module, images: Tensor, setting: Setting) -> TorchRunner:
-    """What runs a copy of the network in the faster of contiguous and channels_last, within ``torch_settings``."""
-    return fastest_form([model], images, setting)
+    return torch.channels_last if setting.on_cpu else fastest_form([model], images, setting).layout
 
 
 def fastest_form(models: Sequence[nn.Module], images: Tensor, setting: Setting) -> TorchRunner:
-    """``fastest_layout`` of several forms of one network.
+    """What runs a copy of the fastest of a network's forms, each in contiguous and in channels_last memory.
 
-    They take turns, and the best of a few runs counts, which other programs disturb least.
+    Within ``torch_settings``. They take turns, and the best of a few runs counts, which other programs disturb least.
     """
     runs = [
         TorchRunner(copy.deepcopy(model), images, setting.precision, setting.device, layout)
@@ -167,16 +162,12 @@ def default_peer(name: str) -> str | None:
     return peer if peer != name and timm.is_model(peer) else None
 
 
-def open_and_prepare(names: Sequence[str], setting: Setting) -> dict[str, Callable[[], object]]:
-    """All contestants of one setting, by name.
+def open_and_prepare(name: str, setting: Setting) -> Callable[[], object]:
+    """What runs the network of a name once under ``setting``; see ``prepare``.
 
     Raises:
-        UserError: A network does not exist, or cannot be run in the runtime.
+        UserError: There is no such network, or it cannot be run in the runtime.
     """
-    return {name: _open_and_prepare(name, setting) for name in names}
-
-
-def _open_and_prepare(name: str, setting: Setting) -> Callable[[], object]:
     checkpoint = load(name)
     try:
         with quiet(), redirect_stderr(io.StringIO()):  # compilers print tables of all kernels they have tried

@@ -97,7 +97,7 @@ def _time(
     contestants: dict[str, Callable[[], object]] = {}
     for name in sorted(names, key=lambda name: name != reference):  # the reference first, as nothing counts without it
         try:
-            contestants |= open_and_prepare([name], setting)
+            contestants[name] = open_and_prepare(name, setting)
         except UserError as error:
             if on_failure is None:
                 raise

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from partialnet.bench import Timing, interleave
-from partialnet.bench.contestants import Setting, fastest_layout
+from partialnet.bench.contestants import Setting, fastest_form
 from partialnet.bench.timing import synchronizer
 from partialnet.bench.torch_settings import torch_settings
 from partialnet.errors import UserError
@@ -170,7 +170,7 @@ class _Contestant:
         )
         form: Runtime | None = "torch" if device == "cpu" else None
         image = torch.rand(1, 3, *_LAYOUT_SIZE)
-        self.layout = fastest_layout(fold(detector.backbone, runtime=form), image, Setting(device=device)).layout
+        self.layout = fastest_form([fold(detector.backbone, runtime=form)], image, Setting(device=device)).layout
         folded: Any = fold(detector)
         folded.backbone = fold(detector.backbone, size, form)
         self.model = folded.to(device, memory_format=self.layout)
