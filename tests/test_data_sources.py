@@ -435,6 +435,14 @@ class Rows:
         assert feature.decode is False  # type: ignore[attr-defined]
         return self
 
+    def with_format(self, kind: str | None) -> Rows:
+        assert kind is None
+        return self
+
+    def select_columns(self, wanted: list[str]) -> Rows:
+        features, columns = ({name: of[name] for name in wanted} for of in (self.features, self.columns))
+        return Rows(features, columns)  # type: ignore[arg-type]
+
     def select(self, indices: Iterable[int]) -> Rows:
         indices = list(indices)
         return Rows(self.features, {name: [values[i] for i in indices] for name, values in self.columns.items()})
@@ -459,8 +467,22 @@ def hub_rows(seeds: Iterable[int], feature: object) -> Rows:
 def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Rows]]:
     """A stand-in for the package ``datasets`` that knows what the test puts into the returned dictionary."""
     known: dict[str, dict[str, Rows]] = {}
+
+    def load_dataset(path: str, name: str | None = None) -> dict[str, Rows]:
+        if name is None and any(key.startswith(f"{path}:") for key in known):
+            raise ValueError("Config name is missing.\nPlease pick one among the available configs")
+        return known[path if name is None else f"{path}:{name}"]
+
+    def get_dataset_config_names(path: str) -> list[str]:
+        return [key.partition(":")[2] for key in known if key.startswith(f"{path}:")]
+
     module = types.ModuleType("datasets")
-    vars(module).update(Image=ImageFeature, ClassLabel=ClassLabel, load_dataset=known.__getitem__)
+    vars(module).update(
+        Image=ImageFeature,
+        ClassLabel=ClassLabel,
+        load_dataset=load_dataset,
+        get_dataset_config_names=get_dataset_config_names,
+    )
     monkeypatch.setitem(sys.modules, "datasets", module)
     return known
 
@@ -506,7 +528,25 @@ def test_hugging_face_without_some_classes(hub: dict[str, dict[str, Rows]], feat
     assert data.split == "me/pets's parts train and test"
 
 
-@pytest.mark.parametrize("form", ["saved", "saved in parts", "parquet"])
+def test_hugging_face_reads_the_column_of_images_alone(hub: dict[str, dict[str, Rows]]) -> None:
+    rows = hub_rows(range(20), ClassLabel())
+    rows.features["mask"], rows.columns["mask"] = ImageFeature(), []  # which would be decoded with each image
+    hub["me/pets"] = {"train": rows}
+    check(open_data("hfds/me/pets"))
+
+
+def test_a_configuration_of_a_hugging_face_data_set(hub: dict[str, dict[str, Rows]]) -> None:
+    hub["me/pets:small"] = {"training": hub_rows(range(10), ClassLabel()), "testing": hub_rows(range(4), ClassLabel())}
+    hub["me/pets:large"] = {"train": hub_rows(range(40), ClassLabel())}
+    with pytest.raises(UserError, match="has 2 configurations, small, large; choose one, as in hfds/me/pets:small"):
+        open_data("hfds/me/pets")
+    data = open_data("hfds/me/pets:small")
+    check(data)
+    assert (len(data.train), len(data.validation)) == (10, 4)
+    assert data.train.name(3) == "me/pets:small/training/3"
+
+
+@pytest.mark.parametrize("form", ["saved", "saved in parts", "parquet", "paths"])
 def test_hugging_face_in_a_folder(form: str, tmp_path: Path) -> None:
     """The package itself, without the hub."""
     datasets = pytest.importorskip("datasets")
@@ -515,8 +555,13 @@ def test_hugging_face_in_a_folder(form: str, tmp_path: Path) -> None:
         "label": [3 + i % 2 for i in range(20)],
     }
     features = datasets.Features({"photo": datasets.Image(), "label": datasets.Value("int64")})
-    rows = datasets.Dataset.from_dict(photos, features=features)
-    if form == "parquet":
+    rows = datasets.Dataset.from_dict(photos, features=features).with_format("numpy")  # which is saved with it
+    if form == "paths":
+        files = [tmp_path / f"{i}.png" for i in range(20)]
+        for file, photo in zip(files, photos["photo"], strict=True):
+            file.write_bytes(photo["bytes"])  # type: ignore[index,call-overload]
+        datasets.Dataset.from_dict({"image": list(map(str, files)), "target": photos["label"]}).save_to_disk(tmp_path)
+    elif form == "parquet":
         rows.to_parquet(tmp_path / "train-00000.parquet")
     elif form == "saved":
         rows.save_to_disk(tmp_path)
@@ -526,10 +571,13 @@ def test_hugging_face_in_a_folder(form: str, tmp_path: Path) -> None:
     check(data)
     assert data.class_names == ("3", "4")
     assert (len(data.train), len(data.validation)) == (16, 4)
+    assert names(data.train) <= {f"train/{row}" for row in range(20)}  # which no other place of the folder changes
 
 
 def test_mistakes_with_hugging_face(hub: dict[str, dict[str, Rows]], monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="needs the name of a data set"):
+        open_data("hfds/")
+    with pytest.raises(UserError, match="of the Hugging Face hub cannot be loaded"):
         open_data("hfds/unknown")
     hub["text"] = {"train": Rows({"sentence": "string", "label": ClassLabel()}, {"photo": [], "label": []})}
     with pytest.raises(UserError, match="no column of images"):

@@ -13,13 +13,17 @@ from PIL import Image
 from partialnet.errors import UserError
 from partialnet.extras import require
 from partialnet.images import decode_image, read_image
-from partialnet.messages import first_line
+from partialnet.messages import first_line, listed
 
 from .labelled_images import ImageData, LabelledImages
-from .splits import HELD_OUT, first_part, split_by_class
+from .splits import HELD_OUT, TRAINING, first_part, split_by_class
 
 #: What ``save_to_disk`` leaves in a folder: one for a data set, the other for its parts together.
 _SAVED = ("state.json", "dataset_dict.json")
+#: Names of columns of images that are not of type Image, the first found is taken.
+IMAGE_COLUMNS = ("image", "img")
+#: Names of columns of classes that are not of type ClassLabel, the first found is taken; "cls" is WebDataset's.
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls", "target")
 
 
 class HuggingFaceImages(LabelledImages):
@@ -66,58 +70,97 @@ class HuggingFaceImages(LabelledImages):
 def open_hugging_face(name: str, val_share: float, seed: int) -> ImageData:
     """Training and held-out part of the hub's data set ``name``, or of one in folder ``name``.
 
-    A folder is one that ``save_to_disk`` wrote, or holds files as they lie on the hub, such as Parquet.
+    A folder is one that ``save_to_disk`` wrote, or holds files as they lie on the hub, such as Parquet. One of several
+    configurations is chosen by ``NAME:CONFIGURATION``.
 
-    The image column is the first of type Image, the class column the first of type ClassLabel, else one that is named
-    "label", "labels", "fine_label" or "class" and holds texts or numbers.
+    The image column is the first of type Image, else one that is named as in ``IMAGE_COLUMNS`` and holds paths or the
+    content of files; the class column is the first of type ClassLabel, else one that is named as in ``LABEL_COLUMNS``
+    and holds texts or numbers.
 
     Raises:
         UserError: ``datasets`` is not installed, the data set cannot be loaded or holds no labelled images.
     """
     datasets = require("datasets", "hf")
-    try:
-        saved = any((Path(name) / file).is_file() for file in _SAVED)
-        loaded = datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
-    except Exception as error:  # of the network, the hub, the data set's own code
-        reason = first_line(error).rstrip(".")
-        raise UserError(f"Data set {name!r} of the Hugging Face hub cannot be loaded: {reason}.") from error
-    if not isinstance(loaded, Mapping):
-        loaded = {"train": loaded}
-    if "train" not in loaded:
+    if not name:
+        raise UserError("hfds/ needs the name of a data set or a folder behind it, such as hfds/ethz/food101.")
+    path, configuration = _configuration(name)
+    loaded = _load(datasets, name, path, configuration)
+    learnt = first_part(loaded, TRAINING)
+    if learnt is None:
         raise UserError(f"Data set {name!r} has no part 'train', only {', '.join(map(repr, loaded))}.")
-    image_column, label_column = _columns(datasets, name, loaded["train"].features)
-    given = tuple(map(str, getattr(loaded["train"].features[label_column], "names", None) or ()))
-    labelled = {"train": _labelled(f"{name}/train", loaded["train"][label_column], len(given))}
-    if not len(labelled["train"].rows):
-        raise UserError(f"Part 'train' of data set {name!r} has no labelled image.")
+    image_column, label_column = _columns(datasets, name, loaded[learnt].features)
+    given = tuple(map(str, getattr(loaded[learnt].features[label_column], "names", None) or ()))
+    labelled = {learnt: _labelled(f"{name}/{learnt}", loaded[learnt][label_column][:], len(given))}
+    if not len(labelled[learnt].rows):
+        raise UserError(f"Part {learnt!r} of data set {name!r} has no labelled image.")
     # competitions publish their test part without classes
     for part in filter(None, (first_part(loaded, (wanted,)) for wanted in HELD_OUT)):
         if {image_column, label_column} <= set(loaded[part].features):
-            found = _labelled(f"{name}/{part}", loaded[part][label_column], len(given))
+            found = _labelled(f"{name}/{part}", loaded[part][label_column][:], len(given))
             if len(found.rows):
                 labelled[part] = found
                 break
     names = given or _class_names(np.concatenate([part.classes for part in labelled.values()]))
+    # what is held out follows from the images' names, and a folder may move
+    prefix = "" if Path(path).is_dir() else f"{name}/"
     images = []
     for part, found in labelled.items():
         labels = found.classes if given else _numbers(names, found.classes)
-        rows = loaded[part].cast_column(image_column, datasets.Image(decode=False))
+        # reading a row reads, and decodes, whatever columns there are
+        rows = loaded[part].select_columns([image_column])
+        try:
+            rows = rows.cast_column(image_column, datasets.Image(decode=False))
+        except Exception as error:  # of pyarrow, where the column holds something else
+            reason = first_line(error).rstrip(".")
+            raise UserError(f"Column {image_column!r} of data set {name!r} holds no images: {reason}.") from error
         if len(found.rows) < len(rows):
             rows = rows.select(found.rows)
-        images.append(HuggingFaceImages(f"{name}/{part}", rows, image_column, labels.astype(np.int64), names))
+        images.append(HuggingFaceImages(f"{prefix}{part}", rows, image_column, labels.astype(np.int64), names))
     if len(images) == 1:
         return split_by_class(images[0], val_share, seed)
     return ImageData(images[0], images[1], f"{name}'s parts {' and '.join(labelled)}")
 
 
+def _configuration(name: str) -> tuple[str, str | None]:
+    """A data set's name or folder, and the configuration behind a colon."""
+    if ":" not in name or Path(name).exists():
+        return name, None
+    path, _, configuration = name.rpartition(":")
+    return path, configuration
+
+
+def _load(datasets: Any, name: str, path: str, configuration: str | None) -> Mapping[str, Any]:
+    """The parts of a data set."""
+    try:
+        saved = any((Path(path) / file).is_file() for file in _SAVED)
+        loaded = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, configuration)
+    except Exception as error:  # of the network, the hub, the data set's own code
+        reason = first_line(error).rstrip(".")
+        if configuration is None and reason.startswith("Config name is missing"):
+            found = datasets.get_dataset_config_names(name)
+            raise UserError(
+                f"Data set {name!r} has {len(found)} configurations, {listed(found)}; choose one, as in "
+                f"hfds/{name}:{found[0]}."
+            ) from error
+        where = "" if Path(path).is_dir() else " of the Hugging Face hub"
+        raise UserError(f"Data set {name!r}{where} cannot be loaded: {reason}.") from error
+    # a format such as torch's is kept with a data set
+    parts = loaded.items() if isinstance(loaded, Mapping) else [("train", loaded)]
+    return {part: rows.with_format(None) for part, rows in parts}
+
+
 def _columns(datasets: Any, name: str, features: Mapping[str, Any]) -> tuple[str, str]:
     """Columns of the images and of their classes."""
     images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
+    images += [column for column in IMAGE_COLUMNS if column in features]
     labels = [column for column, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    labels += [column for column in ("label", "labels", "fine_label", "class") if column in features]
+    labels += [column for column in LABEL_COLUMNS if column in features]
     if not images or not labels:
-        missing = "images" if not images else "classes"
-        raise UserError(f"Data set {name!r} has no column of {missing}; it has {', '.join(map(repr, features))}.")
+        missing, known = ("images", IMAGE_COLUMNS) if not images else ("classes", LABEL_COLUMNS)
+        raise UserError(
+            f"Data set {name!r} has no column of {missing}; it has {', '.join(map(repr, features))}. Rename one to "
+            f"{', '.join(known[:-1])} or {known[-1]}."
+        )
     return images[0], labels[0]
 
 
