@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -67,43 +68,50 @@ def forbid_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
+def released_name(name: str) -> str:
+    """The authors' name of one of our tensors, written down independently of the converter's tables."""
+    rules = [
+        (r"stages\.(\d+)\.downsample\.", lambda m: f"stages.{2 * int(m[1]) - 1}."),
+        (r"stages\.(\d+)\.blocks\.", lambda m: f"stages.{2 * int(m[1])}.blocks."),
+        (r"out_norms\.(\d+)\.", lambda m: f"norm{2 * int(m[1])}."),
+        (r"mlp_attention\.attn\.conv\.", "mlp.4.conv_attn."),
+        (r"mlp_attention\.attn\.norm\.", "mlp.4.norm."),
+        (r"mlp_attention\.conv_norm\.", "mlp.4.norm2."),
+        (r"mlp_attention\.conv\.", "mlp.4.conv."),
+        (r"mlp\.fc1\.", "mlp.0."),
+        (r"mlp\.norm\.", "mlp.1."),
+        (r"mlp\.fc2\.", "mlp.3."),
+        (r"mixer\.conv\.", "spatial_mixing.partial_conv3."),
+        (r"mixer\.attn\.gate_norm\.", "spatial_mixing.attn.bn."),
+        (r"mixer\.attn\.norm\.", "spatial_mixing.norm."),
+        (r"mixer\.attn\.position_bias\.table", "spatial_mixing.attn.rpe_k.lookup_table_bias"),
+        (r"mixer\.attn\.weight", "spatial_mixing.attn.cfc1.weight"),
+        (r"mixer\.attn\.(qkv|proj)\.", r"spatial_mixing.attn.\1."),
+        (r"^conv_head\.", "avgpool_pre_head.1."),
+        (r"^classifier\.", "head."),
+    ]
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
 def released_layout(model: nn.Module, prefix: str = "") -> dict[str, Tensor]:
-    """Our weights under the authors' names, written down from their code: the inverse of what we load."""
-    names = {
-        "mixer.conv": "spatial_mixing.partial_conv3",
-        "mixer.attn.gate_norm": "spatial_mixing.attn.bn",
-        "mixer.attn.qkv": "spatial_mixing.attn.qkv",
-        "mixer.attn.proj": "spatial_mixing.attn.proj",
-        "mixer.attn.norm": "spatial_mixing.norm",
-        "mlp.fc1": "mlp.0",
-        "mlp.norm": "mlp.1",
-        "mlp.fc2": "mlp.3",
-        "mlp_attention.conv": "mlp.4.conv",
-        "mlp_attention.conv_norm": "mlp.4.norm2",
-        "mlp_attention.attn.conv": "mlp.4.conv_attn",
-        "mlp_attention.attn.norm": "mlp.4.norm",
-    }
-    renamed = {}
+    """What the authors' code would have saved: the inverse of what we load.
+
+    Their gate is a convolution over [mean, std], (C, C or 1, 1, 2).
+    """
+    result = {}
     for name, tensor in model.state_dict().items():
-        parts = name.split(".")
-        layer, leaf = ".".join(parts[4:-1]), parts[-1]
-        if parts[0] == "out_norms":
-            name = f"norm{2 * int(parts[1])}.{leaf}"
-        elif parts[0] == "conv_head":
-            name = f"avgpool_pre_head.1.{leaf}"
-        elif parts[0] == "classifier":
-            name = f"head.{leaf}"
-        elif parts[0] == "stages" and parts[2] == "downsample":
-            name = f"stages.{2 * int(parts[1]) - 1}.{parts[3]}.{leaf}"
-        elif parts[0] == "stages":
-            block = f"stages.{2 * int(parts[1])}.blocks.{parts[3]}"
-            if layer == "mixer.attn" and leaf == "weight":
-                channels = tensor.shape[0]  # a convolution over the pair (mean, std)
+        if name.endswith("mixer.attn.weight"):
+            channels = tensor.shape[0]
+            if tensor.shape[1] == 2 * channels:
                 tensor = torch.stack((tensor[:, :channels], tensor[:, channels:]), 2)[:, :, None]
-                name = f"{block}.spatial_mixing.attn.cfc1.weight"
-            elif layer == "mixer.attn.position_bias":
-                name = f"{block}.spatial_mixing.attn.rpe_k.lookup_table_bias"
             else:
-                name = f"{block}.{names[layer]}.{leaf}"
-        renamed[prefix + name] = tensor.clone()
-    return renamed
+                tensor = tensor[:, None, None]
+        result[prefix + released_name(name)] = tensor
+    return result
+
+
+def released_backbone(model: nn.Module) -> dict[str, Tensor]:
+    """What they would have saved of a detection backbone, which has no head."""
+    return {name: tensor for name, tensor in released_layout(model).items() if not name.startswith(("avgpool", "head"))}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Randomize
+from stored_networks import released_backbone
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -389,7 +390,7 @@ def test_authors_detection_backbone_gives_its_norms_too(tmp_path: Path, randomiz
 
     network = randomize(PartialNet(**TINY, out_norms=True, act_layer="gelu"))
     path = tmp_path / "backbone.pth"
-    torch.save({"state_dict": as_released(network.state_dict())}, path)
+    torch.save({"state_dict": released_backbone(network)}, path)
     detector = tiny()
     report = load_weights(detector, path)
     assert "output norms" not in report
@@ -456,40 +457,6 @@ def test_heads_of_another_width_are_new(tmp_path: Path) -> None:
     assert "NEW, because they are missing or shaped otherwise there: backbone.fpn" in report
     theirs = other.model.backbone.maps.state_dict()
     assert all(tensor.equal(theirs[name]) for name, tensor in detector.model.backbone.maps.state_dict().items())
-
-
-def as_released(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors in the authors' layout, for a detection backbone."""
-    from partialnet.models.released import _BLOCK_LAYERS, _NETWORK_LAYERS
-
-    blocks = {ours: theirs for theirs, ours in _BLOCK_LAYERS.items()}
-    network = {ours: theirs for theirs, ours in _NETWORK_LAYERS.items()}
-    released = {}
-    for name, tensor in state.items():
-        parts = name.split(".")
-        layer, leaf = ".".join(parts[:-1]), parts[-1]
-        if parts[0] == "out_norms":
-            released[f"norm{2 * int(parts[1])}.{leaf}"] = tensor
-        elif parts[0] == "stages" and parts[2] == "downsample":
-            released[f"stages.{2 * int(parts[1]) - 1}.{parts[3]}.{leaf}"] = tensor
-        elif parts[0] == "stages":
-            inner = ".".join(parts[4:-1])
-            if leaf == "table":
-                theirs = "spatial_mixing.attn.rpe_k.lookup_table_bias"
-            elif inner == "mixer.attn" and leaf == "weight":
-                count = tensor.shape[0]
-                tensor = tensor.reshape(count, 2, count).transpose(1, 2)[:, :, None]
-                theirs = f"{blocks[inner]}.{leaf}"
-            elif (
-                inner == "mixer.attn.norm" and tensor.ndim and f"stages.{parts[1]}.blocks.0.mixer.attn.weight" in state
-            ):
-                theirs = f"spatial_mixing.norm.{leaf}"
-            else:
-                theirs = f"{blocks[inner]}.{leaf}"
-            released[f"stages.{2 * int(parts[1])}.blocks.{parts[3]}.{theirs}"] = tensor
-        elif layer in network and parts[0] not in ("classifier", "conv_head"):
-            released[f"{network[layer]}.{leaf}"] = tensor
-    return released
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import timm
 import torch
 from conftest import Randomize
 from safetensors.torch import save_file
+from stored_networks import released_layout
 from torch import Tensor
 
 from partialnet import PartialNet
@@ -98,47 +99,6 @@ def test_every_golden_file_is_checked() -> None:
 # -- round trips ---------------------------------------------------------------------------------------------------
 
 
-def released_name(name: str) -> str:
-    """The authors' name of one of our tensors, written down independently of the converter's tables."""
-    rules = [
-        (r"stages\.(\d+)\.downsample\.", lambda m: f"stages.{2 * int(m[1]) - 1}."),
-        (r"stages\.(\d+)\.blocks\.", lambda m: f"stages.{2 * int(m[1])}.blocks."),
-        (r"out_norms\.(\d+)\.", lambda m: f"norm{2 * int(m[1])}."),
-        (r"mlp_attention\.attn\.conv\.", "mlp.4.conv_attn."),
-        (r"mlp_attention\.attn\.norm\.", "mlp.4.norm."),
-        (r"mlp_attention\.conv_norm\.", "mlp.4.norm2."),
-        (r"mlp_attention\.conv\.", "mlp.4.conv."),
-        (r"mlp\.fc1\.", "mlp.0."),
-        (r"mlp\.norm\.", "mlp.1."),
-        (r"mlp\.fc2\.", "mlp.3."),
-        (r"mixer\.conv\.", "spatial_mixing.partial_conv3."),
-        (r"mixer\.attn\.gate_norm\.", "spatial_mixing.attn.bn."),
-        (r"mixer\.attn\.norm\.", "spatial_mixing.norm."),
-        (r"mixer\.attn\.position_bias\.table", "spatial_mixing.attn.rpe_k.lookup_table_bias"),
-        (r"mixer\.attn\.weight", "spatial_mixing.attn.cfc1.weight"),
-        (r"mixer\.attn\.(qkv|proj)\.", r"spatial_mixing.attn.\1."),
-        (r"^conv_head\.", "avgpool_pre_head.1."),
-        (r"^classifier\.", "head."),
-    ]
-    for pattern, replacement in rules:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def released_state_dict(model: PartialNet, prefix: str = "") -> dict[str, Tensor]:
-    """What the authors' code would have saved. Their gate is a convolution over [mean, std], (C, C or 1, 1, 2)."""
-    result = {}
-    for name, tensor in model.state_dict().items():
-        if name.endswith("mixer.attn.weight"):
-            channels = tensor.shape[0]
-            if tensor.shape[1] == 2 * channels:
-                tensor = torch.stack((tensor[:, :channels], tensor[:, channels:]), 2)[:, :, None]
-            else:
-                tensor = tensor[:, None, None]
-        result[prefix + released_name(name)] = tensor
-    return result
-
-
 SRM = {"name": "pat_ch", "attention": "srm"}
 ODD: dict[str, Any] = {
     "embed_dim": 40,
@@ -178,7 +138,7 @@ def test_network_is_rebuilt_from_its_released_tensors(
     arguments: dict[str, Any], prefix: str, randomize: Randomize
 ) -> None:
     model = network(randomize, **arguments)
-    state_dict = released_state_dict(model, prefix)
+    state_dict = released_layout(model, prefix)
     assert is_released(state_dict)
     released = convert_released(state_dict)
     assert released.left == ()
@@ -196,7 +156,7 @@ def test_network_is_rebuilt_from_its_released_tensors(
 
 def test_arguments_are_inferred(randomize: Randomize) -> None:
     model = network(randomize, **NETWORKS["heads, SRM, no PAT_sp"])
-    arguments = convert_released(released_state_dict(model, "model.")).arguments
+    arguments = convert_released(released_layout(model, "model.")).arguments
     assert arguments["embed_dim"] == 40
     assert tuple(arguments["depths"]) == (1, 1, 2, 1)
     assert arguments["mixers"] == (SRM, SRM, SRM, {"name": "pat_sf", "num_heads": 6})
@@ -209,14 +169,14 @@ def test_arguments_are_inferred(randomize: Randomize) -> None:
 
 @pytest.mark.parametrize(("width", "expected"), [(32, "gelu"), (48, "gelu"), (64, "relu"), (96, "relu")])
 def test_activation_follows_the_width_unless_given(width: int, expected: str, randomize: Randomize) -> None:
-    state_dict = released_state_dict(network(randomize, embed_dim=width))
+    state_dict = released_layout(network(randomize, embed_dim=width))
     assert convert_released(state_dict).arguments["act_layer"] == expected
     assert convert_released(state_dict, act_layer="relu").arguments["act_layer"] == "relu"
     assert convert_released(state_dict, act_layer="gelu").arguments["act_layer"] == "gelu"
 
 
 def test_converting_does_not_change_the_checkpoint(randomize: Randomize) -> None:
-    state_dict = released_state_dict(network(randomize))
+    state_dict = released_layout(network(randomize))
     before = {name: tensor.clone() for name, tensor in state_dict.items()}
     convert_released(state_dict)
     assert list(state_dict) == list(before)
@@ -243,9 +203,7 @@ def test_timms_fasternet_is_refused() -> None:
 def test_timm_reads_a_released_file(prefix: str, tmp_path: Path, randomize: Randomize) -> None:
     options: dict[str, Any] = {"embed_dim": 16, "depths": (1, 1, 2, 1), "head_hidden_size": 30}
     model = network(randomize, **options).float()
-    save_file(
-        {name: t.contiguous() for name, t in released_state_dict(model, prefix).items()}, tmp_path / "w.safetensors"
-    )
+    save_file({name: t.contiguous() for name, t in released_layout(model, prefix).items()}, tmp_path / "w.safetensors")
     overlay = {"file": str(tmp_path / "w.safetensors"), "num_classes": 11}
     x = torch.randn(2, 3, 64, 64)
 
@@ -278,7 +236,7 @@ def test_timm_reads_a_released_file(prefix: str, tmp_path: Path, randomize: Rand
 )
 @pytest.mark.parametrize("prefix", ["", "model."])
 def test_unknown_tensors_of_the_network_are_refused(name: str, prefix: str, randomize: Randomize) -> None:
-    state_dict = released_state_dict(network(randomize), prefix)
+    state_dict = released_layout(network(randomize), prefix)
     state_dict[prefix + name] = torch.zeros(1)
     with pytest.raises(UserError, match=re.escape(repr(prefix + name))):
         convert_released(state_dict)
@@ -286,7 +244,7 @@ def test_unknown_tensors_of_the_network_are_refused(name: str, prefix: str, rand
 
 def test_tensors_of_no_layer_are_left_and_reported(randomize: Randomize) -> None:
     model = network(randomize)
-    state_dict = released_state_dict(model, "model.")
+    state_dict = released_layout(model, "model.")
     extra = ["criterion.weight", "train_acc.total", "teacher.fc.bias"]
     released = convert_released({**state_dict, **{name: torch.zeros(1) for name in extra}})
     assert sorted(released.left) == sorted(extra)
@@ -300,7 +258,7 @@ def test_tensors_of_no_layer_are_left_and_reported(randomize: Randomize) -> None
 def test_no_missing_tensor_goes_unnoticed(tmp_path: Path, randomize: Randomize) -> None:
     """Whatever single tensor is missing, the converter or the loader of files tells the user."""
     model = network(randomize, embed_dim=16, depths=(1, 1, 1, 1), head_hidden_size=8)
-    state_dict = released_state_dict(model.float())
+    state_dict = released_layout(model.float())
     unnoticed = []
     for name in state_dict:
         if name.endswith("num_batches_tracked"):
@@ -310,7 +268,8 @@ def test_no_missing_tensor_goes_unnoticed(tmp_path: Path, randomize: Randomize) 
             convert_released(rest)
             torch.save(rest, tmp_path / "checkpoint.pth")
             load_released(tmp_path / "checkpoint.pth")
-        except UserError:
+        except UserError as error:
+            assert "\n" not in str(error)  # noqa: PT017
             continue
         unnoticed.append(name)
     # without its weight there is no classifier, as in a backbone's checkpoint
@@ -321,7 +280,7 @@ def test_no_missing_tensor_goes_unnoticed(tmp_path: Path, randomize: Randomize) 
     "part", ["patch_embed.proj.weight", "partial_conv3.weight", "mlp.0.weight", "lookup_table_bias"]
 )
 def test_missing_tensors_are_named(part: str, randomize: Randomize) -> None:
-    state_dict = released_state_dict(network(randomize))
+    state_dict = released_layout(network(randomize))
     del state_dict[next(name for name in state_dict if name.endswith(part))]
     with pytest.raises(UserError, match=r"no '.+'.*incomplete"):
         convert_released(state_dict)
@@ -329,7 +288,7 @@ def test_missing_tensors_are_named(part: str, randomize: Randomize) -> None:
 
 @pytest.mark.parametrize("part", [r"stages\.2\.", r"stages\.4\.blocks\.0\.", r"stages\.0\."])
 def test_missing_blocks_and_stages_are_refused(part: str, randomize: Randomize) -> None:
-    state_dict = released_state_dict(network(randomize))
+    state_dict = released_layout(network(randomize))
     rest = {name: tensor for name, tensor in state_dict.items() if not re.match(part, name)}
     with pytest.raises(UserError, match="incomplete"):
         convert_released(rest)
@@ -342,7 +301,7 @@ def test_a_checkpoint_without_the_network_is_refused(state_dict: dict[str, Tenso
 
 
 def test_a_gate_of_another_shape_is_refused(randomize: Randomize) -> None:
-    state_dict = released_state_dict(network(randomize))
+    state_dict = released_layout(network(randomize))
     name = "stages.0.blocks.0.spatial_mixing.attn.cfc1.weight"
     state_dict[name] = state_dict[name][..., :1]
     with pytest.raises(UserError, match=r"\(30, 30, 1, 1\).*\(C, C, 1, 2\)"):
@@ -350,7 +309,7 @@ def test_a_gate_of_another_shape_is_refused(randomize: Randomize) -> None:
 
 
 def test_blocks_of_a_stage_must_agree(randomize: Randomize) -> None:
-    state_dict = released_state_dict(network(randomize))
+    state_dict = released_layout(network(randomize))
     name = "stages.4.blocks.1.spatial_mixing.attn.cfc1.weight"
     state_dict[name] = state_dict[name][:, :1]
     with pytest.raises(UserError, match=r"stages\.2 differ"):
