@@ -292,6 +292,46 @@ def test_names_with_folders_of_another_machine(root: Path) -> None:
     assert counts(images) == {"missing image": 1}
 
 
+@pytest.mark.parametrize(
+    ("listed", "stored"),
+    [
+        ("/home/somebody/photos/yard/000.jpg", "yard/000.jpg"),
+        ("C:\\photos\\yard\\000.jpg", "yard/000.jpg"),
+        ("../photos/yard/000.jpg", "yard/000.jpg"),
+        ("my%20photo%C3%A9.jpg", "my photo\u00e9.jpg"),
+        ("https://labels.example/media/yard%2F000.jpg?token=5", "yard/000.jpg"),
+        ("/data/local-files/?d=yard%5C000.jpg", "yard/000.jpg"),
+        ("/data/local-files/?d=000.jpg", "000.jpg"),
+        ("caf\u00e9/000.jpg", "cafe\u0301/000.jpg"),
+        ("cafe\u0301.jpg", "caf\u00e9.jpg"),
+        ("100%20?.jpg", "100%20?.jpg"),
+    ],
+)
+def test_names_of_other_machines_and_labelling_servers(root: Path, listed: str, stored: str) -> None:
+    file = root / "images" / stored
+    file.parent.mkdir(exist_ok=True)
+    (root / "images" / "000.jpg").rename(file)
+    images = rewritten(root, lambda content: content["images"][0].update(file_name=listed))
+    assert images.name(0) == stored
+    assert images.read(0).size == (64, 48)
+    assert not counts(images)
+
+
+def test_frames_of_one_name_in_folders_of_another_machine(root: Path) -> None:
+    for number in range(2):
+        folder = root / "images" / f"video{number}"
+        folder.mkdir()
+        (root / "images" / f"00{number}.jpg").rename(folder / "frame.jpg")
+
+    def rename(content: dict[str, Any]) -> None:
+        for number in range(2):
+            content["images"][number]["file_name"] = f"/home/somebody/video{number}/frame.jpg"
+
+    images = rewritten(root, rename)
+    assert [images.name(index) for index in range(2)] == ["video0/frame.jpg", "video1/frame.jpg"]
+    assert not counts(images)
+
+
 def test_names_that_lead_to_one_file_are_left_out(root: Path) -> None:
     """A flat folder has a frame of one video at most, and which one, nothing tells."""
     videos = root / "images" / "video4"

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from partialnet.images import image_sizes
 
 from .annotations import DetectionImages, ListedImage, ListedObject
 from .faults import FaultCounter, shortened
+from .listed_files import FilesBelow, listed_path, shared_paths
 from .outlines import Outline, outline_area, run_lengths, usable_polygons, usable_run_lengths
 
 #: A box that reaches less than this outside, in pixels, is a matter of rounding.
@@ -176,7 +176,8 @@ class _ListedImages:
 def _read_images(entries: list[Any], root: Path, faults: FaultCounter) -> _ListedImages:
     images = _ListedImages()
     files = FilesBelow(root)
-    shared = _shared_last_parts(entries)
+    names = [entry.get("file_name") for entry in entries if isinstance(entry, dict)]
+    shared = shared_paths(name for name in names if isinstance(name, str))
     for entry in entries:
         image_id = _whole_number(entry.get("id")) if isinstance(entry, dict) else None
         name = entry.get("file_name") if isinstance(entry, dict) else None
@@ -191,7 +192,7 @@ def _read_images(entries: list[Any], root: Path, faults: FaultCounter) -> _Liste
         if path is None:
             faults.add("missing image", name)
             continue
-        if path in shared and path != str(_listed_path(name)):
+        if path in shared and path != listed_path(name):
             faults.add("shared file", name)
             continue
         height, width = _whole_number(entry.get("height")), _whole_number(entry.get("width"))
@@ -204,46 +205,6 @@ def _read_images(entries: list[Any], root: Path, faults: FaultCounter) -> _Liste
         images.places[image_id] = len(images.usable)
         images.usable.append(ListedImage(image_id, path, height, width))
     return images
-
-
-def _listed_path(name: str) -> PurePosixPath:
-    return PurePosixPath(name.replace("\\", "/"))
-
-
-def _shared_last_parts(entries: list[Any]) -> set[str]:
-    """Last parts that several of the listed paths have, as of one frame in several videos."""
-    names = [entry.get("file_name") for entry in entries if isinstance(entry, dict)]
-    paths = {_listed_path(name) for name in names if isinstance(name, str)}
-    return {last for last, count in Counter(path.name for path in paths).items() if count > 1}
-
-
-class FilesBelow:
-    """Files in and below a folder, by the names that COCO files have for them. Each folder is listed once.
-
-    A name may be a path of the machine where the images were labelled, so its last part is looked for too. Nothing
-    outside the folder is found.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._listed: dict[str, frozenset[str]] = {}
-
-    def find(self, name: str) -> str | None:
-        """Path below the root, or None."""
-        path = _listed_path(name)
-        if not path.is_absolute() and ".." not in path.parts and self._has(path):
-            return str(path)
-        return path.name if self._has(PurePosixPath(path.name)) else None
-
-    def _has(self, path: PurePosixPath) -> bool:
-        folder = str(path.parent)
-        if folder not in self._listed:
-            try:
-                with os.scandir(self.root / folder) as entries:
-                    self._listed[folder] = frozenset(entry.name for entry in entries if entry.is_file())
-            except (OSError, ValueError):
-                self._listed[folder] = frozenset()
-        return path.name in self._listed[folder]
 
 
 class _ObjectReader:
