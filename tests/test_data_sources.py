@@ -194,6 +194,7 @@ def test_parts_under_other_names_are_not_taken_for_classes(tmp_path: Path, parts
         ("digit", "did you mean 'digits'"),
         ("cifar10", "did you mean 'torchvision:CIFAR10'"),
         ("hfds:food101", "did you mean 'hfds/food101'"),
+        ("shards/train-{0..9}.tar", r"did you mean 'wds/shards/train-\{0..9\}.tar'"),
         ("torchvsion:MNIST", "did you mean 'torchvision:MNIST'"),
         ("torchvision:MNST", "did you mean torchvision:MNIST"),
         ("torchvision:mnist", "did you mean torchvision:MNIST"),
@@ -319,7 +320,15 @@ def test_shards_whose_classes_have_gaps(tmp_path: Path) -> None:
     assert np.bincount(data.train.labels).tolist() == [3, 3, 3]
 
 
-@pytest.mark.parametrize("pattern", ["shards/set-{train,val}-{0..1}.tar", "shards/*.tar", "shards"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "shards/set-{train,val}-{0..1}.tar",
+        "shards/*.tar",
+        "shards",
+        "shards/set-train-{0..1}.tar::shards/set-val-*.tar",
+    ],
+)
 def test_shards_with_a_validation_part(tmp_path: Path, pattern: str) -> None:
     for shard in range(2):
         write_shard(
@@ -330,7 +339,7 @@ def test_shards_with_a_validation_part(tmp_path: Path, pattern: str) -> None:
             tmp_path / "shards" / f"set-val-{shard}.tar",
             (sample(50 + 10 * shard + i, ["cat", "dog"][i % 2], "json") for i in range(2)),
         )
-    data = open_data(f"wds/{tmp_path / pattern}")
+    data = open_data("wds/" + "::".join(f"{tmp_path}/{part}" for part in pattern.split("::")))
     check(data)
     assert data.class_names == ("cat", "dog")
     assert data.train.labels.tolist() == [1, 0] * 4
@@ -383,8 +392,17 @@ def test_mistakes_with_shards(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no shard"):
         open_data(f"wds/{tmp_path}")
     write_shard(tmp_path / "a" / "0.tar", [sample(0, 0), ("alone", {"png": png(1)})])
-    with pytest.raises(UserError, match=r"alone.png.* has no class"):
+    with pytest.raises(UserError, match=r"alone.png.* has no class; .* or a .json file with label, cls or class"):
         open_data(f"wds/{tmp_path / 'a'}")
+    with pytest.raises(UserError, match=rf"holds no file of an image; did you mean 'wds/{tmp_path}/a'"):
+        open_data(str(tmp_path / "a"))
+    (tmp_path / "z").mkdir()
+    (tmp_path / "z" / "0.tar.gz").write_bytes(gzip.compress((tmp_path / "a" / "0.tar").read_bytes()))
+    for source in (tmp_path / "z", tmp_path / "z" / "{0..0}.tar.gz"):
+        with pytest.raises(UserError, match=r"'.*/z/0.tar.gz' is compressed"):
+            open_data(f"wds/{source}")
+    with pytest.raises(UserError, match=r"'https://host/0\.tar'; shards must be on a disk"):
+        open_data("wds/https://host/{0..9}.tar")
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "0.tar").write_bytes(b"no tar" * 200)
     with pytest.raises(UserError, match="cannot be read as a tar file"):
@@ -414,7 +432,10 @@ def test_a_broken_image_in_a_shard_is_named(tmp_path: Path) -> None:
 def test_braces() -> None:
     assert expand_braces("a{08..11}b{x,y}") == [f"a{n}b{c}" for n in ("08", "09", "10", "11") for c in "xy"]
     assert expand_braces("{9..10}") == ["9", "10"]
+    assert expand_braces("{0..7..3}.tar") == ["0.tar", "3.tar", "6.tar"]
+    assert expand_braces("{t-{8..9},v}/{a,}b") == ["t-8/ab", "t-8/b", "t-9/ab", "t-9/b", "v/ab", "v/b"]
     assert expand_braces("plain") == ["plain"]
+    assert expand_braces("open{1..2") == ["open{1..2"]
 
 
 class Rows:

@@ -9,7 +9,7 @@ import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -26,6 +26,8 @@ from .splits import HELD_OUT, first_part, part_of, split_by_class
 #: Files of a sample that tell its class, in this order; a JSON file has it under one of ``JSON_KEYS``.
 LABEL_SUFFIXES = (".cls", ".json")
 JSON_KEYS = ("label", "cls", "class")
+#: How the names of compressed tar files end.
+_COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,10 @@ def open_shards(source: str, val_share: float, seed: int) -> ImageData:
 
     Args:
         source: A folder of ``*.tar`` (searched in its folders ``train`` and ``val`` too), or a pattern with braces and
-            stars such as ``shards/train-{000..099}.tar``. Shards are told apart by "train" and "val", "valid",
-            "validation" or "test" in the names of files, or else of folders where they lie in several; beside the
-            latter, shards without such a word are those to learn from. Where none is held out, each class is split.
+            stars such as ``shards/train-{000..099}.tar``, or several of these with ``::`` between them. Shards are told
+            apart by "train" and "val", "valid", "validation" or "test" in the names of files, or else of folders where
+            they lie in several; beside the latter, shards without such a word are those to learn from. Where none is
+            held out, each class is split.
         val_share: Share of each class to hold out if there are no validation shards.
         seed: Of the choice of images to hold out.
 
@@ -126,34 +129,68 @@ def open_shards(source: str, val_share: float, seed: int) -> ImageData:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """All that ``{a,b}`` and ``{000..012}`` in a pattern stand for, in order, as in a shell."""
-    pieces = re.split(r"\{([^{}]*)\}", pattern)
-    choices = [[piece] if place % 2 == 0 else list(_choices(piece)) for place, piece in enumerate(pieces)]
-    return ["".join(choice) for choice in product(*choices)]
+    """All that ``{a,b}``, ``{000..012}`` and ``{0..12..3}``, also within braces, stand for, in order, as in a shell."""
+    start = pattern.find("{")
+    depth, cuts = 0, [start]
+    for place in range(max(start, 0), len(pattern)):
+        character = pattern[place]
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if depth == 0 or (depth == 1 and character == ","):
+            cuts.append(place)
+        if depth == 0:
+            break
+    if start < 0 or depth:
+        return [pattern]
+    pieces = [pattern[before + 1 : after] for before, after in pairwise(cuts)]
+    choices = [choice for piece in pieces for choice in (_range(piece) or expand_braces(piece))]
+    after = expand_braces(pattern[cuts[-1] + 1 :])
+    return [f"{pattern[:start]}{choice}{rest}" for choice in choices for rest in after]
 
 
-def _choices(inner: str) -> Iterator[str]:
-    if numbers := re.fullmatch(r"(\d+)\.\.(\d+)", inner):
-        first, last = numbers.groups()
-        width = len(first) if first.startswith("0") else 0
-        yield from (str(number).zfill(width) for number in range(int(first), int(last) + 1))
-    else:
-        yield from inner.split(",")
+def _range(piece: str) -> list[str]:
+    """The numbers of ``000..012`` or ``0..12..3``; none for anything else."""
+    if not (numbers := re.fullmatch(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?", piece)):
+        return []
+    first, last, step = numbers.groups()
+    width = len(first) if first.startswith("0") else 0
+    return [str(number).zfill(width) for number in range(int(first), int(last) + 1, max(int(step or 1), 1))]
 
 
 def _find(source: str) -> list[Path]:
-    if Path(source).is_dir():
-        found = sorted({*Path(source).glob("*.tar"), *Path(source).glob("*/*.tar")})
-        if not found:
-            raise UserError(f"Folder {source!r} holds no shard (*.tar).")
-        return found
+    found: list[Path] = []
+    for part in source.split("::"):
+        found += _in_folder(Path(part)) if Path(part).is_dir() else _matching(part)
+    return found
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    found = [path for pattern in ("*.tar*", "*.tgz", "*/*.tar*", "*/*.tgz") for path in folder.glob(pattern)]
+    if shards := sorted(path for path in found if path.suffix == ".tar"):
+        return shards
+    if compressed := sorted(path for path in found if path.suffix in _COMPRESSED):
+        raise _is_compressed(compressed[0])
+    raise UserError(f"Folder {str(folder)!r} holds no shard (*.tar).")
+
+
+def _matching(pattern_of_all: str) -> list[Path]:
     found = []
-    for pattern in expand_braces(source):
+    for pattern in expand_braces(pattern_of_all):
         matches = sorted(map(Path, glob.glob(pattern))) if glob.has_magic(pattern) else [Path(pattern)]
         if not matches or not all(path.is_file() for path in matches):
-            raise UserError(f"There is no shard {pattern!r}.")
+            where = "; shards must be on a disk" if "://" in pattern or pattern.startswith("pipe:") else ""
+            raise UserError(f"There is no shard {pattern!r}{where}.")
         found += matches
+    for path in found:
+        if path.suffix in _COMPRESSED:
+            raise _is_compressed(path)
     return found
+
+
+def _is_compressed(path: Path) -> UserError:
+    return UserError(
+        f"Shard {str(path)!r} is compressed, so that no single image can be read from it; unpack it to a .tar first, "
+        "for example with gunzip."
+    )
 
 
 def _index(paths: Sequence[Path], root: Path) -> _Index:
@@ -200,7 +237,10 @@ def _samples(path: Path) -> Iterator[tuple[str, int, int, str]]:
         raise UserError(f"Shard {str(path)!r} cannot be read as a tar file: {error}.") from error
     for key, (name, offset, size) in images.items():
         if key not in classes:
-            raise UserError(f"{name!r} in shard {str(path)!r} has no class; it needs a .cls or .json file beside it.")
+            raise UserError(
+                f"{name!r} in shard {str(path)!r} has no class; it needs a .cls file beside it, or a .json file with "
+                f"{', '.join(JSON_KEYS[:-1])} or {JSON_KEYS[-1]}."
+            )
         yield name, offset, size, classes[key]
 
 

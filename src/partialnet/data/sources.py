@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from partialnet.errors import UserError
+from partialnet.images import images_below
 from partialnet.messages import listed
 
 from .folders import FolderImages, class_folders
@@ -48,8 +49,10 @@ def open_data(source: str, val_share: float = 0.1, seed: int = 0, root: str | Pa
 
         data = open_shards(source.partition("/")[2], val_share, seed)
     elif Path(source).is_dir():
+        if (scheme := _packed(Path(source))) and not any(images_below(Path(source))):
+            raise UserError(f"Folder {source!r} holds no file of an image; did you mean '{scheme}/{source}'?")
         data = _open_folder(Path(source), val_share, seed)
-    elif Path(source).exists():
+    elif Path(source).exists() and not source.endswith(".tar"):
         raise UserError(f"{source!r} is a file; data is a folder with one folder of images for each class.")
     else:
         raise UserError(f"There is no data {source!r}; {_hint(source)}")
@@ -124,13 +127,23 @@ def _refuse_parts_as_classes(root: Path, folders: Sequence[str]) -> None:
                 )
 
 
+def _packed(root: Path) -> str:
+    """How data begins that is packed into files as they are in a folder; "" where there are none."""
+    for scheme, endings in (("wds", (".tar",)), ("hfds", (".parquet", ".arrow"))):
+        if any(True for ending in endings for below in ("", "*/") for _ in root.glob(f"{below}*{ending}")):
+            return scheme
+    return ""
+
+
 def _hint(source: str) -> str:
     """What may have been meant."""
+    if source.endswith(".tar"):
+        return f"did you mean 'wds/{source}'?"
     path = Path(source)
     beside = class_folders(path.parent) if path.parent.is_dir() else ()
     known = ["digits", *(str(path.parent / name) for name in beside)]
     scheme, _, rest = source.partition(":" if ":" in source else "/")
-    if rest and (near := get_close_matches(scheme, SCHEMES, 1)):
+    if rest and (near := get_close_matches(scheme, SCHEMES, 1, cutoff=0.65)):
         return f"did you mean '{near[0]}{SCHEMES[near[0]]}{rest}'?"
     if near := get_close_matches(source, known, 1):
         return f"did you mean {near[0]!r}?"
