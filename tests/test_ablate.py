@@ -62,10 +62,13 @@ def train_rows(command: Command, photos: Path, runs: Path, *arguments: str) -> t
 
 @pytest.mark.parametrize(("number", "row"), ROWS, ids=[f"{number}-{row.name}" for number, row in ROWS])
 def test_sizes_are_those_that_the_paper_prints(number: int, row: Row) -> None:
-    """Within 1 % where nothing is noted; multiply–adds, printed with two digits, within 1.5 %."""
+    """In the last printed digit where nothing is noted, else not within 1 %; multiply–adds within 1.5 %."""
     network = timm.create_model(PAPER_MODEL, device="meta", **row.arguments(PAPER_MODEL)).eval()
     params_m = sum(parameter.numel() for parameter in network.parameters()) / 1e6
-    assert (abs(params_m / row.paper.params_m - 1) <= report.TOLERANCE) == (not row.note)
+    if row.note:
+        assert abs(params_m / row.paper.params_m - 1) > report.TOLERANCE
+    else:
+        assert params_m == pytest.approx(row.paper.params_m, abs=0.06)
     folded = ModuleCounts(fold(network), (3, 224, 224)).count(("",))
     assert folded.macs_g == pytest.approx(row.paper.macs_g, rel=0.015)
 

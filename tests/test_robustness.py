@@ -12,7 +12,6 @@ import torch
 from conftest import Randomize
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from timm.layers import SEModule
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, vmap
@@ -379,75 +378,6 @@ def test_wrong_pooling_is_explained_by_reset_classifier() -> None:
     with pytest.raises(ValueError, match=r"'median'.*avg, max"):
         model.reset_classifier(3, "median")
     assert model.num_classes == 7, "a refused change leaves the network as it was"
-
-
-# -- parameter counts ----------------------------------------------------------------------------------------------
-
-
-def params_m(name: str, **kwargs: Any) -> float:
-    return sum(p.numel() for p in timm.create_model(name, device="meta", **kwargs).parameters()) / 1e6
-
-
-@pytest.mark.parametrize(
-    ("name", "paper"), [("t0", 4.3), ("t1", 7.8), ("t2", 12.6), ("s", 29.0), ("m", 61.3), ("l", 104.4)]
-)
-def test_parameters_of_the_variants(name: str, paper: float) -> None:
-    assert params_m(f"partialnet_{name}") == pytest.approx(paper, rel=0.005)
-
-
-CHANNEL = {"name": "pat_ch"}
-ABLATIONS: list[tuple[str, str, float, dict[str, Any]]] = [
-    ("Table 4, w/o sf", "t2", 11.5, {"mixers": ["pat_ch"] * 4}),
-    ("Table 4, w/o sp and sf", "t2", 11.1, {"mixers": ["pat_ch"] * 4, "mlp_attention": False}),
-    ("Table 4, w/o all", "t2", 9.4, {"mixers": [{**CHANNEL, "attention": None}] * 4, "mlp_attention": False}),
-    ("Table 3, full PAT_ch", "t2", 13.0, {"mixers": [{**CHANNEL, **FULL}] * 3 + ["pat_sf"]}),
-    ("Table 3, full PAT_sf", "t2", 14.5, {"mixers": ["pat_ch"] * 3 + [{"name": "pat_sf", **FULL}]}),
-    ("Table 12, SRM", "t2", 12.2, {"mixers": [{**CHANNEL, "attention": "srm"}] * 3 + ["pat_sf"]}),
-    ("depths of Table 9", "t0", 3.56, {"depths": (1, 2, 8, 2)}),
-    ("depths of Table 9", "t1", 6.14, {"depths": (1, 2, 8, 2)}),
-]
-
-
-@pytest.mark.parametrize(
-    ("variant", "expected", "options"),
-    [case[1:] for case in ABLATIONS],
-    ids=[f"{title}, {variant}" for title, variant, *_ in ABLATIONS],
-)
-def test_parameters_of_the_ablations(variant: str, expected: float, options: dict[str, Any]) -> None:
-    """Within half of the last printed digit."""
-    digit = 0.005 if expected < 9 else 0.05
-    assert params_m(f"partialnet_{variant}", **options) == pytest.approx(expected, abs=digit)
-
-
-def test_parameters_with_squeeze_and_excitation() -> None:
-    """Table 12 prints 12.3 M for SE; its reduction of 4 is DESIGN's reading."""
-
-    def squeeze(channels: int, device: Any = None, dtype: Any = None) -> nn.Module:
-        return SEModule(channels, rd_ratio=1 / 4, rd_divisor=1, device=device, dtype=dtype)
-
-    options = {"mixers": [{"name": "pat_ch", "attention": squeeze}] * 3 + ["pat_sf"]}
-    assert params_m("partialnet_t2", **options) == pytest.approx(12.3, abs=0.05)
-
-
-def test_parameters_by_the_formula() -> None:
-    """Counted by hand, layer by layer."""
-    c, depths, classes = 32, (1, 2, 6, 4), 1000
-    total = 3 * c * 16 + 2 * c  # stem
-    for stage, depth in enumerate(depths):
-        width = c << stage
-        if stage:
-            total += 4 * (width // 2) * width + 2 * width  # merging
-        conv, rest, half = width // 4, 3 * width // 4, width // 2
-        block = conv * conv * 9
-        if stage < 3:
-            block += 2 * rest * rest + 2 * rest + 2 * rest  # dense layer and two norms
-        else:
-            block += 2 * rest + 3 * rest * rest + rest * rest + rest + 4 * 81  # norm, qkv, projection, table
-        block += 2 * width * 2 * width + 2 * (2 * width)  # MLP
-        block += 2 * half + half * half + half + 2 * half  # PAT_sp: norm and convolution, gate and norm
-        total += depth * block
-    total += 8 * c * 1280 + 1280 * classes + classes
-    assert params_m("partialnet_t0") * 1e6 == pytest.approx(total, abs=0.5)
 
 
 # -- torch.func ----------------------------------------------------------------------------------------------------
