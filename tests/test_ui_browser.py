@@ -124,6 +124,24 @@ def test_several_files_dropped_in_the_browser(page: Any) -> None:
     assert error.text == "These are 2 files; the page looks at one photograph at a time."
 
 
+def test_stage_chosen_while_a_photo_is_on_its_way(page: Any, tmp_path: Path) -> None:
+    """The maps end as those of the new photograph at the new stage, whichever answer comes last."""
+    upload(page, tmp_path / "a.png", photo_bytes())
+    wait(page, lambda: find(page, "#attention-0 .blocks img"))
+    page.execute_script(
+        """
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([new Uint8Array(arguments[0])], "b.png"));
+        document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true }));
+        document.querySelector("#stages input[value='2']").click();
+        """,
+        list(photo_bytes(1, (90, 60))),
+    )
+    wait(page, lambda: find(page, "#photo")[0].get_attribute("alt").startswith("b.png"))
+    wait(page, lambda: "stage 2" in find(page, "#map-1 figcaption")[0].text, 10)
+    assert [find(page, f"#map-{index} figure img")[0].get_property("naturalWidth") for index in (0, 1)] == [90, 90]
+
+
 def test_bad_file_in_the_browser(page: Any, tmp_path: Path) -> None:
     upload(page, tmp_path / "a.png", photo_bytes())
     wait(page, lambda: find(page, "#map-0 figure img"))

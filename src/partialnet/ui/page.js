@@ -209,7 +209,8 @@ function send(file) {
     return;
   }
   complain(null);
-  const query = new URLSearchParams({ name: file.name.slice(0, 100), ...chosenStage() });
+  const asking = chosenStage();
+  const query = new URLSearchParams({ name: file.name.slice(0, 100), ...asking });
   latest("photo", `Looking at ${file.name} …`, `api/photos?${query}`, { method: "POST", body: file }, (answer) => {
     photo = answer.photo;
     target = null;
@@ -224,6 +225,8 @@ function send(file) {
       showGates(index, own.gates);
     });
     document.body.dataset.shown = photo;
+    asked.maps++; // an answer that is still on its way is of the photograph before
+    if (chosenStage().stage !== asking.stage) askMaps();
     askAttention();
   });
 }
