@@ -251,11 +251,31 @@ def test_faults_are_counted_and_what_comes_out_can_be_learnt(root: Path, name: s
     assert faults_as_json(images.faults).keys() >= expected.keys()
 
 
-def test_a_box_that_is_not_given_is_that_of_its_polygons(root: Path) -> None:
-    expected = make_content(12)["annotations"][0]["bbox"]
-    images = rewritten(root, lambda c: c["annotations"][0].pop("bbox"))
-    left, top, width, height = expected
+@pytest.mark.parametrize("written", [{}, {"bbox": None}, {"bbox": []}])
+def test_a_box_that_is_not_given_is_that_of_its_polygons(root: Path, written: dict[str, Any]) -> None:
+    def leave_out(content: dict[str, Any]) -> None:
+        del content["annotations"][0]["bbox"]
+        first(content, **written)
+
+    images = rewritten(root, leave_out)
+    left, top, width, height = make_content(12)["annotations"][0]["bbox"]
     np.testing.assert_allclose(images.instances(0).boxes[0], [left, top, left + width, top + height])
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_box_that_is_not_given_is_that_of_its_run_lengths(root: Path, compressed: bool) -> None:
+    mask = np.zeros((48, 64), np.uint8)
+    mask[10:20, 5:9] = 1
+    mask[30, 40] = 1
+    outline = run_lengths(mask)
+    if compressed:
+        coded = encoded(outline, 48, 64)
+        outline = {"size": coded["size"], "counts": coded["counts"].decode()}
+    images = rewritten(root, lambda c: (c["annotations"][0].pop("bbox"), first(c, segmentation=outline)))
+    assert images.instances(0).boxes[0].tolist() == [5, 10, 41, 31]
+    nothing = {"size": [48, 64], "counts": [48 * 64]}
+    images = rewritten(root, lambda c: first(c, segmentation=nothing))
+    assert counts(images) == {"empty box": 1}
 
 
 @pytest.mark.parametrize("written", [str, float, bool])
@@ -373,6 +393,16 @@ def test_files_that_are_refused(root: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         open_coco(str(root))
     assert "\n" not in str(error.value)
+
+
+def test_a_file_in_another_encoding_is_refused(root: Path) -> None:
+    path = root / "annotations.json"
+    text = path.read_text().replace("kite", "K\u00e4fer")
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=r"annotations.json' is not written in UTF-8, as JSON must be"):
+        open_coco(str(root))
+    path.write_bytes(text.encode("utf-8-sig"))
+    assert "K\u00e4fer" in open_coco(str(root)).class_names
 
 
 @pytest.mark.parametrize("part", ["held-out", "training"])

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from partialnet.errors import UserError
@@ -23,7 +22,7 @@ from partialnet.images import image_sizes
 from .annotations import DetectionImages, ListedImage, ListedObject
 from .faults import FaultCounter, shortened
 from .listed_files import FilesBelow, listed_path, shared_paths
-from .outlines import Outline, outline_area, run_lengths, usable_polygons, usable_run_lengths
+from .outlines import Outline, outline_area, outline_box, run_lengths, usable_polygons, usable_run_lengths
 
 #: A box that reaches less than this outside, in pixels, is a matter of rounding.
 _ROUNDING = 1.0
@@ -86,6 +85,8 @@ def read_lists(path: Path) -> dict[str, list[Any]]:
         raise UserError(f"There is no file {str(path)!r}.") from None
     except OSError as error:
         raise UserError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{str(path)!r} is not written in UTF-8, as JSON must be; save it anew so.") from None
     except (ValueError, RecursionError) as error:
         place = f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(f"{str(path)!r} is not a complete JSON file{place}; it may have been cut off.") from None
@@ -283,10 +284,9 @@ def _read_outline(value: Any, height: int, width: int, name: str, faults: FaultC
 def _read_box(
     value: Any, outline: Outline | None, height: int, width: int, name: str, faults: FaultCounter
 ) -> list[float] | None:
-    """Left, top, right and bottom; a box that is not given is that of the polygons."""
-    if value is None and isinstance(outline, list):
-        points = np.concatenate([np.array(polygon, float).reshape(-1, 2) for polygon in outline])
-        (left, top), (right, bottom) = points.min(0).tolist(), points.max(0).tolist()
+    """Left, top, right and bottom; a box that is not given is that of the outline."""
+    if value in (None, []) and outline is not None:
+        left, top, right, bottom = outline_box(outline)
     else:
         if (
             not isinstance(value, list)

@@ -99,6 +99,16 @@ def outline_area(outline: Outline, height: int, width: int) -> float:
     return float(mask_functions().area(encoded(outline, height, width)))
 
 
+def outline_box(outline: Outline) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom; of run lengths without any pixel 0, 0, 0 and 0."""
+    if isinstance(outline, list):
+        points = np.concatenate([np.array(polygon, float).reshape(-1, 2) for polygon in outline])
+        (left, top), (right, bottom) = points.min(0).tolist(), points.max(0).tolist()
+        return left, top, right, bottom
+    left, top, width, height = mask_functions().toBbox(encoded(outline, *outline["size"])).tolist()
+    return left, top, left + width, top + height
+
+
 def encoded(outline: Outline, height: int, width: int) -> dict[str, Any]:
     """An outline in an image of this size as compressed run lengths, the form of detections."""
     functions = mask_functions()
