@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.utils import parametrizations, spectral_norm, weight_norm
+from torch.nn.utils.prune import l1_unstructured
 
 import partialnet
 from partialnet.layers import DPConv, PATConv, SelfAttention2d
@@ -178,6 +180,45 @@ def test_gradients_for_each_image_by_torch_func(attention: str, gates: list[int]
         for name, parameter in conv.named_parameters():
             expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             torch.testing.assert_close(gradients[name][index], expected, rtol=1e-10, atol=1e-10)
+
+
+def halved(conv: nn.Conv2d) -> None:
+    """A user's own way to compute a weight before each call."""
+    conv.half_weight = nn.Parameter(conv.weight.detach() / 2)
+    del conv._parameters["weight"]
+    conv.weight = conv.half_weight * 2
+    conv.register_forward_pre_hook(lambda conv, inputs: setattr(conv, "weight", conv.half_weight * 2))
+
+
+def pruned(conv: nn.Conv2d) -> None:
+    l1_unstructured(conv, "weight", 0.5)
+
+
+@pytest.mark.parametrize("gates", [[0, 1], [1, 1], [1, 0]])
+@pytest.mark.parametrize("reparametrize", [weight_norm, spectral_norm, parametrizations.weight_norm, pruned, halved])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_weights_that_are_computed_before_each_call(
+    reparametrize: Callable[[nn.Conv2d], object], gates: list[int], randomize: Randomize
+) -> None:
+    """They follow what they are made from, which learns."""
+    conv = randomize(DPConv(16, attention=None, min_channels=4)).double()
+    with_gates(conv, gates)
+    reparametrize(conv.conv)
+    x = torch.randn(2, 16, 4, 4, dtype=torch.float64)
+    made_from = [(name, p) for name, p in conv.conv.named_parameters() if not name.endswith("bias")]
+    for _ in range(2):
+        conv.zero_grad()
+        before = conv(x)
+        before.square().sum().backward()
+        with torch.no_grad():
+            for name, parameter in made_from:
+                assert parameter.grad.any(), name
+                parameter.mul_(1 + 0.5 * torch.rand_like(parameter))
+        assert not torch.allclose(conv.eval()(x), before)
+    with torch.no_grad():
+        made_from[0][1].mul_(1 + torch.rand_like(made_from[0][1]))
+    if conv.in_order and reparametrize is not halved:
+        torch.testing.assert_close(conv.to_static()(x), conv(x), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("attention", ["none", "gaussian_se"])

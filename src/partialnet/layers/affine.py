@@ -123,6 +123,13 @@ def with_fixed_weights(module: LayerT) -> LayerT:
     return module
 
 
+def compute_weights(layer: nn.Module) -> None:
+    """Let hooks compute ``layer``'s weight as before a call; what it is made from may have changed since the last."""
+    for hook in layer._forward_pre_hooks.values():
+        if isinstance(hook, _WEIGHT_HOOKS):
+            hook(layer, ())
+
+
 def is_affine(norm: nn.Module) -> bool:
     """Whether ``norm`` at inference is what ``batch_norm_affine`` says of it, and does nothing besides."""
     return any(keeps_forward(norm, kind) for kind in _AFFINES)

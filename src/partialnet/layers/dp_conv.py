@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .affine import compute_weights
 from .attention import AttentionLike, create_attention
 from .layout import is_transformed
-from .leading_conv import convolve_leading, convolve_scattered
+from .leading_conv import LeadingConv2d
 from .partial_attention import PartialAttention
 from .pat_conv import PATConv
 
@@ -96,7 +97,7 @@ class DPConv(nn.Module):
         self.channels = channels
         self.num_gates = (channels & -channels).bit_length() - 1  # K: how often 2 divides c
         self.group = channels >> self.num_gates  # q
-        self.conv = nn.Conv2d(
+        self.conv = LeadingConv2d(
             channels,
             channels,
             kernel_size,
@@ -225,23 +226,18 @@ class DPConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mask = self.mask().to(self.conv.weight.dtype)
         passes = isinstance(self.attn, nn.Identity)
-        if torch.compiler.is_compiling() or is_transformed():
-            # they have no way to tell how many channels the block has
-            rest = x if passes else self.attn(x, 1 - mask)
-            weight = self.conv.weight * torch.outer(mask, mask)[:, :, None, None]
-            convolved = F.conv2d(x, weight, None, padding=self.conv.padding, dilation=self.conv.dilation)
-            return torch.addcmul(convolved, rest, (1 - mask)[:, None, None].to(rest.dtype))
-        attended: Tensor | None = None
-        width, in_order = self._block()
-        if not passes and width < self.channels:
-            attended = self.attn(x, 1 - mask)
+        # compilers and transforms have no way to tell how many channels the block has
+        known = not torch.compiler.is_compiling() and not is_transformed()
+        block = self._block() if known else None
+        rest: Tensor | None = None
+        if not passes and (block is None or block[0] < self.channels):
+            rest = self.attn(x, 1 - mask)
         elif not passes:
             # the mask's gradient needs what attention over no channel makes of the map; all others of it are 0
             with torch.no_grad():
-                attended = self.attn(x, 1 - mask)
+                rest = self.attn(x, 1 - mask)
             mask = mask + _zero_of(self.attn)
-        convolve = convolve_leading if in_order else convolve_scattered
-        return convolve(x, self.conv, mask, width, attended)
+        return self.conv(x, mask=mask, ones=block, rest=rest)
 
     @torch.no_grad()
     def to_static(self) -> PATConv:
@@ -254,6 +250,7 @@ class DPConv(nn.Module):
         """
         if not self.in_order:
             raise ValueError("The gates of this DPConv are out of order; train on with its order_loss.")
+        compute_weights(self.conv)
         width = self.conv_channels
         kept = torch.arange(width, self.channels, device=self.conv.weight.device)
         static = PATConv(

@@ -18,42 +18,54 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from .layout import dense
 
 
-def convolve_leading(x: Tensor, conv: nn.Conv2d, mask: Tensor, width: int, rest: Tensor | None) -> Tensor:
-    """``m·conv(m·x) + (1 − m)·rest`` for the mask m of ``width`` ones before zeros.
+class LeadingConv2d(nn.Conv2d):
+    """``m·conv(m·x) + (1 − m)·rest`` for a mask m of zeros and ones, from C to C channels, without bias and groups.
 
-    All inputs have their gradients, the mask too, as if it were a product with each channel.
+    All inputs have their gradients, the mask too, as if it were a product with each channel. It is a layer of its own,
+    and the features its only positional input, so that hooks see what they see of any convolution, and those that
+    compute its weight are called.
 
-    Args:
-        x: Features, (B, C, H, W).
-        conv: Convolution from C to C channels that keeps the resolution, without bias and groups.
-        mask: m, (C,), floating point.
-        width: Number of ones, at least 1.
-        rest: What the channels at 0 become, (B, C, H, W); None passes ``x`` through.
-
-    Returns:
-        (B, C, H, W).
+    Shape:
+        ``forward(x, mask=…, ones=…, rest=…)`` with features and ``rest``, (B, C, H, W), and ``mask``, (C,), floating
+        point → (B, C, H, W).
     """
-    return _convolve(x, conv, conv.weight, mask, width, rest)
 
+    def forward(  # type: ignore[override]
+        self, input: Tensor, *, mask: Tensor, ones: tuple[int, bool] | None, rest: Tensor | None
+    ) -> Tensor:
+        """Convolve the channels at 1.
 
-def convolve_scattered(x: Tensor, conv: nn.Conv2d, mask: Tensor, width: int, rest: Tensor | None) -> Tensor:
-    """``convolve_leading`` for a mask whose ones are anywhere: the channels are sorted and put back."""
-    order = mask.detach().argsort(descending=True, stable=True)
-    weight = conv.weight.index_select(0, order).index_select(1, order)
-    rest = None if rest is None else rest.index_select(1, order)
-    y = _convolve(x.index_select(1, order), conv, weight, mask[order], width, rest)
-    return y.index_select(1, order.argsort())
+        Args:
+            input: Features.
+            mask: m.
+            ones: Number of ones in the mask, at least 1, and whether they lead; None if nobody can know, as while a
+                compiler records: then all channels are convolved.
+            rest: What the channels at 0 become; None passes ``input`` through.
+        """
+        if ones is None:
+            weight = self.weight * torch.outer(mask, mask)[:, :, None, None]
+            convolved = self._conv_forward(input, weight, None)
+            rest = input if rest is None else rest
+            return torch.addcmul(convolved, rest, (1 - mask)[:, None, None].to(rest.dtype))
+        width, lead = ones
+        if lead:
+            return self._convolve(input, self.weight, mask, width, rest)
+        # sort the channels and put them back
+        order = mask.detach().argsort(descending=True, stable=True)
+        weight = self.weight.index_select(0, order).index_select(1, order)
+        rest = None if rest is None else rest.index_select(1, order)
+        y = self._convolve(input.index_select(1, order), weight, mask[order], width, rest)
+        return y.index_select(1, order.argsort())
 
-
-def _convolve(x: Tensor, conv: nn.Conv2d, weight: Tensor, mask: Tensor, width: int, rest: Tensor | None) -> Tensor:
-    if torch.is_autocast_enabled(x.device.type):  # the function below is out of its reach
-        x, weight = (value.to(torch.get_autocast_dtype(x.device.type)) for value in (x, weight))
-    y: Tensor = _LeadingConv.apply(x, weight, mask, rest, width, conv.padding, conv.dilation)
-    return y
+    def _convolve(self, x: Tensor, weight: Tensor, mask: Tensor, width: int, rest: Tensor | None) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):  # the function below is out of its reach
+            x, weight = (value.to(torch.get_autocast_dtype(x.device.type)) for value in (x, weight))
+        y: Tensor = _LeadingConv.apply(x, weight, mask, rest, width, self.padding, self.dilation)
+        return y
 
 
 class _LeadingConv(torch.autograd.Function):
-    """See ``convolve_leading``."""
+    """``LeadingConv2d`` where the ones of the mask lead, ``width`` of them."""
 
     @staticmethod
     def forward(
