@@ -175,7 +175,7 @@ def _prepare(
     command = (*kind.command, source, "--config", str(folder / CONFIG_NAME), "-o", str(folder), "--resume")
     keeper = RunKeeper(folder, states, signals, about, command, tell)
     epochs = state.progress["epoch"] if state is not None else 0
-    loggers = create_loggers(config, folder, epochs + 1, state is not None) if first else []
+    loggers = create_loggers(config, source, folder, epochs + 1, state is not None) if first else []
     trainer = create_trainer(config, machine, states, [keeper, ProgressBar()], loggers)
     if first:
         _announce(kind, task, weights, world_size, state)

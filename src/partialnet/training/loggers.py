@@ -18,13 +18,15 @@ from .config import RunConfig
 
 #: Names under which the run is known to W&B and MLflow, so that its continuation is the same run there.
 TRACKED_NAME = "tracked_runs.json"
+#: W&B's project and MLflow's experiment where their environment variables name none.
 PROJECT = "partialnet"
 
 
-def create_loggers(config: RunConfig, folder: Path, first_epoch: int, continues: bool) -> list[Logger]:
+def create_loggers(config: RunConfig, source: str, folder: Path, first_epoch: int, continues: bool) -> list[Logger]:
     """TensorBoard and what else is asked for; epochs from ``first_epoch`` on replace those logged before.
 
-    A run that continues goes on as the same one at a service.
+    A run that continues goes on as the same one at a service. Services get ``source``, what is learnt from, among the
+    settings as "data".
 
     Raises:
         UserError: A logger's library is not installed, or it cannot begin to log.
@@ -42,7 +44,7 @@ def create_loggers(config: RunConfig, folder: Path, first_epoch: int, continues:
         try:
             logger, run = create[name](folder, tracked.get(name))
             if name not in tracked:
-                logger.log_hyperparams(asdict(config))
+                logger.log_hyperparams({"data": source, **asdict(config)})
         except ModuleNotFoundError as error:
             raise UserError(f"The logger {name} is not installed; `pip install {name}` does that.") from error
         except Exception as error:  # of the service, its library or the network
@@ -54,8 +56,10 @@ def create_loggers(config: RunConfig, folder: Path, first_epoch: int, continues:
 
 
 def _wandb(folder: Path, run: str | None) -> tuple[Logger, str]:
-    run = run or uuid.uuid4().hex[:16]
-    logger = WandbLogger(name=folder.name, project=PROJECT, save_dir=folder, resume="allow", id=run)
+    given = os.environ.get
+    run = run or given("WANDB_RUN_ID") or uuid.uuid4().hex[:16]  # given by the agent of a sweep
+    name, project = given("WANDB_NAME") or folder.name, given("WANDB_PROJECT") or PROJECT
+    logger = WandbLogger(name=name, project=project, save_dir=folder, resume="allow", id=run)
     logger.experiment  # noqa: B018 - begins the run, which would otherwise fail after the first epoch
     return logger, run
 
@@ -63,7 +67,8 @@ def _wandb(folder: Path, run: str | None) -> tuple[Logger, str]:
 def _mlflow(folder: Path, run: str | None) -> tuple[Logger, str]:
     # a database, as MLflow no longer keeps runs in plain files
     address = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.absolute() / 'mlflow.db'}"
-    logger = MLFlowLogger(PROJECT, run_name=folder.name, run_id=run, tracking_uri=address)
+    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT
+    logger = MLFlowLogger(experiment, run_name=folder.name, run_id=run, tracking_uri=address)
     return logger, str(logger.run_id)
 
 
