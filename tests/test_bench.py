@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import timm
 import torch
+from commands import Command, assert_mistake
 from matplotlib.figure import Figure
 from PIL import Image
 from torch._dynamo import config as dynamo_config
@@ -29,7 +30,6 @@ from partialnet.checkpoint import create_checkpoint, load
 from partialnet.errors import UserError
 from partialnet.layers.eager import PatchConv, PositionwiseLinear
 from partialnet.plots import save
-from partialnet_cli import main
 
 
 def test_contestants_take_turns():
@@ -106,25 +106,10 @@ def test_measuring_gives_back_the_settings_of_the_process():
     assert before[1]
 
 
-def test_peers_are_folded_like_ours():
-    peer = timm.create_model("fasternet_t0").eval()
-    fast = partialnet.fold(peer, 64)
-    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fast.modules())
-    images = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        torch.testing.assert_close(fast(images), peer(images), rtol=1e-4, atol=1e-5)
-
-
-def test_reparameterised_peer_keeps_its_output():
-    peer = timm.create_model("repvit_m0_9").eval()
-    images = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        torch.testing.assert_close(partialnet.fold(peer, 64)(images), peer(images), rtol=1e-3, atol=1e-4)
-
-
-def test_untraceable_peer_is_folded_in_parts():
-    # its attention chooses a path by the data type, which cannot be traced
-    peer = timm.create_model("efficientvit_b0").eval()
+# the attention of efficientvit chooses a path by the data type, which cannot be traced: it is folded in parts
+@pytest.mark.parametrize("name", ["fasternet_t0", "repvit_m0_9", "efficientvit_b0"])
+def test_peers_are_folded_like_ours(name):
+    peer = timm.create_model(name).eval()
     fast = partialnet.fold(peer, 64)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fast.modules())
     images = torch.randn(1, 3, 64, 64)
@@ -135,21 +120,6 @@ def test_untraceable_peer_is_folded_in_parts():
 def test_default_peer():
     assert default_peer("partialnet_s") == "fasternet_s"
     assert default_peer("resnet18") is None
-
-
-@pytest.mark.parametrize(
-    ("setting", "message"),
-    [
-        (Setting("onnxruntime", "bf16"), "no bf16"),
-        (Setting("openvino", device="cuda"), "on the CPU only"),
-        (Setting("onnxruntime", device="cuda:1"), "on the CPU only"),
-        (Setting("eager", device="cuda:99"), "sees no device 'cuda:99'"),
-        (Setting("eager", "fp16", device="cpu:0"), "on the CPU use bf16"),
-    ],
-)
-def test_impossible_settings(setting, message):
-    with pytest.raises(UserError, match=message):
-        setting.check()
 
 
 def test_torchvision_names():
@@ -173,18 +143,18 @@ def test_models_are_measured_from_python_beside_the_reference():
     assert said == ["Preparing 2 networks for eager …", "Preparing 2 networks for onnxruntime …"]
 
 
-def test_command_compares_with_the_peer(capsys):
-    main(["bench", "partialnet_t0", "--img-size", "32", "--seconds", "0.01"])
-    assert "ratio: time ÷ that of fasternet_t0" in capsys.readouterr().out
+def test_command_compares_with_the_peer(command: Command) -> None:
+    done = command("bench", "partialnet_t0", "--img-size", "32", "--seconds", "0.01")
+    assert "ratio: time ÷ that of fasternet_t0" in done.out
 
 
-def test_command_with_every_runtime(tmp_path):
+def test_command_with_every_runtime(command: Command, tmp_path: Path) -> None:
     small = str(tmp_path / "small")
     create_checkpoint("partialnet_t0", num_classes=2, embed_dim=16, depths=[1, 1, 1, 1]).save(small)
     files = {kind: tmp_path / f"speed.{kind}" for kind in ("json", "csv", "png")}
-    arguments = ["bench", small, "test_resnet", "--runtime", "eager,onnxruntime,openvino", "--img-size", "64"]
-    arguments += ["--seconds", "0.05", "--json", files["json"], "--csv", files["csv"], "--plot", files["png"]]
-    main([str(argument) for argument in arguments])
+    runtimes = ("--runtime", "eager,onnxruntime,openvino", "--img-size", "64", "--seconds", "0.05")
+    written = ("--json", files["json"], "--csv", files["csv"], "--plot", files["png"])
+    assert command("bench", small, "test_resnet", *runtimes, *written).code == 0
     rows = json.loads(files["json"].read_text())["rows"]
     assert [(row["runtime"], row["model"]) for row in rows] == [
         (runtime, model) for runtime in ("eager", "onnxruntime", "openvino") for model in (small, "test_resnet")
@@ -243,45 +213,33 @@ def test_networks_are_compiled_in_the_layout_that_suits_the_device(
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["bench", "partialnet_t9"],
-        ["bench", "partialnet_t0", "--runtime", "tensorrt"],
-        ["bench", "partialnet_t0", "--runtime", "onnxruntime", "--precision", "bf16"],
-        ["bench"],
+        ["partialnet_t9"],
+        ["partialnet_t0", "--runtime", "tensorrt"],
+        ["partialnet_t0", "--runtime", "onnxruntime", "--precision", "bf16"],
+        [],
     ],
 )
-def test_mistakes_end_with_code_2(arguments, capsys):
-    with pytest.raises(SystemExit) as error:
-        main(arguments)
-    assert error.value.code == 2
-    assert "Traceback" not in capsys.readouterr().err
+def test_mistakes(arguments: list[str], command: Command) -> None:
+    assert_mistake(command("bench", *arguments))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_command_on_a_gpu(tmp_path):
-    output = tmp_path / "speed.json"
-    main(
-        ["bench", "partialnet_t0", "--device", "cuda", "--precision", "bf16", "--seconds", "0.1", "--json", str(output)]
+def test_command_on_a_gpu(command: Command) -> None:
+    done = command(
+        "bench", "partialnet_t0", "--device", "cuda", "--precision", "bf16", "--seconds", "0.1", "--json", "-"
     )
-    assert json.loads(output.read_text())["rows"][0]["device"] == "cuda"
+    assert json.loads(done.out)["rows"][0]["device"] == "cuda"
 
 
-def test_version_is_known():
-    assert partialnet.__version__
-
-
-def test_a_runtime_that_cannot_run_a_network_is_one_sentence(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_runtime_that_cannot_run_a_network_is_one_sentence(monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
     def fail(*arguments: object) -> None:
         raise RuntimeError("No working C++ compiler.\nLook there.")
 
     monkeypatch.setattr("partialnet.bench.contestants.fastest_form", fail)
-    with pytest.raises(SystemExit) as stop:
-        main(["bench", "test_resnet", "--runtime", "eager", "--seconds", "0.1"])
-    assert stop.value.code == 2
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last == "partialnet: test_resnet cannot be run in eager: No working C++ compiler."
+    done = command("bench", "test_resnet", "--runtime", "eager", "--seconds", "0.1")
+    assert done.code == 2
+    assert done.err.splitlines()[-1] == "partialnet: test_resnet cannot be run in eager: No working C++ compiler."
 
 
 def cannot_run_exported(
@@ -298,22 +256,18 @@ def cannot_run_exported(
 
 
 def test_what_was_measured_is_kept_when_a_later_runtime_fails(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path
 ) -> None:
     cannot_run_exported(monkeypatch)
     files = {kind: tmp_path / f"speed.{kind}" for kind in ("json", "csv", "png")}
-    arguments = ["bench", "test_resnet", "test_efficientnet", "-r", "eager,onnxruntime", "--img-size", "32"]
-    arguments += ["--seconds", "0.01", "--json", files["json"], "--csv", files["csv"], "--plot", files["png"]]
-    with pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    assert stop.value.code == 2
+    written = ("--json", files["json"], "--csv", files["csv"], "--plot", files["png"])
+    networks = ("test_resnet", "test_efficientnet", "--img-size", "32", "--seconds", "0.01")
+    done = command("bench", *networks, "-r", "eager,onnxruntime", *written)
+    assert done.code == 2
     sentence = "test_resnet cannot be run in onnxruntime: Nothing runs here."
-    captured = capsys.readouterr()
-    assert [line for line in captured.err.splitlines() if line.startswith("partialnet: ")] == [
-        f"partialnet: {sentence}"
-    ]
-    assert "Nothing is timed in onnxruntime, as all ratios refer to test_resnet." in captured.err
-    assert "test_efficientnet" in captured.out
+    assert [line for line in done.err.splitlines() if line.startswith("partialnet: ")] == [f"partialnet: {sentence}"]
+    assert "Nothing is timed in onnxruntime, as all ratios refer to test_resnet." in done.err
+    assert "test_efficientnet" in done.out
     content = json.loads(files["json"].read_text())
     assert [(row["model"], row["runtime"]) for row in content["rows"]] == [
         ("test_resnet", "eager"),
@@ -326,30 +280,25 @@ def test_what_was_measured_is_kept_when_a_later_runtime_fails(
 
 
 def test_what_was_measured_is_kept_when_a_person_stops_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path
 ) -> None:
     def stop(*arguments: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("partialnet.bench.contestants.exported_runner", stop)
     files = {kind: tmp_path / f"speed.{kind}" for kind in ("json", "csv", "png")}
-    arguments = ["bench", "test_resnet", "--img-size", "32", "--seconds", "0.01"]
-    kept = ["--json", files["json"], "--csv", files["csv"], "--plot", files["png"]]
-    with pytest.raises(SystemExit) as end:
-        main([str(argument) for argument in [*arguments, *kept, "-r", "eager,onnxruntime"]])
-    assert end.value.code == 130
-    captured = capsys.readouterr()
-    assert "Interrupted; not measured: onnxruntime." in captured.err
-    assert "test_resnet" in captured.out
+    arguments = ("bench", "test_resnet", "--img-size", "32", "--seconds", "0.01")
+    written = ("--json", files["json"], "--csv", files["csv"], "--plot", files["png"])
+    done = command(*arguments, *written, "-r", "eager,onnxruntime")
+    assert done.code == 130
+    assert "Interrupted; not measured: onnxruntime." in done.err
+    assert "test_resnet" in done.out
     content = json.loads(files["json"].read_text())
     assert [(row["model"], row["runtime"]) for row in content["rows"]] == [("test_resnet", "eager")]
     assert content["interrupted"] is True
     assert len(files["csv"].read_text().splitlines()) == 2
     assert files["png"].exists()
-    with pytest.raises(SystemExit) as end:
-        main([*arguments, "-r", "onnxruntime,eager"])
-    assert end.value.code == 130
-    assert capsys.readouterr().out == ""
+    assert command(*arguments, "-r", "onnxruntime,eager")[:2] == (130, "")
 
 
 def test_a_network_that_a_runtime_cannot_run_is_named_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,20 +331,17 @@ def test_too_little_memory_for_all_networks_is_a_failure(monkeypatch: pytest.Mon
 
 
 def test_a_precision_that_one_runtime_lacks_is_refused_before_anything_is_timed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
     compiled = SimpleNamespace(get_property=lambda name: SimpleNamespace(to_string=lambda: "f32"))
     core = SimpleNamespace(compile_model=lambda *arguments: compiled)
     monkeypatch.setattr("partialnet.bench.runners.openvino_core", lambda: core)
-    with pytest.raises(SystemExit) as stop:
-        main(["bench", "test_resnet", "--runtime", "eager,openvino", "--precision", "bf16"])
-    assert stop.value.code == 2
-    said = capsys.readouterr().err
-    assert said == "partialnet: OpenVINO computes in f32 on this CPU when bf16 is asked; measure fp32 instead.\n"
+    done = command("bench", "test_resnet", "--runtime", "eager,openvino", "--precision", "bf16")
+    assert_mistake(done, "OpenVINO computes in f32 on this CPU when bf16 is asked; measure fp32 instead.\n")
 
 
 def test_results_of_a_gpu_are_labelled_with_its_name(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
     titles = drawn_titles(monkeypatch)
@@ -403,8 +349,8 @@ def test_results_of_a_gpu_are_labelled_with_its_name(
     rows = [Row("resnet50", "resnet50", Setting("eager", "bf16", device="cuda"), (3, 224, 224), timing, 25.6, 4.1)]
     monkeypatch.setattr("partialnet.bench.measure.measure_each_setting", lambda *arguments: [rows])
     monkeypatch.setattr(Setting, "check", lambda setting: None)
-    main(["bench", "resnet50", "--device", "cuda", "-p", "bf16", "--plot", str(tmp_path / "speed.png")])
-    assert "in the same round; NVIDIA H200, bf16." in capsys.readouterr().out
+    done = command("bench", "resnet50", "--device", "cuda", "-p", "bf16", "--plot", tmp_path / "speed.png")
+    assert "in the same round; NVIDIA H200, bf16." in done.out
     assert titles == ["Inference, batch 1, bf16, NVIDIA H200; × is the ratio to resnet50"]
     assert place("cpu", 1) == "1 CPU thread"
     assert place("cpu", 4) == "4 CPU threads"

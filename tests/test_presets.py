@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from commands import Command, assert_mistake
 from PIL import Image
 
 from partialnet.bench import comparison as comparison_module
@@ -28,7 +29,6 @@ from partialnet.checkpoint import load
 from partialnet.complexity import PAPER as TABLE_9
 from partialnet.complexity import measure
 from partialnet.errors import UserError
-from partialnet_cli import main
 
 SMALL = (
     PresetRow(
@@ -48,9 +48,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison_module, "measure_peak", lambda *arguments: measure_peak(*arguments, seconds=0.05))
 
 
-def run(folder: Path, *arguments: str) -> None:
-    common = ["--seconds", "0.05", "-b", "2", "-a", "test_resnet", "-o", str(folder)]
-    main(["bench", "--preset", "paper", *common, *arguments])
+@pytest.fixture
+def compare(small: None, command: Command, tmp_path: Path) -> Command:
+    """The command over the small preset, into the test's folder."""
+    common = ("--seconds", "0.05", "-b", "2", "-a", "test_resnet", "-o", tmp_path)
+    return lambda *arguments: command("bench", "--preset", "paper", *common, *arguments)
 
 
 # -- what is quoted ------------------------------------------------------------------------------------------------
@@ -107,10 +109,8 @@ def test_select() -> None:
 # -- the command ---------------------------------------------------------------------------------------------------
 
 
-def test_command_writes_everything_and_marks_what_is_quoted(
-    tmp_path: Path, small: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run(tmp_path)
+def test_command_writes_everything_and_marks_what_is_quoted(tmp_path: Path, compare: Command) -> None:
+    done = compare()
     content = json.loads((tmp_path / "comparison.json").read_text())
     assert [(row["name"], row["runtime"]) for row in content["measurements"]] == [
         ("PartialNet-T0", "eager"),
@@ -139,14 +139,11 @@ def test_command_writes_everything_and_marks_what_is_quoted(
     assert "Not measured: LeViT-128S · eager: " in table
     assert len({line.count("|") for line in table.splitlines() if line.startswith("|")}) == 1
     assert Image.open(tmp_path / "accuracy_latency_eager.png").size == (2200, 1400)
-    captured = capsys.readouterr()
-    assert "top-1 % (quoted)" in captured.out
-    assert len([line for line in captured.err.splitlines() if "LeViT-128S" in line]) == 1
+    assert "top-1 % (quoted)" in done.out
+    assert len([line for line in done.err.splitlines() if "LeViT-128S" in line]) == 1
 
 
-def test_a_stopped_run_goes_on(
-    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_stopped_run_goes_on(tmp_path: Path, compare: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[str] = []
     original: Callable[..., Measurement] = comparison_module._measure
 
@@ -157,30 +154,25 @@ def test_a_stopped_run_goes_on(
         return original(row, *arguments)
 
     monkeypatch.setattr(comparison_module, "_measure", measure_one)
-    with pytest.raises(SystemExit) as error:
-        run(tmp_path)
-    assert error.value.code == 130
-    assert "The same command continues" in capsys.readouterr().err
+    stopped = compare()
+    assert stopped.code == 130
+    assert "The same command continues" in stopped.err
     first = json.loads((tmp_path / "comparison.json").read_text())["measurements"]
     assert [row["name"] for row in first] == ["PartialNet-T0"]
 
     monkeypatch.setattr(comparison_module, "_measure", original)
-    run(tmp_path)
+    compare()
     second = json.loads((tmp_path / "comparison.json").read_text())
     assert second["measurements"][0] == first[0]
     assert len(second["measurements"]) == len(second["sessions"]) == len(second["peaks"]) == 2
 
     # other settings would mix what cannot be compared
-    with pytest.raises(SystemExit) as error:
-        run(tmp_path, "--threads", "2")
-    assert error.value.code == 2
-    message = capsys.readouterr().err
-    assert "threads was 1, is 2" in message
+    assert_mistake(compare("--threads", "2"), "threads was 1, is 2")
     assert json.loads((tmp_path / "comparison.json").read_text()) == second
 
 
 def test_a_resumed_run_remembers_what_failed_and_what_does_not_exist(
-    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, compare: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original: Callable[..., Measurement] = comparison_module._measure
 
@@ -195,40 +187,38 @@ def test_a_resumed_run_remembers_what_failed_and_what_does_not_exist(
 
     monkeypatch.setattr(comparison_module, "_measure", measure_one)
     failures = {"LeViT-128S · eager": "It takes 224² only."}
-    run(tmp_path, "partialnet_t0", "levit_128s")
+    done = compare("partialnet_t0", "levit_128s")
     assert result() == (["PartialNet-T0"], failures, ["EdgeViT"])
-    assert "the same command without models measures the remaining rows" in capsys.readouterr().out
+    assert "the same command without models measures the remaining rows" in done.out
 
     # other rows than those that failed: they stay named, in the tables too
-    run(tmp_path, "test_resnet")
+    done = compare("test_resnet")
     assert result() == (["PartialNet-T0", "ResNet-Tiny"], failures, ["EdgeViT"])
     table = (tmp_path / "comparison.md").read_text()
     assert "Not measured: LeViT-128S · eager: It takes 224² only." in table
     assert "Neither timm nor torchvision has here: EdgeViT." in table
     # nothing is left that could be measured
-    assert "the same command" not in capsys.readouterr().out
+    assert "the same command" not in done.out
 
     # what can be measured after all is no failure any more
     monkeypatch.setattr(
         comparison_module, "_measure", lambda row, *others: replace(original(SMALL[1], *others), name=row.name)
     )
-    run(tmp_path)
+    compare()
     assert result() == (["PartialNet-T0", "ResNet-Tiny", "LeViT-128S"], {}, ["EdgeViT"])
 
 
 def test_a_runtime_that_cannot_run_the_reference_costs_no_other_rows(
-    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, compare: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: object) -> None:
         raise RuntimeError("Nothing runs here.\nLook there.")
 
     monkeypatch.setattr("partialnet.bench.contestants.exported_runner", fail)
-    with pytest.raises(SystemExit) as error:
-        run(tmp_path, "test_resnet", "--runtime", "onnxruntime,eager")
-    assert error.value.code == 2
+    done = compare("test_resnet", "--runtime", "onnxruntime,eager")
+    assert done.code == 2
     sentence = "The reference test_resnet cannot be run in onnxruntime: Nothing runs here"
-    captured = capsys.readouterr()
-    last = captured.err.splitlines()[-1]
+    last = done.err.splitlines()[-1]
     assert last == f"partialnet: {sentence}; no row was measured there, as all ratios refer to it."
     content = json.loads((tmp_path / "comparison.json").read_text())
     assert [(row["name"], row["runtime"]) for row in content["measurements"]] == [("ResNet-Tiny", "eager")]
@@ -237,12 +227,12 @@ def test_a_runtime_that_cannot_run_the_reference_costs_no_other_rows(
     assert sentence in (tmp_path / "comparison.md").read_text()
 
 
-def test_int8_says_how_it_was_calibrated(tmp_path: Path, small: None, capsys: pytest.CaptureFixture[str]) -> None:
-    run(tmp_path, "test_resnet", "--runtime", "onnxruntime", "--precision", "int8")
+def test_int8_says_how_it_was_calibrated(tmp_path: Path, compare: Command) -> None:
+    done = compare("test_resnet", "--runtime", "onnxruntime", "--precision", "int8")
     (row,) = json.loads((tmp_path / "comparison.json").read_text())["measurements"]
     assert row["runtime"] == "onnxruntime"
     assert row["latency"]["median_ms"] > 0
-    assert "calibrated on random images" in capsys.readouterr().out
+    assert "calibrated on random images" in done.out
     assert "calibrated on random images" in (tmp_path / "comparison.md").read_text()
 
 
@@ -256,29 +246,17 @@ def test_int8_says_how_it_was_calibrated(tmp_path: Path, small: None, capsys: py
         (["--runtime", "tensorrt"], "no runtime"),
     ],
 )
-def test_mistakes(
-    arguments: list[str], message: str, tmp_path: Path, small: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as error:
-        run(tmp_path, *arguments)
-    assert error.value.code == 2
-    assert message in capsys.readouterr().err
+def test_mistakes(arguments: list[str], message: str, compare: Command) -> None:
+    assert_mistake(compare(*arguments), message)
 
 
-def test_output_folder_is_for_presets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["bench", "partialnet_t0", "-o", str(tmp_path)])
-    assert "-o is for presets" in capsys.readouterr().err
+def test_output_folder_is_for_presets(tmp_path: Path, command: Command) -> None:
+    assert_mistake(command("bench", "partialnet_t0", "-o", tmp_path), "-o is for presets")
 
 
-def test_a_damaged_result_file_is_not_overwritten(
-    tmp_path: Path, small: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_result_file_is_not_overwritten(tmp_path: Path, compare: Command) -> None:
     (tmp_path / "comparison.json").write_text('{"conditions": 3}')
-    with pytest.raises(SystemExit) as error:
-        run(tmp_path)
-    assert error.value.code == 2
-    assert "damaged" in capsys.readouterr().err
+    assert_mistake(compare(), "damaged")
     assert (tmp_path / "comparison.json").read_text() == '{"conditions": 3}'
 
 

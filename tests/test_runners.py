@@ -124,6 +124,10 @@ def test_eager(precision: str, network: nn.Module, images: torch.Tensor) -> None
         (Setting("compile", "int8"), "onnxruntime and openvino"),
         (Setting("eager", "fp16"), "made for GPUs"),
         (Setting("onnxruntime", "bf16"), "no bf16"),
+        (Setting("openvino", device="cuda"), "on the CPU only"),
+        (Setting("onnxruntime", device="cuda:1"), "on the CPU only"),
+        (Setting("eager", device="cuda:99"), "sees no device 'cuda:99'"),
+        (Setting("eager", "fp16", device="cpu:0"), "on the CPU use bf16"),
     ],
 )
 def test_what_a_runtime_cannot_do_is_said_in_one_sentence(setting: Setting, message: str) -> None:
