@@ -181,3 +181,28 @@ def test_narrow_and_dark(page: Any, tmp_path: Path) -> None:
     page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     assert colors[0] != colors[1]
+
+
+def test_many_networks_keep_their_width(page: Any) -> None:
+    """Those that do not fit beside the others go below them."""
+    widths = page.execute_script("""
+        const cards = document.querySelector("#networks");
+        for (let more = 0; more < 6; more++) cards.append(cards.firstElementChild.cloneNode(true));
+        return [...cards.children].map((card) => card.getBoundingClientRect().width);
+    """)
+    assert len(widths) == 8
+    assert min(widths) >= 17 * 16
+    assert page.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_print(page: Any, tmp_path: Path) -> None:
+    """On paper: light colours, and nothing to press."""
+    upload(page, tmp_path / "a.png", photo_bytes())
+    wait(page, lambda: find(page, "#attention-0 .blocks img"))
+    dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", **dark})
+    colour = page.execute_script("return getComputedStyle(document.body).color")
+    hidden = [not find(page, selector)[0].is_displayed() for selector in ("#file", "#measure", "#map-0 img")]
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+    assert colour == "rgb(27, 31, 36)"
+    assert hidden == [True, True, False]
