@@ -100,7 +100,7 @@ def test_checkpoint_as_image(run_folder: Path, command: Command) -> None:
     result = command("predict", run_folder, run_folder / "model.safetensors")
     assert (result.code, result.out) == (2, "")
     first, last = result.err.splitlines()
-    assert first == f"partialnet: {str(run_folder / 'model.safetensors')!r} is not an image."
+    assert first.startswith(f"partialnet: {str(run_folder / 'model.safetensors')!r} is not a JPEG, PNG,")
     assert last == "partialnet: 1 of 1 images could not be classified."
     assert_mistake(command("predict", run_folder, run_folder), "holds no image")
 

@@ -575,7 +575,7 @@ def test_images_that_cannot_be_read(root: Path) -> None:
     (root / "images" / "000.jpg").write_bytes(b"no image")
     Image.new("RGB", (30, 30)).save(root / "images" / "001.jpg")
     images = read_annotations(root / "annotations.json", [root / "images"])
-    with pytest.raises(UserError, match="is not an image"):
+    with pytest.raises(UserError, match="is not a JPEG"):
         images.read(0)
     with pytest.raises(UserError, match="has 30×30 pixels, but its annotations are for 48×64"):
         images.read(1)

@@ -336,7 +336,15 @@ def test_other_formats_of_pil_are_refused(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "image.eps")
     Image.open(tmp_path / "image.eps").close()  # PIL knows it
     (tmp_path / "image.eps").rename(tmp_path / "image.jpg")
-    assert refused(tmp_path / "image.jpg").endswith("is not an image.")
+    assert refused(tmp_path / "image.jpg").endswith("BMP or PPM image.")
+
+
+def test_format_that_is_not_read(tmp_path: Path) -> None:
+    """A telephone's HEIC is an image; what it would have to be is told."""
+    (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    assert refused(tmp_path / "photo.heic").endswith(
+        "photo.heic' is not a JPEG, PNG, WEBP, AVIF, GIF, TIFF, BMP or PPM image."
+    )
 
 
 def test_folder_is_no_image(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from .errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 #: What a file may hold, whatever its name, as PIL calls it: not all that PIL reads, as EPS would start Ghostscript.
-FORMATS = {"JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF"}
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "PPM")
 #: What turns an image upright, by EXIF's orientation.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -168,7 +168,7 @@ def _opened(file: str | Path | io.BytesIO, name: str, max_pixels: int = MAX_PIXE
     except FileNotFoundError:
         raise UserError(f"There is no file {name!r}.") from None
     except UnidentifiedImageError:
-        raise UserError(f"{name!r} is not an image.") from None
+        raise UserError(f"{name!r} is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image.") from None
     except Image.DecompressionBombError:
         raise UserError(f"{name!r} has more than {MAX_PIXELS:,} pixels.") from None
     except UserError:
@@ -181,7 +181,7 @@ def _opened(file: str | Path | io.BytesIO, name: str, max_pixels: int = MAX_PIXE
 def _formats() -> tuple[str, ...]:
     """Those of ``FORMATS`` that this PIL reads."""
     Image.init()
-    return tuple(sorted(FORMATS & set(Image.OPEN)))
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
