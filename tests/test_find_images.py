@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image
 
 from partialnet.errors import UserError
-from partialnet.images import find_images
+from partialnet.images import find_images, read_image
 
 
 @pytest.fixture
@@ -115,3 +116,15 @@ def test_links_to_folders_are_followed_but_not_in_circles(folder: Callable[..., 
     Path("d/linked").symlink_to(Path("elsewhere").absolute())
     assert found("d") == ["d/a.png", "d/linked/c.png", "d/sub/b.png"]
     assert found("d/sub") == ["d/sub/b.png", "d/sub/up/a.png", "d/sub/up/linked/c.png"]
+
+
+def test_links_that_lead_nowhere_are_told(folder: Callable[..., Path]) -> None:
+    folder("d/b.png")
+    Path("d/a.png").symlink_to("moved.png")
+    Path("d/c.png").symlink_to("c.png")
+    os.mkfifo("d/d.png")  # nobody writes into it: reading it would never end
+    assert found("d") == found("d/*.png") == ["d/a.png", "d/b.png", "d/c.png"]
+    with pytest.raises(UserError, match=r"'d/a\.png' is a link to a file that is not there"):
+        read_image("d/a.png")
+    with pytest.raises(UserError, match=r"'d/c\.png' cannot be read"):
+        read_image("d/c.png")

@@ -36,7 +36,8 @@ MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 def find_images(sources: Iterable[str]) -> list[Path]:
     """Image files among files, folders (searched recursively) and glob patterns, sorted within each source.
 
-    A file named directly is kept whatever its suffix; hidden files of a folder, such as macOS leaves, are not.
+    A file named directly is kept whatever its suffix; hidden files of a folder, such as macOS leaves, are not. A link
+    that leads nowhere is kept, so that its reader reports it as a damaged file.
 
     Raises:
         UserError: A source is empty or does not exist, a folder or pattern has no image, or nothing is given.
@@ -47,14 +48,15 @@ def find_images(sources: Iterable[str]) -> list[Path]:
             raise UserError("One of the images' names is empty; give files, folders or patterns.")
         path = Path(source)
         if path.is_dir():
-            matches = sorted(file for name in images_below(path) if (file := path / name).is_file())
+            matches = sorted(file for name in images_below(path) if _is_file_or_broken_link(file := path / name))
             if not matches:
                 raise UserError(f"Folder {source!r} holds no image ({', '.join(SUFFIXES)}).")
             found += matches
         elif path.exists():
             found.append(path)
         elif glob.has_magic(source):
-            matches = sorted(Path(name) for name in glob.glob(source, recursive=True) if Path(name).is_file())
+            names = map(Path, glob.glob(source, recursive=True))
+            matches = sorted(file for file in names if _is_file_or_broken_link(file))
             if not matches:
                 raise UserError(f"No file matches {source!r}.")
             found += matches
@@ -63,6 +65,11 @@ def find_images(sources: Iterable[str]) -> list[Path]:
     if not found:
         raise UserError("No image was given.")
     return found
+
+
+def _is_file_or_broken_link(path: Path) -> bool:
+    """Whether what is there can be an image or should have been one: no folder, pipe or device."""
+    return path.is_file() or not path.exists()
 
 
 def images_below(folder: str | Path) -> Iterator[str]:
@@ -166,6 +173,8 @@ def _opened(file: str | Path | io.BytesIO, name: str, max_pixels: int = MAX_PIXE
                 raise UserError(f"{name!r} has {image.width}×{image.height} pixels, more than {max_pixels:,}.")
             yield image
     except FileNotFoundError:
+        if Path(name).is_symlink():
+            raise UserError(f"{name!r} is a link to a file that is not there.") from None
         raise UserError(f"There is no file {name!r}.") from None
     except UnidentifiedImageError:
         raise UserError(f"{name!r} is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image.") from None
