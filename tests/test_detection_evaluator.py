@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,14 @@ def test_categories_average_to_the_whole(images: DetectionImages) -> None:
     assert "kite" in text
     assert "blob" not in text  # has no object
     assert json.loads(json.dumps(result.as_json()))["boxes"]["ap"] == result.boxes.ap
+
+
+def test_categories_in_any_alphabet_stand_in_columns(images: DetectionImages) -> None:
+    result = evaluate(images, perturbed(images, 5))
+    first, *others = result.categories
+    lines = table(replace(result, categories=(replace(first, name="고양이 (길고양이 포함)", num_objects=7), *others)))
+    [line] = [line for line in lines.splitlines() if "고양이" in line]
+    assert line.startswith("고양이 (길고양이 포함)         7")  # 22 columns of 24, then a number of 8
 
 
 def test_crowds_cost_nothing_and_missed_objects_do(images: DetectionImages) -> None:

@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,22 @@ def test_figures_agree_with_sklearn(checkpoint, folder):
         assert item.num_confused == wrong.max()
         if item.confused_with is not None:
             assert matrix[index, CLASSES.index(item.confused_with)] == item.num_confused
+
+
+def test_classes_in_any_alphabet_stand_in_columns(checkpoint, tmp_path):
+    names = ("cat", "고양이", "U\u0308ber", *CLASSES[3:])
+    checkpoint = replace(checkpoint, class_names=names)
+    checkpoint.save(tmp_path / "run")
+    code, output = run("eval", tmp_path / "run", make_folder(tmp_path / "data", names[:3], files=1))
+    assert code == 0
+    starts = (  # of six columns for the names: three signs take two each, the accent none
+        "class   images  accuracy  ",
+        "cat          1  ",
+        "고양이       1  ",
+        "U\u0308ber         1  ",
+    )
+    lines = output.splitlines()
+    assert all(any(line.startswith(start) for line in lines) for start in starts), output
 
 
 def test_figures_by_hand():

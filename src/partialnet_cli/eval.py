@@ -11,6 +11,7 @@ import numpy as np
 
 from partialnet.data import FolderImages, LabelledImages, Subset, spread
 from partialnet.files import check_destinations, write_csv
+from partialnet.text_width import left_aligned, text_width
 
 from .device_option import device_option
 from .json_output import JsonOutput, json_option
@@ -125,11 +126,11 @@ def _print(result: Evaluation) -> None:
     if len(classes) > _ALL_CLASSES:
         shown = tuple(sorted(classes, key=lambda item: item.accuracy)[:_WORST_CLASSES])
         click.echo(f"\nThe {_WORST_CLASSES} worst of {len(classes)} classes:")
-    width = max(5, *(len(item.name) for item in shown))
+    width = max(5, *(text_width(item.name) for item in shown))
     click.echo(f"\n{'class':{width}}  images  accuracy  most often taken for")
     for item in shown:
         taken = f"{item.confused_with} ({item.num_confused})" if item.confused_with is not None else ""
-        click.echo(f"{item.name:{width}}  {item.num_images:6}  {item.accuracy:8.1%}  {taken}".rstrip())
+        click.echo(f"{left_aligned(item.name, width)}  {item.num_images:6}  {item.accuracy:8.1%}  {taken}".rstrip())
 
 
 def _warn(result: Evaluation) -> None:

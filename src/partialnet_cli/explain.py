@@ -13,6 +13,7 @@ from tqdm import tqdm
 from partialnet.errors import UserError
 from partialnet.images import find_images
 from partialnet.layers import SelfAttention2d
+from partialnet.text_width import left_aligned, text_width
 
 from .device_option import device_option
 from .json_output import JsonOutput, json_option
@@ -203,12 +204,13 @@ def _match(explainer: Explainer, boxes: BoxSet, given: Sequence[str]) -> dict[st
 def _print_scores(networks: Sequence[ExplainedNetwork], err: bool) -> None:
     from partialnet.explain.findings import mean_areas
 
-    width = max(7, *(len(network.name) for network in networks))
-    click.echo(f"\n{'area under the curve':{width}}  deletion (middle first)  insertion (middle first)", err=err)
+    heading = "area under the curve"
+    width = max(text_width(text) for text in (heading, *(network.name for network in networks)))
+    click.echo(f"\n{heading:{width}}  deletion (middle first)  insertion (middle first)", err=err)
     for network in networks:
         mean = mean_areas(network)
         click.echo(
-            f"{network.name:{max(width, 20)}}  {mean['deletion']:8.3f} ({mean['deletion_center']:.3f}){'':9}"
+            f"{left_aligned(network.name, width)}  {mean['deletion']:8.3f} ({mean['deletion_center']:.3f}){'':9}"
             f"{mean['insertion']:9.3f} ({mean['insertion_center']:.3f})",
             err=err,
         )
@@ -216,16 +218,16 @@ def _print_scores(networks: Sequence[ExplainedNetwork], err: bool) -> None:
 
 
 def _print_game(networks: Sequence[ExplainedNetwork], err: bool) -> None:
-    width = max(8, *(len(network.name) for network in networks))
+    width = max(8, *(text_width(network.name) for network in networks))
     click.echo(f"\n{'pointing':{width}}  rounds    hits  middle  chance   mean over categories", err=err)
     for network in networks:
         assert network.game is not None
         result = network.game.as_dict()
         if not result["num_points"]:
-            click.echo(f"{network.name:{width}}  none: no image holds a category that the network has", err=err)
+            click.echo(f"{left_aligned(network.name, width)}  none: no image holds a category that the network has", err=err)
             continue
         click.echo(
-            f"{network.name:{width}}  {result['num_points']:6}  {result['hits']:6.1%}  {result['center_hits']:6.1%}  "
+            f"{left_aligned(network.name, width)}  {result['num_points']:6}  {result['hits']:6.1%}  {result['center_hits']:6.1%}  "
             f"{result['chance']:6.1%}   {result['mean_hits']:6.1%} of {len(result['categories'])}",
             err=err,
         )

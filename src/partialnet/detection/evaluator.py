@@ -24,6 +24,7 @@ from torch import Tensor
 
 from partialnet.errors import UserError
 from partialnet.files import write_atomically
+from partialnet.text_width import left_aligned, text_width
 
 from .annotations import DetectionImages
 from .masks import MASK_THRESHOLD, encode_box_masks, encode_masks
@@ -308,14 +309,14 @@ def table(evaluation: DetectionEvaluation) -> str:
         "".join([f"{_TITLES[number]:24}", *(_percent(getattr(numbers, number)) for _, numbers in shown)])
         for number in NUMBERS
     ]
-    width = max(24, *(len(category.name) + 2 for category in evaluation.categories))
+    width = max(24, *(text_width(category.name) + 2 for category in evaluation.categories))
     header = "".join([f"{'category':{width}}{'objects':>8}", *(f"{f'{name} AP':>10}" for name, _ in shown)])
     lines += ["", header]
     for category in evaluation.categories:
         values = [category.box_ap, category.mask_ap][: len(shown)]
         if category.num_objects:
             cells = "".join(f"{_percent(value):>10}" for value in values)
-            lines.append(f"{category.name:{width}}{category.num_objects:8}{cells}")
+            lines.append(f"{left_aligned(category.name, width)}{category.num_objects:8}{cells}")
     return "\n".join(lines)
 
 
