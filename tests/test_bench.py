@@ -139,7 +139,7 @@ def test_models_are_measured_from_python_beside_the_reference():
     assert {(row.against, row.input_size) for row in rows} == {("test_efficientnet", (3, 32, 32))}
     model = create_checkpoint("test_resnet").model
     folded = sum(parameter.numel() for parameter in partialnet.fold(model.eval(), 32).parameters())
-    assert rows[0].params_m == pytest.approx(folded / 1e6)
+    assert rows[0].folded_params_m == pytest.approx(folded / 1e6)
     assert said == ["Preparing 2 networks for eager …", "Preparing 2 networks for onnxruntime …"]
 
 

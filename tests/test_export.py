@@ -84,12 +84,12 @@ def test_onnx_graph_is_small_and_plain(checkpoint, tmp_path):
     result = export(checkpoint, tmp_path / "net.onnx")
     forbidden = {"ScatterND", "ScatterElements", "GatherND", "If", "Loop", "BatchNormalization"}
     assert not forbidden & set(result.operators)
-    assert result.size_mb <= 1.02 * 4 * result.params_m + 0.1  # 0.1 MB: the graph itself, of a very small network
+    assert result.size_mb <= 1.02 * 4 * result.folded_params_m + 0.1  # 0.1 MB: the graph itself, of a very small network
 
 
 def test_full_t0_file_is_hardly_larger_than_its_weights(tmp_path):
     result = export(create_checkpoint("partialnet_t0"), tmp_path / "t0.onnx", img_size=224)
-    assert result.size_mb <= 1.02 * 4 * result.params_m
+    assert result.size_mb <= 1.02 * 4 * result.folded_params_m
 
 
 def test_dynamic_batch(checkpoint, tmp_path):
@@ -130,7 +130,7 @@ def test_int8_is_calibrated_and_small(format, checkpoint, photos, tmp_path):
     assert (result.kept is not None) == (result.agreement["photographs"].top1 < 0.98)
     if result.kept is not None:
         assert load_exported(result.kept).class_names == CLASSES
-    bits = 8 * result.size_mb / result.params_m
+    bits = 8 * result.size_mb / result.folded_params_m
     assert bits < 32
     # processors without VNNI add pairs of products in 16 bits
     weights = _int8_weights(output)
@@ -404,7 +404,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> FolderImages:
 def test_torch_format_is_a_folded_checkpoint(precision, error, size, checkpoint, photos, tmp_path):
     result = export(checkpoint, tmp_path / "net.safetensors", "torch", precision)
     assert result.agreement["photographs"].max_error <= error * result.agreement["photographs"].max_logit
-    assert result.size_mb <= 1.02 * size * result.params_m + 0.1
+    assert result.size_mb <= 1.02 * size * result.folded_params_m + 0.1
     opened = open_source(result.path)
     assert opened.folded is True
     assert opened.class_names == CLASSES

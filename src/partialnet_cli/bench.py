@@ -164,7 +164,10 @@ def _print_rows(rows: Sequence[Row], setting: Setting) -> None:
 
     where = place(setting.device, setting.threads)
     click.echo(as_table(rows))
-    click.echo(f"\nratio: time ÷ that of {rows[0].against} in the same round; {where}, {setting.precision}.")
+    click.echo(
+        f"\nMACs: multiply–adds of the folded network for one image; ratio: time ÷ that of {rows[0].against} in the same "
+        f"round; {where}, {setting.precision}."
+    )
 
 
 def _write_rows(

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from partialnet.text_width import left_aligned, text_width
+
 from .contestants import Setting
 from .timing import Timing
 
@@ -19,7 +21,7 @@ class Row:
     setting: Setting
     input_size: tuple[int, int, int]
     timing: Timing
-    params_m: float
+    folded_params_m: float
     macs_g: float
 
     def as_dict(self) -> dict[str, Any]:
@@ -28,7 +30,7 @@ class Row:
             "model": self.model,
             **{name: value for name, value in asdict(self.setting).items() if name != "img_size"},
             "input_size": "×".join(map(str, self.input_size)),
-            "params_m": round(self.params_m, 4),
+            "folded_params_m": round(self.folded_params_m, 4),
             "macs_g": round(self.macs_g, 5),
             "images_per_second": round(1e3 * self.setting.batch_size / self.timing.median_ms, 2),
             "against": self.against,
@@ -38,15 +40,15 @@ class Row:
 
 def as_table(rows: Sequence[Row]) -> str:
     """A table for a terminal, fastest first within each runtime."""
-    width = max(len("model"), *(len(row.model) for row in rows))
+    width = max(text_width(text) for text in ("model", *(row.model for row in rows)))
     lines = [
-        f"{'runtime':12}{'model':{width + 2}}{'params M':>9}{'MACs G':>9}{'ms':>10}{'quartiles':>18}{'images/s':>11}"
+        f"{'runtime':12}{'model':{width + 2}}{'folded params M':>15}{'MACs G':>9}{'ms':>10}{'quartiles':>18}{'images/s':>11}"
         f"{'ratio':>8}{'quartiles':>14}"
     ]
     for row in sorted(rows, key=lambda row: (row.setting.runtime, row.timing.median_ms)):
         timing = row.timing
         lines.append(
-            f"{row.setting.runtime:12}{row.model:{width + 2}}{row.params_m:>9.2f}{row.macs_g:>9.3f}"
+            f"{row.setting.runtime:12}{left_aligned(row.model, width + 2)}{row.folded_params_m:>15.2f}{row.macs_g:>9.3f}"
             f"{timing.median_ms:>10.2f}{f'{timing.q1_ms:.2f}–{timing.q3_ms:.2f}':>18}"
             f"{1e3 * row.setting.batch_size / timing.median_ms:>11.1f}"
             f"{timing.ratio:>8.2f}{f'{timing.ratio_q1:.2f}–{timing.ratio_q3:.2f}':>14}"

@@ -59,7 +59,7 @@ class Export:
         precision: Its number format.
         input_size: (C, H, W).
         size_mb: Size of all its files in megabytes (10⁶ bytes).
-        params_m: Parameters of the folded network in millions.
+        folded_params_m: Parameters of the folded network in millions.
         agreement: Comparison with PyTorch, by kind of image.
         held_out: Whether no photograph of the comparison was used for calibration.
         accuracy: Comparison on labelled images; None where there are none.
@@ -72,7 +72,7 @@ class Export:
     precision: str
     input_size: tuple[int, int, int]
     size_mb: float
-    params_m: float
+    folded_params_m: float
     agreement: dict[str, Agreement]
     held_out: bool
     accuracy: Accuracy | None = None
