@@ -28,6 +28,7 @@ from torch import nn
 
 from partialnet.checkpoint import load
 from partialnet.checkpoint.stored_network import CONFIG_NAME, WEIGHTS_NAME
+from partialnet.detection.checkpoint import load_detector
 from partialnet.errors import UserError
 
 
@@ -306,3 +307,15 @@ def test_malicious_pickle(form: str, suffix: str, tmp_path: Path, randomize: Ran
     trusting = path.rename(tmp_path / "evil.bin")
     (pickle.loads(trusting.read_bytes()) if form == "plain pickle" else torch.load(trusting, weights_only=False))
     assert marker.exists()
+
+
+# -- the wrong file ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("opened", [load, load_detector])
+def test_the_weights_of_an_exported_file(opened: Callable[[Path], Any], tmp_path: Path) -> None:
+    (tmp_path / "net.xml").write_text("<net/>")
+    (tmp_path / "net.bin").write_bytes(bytes(100))
+    with pytest.raises(UserError) as error:
+        opened(tmp_path / "net.bin")
+    assert_one_sentence(error, str(tmp_path / "net.bin"), f"{str(tmp_path / 'net.xml')!r}; give that one")

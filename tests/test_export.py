@@ -84,7 +84,7 @@ def test_onnx_graph_is_small_and_plain(checkpoint, tmp_path):
     result = export(checkpoint, tmp_path / "net.onnx")
     forbidden = {"ScatterND", "ScatterElements", "GatherND", "If", "Loop", "BatchNormalization"}
     assert not forbidden & set(result.operators)
-    assert result.size_mb <= 1.02 * 4 * result.folded_params_m + 0.1  # 0.1 MB: the graph itself, of a very small network
+    assert result.size_mb <= 1.02 * 4 * result.folded_params_m + 0.1  # 0.1 MB: the graph of a very small network
 
 
 def test_full_t0_file_is_hardly_larger_than_its_weights(tmp_path):

@@ -260,6 +260,15 @@ def test_wrong_plans(text: str | None, message: str, tmp_path: Path) -> None:
         load_plan(path)
 
 
+def test_a_sweep_is_no_plan_but_holds_some(tmp_path: Path) -> None:
+    for theta in (2, 4):
+        (tmp_path / f"theta-{theta}").mkdir()
+        example_plan().save(tmp_path / f"theta-{theta}" / "plan.json")
+    with pytest.raises(UserError) as error:
+        load_plan(tmp_path)
+    assert str(error.value).endswith(f"Give one of {tmp_path / 'theta-2'}, {tmp_path / 'theta-4'}.")
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [

@@ -165,8 +165,8 @@ def _print_rows(rows: Sequence[Row], setting: Setting) -> None:
     where = place(setting.device, setting.threads)
     click.echo(as_table(rows))
     click.echo(
-        f"\nMACs: multiply–adds of the folded network for one image; ratio: time ÷ that of {rows[0].against} in the same "
-        f"round; {where}, {setting.precision}."
+        "\nMACs: multiply–adds of the folded network for one image; "
+        f"ratio: time ÷ that of {rows[0].against} in the same round; {where}, {setting.precision}."
     )
 
 

@@ -222,12 +222,12 @@ def _print_game(networks: Sequence[ExplainedNetwork], err: bool) -> None:
     click.echo(f"\n{'pointing':{width}}  rounds    hits  middle  chance   mean over categories", err=err)
     for network in networks:
         assert network.game is not None
-        result = network.game.as_dict()
+        name, result = left_aligned(network.name, width), network.game.as_dict()
         if not result["num_points"]:
-            click.echo(f"{left_aligned(network.name, width)}  none: no image holds a category that the network has", err=err)
+            click.echo(f"{name}  none: no image holds a category that the network has", err=err)
             continue
         click.echo(
-            f"{left_aligned(network.name, width)}  {result['num_points']:6}  {result['hits']:6.1%}  {result['center_hits']:6.1%}  "
+            f"{name}  {result['num_points']:6}  {result['hits']:6.1%}  {result['center_hits']:6.1%}  "
             f"{result['chance']:6.1%}   {result['mean_hits']:6.1%} of {len(result['categories'])}",
             err=err,
         )

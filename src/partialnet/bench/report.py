@@ -42,14 +42,14 @@ def as_table(rows: Sequence[Row]) -> str:
     """A table for a terminal, fastest first within each runtime."""
     width = max(text_width(text) for text in ("model", *(row.model for row in rows)))
     lines = [
-        f"{'runtime':12}{'model':{width + 2}}{'folded params M':>15}{'MACs G':>9}{'ms':>10}{'quartiles':>18}{'images/s':>11}"
-        f"{'ratio':>8}{'quartiles':>14}"
+        f"{'runtime':12}{'model':{width + 2}}{'folded params M':>15}{'MACs G':>9}{'ms':>10}{'quartiles':>18}"
+        f"{'images/s':>11}{'ratio':>8}{'quartiles':>14}"
     ]
     for row in sorted(rows, key=lambda row: (row.setting.runtime, row.timing.median_ms)):
         timing = row.timing
         lines.append(
-            f"{row.setting.runtime:12}{left_aligned(row.model, width + 2)}{row.folded_params_m:>15.2f}{row.macs_g:>9.3f}"
-            f"{timing.median_ms:>10.2f}{f'{timing.q1_ms:.2f}–{timing.q3_ms:.2f}':>18}"
+            f"{row.setting.runtime:12}{left_aligned(row.model, width + 2)}"
+            f"{row.folded_params_m:>15.2f}{row.macs_g:>9.3f}{timing.median_ms:>10.2f}{f'{timing.q1_ms:.2f}–{timing.q3_ms:.2f}':>18}"
             f"{1e3 * row.setting.batch_size / timing.median_ms:>11.1f}"
             f"{timing.ratio:>8.2f}{f'{timing.ratio_q1:.2f}–{timing.ratio_q3:.2f}':>14}"
         )

@@ -93,12 +93,24 @@ def is_stored_as(source: str | Path, task: str) -> bool:
         return False
 
 
+def refuse_openvino_weights(path: Path) -> None:
+    """Refuse the ``.bin`` that OpenVINO's format keeps beside the ``.xml``, which is the file to give.
+
+    Raises:
+        UserError: It is one.
+    """
+    graph = path.with_suffix(".xml")
+    if path.suffix == ".bin" and graph.is_file():
+        raise UserError(f"{str(path)!r} holds the weights of the exported file {str(graph)!r}; give that one.")
+
+
 def _read(source: str | Path, weights: bool = True) -> StoredNetwork:
     path = Path(source) / WEIGHTS_NAME if Path(source).is_dir() else Path(source)
     if not path.is_file():
         if Path(source).is_dir():
             raise UserError(f"Folder {str(source)!r} has no {WEIGHTS_NAME}, so it is no run folder.")
         raise UserError(f"There is no file or folder {str(source)!r}.")
+    refuse_openvino_weights(path)
     try:
         with safe_open(path, "pt") as file:
             header = (file.metadata() or {}).get(_HEADER_KEY)

@@ -15,6 +15,7 @@ from partialnet.checkpoint import Checkpoint
 from partialnet.errors import UserError
 from partialnet.files import write_json
 from partialnet.layers import PATConv
+from partialnet.messages import listed
 from partialnet.models import PartialNet
 from partialnet.models.blocks import MixerSpec
 
@@ -121,7 +122,9 @@ def load_plan(path: str | Path) -> Plan:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"There is no plan {str(path)!r}.") from None
+        points = [str(plan.parent) for plan in sorted(path.parent.glob(f"*/{PLAN_NAME}"))]  # of a sweep
+        hint = f" Give one of {listed(points)}." if points else ""
+        raise UserError(f"There is no plan {str(path)!r}.{hint}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{str(path)!r} cannot be read as a plan: {error}.") from None
     if not isinstance(content, Mapping) or content.get("format") != FORMAT:
