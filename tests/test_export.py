@@ -4,6 +4,7 @@ import errno
 import json
 import re
 import shutil
+import signal
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from partialnet.errors import UserError
 from partialnet.evaluation import Evaluation, evaluate
 from partialnet.prediction import Classifier
 from partialnet.sources import open_source
-from partialnet_cli.main import cli
+from partialnet_cli.main import cli, main
 
 CLASSES = ("ant", "bee", "cat", "dog", "elk")
 _INPUT = {
@@ -467,6 +468,22 @@ def test_a_folder_in_which_nothing_can_be_written_is_told(checkpoint, tmp_path, 
     monkeypatch.setattr(tempfile, "mkdtemp", refuse)
     with pytest.raises(UserError, match=r"net.onnx' cannot be written: Permission denied\.$"):
         export(checkpoint, tmp_path / "net.onnx")
+
+
+def test_an_export_that_is_terminated_leaves_nothing(checkpoint, tmp_path, monkeypatch, capsys):
+    def stop(*args):
+        assert list(tmp_path.glob("out/.net.onnx.*"))
+        assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL  # or the tests would end here
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("partialnet.deploy.export.convert_onnx", stop)
+    checkpoint.save(tmp_path / "run")
+    with pytest.raises(SystemExit) as end:
+        main(["export", str(tmp_path / "run"), "-o", str(tmp_path / "out" / "net.onnx")])
+    assert end.value.code == 143
+    assert capsys.readouterr().err.endswith("partialnet: Terminated.\n")
+    assert list((tmp_path / "out").iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_openvinos_weights_replace_nothing_but_an_older_exports(tmp_path, monkeypatch):

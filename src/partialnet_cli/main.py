@@ -10,6 +10,7 @@ from typing import NoReturn
 import click
 
 from .group import Group, Subcommand
+from .termination import Terminated, raising_terminated
 
 
 @click.group(
@@ -54,15 +55,21 @@ for subcommand in (
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line. Exit codes: 0 done, 2 a mistake the user can mend, 75 stopped and resumable, 1 else."""
+    """Run the command line.
+
+    Exit codes: 0 done, 2 a mistake the user can mend, 75 stopped and resumable, 130 Ctrl-C, 143 SIGTERM, 1 else.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
     try:
-        cli.main(args, prog_name="partialnet", standalone_mode=False)
+        with raising_terminated():
+            cli.main(args, prog_name="partialnet", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except click.Abort:
+    except click.Abort as abort:
+        if isinstance(abort.__cause__, Terminated):
+            _fail("Terminated.", 143)
         _fail("Interrupted.", 130)
     except BrokenPipeError:
         # the reader of our output is gone, as after `| head`; nothing more can be written

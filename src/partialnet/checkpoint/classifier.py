@@ -28,7 +28,7 @@ from partialnet.timm_configuration import configuration_of
 from partialnet.torchvision_networks import ARCHITECTURE, PREFIX
 
 from .foreign import build_released, read_foreign, variant_of
-from .stored_network import load_tensors, read_network, refuse_openvino_weights, save_network, serialize_network
+from .stored_network import load_tensors, read_network, save_network, serialize_network
 from .timm_training import TimmTraining
 
 _INPUT_KEYS = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
@@ -192,7 +192,6 @@ def load(source: str | Path) -> Checkpoint:
             raise UserError(
                 f"{str(source)!r} is an exported file, which predict and eval take; give the run it came from."
             )
-        refuse_openvino_weights(path)
         return _load_safetensors(path) if path.suffix == ".safetensors" else _load_foreign(path)
     if path.suffix in (".safetensors", ".pth", ".pt", ".ckpt", ".bin") or len(path.parts) > 1:
         raise UserError(f"There is no file or folder {str(source)!r}.")

@@ -22,7 +22,7 @@ from partialnet.messages import first_line
 from partialnet.models import PartialNet
 from partialnet.models.released import ReleasedNetwork, convert_released, is_released
 
-from .stored_network import load_tensors
+from .stored_network import load_tensors, refuse_openvino_weights
 from .timm_training import TimmTraining, read_timm_training
 
 _VARIANT_OF_WIDTH = {
@@ -116,11 +116,13 @@ def _read_pickled(path: Path) -> Any:
     except IsADirectoryError:
         raise UserError(f"{str(path)!r} is a folder, not a checkpoint.") from None
     except pickle.UnpicklingError as error:
+        refuse_openvino_weights(path)
         raise UserError(
             f"{str(path)!r} holds something other than tensors, or is not a checkpoint; it was not loaded and nothing "
             "in it was run."
         ) from error
     except Exception as error:  # torch's reader raises whatever a damaged file leads it to
+        refuse_openvino_weights(path)
         # of a file without structure it stumbles over its own lists and keys, which says nothing to a reader
         spoken = isinstance(error, (RuntimeError, EOFError, OSError)) and str(error)
         # its further sentences may advise to load the file with whatever code is in it

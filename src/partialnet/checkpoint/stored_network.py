@@ -94,7 +94,7 @@ def is_stored_as(source: str | Path, task: str) -> bool:
 
 
 def refuse_openvino_weights(path: Path) -> None:
-    """Refuse the ``.bin`` that OpenVINO's format keeps beside the ``.xml``, which is the file to give.
+    """Of a file that could not be read, tell if it is the ``.bin`` that OpenVINO's format keeps beside an ``.xml``.
 
     Raises:
         UserError: It is one.
@@ -110,13 +110,13 @@ def _read(source: str | Path, weights: bool = True) -> StoredNetwork:
         if Path(source).is_dir():
             raise UserError(f"Folder {str(source)!r} has no {WEIGHTS_NAME}, so it is no run folder.")
         raise UserError(f"There is no file or folder {str(source)!r}.")
-    refuse_openvino_weights(path)
     try:
         with safe_open(path, "pt") as file:
             header = (file.metadata() or {}).get(_HEADER_KEY)
             names = file.keys() if weights else ()
             tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
+        refuse_openvino_weights(path)
         raise UserError(f"{str(path)!r} is damaged or not a safetensors file: {error}") from error
     if header is None and (path.parent / CONFIG_NAME).is_file():
         header = (path.parent / CONFIG_NAME).read_text(errors="replace")
