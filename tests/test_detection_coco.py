@@ -451,6 +451,27 @@ def test_images_without_objects_are_not_trained_on_unless_asked(root: Path) -> N
     assert len(open_coco(str(root), str(root), keep_empty=True).train) == 12
 
 
+def test_categories_without_objects_are_told(tmp_path: Path) -> None:
+    """Every kite and blob of the whole set is a validation image's, or a crowd's."""
+    content = make_content(8, crowds=False)
+    write_images(tmp_path / "images", content)
+    (tmp_path / "annotations").mkdir()
+    for part, entries in (("train", content["images"][:4]), ("val", content["images"][4:])):
+        objects = [one for one in content["annotations"] if one["image_id"] in {entry["id"] for entry in entries}]
+        if part == "train":
+            objects = [{**one, "iscrowd": int(one["category_id"] == 3)} for one in objects]
+        file = tmp_path / "annotations" / f"instances_{part}.json"
+        file.write_text(json.dumps({**content, "images": entries, "annotations": objects}))
+    told = "training: 2 of 3 categories have no object to learn (kite, blob); the detector will not find them."
+    data = open_coco(str(tmp_path))
+    assert told in data.notes()
+    assert data.train.objects_of_labels().tolist() == [0, int(data.train.num_instances.sum()), 0]
+    (only,) = [
+        note for note in open_coco(str(tmp_path / "annotations" / "instances_val.json")).notes() if "learn" in note
+    ]
+    assert only == "training: 1 of 3 categories has no object to learn (blob); the detector will not find it."
+
+
 def test_validation_images_that_are_learnt_are_told(tmp_path: Path) -> None:
     """Two files of objects beside one flat folder of images."""
     content = make_content(12)
@@ -536,6 +557,13 @@ def test_data_that_is_not_there(root: Path, monkeypatch: pytest.MonkeyPatch, dat
     monkeypatch.chdir(root)
     with pytest.raises(UserError, match=message):
         open_coco(data)
+
+
+def test_files_of_another_kind_are_named(root: Path) -> None:
+    (root / "annotations.json").rename(root / "person_keypoints_default.json")
+    with pytest.raises(UserError, match=r"no annotations of objects \(person_keypoints_default.json left aside\)"):
+        open_coco(str(root))
+    assert len(open_coco(f"{root}/images,{root}/person_keypoints_default.json").train) == 11
 
 
 def test_two_files_for_one_part(tmp_path: Path) -> None:

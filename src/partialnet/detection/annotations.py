@@ -201,6 +201,14 @@ class DetectionImages:
         categories = [{"id": category_id, "name": name} for category_id, name in names]
         return {"images": images, "annotations": annotations, "categories": categories}
 
+    def objects_of_labels(self) -> np.ndarray:
+        """Objects of label 1, 2, … that are not crowds, (number of classes,), int64."""
+        counts = np.zeros(len(self.class_names) + 1, np.int64)
+        for index in range(len(self)):
+            of_image = self._annotations(index)
+            np.add.at(counts, self._labels[of_image][~self._crowd[of_image]], 1)
+        return counts[1:]
+
     def fingerprint(self) -> str:
         """A short text that other images, by their ids and sizes, or other objects on them do not share."""
         digest = hashlib.sha256(self.image_ids.tobytes() + self.sizes.tobytes())

@@ -67,6 +67,12 @@ class DetectionData:
             verb = "image has" if self.num_empty == 1 else "images have"
             left_out = "is" if self.num_empty == 1 else "are"
             found.append(f"training: {self.num_empty:,} {verb} no object to learn and {left_out} left out.")
+        if names := self._names_without_objects():
+            has, it = ("has", "it") if len(names) == 1 else ("have", "them")
+            found.append(
+                f"training: {len(names):,} of {len(self.class_names):,} categories {has} no object to learn "
+                f"({listed(names, 3)}); the detector will not find {it}."
+            )
         if learnt := self._learnt_validation_images():
             are = "is a training image" if len(learnt) == 1 else "are training images"
             found.append(
@@ -74,6 +80,10 @@ class DetectionData:
                 "figures say less about other photographs."
             )
         return found
+
+    def _names_without_objects(self) -> list[str]:
+        """Names of the categories that no training image shows, as of a whole vocabulary that a tool lists."""
+        return [name for name, count in zip(self.class_names, self.train.objects_of_labels(), strict=True) if not count]
 
     def _learnt_validation_images(self) -> list[str]:
         """Names of the validation images whose files the training part lists as well."""
@@ -254,13 +264,9 @@ def _find_parts(data: str) -> dict[str, _Part]:
 
 
 def _parts_of_folder(root: Path) -> dict[str, _Part]:
-    found = [
-        path
-        for pattern in ("annotations/*.json", "*.json", "*/*.json", "annotations/*/*.json")
-        for path in sorted(root.glob(pattern))
-        if path.is_file() and not path.name.startswith((".", *_OTHER_KINDS))
-    ]
-    found = list(dict.fromkeys(found))
+    patterns = ("annotations/*.json", "*.json", "*/*.json", "annotations/*/*.json")
+    files = dict.fromkeys(path for pattern in patterns for path in sorted(root.glob(pattern)) if path.is_file())
+    found = [path for path in files if not path.name.startswith((".", *_OTHER_KINDS))]
     # COCO's names beat all others, as there may be files of results and settings beside them
     for named in ("instances*.json", "_annotations.coco.json"):
         if matching := [path for path in found if path.match(named)]:
@@ -277,7 +283,9 @@ def _parts_of_folder(root: Path) -> dict[str, _Part]:
             )
         parts[part] = path
     if not parts:
-        raise UserError(f"Folder {str(root)!r} holds no annotations; detection takes {_LAYOUTS}.")
+        skipped = [path.name for path in files if path.name.startswith(_OTHER_KINDS)]
+        of_objects = f" of objects ({listed(skipped, 2)} left aside)" if skipped else ""
+        raise UserError(f"Folder {str(root)!r} holds no annotations{of_objects}; detection takes {_LAYOUTS}.")
     return {part: _Part(path, _image_folders(path, root)) for part, path in parts.items()}
 
 

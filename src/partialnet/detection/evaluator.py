@@ -26,7 +26,7 @@ from partialnet.errors import UserError
 from partialnet.files import write_atomically
 from partialnet.text_width import left_aligned, text_width
 
-from .annotations import DetectionImages
+from .annotations import DetectionImages, DetectionSubset
 from .masks import MASK_THRESHOLD, encode_box_masks, encode_masks
 from .outlines import mask_functions
 
@@ -266,8 +266,7 @@ def _evaluate(truth: Any, detections: list[Detection], image_ids: list[int], kin
 def _by_category(
     images: DetectionImages, places: np.ndarray, boxes: np.ndarray, masks: np.ndarray | None
 ) -> tuple[CategoryResult, ...]:
-    labels = [images.instances(int(place)).single().labels for place in places]
-    counts = np.bincount(np.concatenate(labels), minlength=len(images.class_names) + 1)[1:]
+    counts = DetectionSubset(images, places).objects_of_labels()
     # the evaluator sorts the categories by their ids
     columns = np.argsort(np.argsort(images.category_ids))
     return tuple(
