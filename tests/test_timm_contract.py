@@ -66,8 +66,7 @@ def test_widths_and_depths_are_those_of_the_paper(name: str) -> None:
     assert isinstance(model.stages[0].blocks[0].mlp.act, activation)
 
 
-def test_initialisation(randomize: Randomize) -> None:
-    model = timm.create_model("partialnet_t2")
+def assert_fresh(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         leaf = name.rpartition(".")[2]
         if leaf == "table" or leaf == "bias":
@@ -78,9 +77,36 @@ def test_initialisation(randomize: Randomize) -> None:
             tolerance = 0.02 * 4 / math.sqrt(2 * parameter.numel())
             assert parameter.std().item() == pytest.approx(0.02, abs=tolerance), name
             assert abs(parameter.mean().item()) < 5 * 0.02 / math.sqrt(parameter.numel()), name
+    for name, buffer in model.named_buffers():
+        assert (buffer == name.endswith("running_var")).all(), f"{name} starts at 1 if it is a variance, else at 0"
+
+
+def test_initialisation(randomize: Randomize) -> None:
+    model = timm.create_model("partialnet_t2")
+    assert_fresh(model)
     randomize(model)
     model.init_weights()
-    assert model.conv_head.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert_fresh(model)
+
+
+def test_the_least_random_number_is_no_large_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes once in 2^24, and a network has as many weights: one of 2 was drawn among deviations of 0.02."""
+    model = small()
+    monkeypatch.setattr(torch.Tensor, "uniform_", lambda tensor, least=0.0, *_, **__: tensor.fill_(least))
+    model.init_weights()
+    model.reset_classifier(5)
+    assert max(p.abs().max().item() for p in model.parameters() if p.ndim > 1) <= 0.125
+
+
+def test_initialisation_of_a_network_from_the_meta_device() -> None:
+    with torch.device("meta"):
+        model = timm.create_model("partialnet_t0", out_norms=True)
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            tensor.fill_(7)  # memory holds anything
+    model.init_weights()
+    assert_fresh(model)
 
 
 # -- forward and backward ------------------------------------------------------------------------------------------

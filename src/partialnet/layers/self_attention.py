@@ -65,7 +65,12 @@ class RelativePositionBias(nn.Module):
 
     def __init__(self, num_heads: int, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
-        self.table = nn.Parameter(torch.zeros(num_heads, 2 * LIMIT + 1, device=device, dtype=dtype))
+        self.table = nn.Parameter(torch.empty(num_heads, 2 * LIMIT + 1, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """No distance is preferred: all entries are 0."""
+        nn.init.zeros_(self.table)
 
     def forward(self, height: int, width: int) -> Tensor:
         buckets = distance_buckets(height, width, self.table.device)

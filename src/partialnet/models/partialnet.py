@@ -169,18 +169,23 @@ class PartialNet(nn.Module):
         self.act: nn.Module = act()
         self.flatten: nn.Module = nn.Flatten(1) if global_pool else nn.Identity()
         self.classifier: nn.Module = _classifier(head_hidden_size, num_classes, **dd)
-        self.init_weights()
+        self.init_weights(needs_reset=False)
 
     @torch.jit.ignore
-    def init_weights(self) -> None:
-        """Truncated normal of deviation 0.02 for every weight of a convolution or dense layer, biases 0."""
+    def init_weights(self, needs_reset: bool = True) -> None:
+        """Normal distribution of deviation 0.02 for every weight of a convolution or dense layer, biases 0.
+
+        Args:
+            needs_reset: Let all other layers reset theirs, too, such as norms and position tables, for a network that
+                was trained or has come from the meta device by ``to_empty``.
+        """
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
-                trunc_normal_(module.weight, std=0.02)
+                _draw(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, GaussianSE):
-                module.reset_parameters()
+            elif isinstance(module, GaussianSE) or (needs_reset and hasattr(module, "reset_parameters")):
+                module.reset_parameters()  # type: ignore[operator]
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -340,9 +345,15 @@ def _classifier(features: int, num_classes: int, device: Any = None, dtype: Any 
     if num_classes <= 0:
         return nn.Identity()
     classifier = nn.Linear(features, num_classes, device=device, dtype=dtype)
-    trunc_normal_(classifier.weight, std=0.02)
+    _draw(classifier.weight)
     nn.init.zeros_(classifier.bias)
     return classifier
+
+
+def _draw(weight: Tensor) -> None:
+    """Draw from a normal distribution of deviation 0.02, truncated at 6 deviations."""
+    # timm turns the least of its 2^24 random numbers into the bound itself, which is ±2 if it is not given
+    trunc_normal_(weight, std=0.02, a=-0.12, b=0.12)
 
 
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: nn.Module) -> dict[str, Tensor]:
