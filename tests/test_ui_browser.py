@@ -142,6 +142,23 @@ def test_stage_chosen_while_a_photo_is_on_its_way(page: Any, tmp_path: Path) -> 
     assert [find(page, f"#map-{index} figure img")[0].get_property("naturalWidth") for index in (0, 1)] == [90, 90]
 
 
+def test_pictures_of_the_page_are_no_new_photographs(page: Any, tmp_path: Path) -> None:
+    """The hand slips in a click on the photograph; a map that is dragged, as to a folder, is let go over the page."""
+    from selenium.webdriver import ActionChains
+
+    upload(page, tmp_path / "a.png", photo_bytes())
+    wait(page, lambda: find(page, "#attention-0 .blocks img"))
+    page.execute_script("window.sent = []; addEventListener('drop', (event) => sent.push(event.target.id), true)")
+    marker = find(page, "#marker")[0]
+    start = ActionChains(page).move_to_element_with_offset(find(page, "#place")[0], -30, -20).click_and_hold()
+    start.move_by_offset(4, 4).move_by_offset(4, 4).release().perform()
+    wait(page, lambda: "50%" not in marker.get_attribute("style"), 5)
+    shown = find(page, "#map-0 figure img")[0]
+    ActionChains(page).click_and_hold(shown).move_by_offset(30, 0).move_by_offset(30, 0).release().perform()
+    assert page.execute_script("return sent") == []
+    assert find(page, "#photo")[0].get_attribute("alt") == "a.png, 120×80 pixels"
+
+
 def test_bad_file_in_the_browser(page: Any, tmp_path: Path) -> None:
     upload(page, tmp_path / "a.png", photo_bytes())
     wait(page, lambda: find(page, "#map-0 figure img"))

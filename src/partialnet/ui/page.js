@@ -281,7 +281,11 @@ function showSpeed(answer) {
 
 // ---- what one can do
 
+let own = false; // whether a picture of this page is dragged, which may be dropped elsewhere only
+addEventListener("dragstart", () => { own = true; });
+addEventListener("dragend", () => { own = false; });
 addEventListener("dragover", (event) => {
+  if (own) return;
   event.preventDefault();
   document.body.classList.add("dragging");
 });
