@@ -142,6 +142,16 @@ def test_stage_chosen_while_a_photo_is_on_its_way(page: Any, tmp_path: Path) -> 
     assert [find(page, f"#map-{index} figure img")[0].get_property("naturalWidth") for index in (0, 1)] == [90, 90]
 
 
+@pytest.mark.parametrize(("size", "least"), [((8, 8), 320), ((3, 1200), 0)])
+def test_photographs_of_unusual_sizes(page: Any, tmp_path: Path, size: tuple[int, int], least: int) -> None:
+    """Small ones are large enough for a click in them, and narrow ones do not fill many screens."""
+    upload(page, tmp_path / "a.png", photo_bytes(0, size))
+    wait(page, lambda: find(page, "#attention-0 h3"))
+    shown = find(page, "#place")[0].size
+    assert shown["width"] >= least
+    assert page.execute_script("return document.documentElement.scrollHeight") < 3000
+
+
 def test_pictures_of_the_page_are_no_new_photographs(page: Any, tmp_path: Path) -> None:
     """The hand slips in a click on the photograph; a map that is dragged, as to a folder, is let go over the page."""
     from selenium.webdriver import ActionChains

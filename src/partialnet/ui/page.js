@@ -216,6 +216,7 @@ function send(file) {
     target = null;
     place = { x: 0.5, y: 0.5 };
     $("photo").src = answer.picture;
+    $("place").style.setProperty("--ratio", answer.width / answer.height);
     $("photo").alt = `${file.name}, ${answer.width}×${answer.height} pixels`;
     $("chosen").hidden = false;
     answer.networks.forEach((own, index) => {
