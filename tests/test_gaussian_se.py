@@ -226,6 +226,26 @@ def test_constant_channels_in_half_precision_become_the_bias_of_the_norm(dtype: 
     assert x.grad.dtype == dtype
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_gradients_in_half_precision(autocast: bool, randomize: Randomize) -> None:
+    """They are those in float32 but for rounding, and no map that is kept for them is in float32."""
+    layer = randomize(GaussianSE(8)).train()
+    x, towards = torch.randn(2, 4, 8, 6, 6).bfloat16()
+    found = []
+    for dtype, create_graph in ((torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)):
+        features, kept = x.to(dtype).requires_grad_(), []
+        keep = torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t)
+        with keep, torch.autocast("cpu", torch.bfloat16, enabled=autocast and dtype == torch.bfloat16):
+            output = layer(features)
+        assert output.dtype == dtype
+        assert all(tensor.dtype == dtype for tensor in kept if tensor.shape == x.shape)
+        inputs = [features, *layer.parameters()]
+        found.append(torch.autograd.grad(output, inputs, towards.to(dtype), create_graph=create_graph))
+    for exact, *rounded in zip(*found, strict=True):
+        for gradient in rounded:
+            assert (gradient.float() - exact).norm() <= 0.03 * exact.norm()
+
+
 def test_gaussian_se_refuses_to_train_on_one_image() -> None:
     layer, x = GaussianSE(4), torch.randn(1, 4, 5, 5)
     with pytest.raises(ValueError, match=r"batch of 1 .*batch of 2"):

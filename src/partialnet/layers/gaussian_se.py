@@ -75,6 +75,24 @@ class _Statistics(torch.autograd.Function):
         return torch.addcmul(shift[:, :, None, None], x.to(slope.dtype), slope[:, :, None, None]).to(x.dtype)
 
 
+class _MultiplyAdd(torch.autograd.Function):
+    """``x · scale + shift`` of a map in half precision with factors in float32, on a GPU without any map in float32."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        return torch.addcmul(shift, x, scale, out=torch.empty_like(x))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        (grad,), (x, scale) = grads, ctx.saved_tensors
+        # an output that is given has no gradient of its own
+        into_x = torch.mul(grad, scale, out=None if torch.is_grad_enabled() else torch.empty_like(x))
+        into_scale = (grad * x).sum((2, 3), keepdim=True, dtype=scale.dtype)
+        into_shift = grad.sum((0, 2, 3), keepdim=True, dtype=scale.dtype)
+        return into_x.to(x.dtype), into_scale, into_shift
+
+
 def standard_deviation(variance: Tensor, count: int) -> Tensor:
     """Unbiased deviation from the population variance of ``count`` values; a constant's is 0, with gradient 0."""
     variance = variance * (count / max(count - 1, 1))
@@ -189,7 +207,9 @@ class GaussianSE(PartialAttention):
             return self.norm(x * gate[:, :, None, None].to(x.dtype))
         scale, shift = _gated_batch_norm(self.norm, gate.to(mean.dtype), mean, variance, count)
         # rounded once, at the end: of a channel that hardly varies, scale and shift are large and cancel each other
-        return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None]).to(x.dtype)
+        if x.dtype == scale.dtype or takes_plain_operations():
+            return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None]).to(x.dtype)
+        return _MultiplyAdd.apply(x, scale[:, :, None, None], shift[:, :, None, None])
 
     def _gate(self, mean: Tensor, std: Tensor, keep: Tensor | None) -> Tensor:
         if keep is not None:
