@@ -6,7 +6,7 @@ import copy
 from typing import TypeGuard, TypeVar
 
 import torch
-from timm.layers import Conv2dSame, SplitBatchNorm2d
+from timm.layers import Conv2dSame, FrozenBatchNormAct2d, SplitBatchNorm2d
 from timm.layers import Linear as TimmLinear
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -69,13 +69,13 @@ def batch_norm_affine(norm: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
     """Scale and shift, both (C,), of a BatchNorm at inference; of Identity 1 and 0, shaped like ``like``, (C,).
 
     Raises:
-        ValueError: ``norm`` is in training mode, keeps no running statistics, or is no BatchNorm.
+        ValueError: ``norm`` is in training mode and not frozen, keeps no running statistics, or is no BatchNorm.
     """
     if isinstance(norm, nn.Identity):
         return torch.ones_like(like), torch.zeros_like(like)
     if isinstance(norm, (ChannelAffine, FeatureAffine)):
         return norm.scale.detach().flatten(), norm.shift.detach().flatten()
-    if norm.training:
+    if norm.training and not isinstance(norm, (FrozenBatchNorm2d, FrozenBatchNormAct2d)):
         raise ValueError(
             "A network in training mode cannot be folded, its statistics still change. Call .eval() first."
         )
