@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from click.testing import CliRunner
+from commands import Command
 from conftest import randomize_parameters
 from PIL import Image
 from torch import Tensor
@@ -23,7 +23,6 @@ from partialnet.detection.exported import Canvas, load_exported_detector
 from partialnet.detection.masks import encode_box_masks, encode_masks
 from partialnet.detection.resizing import DetectorTransform
 from partialnet.errors import UserError
-from partialnet_cli.main import cli, main
 
 CATEGORIES = {1: "person", 18: "dog"}
 
@@ -178,18 +177,20 @@ def test_comparison_by_hand() -> None:
     assert parity.max_unmatched_score == pytest.approx(0.4)
 
 
-def test_command(run_folder: Path, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command(
+    run_folder: Path, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
     output = tmp_path / "detector.onnx"
-    arguments = ["detect", "export", str(run_folder), "--images", str(photos[2]), "-o", str(output)]
-    done = CliRunner().invoke(cli, arguments)
-    assert done.exit_code == 0, done.output
-    assert "Written:" in done.output
-    assert "partialnet detect predict" in done.output
+    arguments = ("detect", "export", run_folder, "--images", photos[2], "-o", output)
+    done = command(*arguments)
+    assert done.code == 0
+    assert "Written:" in done.out
+    assert "partialnet detect predict" in done.out
     assert output.exists()
     monkeypatch.setattr(export, "LEAST_MATCHED", 1.01)
-    as_json = CliRunner().invoke(cli, [*arguments, "--json", "-"])
-    assert json.loads(as_json.stdout)["format"] == "onnx"
-    assert "Warning: less than" in as_json.stderr
+    as_json = command(*arguments, "--json", "-")
+    assert json.loads(as_json.out)["format"] == "onnx"
+    assert "Warning: less than" in as_json.err
 
 
 def test_many_large_photos_are_compared_in_little_memory(
@@ -240,18 +241,20 @@ def test_mistakes_are_told(detector: DetectorCheckpoint, tmp_path: Path) -> None
         load_exported_detector(tmp_path / "broken.onnx")
 
 
-def test_scores_below_the_limit_in_the_graph_are_told(run_folder: Path, photos: list[Path], tmp_path: Path) -> None:
+def test_scores_below_the_limit_in_the_graph_are_told(
+    run_folder: Path, photos: list[Path], tmp_path: Path, command: Command
+) -> None:
     limited = few_proposals(load_detector(run_folder))
     heads: Any = limited.model.roi_heads
     heads.score_thresh = 0.25
     output = tmp_path / "detector.onnx"
     export_detector(limited, output, images=photos[:1])
-    command = ["detect", "predict", str(output), str(photos[0]), "--device", "cpu", "-o", str(tmp_path / "drawn")]
-    below, at = (CliRunner().invoke(cli, [*command, "--min-score", score]) for score in ("0.2", "0.25"))
-    assert (below.exit_code, at.exit_code) == (0, 0)
-    assert below.stdout == at.stdout
-    assert "gives no objects with scores below 0.25" in below.stderr
-    assert "Warning" not in at.stderr
+    arguments = ("detect", "predict", output, photos[0], "--device", "cpu", "-o", tmp_path / "drawn")
+    below, at = (command(*arguments, "--min-score", score) for score in ("0.2", "0.25"))
+    assert (below.code, at.code) == (0, 0)
+    assert below.out == at.out
+    assert "gives no objects with scores below 0.25" in below.err
+    assert "Warning" not in at.err
 
 
 class Eigenvalues(torch.nn.Module):
@@ -267,17 +270,16 @@ def test_backbone_that_onnx_cannot_hold_is_told(
     run_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    command: Command,
 ) -> None:
     foreign = few_proposals(load_detector(run_folder))
     backbone: Any = foreign.model.backbone
     foreign.model.backbone = torch.nn.Sequential(Eigenvalues(), backbone).eval()
     monkeypatch.setattr("partialnet.detection.checkpoint.load_detector", lambda source: foreign)
     output = tmp_path / f"detector{'.onnx' if format == 'onnx' else '.xml'}"
-    with pytest.raises(SystemExit) as end:
-        main(["detect", "export", str(run_folder), "--format", format, "-o", str(output)])
-    assert end.value.code == 2
-    said = capsys.readouterr().err.splitlines()[-1]
+    done = command("detect", "export", run_folder, "--format", format, "-o", output)
+    assert done.code == 2
+    said = done.err.splitlines()[-1]
     assert said.startswith(f"partialnet: The detector with partialnet_t0 cannot be exported to {format}: ")
     assert "linalg_eig" in said
     assert not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from commands import Command, assert_mistake
 from conftest import randomize_parameters
 from PIL import Image
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
@@ -21,7 +21,6 @@ from partialnet.errors import UserError
 from partialnet.evaluation import Evaluation, evaluate, match_classes
 from partialnet.prediction import Classifier, Prediction
 from partialnet.preprocessing import Preprocessing
-from partialnet_cli.main import cli
 
 CLASSES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu")
 FILES = 3
@@ -60,16 +59,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run_folder(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoint.save(tmp_path_factory.mktemp("runs") / "run").parent
-
-
-def run(*arguments: object) -> tuple[int, str]:
-    """Exit code and everything printed, as the command would give them."""
-    result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
-    if isinstance(result.exception, UserError):
-        return 2, str(result.exception)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.output
 
 
 def answers(labels: list[int], predicted: list[int], probability: list[float], broken: tuple = ()) -> Evaluation:
@@ -248,9 +237,9 @@ def test_parts_of_a_data_set(tmp_path):
     assert evaluation_folder(classes) == classes
 
 
-def test_command_writes_all_its_files(run_folder, folder, tmp_path):
+def test_command_writes_all_its_files(run_folder, folder, tmp_path, command: Command):
     files = {name: tmp_path / name for name in ("a.json", "a.csv", "a.png")}
-    code, output = run(
+    code, output, _ = command(
         *("eval", run_folder, folder, "--json", files["a.json"]),
         *("--csv", files["a.csv"], "--confusion", files["a.png"], "--batch-size", 4),
     )
@@ -266,28 +255,28 @@ def test_command_writes_all_its_files(run_folder, folder, tmp_path):
         assert picture.format == "PNG"
 
 
-def test_command_has_no_confusions_to_draw(checkpoint, folder, tmp_path):
+def test_command_has_no_confusions_to_draw(checkpoint, folder, tmp_path, command: Command):
     broken = copy.deepcopy(checkpoint)
     with torch.no_grad():
         next(broken.model.parameters()).fill_(torch.nan)
     broken.save(tmp_path)
     picture = tmp_path / "a.png"
-    result = CliRunner().invoke(cli, ["eval", str(tmp_path), str(folder), "--limit", "7", "--confusion", str(picture)])
-    assert result.exit_code == 0
-    assert "no confusions to draw" in result.stderr
+    result = command("eval", tmp_path, folder, "--limit", "7", "--confusion", picture)
+    assert result.code == 0
+    assert "no confusions to draw" in result.err
     assert not picture.exists()
 
 
-def test_command_prints_json_alone(run_folder, folder):
-    result = CliRunner().invoke(cli, ["eval", str(run_folder), str(folder), "--json", "-", "--limit", "7"])
-    report = json.loads(result.stdout)
+def test_command_prints_json_alone(run_folder, folder, command: Command):
+    result = command("eval", run_folder, folder, "--json", "-", "--limit", "7")
+    report = json.loads(result.out)
     assert report["num_images"] == 7
     # the images are sorted by class, and a limit keeps every class
     assert [item["num_images"] for item in report["classes"]] == [1] * 7
-    assert "7 of 21 images" in result.stderr
+    assert "7 of 21 images" in result.err
 
 
-def test_mistakes_are_told_in_a_sentence(run_folder, folder, tmp_path):
+def test_mistakes_are_told_in_a_sentence(run_folder, folder, tmp_path, command: Command):
     (tmp_path / "empty").mkdir()
     flat = tmp_path / "flat"
     flat.mkdir()
@@ -305,6 +294,4 @@ def test_mistakes_are_told_in_a_sentence(run_folder, folder, tmp_path):
         ((run_folder, folder, "--device", "abacus"), "no device 'abacus'"),
         ((run_folder, folder, "--csv", tmp_path / "nowhere" / "a.csv"), "no folder"),
     ):
-        code, output = run("eval", *arguments)
-        assert (code, message in output) == (2, True), output
-        assert output.count("\n") <= 1
+        assert_mistake(command("eval", *arguments), message)

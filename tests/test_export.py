@@ -15,11 +15,10 @@ import onnx
 import pytest
 import timm
 import torch
-from click.testing import CliRunner
+from commands import Command, assert_mistake
 from conftest import randomize_parameters as randomize
 from PIL import Image
 
-import partialnet
 from partialnet.checkpoint import Checkpoint, create_checkpoint
 from partialnet.data import FolderImages, Subset
 from partialnet.deploy.export import Export, export
@@ -31,7 +30,6 @@ from partialnet.errors import UserError
 from partialnet.evaluation import Evaluation, evaluate
 from partialnet.prediction import Classifier
 from partialnet.sources import open_source
-from partialnet_cli.main import cli, main
 
 CLASSES = ("ant", "bee", "cat", "dog", "elk")
 _INPUT = {
@@ -152,26 +150,24 @@ def _int8_weights(path: Path) -> list[np.ndarray]:
     return [weight for weight in weights if weight.ndim > 1]
 
 
-def test_an_export_that_disagrees_brings_a_float_one_and_a_warning(checkpoint, tmp_path, monkeypatch):
+def test_an_export_that_disagrees_brings_a_float_one_and_a_warning(checkpoint, tmp_path, monkeypatch, command: Command):
     monkeypatch.setattr("partialnet.deploy.export.LEAST_AGREEMENT", 1.01)  # no export agrees so often
-    run = checkpoint.save(tmp_path / "run").parent
-    command = ["export", str(run), "-f", "torch", "-o"]
     half = tmp_path / "half.safetensors"
-    result = CliRunner().invoke(cli, [*command, str(half), "-p", "fp16"], catch_exceptions=False)
+    run = ("export", checkpoint.save(tmp_path / "run").parent, "-f", "torch", "-o")
+    result = command(*run, half, "-p", "fp16")
     kept = tmp_path / "half_fp32.safetensors"
-    assert "Warning: fp16 agrees with PyTorch's class on 100.0% of the images" in result.stderr
-    assert str(kept) in result.stderr
+    assert "Warning: fp16 agrees with PyTorch's class on 100.0% of the images" in result.err
+    assert str(kept) in result.err
     assert json.loads(Path(f"{kept}.json").read_text())["precision"] == "fp32"
     assert json.loads(Path(f"{half}.json").read_text())["kept"] == kept.name
     before = kept.read_bytes()
-    again = CliRunner().invoke(cli, [*command, str(half), "-p", "fp16"], catch_exceptions=False)
-    assert str(tmp_path / "half_fp32-2.safetensors") in again.stderr  # what is there was not named for writing
+    again = command(*run, half, "-p", "fp16")
+    assert str(tmp_path / "half_fp32-2.safetensors") in again.err  # what is there was not named for writing
     assert kept.read_bytes() == before
-    as_json = CliRunner().invoke(cli, [*command, str(half), "-p", "fp16", "--json", "-"], catch_exceptions=False)
-    assert json.loads(as_json.stdout)["precision"] == "fp16"
-    assert "Warning: fp16 agrees with PyTorch's class" in as_json.stderr
-    full = CliRunner().invoke(cli, [*command, str(tmp_path / "full.safetensors")], catch_exceptions=False)
-    assert "do not rely on it" in full.stderr
+    as_json = command(*run, half, "-p", "fp16", "--json", "-")
+    assert json.loads(as_json.out)["precision"] == "fp16"
+    assert "Warning: fp16 agrees with PyTorch's class" in as_json.err
+    assert "do not rely on it" in command(*run, tmp_path / "full.safetensors").err
     assert not list(tmp_path.glob("full_*"))
 
 
@@ -380,13 +376,6 @@ def test_original_is_untouched(checkpoint, tmp_path):
         assert torch.equal(tensor, before[name])
 
 
-def test_fixed_size_folding_refuses_other_sizes():
-    model = partialnet.fold(create_checkpoint("partialnet_t0").model, img_size=64)
-    model(torch.zeros(1, 3, 64, 64))
-    with pytest.raises(ValueError, match="without img_size"):
-        model(torch.zeros(1, 3, 96, 96))
-
-
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> FolderImages:
     """120 images in folders named like the network's classes, a few of which it gets right."""
@@ -423,7 +412,7 @@ def test_a_folded_checkpoint_can_be_exported(checkpoint, tmp_path):
     assert again.agreement["noise"].max_error <= 1e-4 * again.agreement["noise"].max_logit
 
 
-def test_torch_format_of_one_size(checkpoint, tmp_path):
+def test_torch_format_of_one_size(checkpoint, tmp_path, command: Command):
     path = export(checkpoint, tmp_path / "net.safetensors", "torch", img_size=96).path
     opened = open_source(path)
     assert (opened.folded, list(opened.input_config["input_size"])) == ((96, 96), [3, 96, 96])
@@ -431,22 +420,22 @@ def test_torch_format_of_one_size(checkpoint, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(opened.model(images), checkpoint.model(images), rtol=1e-4, atol=1e-4)
     assert open_source(export(opened, tmp_path / "again.safetensors", "torch").path).folded == (96, 96)
-    for refused in (["export", "-o", str(tmp_path / "other.onnx")], ["info"], ["bench"]):
-        with pytest.raises(UserError, match="folded for images of 96×96"):
-            CliRunner().invoke(cli, [*refused, str(path), "--img-size", "64"], catch_exceptions=False)
-    with pytest.raises(UserError, match="vit_tiny_patch16_224 takes no images of 64×64"):
-        CliRunner().invoke(cli, ["info", "vit_tiny_patch16_224", "--img-size", "64"], catch_exceptions=False)
+    for refused in (["export", "-o", tmp_path / "other.onnx"], ["info"], ["bench"]):
+        done = command(*refused, path, "--img-size", "64")
+        assert done.code == 2
+        assert "folded for images of 96×96" in done.err
+    done = command("info", "vit_tiny_patch16_224", "--img-size", "64")
+    assert_mistake(done, "vit_tiny_patch16_224 takes no images of 64×64")
 
 
-def test_a_run_is_not_overwritten_by_its_export(checkpoint, tmp_path):
+def test_a_run_is_not_overwritten_by_its_export(checkpoint, tmp_path, command: Command):
     weights = checkpoint.save(tmp_path)
     before = weights.read_bytes()
-    arguments = ["export", str(tmp_path), "-f", "torch", "-o", str(weights)]
-    assert isinstance(CliRunner().invoke(cli, arguments).exception, UserError)
+    assert_mistake(command("export", tmp_path, "-f", "torch", "-o", weights))
     assert weights.read_bytes() == before
 
 
-def test_a_report_replaces_neither_the_export_nor_what_it_is_made_from(checkpoint, tmp_path):
+def test_a_report_replaces_neither_the_export_nor_what_it_is_made_from(checkpoint, tmp_path, command: Command):
     weights = checkpoint.save(tmp_path)
     before = weights.read_bytes()
     for format, file, report in (
@@ -454,9 +443,8 @@ def test_a_report_replaces_neither_the_export_nor_what_it_is_made_from(checkpoin
         ("openvino", "net.xml", "net.bin"),
         ("torch", "net.safetensors", weights.name),
     ):
-        arguments = ["export", str(tmp_path), "-f", format, "-o", str(tmp_path / file)]
-        with pytest.raises(UserError, match=f"{report}' is .*choose another file"):
-            CliRunner().invoke(cli, [*arguments, "--json", str(tmp_path / report)], catch_exceptions=False)
+        refused = command("export", tmp_path, "-f", format, "-o", tmp_path / file, "--json", tmp_path / report)
+        assert_mistake(refused, f"{report}' is ", "choose another file")
     assert weights.read_bytes() == before
     assert {path.name for path in tmp_path.iterdir()} == {weights.name, "config.json"}
 
@@ -470,7 +458,7 @@ def test_a_folder_in_which_nothing_can_be_written_is_told(checkpoint, tmp_path, 
         export(checkpoint, tmp_path / "net.onnx")
 
 
-def test_an_export_that_is_terminated_leaves_nothing(checkpoint, tmp_path, monkeypatch, capsys):
+def test_an_export_that_is_terminated_leaves_nothing(checkpoint, tmp_path, monkeypatch, command: Command):
     def stop(*args):
         assert list(tmp_path.glob("out/.net.onnx.*"))
         assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL  # or the tests would end here
@@ -478,35 +466,31 @@ def test_an_export_that_is_terminated_leaves_nothing(checkpoint, tmp_path, monke
 
     monkeypatch.setattr("partialnet.deploy.export.convert_onnx", stop)
     checkpoint.save(tmp_path / "run")
-    with pytest.raises(SystemExit) as end:
-        main(["export", str(tmp_path / "run"), "-o", str(tmp_path / "out" / "net.onnx")])
-    assert end.value.code == 143
-    assert capsys.readouterr().err.endswith("partialnet: Terminated.\n")
+    done = command("export", tmp_path / "run", "-o", tmp_path / "out" / "net.onnx")
+    assert done.code == 143
+    assert done.err.endswith("partialnet: Terminated.\n")
     assert list((tmp_path / "out").iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_openvinos_weights_replace_nothing_but_an_older_exports(tmp_path, monkeypatch):
+def test_openvinos_weights_replace_nothing_but_an_older_exports(tmp_path, monkeypatch, command: Command):
     source = tmp_path / "net.bin"
     network = timm.create_model("partialnet_t0", num_classes=3)
     torch.save({"arch": "partialnet_t0", "state_dict": network.state_dict()}, source)
     (tmp_path / "other.bin").write_bytes(b"something else")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    command = ["export", str(source), "-f", "openvino", "--img-size", "64", "-o"]
+    run = ("export", source, "-f", "openvino", "--img-size", "64", "-o")
     for output, message in (("net.xml", "net.bin"), ("other.xml", "other.bin")):
-        with pytest.raises(UserError, match=f"{message}'.*choose another file"):
-            CliRunner().invoke(cli, [*command, str(tmp_path / output)], catch_exceptions=False)
+        assert_mistake(command(*run, tmp_path / output), f"{message}'", "choose another file")
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     # with an older export beside it, the weights of that name are the export's own, or else the source
     (tmp_path / "net.xml").touch()
-    with pytest.raises(UserError, match="is the checkpoint itself"):
-        CliRunner().invoke(cli, [*command, str(tmp_path / "net.xml")], catch_exceptions=False)
+    assert_mistake(command(*run, tmp_path / "net.xml"), "is the checkpoint itself")
     for _ in range(2):
-        CliRunner().invoke(cli, [*command, str(tmp_path / "new.xml")], catch_exceptions=False)
+        assert command(*run, tmp_path / "new.xml").code == 0
     monkeypatch.setattr("partialnet.deploy.export.LEAST_AGREEMENT", 1.01)  # no export agrees so often
     (tmp_path / "half_fp32.bin").write_bytes(b"something else")
-    half = CliRunner().invoke(cli, [*command, str(tmp_path / "half.xml"), "-p", "fp16"], catch_exceptions=False)
-    assert "half_fp32-2.xml" in half.stderr
+    assert "half_fp32-2.xml" in command(*run, tmp_path / "half.xml", "-p", "fp16").err
     assert {path: path.read_bytes() for path in before} == before
     assert (tmp_path / "half_fp32.bin").read_bytes() == b"something else"
 
@@ -584,9 +568,7 @@ def test_an_opened_file_may_be_replaced_or_deleted(suffix, checkpoint, exported,
     assert torch.equal(first, expected)
 
 
-def test_eval_takes_an_exported_file(checkpoint, exported, labelled):
-    arguments = ["eval", str(exported.path), str(labelled.root)]
-    result = CliRunner().invoke(cli, [*arguments, "--json", "-"], catch_exceptions=False)
-    assert json.loads(result.stdout)["top1"] == pytest.approx(evaluate(checkpoint, labelled).top1)
-    with pytest.raises(UserError, match="run on the CPU"):
-        CliRunner().invoke(cli, [*arguments, "--device", "cuda"], catch_exceptions=False)
+def test_eval_takes_an_exported_file(checkpoint, exported, labelled, command: Command):
+    result = command("eval", exported.path, labelled.root, "--json", "-")
+    assert json.loads(result.out)["top1"] == pytest.approx(evaluate(checkpoint, labelled).top1)
+    assert_mistake(command("eval", exported.path, labelled.root, "--device", "cuda"), "run on the CPU")

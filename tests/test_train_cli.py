@@ -1,4 +1,4 @@
-"""What ``partialnet train`` shows: help, names of run folders, the next commands; the training itself is replaced."""
+"""``partialnet train``: its options and files of settings, and what it shows; the training itself is replaced."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Command
+import torch
+from commands import Command, assert_mistake
 
+from partialnet.errors import RunInterrupted
 from partialnet.training import run as engine
 from partialnet.training.config import TrainConfig
+from partialnet.training.recipes import load_recipe
 from partialnet.training.settings import settings_of
-from partialnet_cli.main import main
 
 Calls = list[tuple[TrainConfig, str, Path, bool]]
 
@@ -31,10 +33,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     return made
 
 
-def test_help_has_groups_and_pairs_of_flags(command: Command) -> None:
+def test_help_has_all_settings_in_groups_and_pairs_of_flags(command: Command) -> None:
     code, out, _ = command("train", "--help")
     assert code == 0
-    for setting in settings_of(TrainConfig).values():
+    for name, setting in settings_of(TrainConfig).items():
+        assert f"--{name.replace('_', '-')}" in out
         assert f"\n{setting.metadata['group']}:\n" in out
     assert "--sync-bn / --no-sync-bn" in out
     assert "partialnet train photos/" in out
@@ -59,6 +62,7 @@ def test_defaults(data: str, recipe: str, folder: str, command: Command, calls: 
     code, _, err = command("train", data, "--model", "resnet18")
     assert code == 0
     assert f"Recipe {recipe}, resnet18" in err
+    assert calls[0][0] == load_recipe(recipe, model="resnet18")
     assert calls[0][1:] == (data, Path("runs") / folder, False)
 
 
@@ -81,13 +85,40 @@ def test_next_is_an_evaluation_of_held_out_images_only(command: Command, calls: 
         assert "partialnet eval" not in command("train", data, "-o", "run")[1]
 
 
-def test_a_file_can_name_the_recipe(command: Command, calls: Calls, tmp_path: Path) -> None:
-    path = tmp_path / "mine.yaml"
-    path.write_text("recipe: cifar10\nlr: 5e-4\n")
-    code, _, err = command("train", "photos", "--config", str(path))
-    assert code == 0
-    assert "Recipe cifar10" in err
-    assert (calls[0][0].img_size, calls[0][0].lr) == (32, 5e-4)
+def test_options_replace_the_file_and_the_file_the_recipe(command: Command, calls: Calls, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("epochs: 7\nbatch_size: 5\nmodel_args: {drop_rate: 0.1, depths: [1, 1, 1, 1]}\n")
+    options = ("--batch-size", "9", "--model-args", "drop_rate=0.2", "--no-channels-last", "--clip-grad", "none")
+    assert command("train", "photos", "--recipe", "finetune", "--config", file, *options).code == 0
+    config = calls[0][0]
+    assert (config.epochs, config.batch_size, config.channels_last, config.clip_grad) == (7, 9, False, None)
+    assert config.model_args == {"drop_rate": 0.2, "depths": [1, 1, 1, 1]}
+    assert config.layer_decay == load_recipe("finetune").layer_decay
+
+
+def test_the_option_replaces_the_recipe_of_the_file(command: Command, calls: Calls, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("recipe: finetune\nepochs: 7\n")
+    for option, recipe in (([], "finetune"), (["--recipe", "small"], "small")):
+        assert f"Recipe {recipe}" in command("train", "photos", "--config", file, *option).err
+        assert calls[-1][0] == load_recipe(recipe, epochs=7)
+
+
+def test_the_file_and_the_options_are_checked_together(command: Command, calls: Calls, tmp_path: Path) -> None:
+    file = tmp_path / "frozen.yaml"
+    file.write_text("freeze_backbone: true\n")
+    command("train", "photos", "--config", file, "--weights", "runs/other")
+    assert (calls[0][0].freeze_backbone, calls[0][0].weights) == (True, "runs/other")
+    assert_mistake(command("train", "photos", "--config", file), "give weights")
+    assert len(calls) == 1
+
+
+def test_printed_configuration_can_be_used(command: Command, calls: Calls, tmp_path: Path) -> None:
+    printed = command("train", "--recipe", "imagenet", "--model", "partialnet_s", "--lr", "3e-3", "--print-config")
+    assert not calls
+    (tmp_path / "printed.yaml").write_text(printed.out)
+    command("train", "photos", "--config", tmp_path / "printed.yaml")
+    assert calls[0][0] == load_recipe("imagenet", model="partialnet_s", lr=3e-3)
 
 
 def test_the_model_may_be_a_checkpoint(
@@ -123,18 +154,64 @@ def test_a_folder_named_like_a_model(
     assert (calls[-1][0].model, calls[-1][0].weights) == ("partialnet_t0", "resnet18")
 
 
-def test_mistake_in_a_file_names_the_file(command: Command, tmp_path: Path) -> None:
-    path = tmp_path / "mine.yaml"
-    path.write_text("learning_rate: 1\nlr_bach: 3\n")
-    code, _, err = command("train", "photos", "--config", str(path))
+def fail_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(engine, "train", fail)
+
+
+def test_interruption_says_resume_me(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").touch()
+    fail_with(RunInterrupted("Stopped.", ("train", "my photos", "--resume")), monkeypatch)
+    code, _, err = command("--import", "own.py", "train", "photos")
+    assert code == 75
+    assert err.endswith("partialnet: Stopped. Continue with: partialnet --import own.py train 'my photos' --resume\n")
+
+
+def test_too_little_memory_on_a_gpu_is_one_sentence(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_with(torch.OutOfMemoryError("CUDA out of memory."), monkeypatch)
+    code, _, err = command("train", "photos")
     assert code == 2
-    assert "learning_rate" in err
-    assert "mine.yaml" in err
+    assert "smaller batch size" in err.splitlines()[-1]
 
 
-def test_batches_of_one_image_are_refused_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--batch-size", "1", "--workers", "0", "--device", "cpu", "-o", str(tmp_path / "run")]
-    with pytest.raises(SystemExit) as stop:
-        main(["train", "digits", *options])
-    assert stop.value.code == 2
-    assert "cannot learn from batches of one image" in capsys.readouterr().err.splitlines()[-1]
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Missing argument 'DATA'"),
+        (["photos", "--epoch", "3"], "--epochs"),
+        (["photos", "--lr", "fast"], "lr is 'fast'"),
+        (["photos", "--recipe", "imagnet"], "Did you mean imagenet"),
+        (["photos", "--config", "missing.yaml"], "There is no configuration file 'missing.yaml'"),
+        (["photos", "--model-args", "depth"], "should be KEY=VALUE"),
+        (["photos", "--model-args", "depth=[1"], "cannot be read"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments: list[str], message: str, command: Command, calls: Calls) -> None:
+    assert_mistake(command("train", *arguments), message)
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("epochs: [", "is not a YAML file"),
+        ("epoch: 3", "mean epochs"),
+        ("learning_rate: 1\nlr_bach: 3\n", "no setting 'learning_rate' in "),
+    ],
+)
+def test_mistakes_in_files_are_one_sentence(
+    text: str, message: str, command: Command, calls: Calls, tmp_path: Path
+) -> None:
+    (tmp_path / "wrong.yaml").write_text(text)
+    assert_mistake(command("train", "photos", "--config", tmp_path / "wrong.yaml"), message, "wrong.yaml")
+    assert not calls
+
+
+def test_batches_of_one_image_are_refused_in_a_sentence(tmp_path: Path, command: Command) -> None:
+    options = ("--batch-size", "1", "--workers", "0", "--device", "cpu", "-o", tmp_path / "run")
+    code, _, err = command("train", "digits", *options)
+    assert code == 2
+    assert "cannot learn from batches of one image" in err.splitlines()[-1]

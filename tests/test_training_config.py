@@ -1,19 +1,17 @@
-"""Settings of a training run: types, ranges, YAML, recipes, and the options that `partialnet train` makes of them."""
+"""Settings of a training run: types, ranges, YAML and recipes."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from partialnet.errors import RunInterrupted, UserError
+from partialnet.errors import UserError
 from partialnet.training.config import TrainConfig
 from partialnet.training.recipes import load_recipe, recipe_names, recipe_values
 from partialnet.training.settings import (
@@ -24,7 +22,6 @@ from partialnet.training.settings import (
     setting_type,
     settings_of,
 )
-from partialnet_cli import main
 
 #: Table 8 of the paper, by variant: batch, lr, weight decay, stochastic depth, clipping, RandAugment, mixup
 TABLE_8 = {
@@ -153,6 +150,8 @@ def test_numbers_as_yaml_reads_them() -> None:
         ("model_args: {a: 1, b: 2, a: 3}\n", "'a' is there twice in line 1"),
         ("lr: [1\n", "is not a YAML file"),
         ("- lr\n", "of the form 'name: value'"),
+        ("just words", "of the form 'name: value'"),
+        ("!!python/object/apply:os.system ['true']", "is not a YAML file"),
     ],
 )
 def test_files_that_are_refused(text: str, message: str, tmp_path: Path) -> None:
@@ -194,156 +193,3 @@ def test_short_training_warms_up_for_the_recipes_share() -> None:
 def test_unknown_recipe() -> None:
     with pytest.raises(UserError, match="Did you mean finetune"):
         recipe_values("fine-tune")
-
-
-# -- the command -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[TrainConfig, str, Path, bool]]:
-    """The runs that the command starts, instead of training."""
-    import partialnet.training.run
-
-    started: list[tuple[TrainConfig, str, Path, bool]] = []
-
-    def train(config: TrainConfig, data: str, folder: Path, resume: bool = False) -> Any:
-        started.append((config, data, folder, resume))
-        return SimpleNamespace(accuracy=0.5, num_val=4, files=(folder / "model.safetensors",), epochs=1)
-
-    monkeypatch.setattr(partialnet.training.run, "train", train)
-    monkeypatch.chdir(tmp_path)
-    return started
-
-
-def test_options_replace_the_file_and_the_file_the_recipe(
-    runs: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = tmp_path / "mine.yaml"
-    file.write_text("epochs: 7\nbatch_size: 5\nmodel_args: {drop_rate: 0.1, depths: [1, 1, 1, 1]}\n")
-    arguments = ["train", "my photos", "--recipe", "finetune", "--config", str(file), "--batch-size", "9"]
-    arguments += ["--model-args", "drop_rate=0.2", "--no-channels-last", "--clip-grad", "none", "--resume"]
-    main(arguments)
-    config, data, folder, resume = runs[0]
-    assert (config.epochs, config.batch_size, config.channels_last, config.clip_grad) == (7, 9, False, None)
-    assert config.model_args == {"drop_rate": 0.2, "depths": [1, 1, 1, 1]}
-    assert config.layer_decay == load_recipe("finetune").layer_decay
-    assert (data, folder, resume) == ("my photos", Path("runs/my-photos-partialnet_t0"), True)
-    output = capsys.readouterr()
-    assert "Recipe finetune" in output.err
-    assert "50.0%" in output.out
-    assert "partialnet predict runs/my-photos-partialnet_t0" in output.out
-
-
-def test_the_file_and_the_options_are_checked_together(
-    runs: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "frozen.yaml").write_text("freeze_backbone: true\n")
-    main(["train", "photos", "--config", "frozen.yaml", "--weights", "runs/other"])
-    assert (runs[0][0].freeze_backbone, runs[0][0].weights) == (True, "runs/other")
-    with pytest.raises(SystemExit) as stop:
-        main(["train", "photos", "--config", "frozen.yaml"])
-    assert stop.value.code == 2
-    assert "give weights" in capsys.readouterr().err
-    assert len(runs) == 1
-
-
-def test_the_option_replaces_the_recipe_of_the_file(runs: list[Any], tmp_path: Path) -> None:
-    file = tmp_path / "mine.yaml"
-    file.write_text("recipe: finetune\nepochs: 7\n")
-    for option, recipe in (([], "finetune"), (["--recipe", "small"], "small")):
-        main(["train", "photos", "--config", str(file), *option])
-        assert runs[-1][0] == load_recipe(recipe, epochs=7)
-
-
-@pytest.mark.parametrize(("data", "recipe"), [("digits", "digits"), ("photos/", "small")])
-def test_default_recipe(data: str, recipe: str, runs: list[Any]) -> None:
-    main(["train", data])
-    assert runs[0][0] == load_recipe(recipe)
-
-
-def test_every_setting_is_an_option(runs: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
-    main(["train", "--help"])
-    text = capsys.readouterr().out
-    for name in settings_of(TrainConfig):
-        assert f"--{name.replace('_', '-')}" in text
-
-
-def test_printed_configuration_can_be_used(runs: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["train", "--recipe", "imagenet", "--model", "partialnet_s", "--lr", "3e-3", "--print-config"])
-    assert not runs
-    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
-    main(["train", "photos", "--config", str(tmp_path / "printed.yaml")])
-    assert runs[0][0] == load_recipe("imagenet", model="partialnet_s", lr=3e-3)
-
-
-def test_interruption_says_resume_me(
-    runs: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupted(*arguments: Any) -> None:
-        raise RunInterrupted("Stopped.", ("train", "my photos", "--resume"))
-
-    Path("own.py").touch()
-    monkeypatch.setattr("partialnet.training.run.train", interrupted)
-    with pytest.raises(SystemExit) as stop:
-        main(["--import", "own.py", "train", "photos"])
-    assert stop.value.code == 75
-    told = "partialnet: Stopped. Continue with: partialnet --import own.py train 'my photos' --resume\n"
-    assert capsys.readouterr().err.endswith(told)
-
-
-def test_too_little_memory_on_a_gpu_is_one_sentence(
-    runs: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def exhausted(*arguments: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    monkeypatch.setattr("partialnet.training.run.train", exhausted)
-    with pytest.raises(SystemExit) as stop:
-        main(["train", "photos"])
-    assert stop.value.code == 2
-    assert "smaller batch size" in capsys.readouterr().err.splitlines()[-1]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "Missing argument 'DATA'"),
-        (["photos", "--epoch", "3"], "--epochs"),
-        (["photos", "--lr", "fast"], "lr is 'fast'"),
-        (["photos", "--recipe", "imagnet"], "Did you mean imagenet"),
-        (["photos", "--config", "missing.yaml"], "There is no configuration file 'missing.yaml'"),
-        (["photos", "--model-args", "depth"], "should be KEY=VALUE"),
-        (["photos", "--model-args", "depth=[1"], "cannot be read"),
-    ],
-)
-def test_mistakes_are_one_sentence(
-    arguments: list[str], message: str, runs: list[Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["train", *arguments])
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err
-    assert not runs
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("epochs: [", "is not a YAML file.*line"),
-        ("just words", "lines of the form"),
-        ("epoch: 3", "no setting 'epoch' in .*mean epochs"),
-        ("lr: fast", "lr is 'fast'"),
-        ("!!python/object/apply:os.system ['true']", "is not a YAML file"),
-    ],
-)
-def test_wrong_files(
-    text: str, message: str, runs: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import re
-
-    (tmp_path / "wrong.yaml").write_text(text)
-    with pytest.raises(SystemExit) as stop:
-        main(["train", "photos", "--config", "wrong.yaml"])
-    assert stop.value.code == 2
-    assert re.search(message, capsys.readouterr().err)
-    assert not runs

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 import torch
+from commands import Command, assert_mistake
 from ui_pages import photo_bytes
 from warm_processes import WarmProcesses
 
 from partialnet.ui import PageServer, Viewer
-from partialnet_cli import main
 
 pytest.importorskip("pytorch_grad_cam")
 
@@ -39,22 +39,17 @@ def test_command_serves_and_ends(page_runs: tuple[Path, Path], tmp_path: Path, w
     assert process.err == ""
 
 
-def test_command_without_anything_to_show(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_without_anything_to_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as end:
-        main(["ui", "--no-open"])
-    assert end.value.code == 2
-    assert "`partialnet demo`" in capsys.readouterr().err
+    assert_mistake(command("ui", "--no-open"), "`partialnet demo`")
 
 
 def test_exported_file_on_a_machine_with_a_gpu(
-    page_runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page_runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
     """Its runtime computes on the CPU, which is no other network's affair."""
     file = tmp_path / "net.onnx"
-    main(["export", str(page_runs[0]), "-o", str(file)])
+    assert command("export", page_runs[0], "-o", file).code == 0
     answers: list[dict[str, Any]] = []
 
     class OnePhoto:
@@ -71,21 +66,14 @@ def test_exported_file_on_a_machine_with_a_gpu(
 
     monkeypatch.setattr("partialnet.ui.PageServer", OnePhoto)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    main(["ui", str(file), "--no-open"])
+    assert command("ui", file, "--no-open").code == 0
     assert len(answers[0]["networks"][0]["classes"]) == 3
-    with pytest.raises(SystemExit) as end:
-        main(["ui", str(file), "--no-open", "--device", "cuda"])
-    assert end.value.code == 2
-    assert "Exported files run on the CPU" in capsys.readouterr().err
+    assert_mistake(command("ui", file, "--no-open", "--device", "cuda"), "Exported files run on the CPU")
 
 
-def test_port_in_use(page_runs: tuple[Path, Path], page_server: PageServer, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(["ui", str(page_runs[0]), "--no-open", "--port", str(page_server.port)])
-    assert end.value.code == 2
-    error = capsys.readouterr().err
-    assert f"Port {page_server.port} is in use" in error
-    assert error.count("\n") == 1
+def test_port_in_use(page_runs: tuple[Path, Path], page_server: PageServer, command: Command) -> None:
+    refused = command("ui", page_runs[0], "--no-open", "--port", page_server.port)
+    assert_mistake(refused, f"Port {page_server.port} is in use")
 
 
 @pytest.mark.parametrize("number", [errno.EADDRINUSE, errno.EACCES])
