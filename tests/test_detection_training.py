@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from coco_sets import CATEGORIES, evaluated_images, make_content, write_images, write_set
+from commands import Command, assert_mistake
 from conftest import Randomize
 from PIL import Image
 from torchvision.ops import box_iou
@@ -30,7 +31,6 @@ from partialnet.detection.run import DetectorRun, evaluate_detector, train_detec
 from partialnet.errors import UserError
 from partialnet.training.recipes import apply_recipe, recipe_names
 from partialnet.training.settings import as_yaml, create_settings
-from partialnet_cli import main
 
 CONFIG = DetectionConfig(
     model_args={"embed_dim": 16, "depths": [1, 1, 1, 1]},
@@ -87,15 +87,12 @@ def test_run_folder(trained: Path) -> None:
         load(trained)
 
 
-def test_evaluation_is_that_of_the_run(
-    trained: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluation_is_that_of_the_run(trained: Path, data: str, tmp_path: Path, command: Command) -> None:
     """The command's numbers, folded or not, whatever the images in a step, are those of the run's best epoch."""
     # the run held out a part of its data, which is written as a set of its own here
     from partialnet.detection.coco import open_coco
 
     held_out = open_coco(data, None, CONFIG.val_share, CONFIG.seed).validation
-    (tmp_path / "held_out.json").write_text(json.dumps({**held_out.ground_truth(), "categories": CATEGORIES}))
     content = json.loads((Path(data) / "annotations.json").read_text())
     kept = {int(number) for number in held_out.image_ids}
     content["images"] = [entry for entry in content["images"] if entry["id"] in kept]
@@ -110,9 +107,8 @@ def test_evaluation_is_that_of_the_run(
         (data,),  # of which the run's own held-out images are taken
     ):
         output = tmp_path / "-".join(["evaluation", *options])
-        common = ["--workers", "0", "--device", "cpu", "-o", str(output), "--json", "-"]
-        main(["detect", "eval", str(trained), source, *options, *common])
-        told = capsys.readouterr()
+        common = ("--workers", "0", "--device", "cpu", "-o", output, "--json", "-")
+        told = command("detect", "eval", trained, source, *options, *common)
         assert f"Evaluating {'the 3 of 10' if source == data else 'all 3'} images of " in told.err
         figures = json.loads(told.out)
         assert figures["num_images"] == 3
@@ -178,36 +174,30 @@ def test_a_folded_detector_is_as_precise(data: str, tmp_path: Path, randomize: R
     assert after.masks.ap == pytest.approx(before.masks.ap, abs=1e-4)
 
 
-def test_broken_images_are_told_and_do_not_count(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_broken_images_are_told_and_do_not_count(trained: Path, tmp_path: Path, command: Command) -> None:
     data = write_set(tmp_path / "shapes", count=3)
     (tmp_path / "shapes" / "images" / "001.jpg").write_bytes(b"no image")
-    main(["detect", "eval", str(trained), data, "--no-fold", "-w", "0", "--device", "cpu", "-o", str(tmp_path / "out")])
-    assert "1 of 3 images cannot be read" in capsys.readouterr().err
+    evaluate = ("detect", "eval", trained, data, "-w", "0", "--device", "cpu", "-o", tmp_path / "out")
+    assert "1 of 3 images cannot be read" in command(*evaluate, "--no-fold").err
     told = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert (told["num_images"], told["broken_images"]) == (2, ["001.jpg"])
     assert "crowd" in told["faults"]
     for path in (tmp_path / "shapes" / "images").iterdir():
         path.write_bytes(b"no image")
-    with pytest.raises(SystemExit):
-        main(["detect", "eval", str(trained), data, "-w", "0", "--device", "cpu", "-o", str(tmp_path / "out")])
-    assert "None of the 3 images can be read" in capsys.readouterr().err
+    refused = command(*evaluate)
+    assert refused.code == 2
+    assert "None of the 3 images can be read" in refused.err
 
 
-def test_prediction_draws_and_tells(
-    trained: Path, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_prediction_draws_and_tells(trained: Path, data: str, tmp_path: Path, command: Command) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
     Image.open(Path(data) / "images" / "000.jpg").save(photos / "one.png")
     Image.fromarray(np.full((30, 400, 3), 128, np.uint8)).save(photos / "wide.png")
     (photos / "broken.jpg").write_bytes(b"no image")
-    arguments = ["detect", "predict", str(trained), str(photos), "-o", str(tmp_path / "drawn"), "--device", "cpu"]
-    with pytest.raises(SystemExit) as stop:
-        main([*arguments, "--min-score", "0", "--json", "-"])
-    assert stop.value.code == 2
-    output = capsys.readouterr()
+    arguments = ("detect", "predict", trained, photos, "-o", tmp_path / "drawn", "--device", "cpu")
+    output = command(*arguments, "--min-score", "0", "--json", "-")
+    assert output.code == 2
     assert "broken.jpg" in output.err
     assert "1 of 3 images" in output.err
     lines = [json.loads(line) for line in output.out.splitlines()]
@@ -223,19 +213,17 @@ def test_prediction_draws_and_tells(
             assert found["category"] in {"square", "kite", "blob"}
 
 
-def test_the_choice_of_boxes_is_the_users(
-    tmp_path: Path, randomize: Randomize, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_choice_of_boxes_is_the_users(tmp_path: Path, randomize: Randomize, command: Command) -> None:
     settings = {"model_args": CONFIG.model_args, "img_size": (48, 80), "pyramid_channels": 32, "num_proposals": 40}
     detector = create_detector("partialnet_t0", {1: "square"}, score_thresh=0.6, detections_per_img=30, **settings)
     randomize(detector.model)
     detector.save(tmp_path / "run")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)).save(tmp_path / "photo.png")
+    drawn = ("-o", tmp_path / "drawn", "--device", "cpu")
+    predict = ("detect", "predict", tmp_path / "run", tmp_path / "photo.png", *drawn)
 
     def found(*options: str) -> list[dict[str, Any]]:
-        arguments = [str(tmp_path / "run"), str(tmp_path / "photo.png"), "-o", str(tmp_path / "drawn")]
-        main(["detect", "predict", *arguments, "--device", "cpu", "--json", "-", *options])
-        return json.loads(capsys.readouterr().out)["objects"]
+        return json.loads(command(*predict, "--json", "-", *options).out)["objects"]
 
     def overlap(objects: list[dict[str, Any]]) -> float:
         boxes = torch.tensor([one["box"] for one in objects])
@@ -251,31 +239,22 @@ def test_the_choice_of_boxes_is_the_users(
     assert [one["score"] for one in found("--min-score", "0", "--max-objects", "3")] == sorted(
         (one["score"] for one in found("--min-score", "0")), reverse=True
     )[:3]
-    arguments = [str(tmp_path / "run"), str(tmp_path / "photo.png"), "-o", str(tmp_path / "drawn"), "--device", "cpu"]
     for more, told in {(): True, ("--min-score", "0.1"): False}.items():  # no advice that would leave out more
-        main(["detect", "predict", *arguments, *more])
-        assert ("--min-score 0.3" in capsys.readouterr().out) == told
+        assert ("--min-score 0.3" in command(*predict, *more).out) == told
     middle = sorted(one["score"] for one in every)[len(every) // 2]
     assert min(one["score"] for one in found("--min-score", str(middle), "--nms", "1")) >= middle
 
 
 @pytest.mark.parametrize("option", ["--nms=0.3", "--max-objects=5"])
-def test_the_choice_of_an_exported_file_is_fixed(
-    option: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["detect", "predict", "detector.onnx", f"{data}/images", option, "-o", str(tmp_path / "drawn")])
-    assert stop.value.code == 2
-    assert "give the run it came from to use --nms or --max-objects" in capsys.readouterr().err
+def test_the_choice_of_an_exported_file_is_fixed(option: str, data: str, tmp_path: Path, command: Command) -> None:
+    refused = command("detect", "predict", "detector.onnx", f"{data}/images", option, "-o", tmp_path / "drawn")
+    assert_mistake(refused, "give the run it came from to use --nms or --max-objects")
 
 
-def test_prediction_replaces_no_photograph(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prediction_replaces_no_photograph(trained: Path, tmp_path: Path, command: Command) -> None:
     Image.new("RGB", (64, 48)).save(tmp_path / "one.png")
     before = (tmp_path / "one.png").read_bytes()
-    with pytest.raises(SystemExit) as stop:
-        main(["detect", "predict", str(trained), str(tmp_path / "one.png"), "-o", str(tmp_path)])
-    assert stop.value.code == 2
-    assert "would replace" in capsys.readouterr().err
+    assert_mistake(command("detect", "predict", trained, tmp_path / "one.png", "-o", tmp_path), "would replace")
     assert (tmp_path / "one.png").read_bytes() == before
 
 
@@ -293,8 +272,8 @@ def test_killed_training_ends_with_the_same_bits(
 ) -> None:
     config = replace(CONFIG, save_minutes=0.0)
     (tmp_path / "config.yaml").write_text(as_yaml(config))
-    command = ["detect", "train", data, "--config", tmp_path / "config.yaml", "-o", tmp_path / "run"]
-    process = warm_processes.start(*command, out=tmp_path / "out", before=DRAW_NOTHING)
+    arguments = ("detect", "train", data, "--config", tmp_path / "config.yaml", "-o", tmp_path / "run")
+    process = warm_processes.start(*arguments, out=tmp_path / "out", before=DRAW_NOTHING)
     process.wait_until(lambda: list((tmp_path / "run" / "state").glob("*epoch-1-batch-1*")))
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, process.err
@@ -407,12 +386,11 @@ def test_training_sizes_follow_the_image_size() -> None:
     ],
 )
 def test_mistakes_are_one_sentence(
-    arguments: list[str], message: str, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, data: str, tmp_path: Path, command: Command
 ) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["detect", "train", data, "--device", "cpu", "-o", str(tmp_path / "run"), *arguments])
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err
+    refused = command("detect", "train", data, "--device", "cpu", "-o", tmp_path / "run", *arguments)
+    assert refused.code == 2
+    assert message in refused.err
     assert not (tmp_path / "run").exists()
 
 
@@ -440,15 +418,12 @@ def test_an_exported_file_is_evaluated_too(data: str, tmp_path: Path) -> None:
     assert ours.evaluation.num_images == len(images)
 
 
-@pytest.mark.parametrize("command", [["eval", "{file}", "{data}"], ["predict", "{file}", "{data}/images"]])
+@pytest.mark.parametrize(("task", "part"), [("eval", ""), ("predict", "/images")])
 def test_an_exported_file_is_refused_on_a_gpu(
-    command: list[str], data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    task: str, part: str, data: str, tmp_path: Path, command: Command
 ) -> None:
-    arguments = [text.format(file=tmp_path / "detector.onnx", data=data) for text in command]
-    with pytest.raises(SystemExit) as stop:
-        main(["detect", *arguments, "--device", "cuda", "-o", str(tmp_path / "out")])
-    assert stop.value.code == 2
-    assert "Exported files run on the CPU" in capsys.readouterr().err
+    arguments = (tmp_path / "detector.onnx", data + part, "--device", "cuda", "-o", tmp_path / "out")
+    assert_mistake(command("detect", task, *arguments), "Exported files run on the CPU")
     assert not (tmp_path / "out").exists()
 
 
@@ -477,17 +452,17 @@ def test_a_state_of_other_groups_of_parameters_is_refused(
         train_detector(CONFIG, data, tmp_path / "run", resume=True)
 
 
-def test_another_run_is_a_model(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["detect", "train", "--model", str(trained), "--print-config"])
-    config = create_settings(DetectionConfig, yaml.safe_load(capsys.readouterr().out))
+def test_another_run_is_a_model(trained: Path, command: Command) -> None:
+    printed = command("detect", "train", "--model", trained, "--print-config").out
+    config = create_settings(DetectionConfig, yaml.safe_load(printed))
     assert (config.model, config.model_args, config.weights) == (CONFIG.model, CONFIG.model_args, str(trained))
     assert config.pyramid_channels == CONFIG.pyramid_channels
 
 
-def test_a_strip_is_searched_like_any_photo(trained: Path, tmp_path: Path) -> None:
+def test_a_strip_is_searched_like_any_photo(trained: Path, tmp_path: Path, command: Command) -> None:
     for name, size in (("1.png", (400, 3)), ("2.png", (40, 30)), ("3.png", (2, 500))):
         Image.new("RGB", size).save(tmp_path / name)
-    main(["detect", "predict", str(trained), str(tmp_path), "--device", "cpu", "-o", str(tmp_path / "drawn")])
+    command("detect", "predict", trained, tmp_path, "--device", "cpu", "-o", tmp_path / "drawn")
     assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["1.png", "2.png", "3.png"]
 
 

@@ -106,11 +106,11 @@ def test_figures_agree_with_sklearn(checkpoint, folder):
             assert matrix[index, CLASSES.index(item.confused_with)] == item.num_confused
 
 
-def test_classes_in_any_alphabet_stand_in_columns(checkpoint, tmp_path):
+def test_classes_in_any_alphabet_stand_in_columns(checkpoint, tmp_path, command: Command):
     names = ("cat", "고양이", "U\u0308ber", *CLASSES[3:])
     checkpoint = replace(checkpoint, class_names=names)
     checkpoint.save(tmp_path / "run")
-    code, output = run("eval", tmp_path / "run", make_folder(tmp_path / "data", names[:3], files=1))
+    code, output, _ = command("eval", tmp_path / "run", make_folder(tmp_path / "data", names[:3], files=1))
     assert code == 0
     starts = (  # of six columns for the names: three signs take two each, the accent none
         "class   images  accuracy  ",

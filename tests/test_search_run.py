@@ -17,6 +17,7 @@ from typing import NoReturn
 import pytest
 import torch
 import yaml
+from commands import Command, assert_mistake
 from training_runs import DRAW_NOTHING, write_photos
 from warm_processes import WarmProcesses
 
@@ -28,7 +29,6 @@ from partialnet.search.run import SearchRun, search
 from partialnet.search.sweep import sweep
 from partialnet.search.task import RATIO_PREFIX, SearchTask
 from partialnet.training.settings import as_yaml, create_settings, settings_of
-from partialnet_cli import main
 
 CONFIG = SearchConfig(
     model_args={"embed_dim": 16, "depths": [1, 1, 1, 1], "head_hidden_size": 24},
@@ -115,23 +115,21 @@ def test_plan_says_what_the_checkpoint_is(searched: Path) -> None:
 
 @pytest.mark.usefixtures("without_pictures")
 def test_plan_trains_from_scratch_and_from_the_searched_weights(
-    searched: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    searched: Path, photos: Path, tmp_path: Path, command: Command
 ) -> None:
-    options = ["--plan", str(searched / "plan.json"), "--img-size", "32", "--epochs", "1", "--warmup-epochs", "0"]
+    options = ["--plan", searched / "plan.json", "--img-size", "32", "--epochs", "1", "--warmup-epochs", "0"]
     options += ["--workers", "0", "--device", "cpu", "--threads", "1", "--batch-size", "8"]
-    main(["train", str(photos), *options, "-o", str(tmp_path / "scratch")])
-    assert "Weights: new." in capsys.readouterr().err
-    main(["train", str(photos), *options, "--init-from", str(searched), "-o", str(tmp_path / "warm")])
+    assert "Weights: new." in command("train", photos, *options, "-o", tmp_path / "scratch").err
+    done = command("train", photos, *options, "--init-from", searched, "-o", tmp_path / "warm")
     tensors = len(load(searched).model.state_dict())
-    assert f"Weights: {tensors} of {tensors} tensors" in capsys.readouterr().err
+    assert f"Weights: {tensors} of {tensors} tensors" in done.err
     ratios = load_plan(searched).model_args["split_ratio"]
     for run in ("scratch", "warm"):
         assert load(tmp_path / run).model_args["split_ratio"] == ratios
 
 
-def test_info_shows_a_plan(searched: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["info", "--plan", str(searched)])
-    output = capsys.readouterr().out
+def test_info_shows_a_plan(searched: Path, command: Command) -> None:
+    output = command("info", "--plan", searched).out
     assert "θ = 4" in output
     plan = load_plan(searched)
     assert f"split_ratio = {plan.model_args['split_ratio']}" in output
@@ -140,9 +138,7 @@ def test_info_shows_a_plan(searched: Path, capsys: pytest.CaptureFixture[str]) -
     assert float(total.split()[1]) == pytest.approx(plan.params_m, abs=6e-4)  # as the search said
     # trained at another size it would not be the network that is shown
     assert f"Next: partialnet train DATA --plan {searched} --img-size 32\n" in output
-    with pytest.raises(SystemExit) as stop:
-        main(["info"])
-    assert stop.value.code == 2
+    assert_mistake(command("info"))
 
 
 @pytest.mark.usefixtures("without_pictures")
@@ -205,8 +201,8 @@ def test_killed_search_ends_with_the_same_bits(
 ) -> None:
     config = replace(CONFIG, save_minutes=0.0)
     (tmp_path / "config.yaml").write_text(as_yaml(config))
-    command = ["search", photos, "--config", tmp_path / "config.yaml", "-o", tmp_path / "run"]
-    process = warm_processes.start(*command, out=tmp_path / "out", before=DRAW_NOTHING)
+    arguments = ("search", photos, "--config", tmp_path / "config.yaml", "-o", tmp_path / "run")
+    process = warm_processes.start(*arguments, out=tmp_path / "out", before=DRAW_NOTHING)
     process.wait_until(lambda: list((tmp_path / "run" / "state").glob("*epoch-1-batch-2*")))
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, process.err
@@ -221,17 +217,17 @@ def test_killed_search_ends_with_the_same_bits(
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_sweep_keeps_finished_points(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sweep_keeps_finished_points(photos: Path, tmp_path: Path, command: Command) -> None:
     config = replace(CONFIG, epochs=1, warmup_epochs=0.0)
     (tmp_path / "config.yaml").write_text(as_yaml(config))
     folder = tmp_path / "sweep"
-    arguments = ["search", str(photos), "--config", str(tmp_path / "config.yaml"), "-o", str(folder)]
-    main([*arguments, "--theta", "8,2"])
+    arguments = ("search", photos, "--config", tmp_path / "config.yaml", "-o", folder)
+    command(*arguments, "--theta", "8,2")
     first = (folder / "theta-2" / "plan.json").stat().st_mtime_ns
-    with pytest.raises(SystemExit):
-        main([*arguments, "--theta", "2,4,8"])
-    assert "--resume" in capsys.readouterr().err
-    main([*arguments, "--theta", "2,4,8", "--resume"])
+    refused = command(*arguments, "--theta", "2,4,8")
+    assert refused.code == 2
+    assert "--resume" in refused.err
+    command(*arguments, "--theta", "2,4,8", "--resume")
     assert (folder / "theta-2" / "plan.json").stat().st_mtime_ns == first
     with (folder / "sweep.csv").open() as file:
         table = list(csv.DictReader(file))
@@ -331,18 +327,15 @@ def test_configuration_survives_yaml() -> None:
 
 
 @pytest.mark.parametrize(("recipe", "epochs"), [("digits", 1), ("small", 3)])
-def test_a_short_search_warms_up_for_the_recipes_share(
-    recipe: str, epochs: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    main(["search", "--recipe", recipe, "--epochs", str(epochs), "--print-config"])
-    found = yaml.safe_load(capsys.readouterr().out)
+def test_a_short_search_warms_up_for_the_recipes_share(recipe: str, epochs: int, command: Command) -> None:
+    found = yaml.safe_load(command("search", "--recipe", recipe, "--epochs", epochs, "--print-config").out)
     assert (found["epochs"], found["warmup_epochs"]) == (epochs, 0.15)
 
 
-def test_a_file_of_few_epochs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_of_few_epochs(tmp_path: Path, command: Command) -> None:
     (tmp_path / "short.yaml").write_text("epochs: 10\n")
-    main(["search", "--recipe", "small", "--config", str(tmp_path / "short.yaml"), "--print-config"])
-    assert yaml.safe_load(capsys.readouterr().out)["warmup_epochs"] == 0.5
+    printed = command("search", "--recipe", "small", "--config", tmp_path / "short.yaml", "--print-config").out
+    assert yaml.safe_load(printed)["warmup_epochs"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -362,20 +355,15 @@ def test_a_file_of_few_epochs(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ],
 )
 def test_mistakes_are_one_sentence(
-    arguments: Sequence[str], message: str, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: Sequence[str], message: str, photos: Path, tmp_path: Path, command: Command
 ) -> None:
-    folder = tmp_path / "run"
-    with pytest.raises(SystemExit) as stop:
-        main(["search", str(photos), "--device", "cpu", "-o", str(folder), *arguments])
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err
-    assert not folder.exists()
+    refused = command("search", photos, "--device", "cpu", "-o", tmp_path / "run", *arguments)
+    assert refused.code == 2
+    assert message in refused.err
+    assert not (tmp_path / "run").exists()
 
 
-def test_plan_of_another_model(searched: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["train", "photos", "--plan", str(searched), "--model", "partialnet_s"])
-    assert stop.value.code == 2
-    assert "leave --model out" in capsys.readouterr().err
+def test_plan_of_another_model(searched: Path, command: Command) -> None:
+    assert_mistake(command("train", "photos", "--plan", searched, "--model", "partialnet_s"), "leave --model out")
     content = json.loads((searched / "plan.json").read_text())
     assert content["model"] == "partialnet_t0"

@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 import yaml
+from commands import Command, assert_mistake
 from conftest import Randomize, randomize_parameters
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +24,6 @@ from partialnet.folding import fold
 from partialnet.layers import PATConv
 from partialnet.surgery import replace_convs
 from partialnet.surgery.converted import convert_checkpoint
-from partialnet_cli import main
 from partialnet_cli.own_networks import import_own
 
 ROOT = Path(__file__).parents[1]
@@ -262,23 +262,20 @@ def test_converted_network_is_saved_loaded_folded_and_converted_again(tmp_path: 
         convert_checkpoint(again.fold())
 
 
-def test_command_writes_a_run_folder_that_train_takes(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_command_writes_a_run_folder_that_train_takes(tmp_path: Path, monkeypatch, command: Command) -> None:
     monkeypatch.chdir(tmp_path)
-    main(["convert", "resnet10t", "--select", "layer3", "--dry-run"])
-    out = capsys.readouterr().out
+    out = command("convert", "resnet10t", "--select", "layer3", "--dry-run").out
     assert "Nothing was converted yet" in out
-    main(["convert", "resnet10t", "--select", "nowhere", "--dry-run"])
-    out = capsys.readouterr().out
+    out = command("convert", "resnet10t", "--select", "nowhere", "--dry-run").out
     assert "Nothing would be replaced" in out
     assert "Next:" not in out
     assert not list(tmp_path.iterdir())
-    main(["convert", "resnet10t", "--select", "layer3", "--split-ratio", "0.5", "--json", "-"])
-    report = json.loads(capsys.readouterr().out)
+    done = command("convert", "resnet10t", "--select", "layer3", "--split-ratio", "0.5", "--json", "-")
+    report = json.loads(done.out)
     assert report["num_replaced"] == sum(layer["replaced"] for layer in report["layers"]) == 2
     assert report["after"]["macs_g"] < report["before"]["macs_g"]
     assert load(report["written"]).model_args["surgery"][0]["split_ratio"] == 0.5
-    main(["train", "digits", "--model", report["written"], "--print-config"])
-    config = yaml.safe_load(capsys.readouterr().out)
+    config = yaml.safe_load(command("train", "digits", "--model", report["written"], "--print-config").out)
     assert config["model"] == "converted"
     assert config["model_args"]["base"] == "resnet10t"
     assert config["weights"] == report["written"]
@@ -286,10 +283,7 @@ def test_command_writes_a_run_folder_that_train_takes(tmp_path: Path, monkeypatc
         (["resnet10t"], "exists"),
         (["resnet10t", "--select", "nowhere", "-o", "other"], "No convolution was replaced"),
     ):
-        with pytest.raises(SystemExit) as stop:
-            main(["convert", *arguments])
-        assert stop.value.code == 2
-        assert message in capsys.readouterr().err
+        assert_mistake(command("convert", *arguments), message)
 
 
 @pytest.mark.parametrize("surgery", [{"ratio": 1}, "layer3", [{"split_ratio": 2.0}]])
@@ -298,18 +292,18 @@ def test_wrong_recipe_is_one_sentence(surgery) -> None:
         create_checkpoint("converted", base="resnet10t", surgery=surgery)
 
 
-def test_a_network_of_torchvision_converts_trains_and_loads(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_network_of_torchvision_converts_trains_and_loads(tmp_path: Path, monkeypatch, command: Command) -> None:
     monkeypatch.chdir(tmp_path)
-    main(["convert", "torchvision:regnet_y_400mf", "--select", "grouped", "--attention", "srm", "-o", "converted"])
-    assert "16 of 85 replaced" in capsys.readouterr().out
+    options = ("--select", "grouped", "--attention", "srm", "-o", "converted")
+    assert "16 of 85 replaced" in command("convert", "torchvision:regnet_y_400mf", *options).out
     checkpoint = load("converted")
     assert sum(isinstance(module, PATConv) for module in checkpoint.model.modules()) == 16
     assert checkpoint.input_config["crop_pct"] == pytest.approx(224 / 256)
     x = torch.rand(1, 3, 64, 64)
     timms = timm.create_model("local-dir:converted", pretrained=True).eval()
     torch.testing.assert_close(timms(x), checkpoint.model(x), rtol=0, atol=0)
-    main(["train", "digits", "--model", "torchvision:resnet18", "--print-config"])
-    assert yaml.safe_load(capsys.readouterr().out)["model"] == "torchvision:resnet18"
+    printed = command("train", "digits", "--model", "torchvision:resnet18", "--print-config").out
+    assert yaml.safe_load(printed)["model"] == "torchvision:resnet18"
     for name, near in (("torchvision:resnet1", "resnet18"), ("torchvision:fasterrcnn_resnet50_fpn", "no classifier")):
         with pytest.raises(UserError, match=near):
             load(name)
@@ -328,16 +322,15 @@ def run_example(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> typ
     return module
 
 
-def test_example_of_an_own_network(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_example_of_an_own_network(tmp_path: Path, monkeypatch, command: Command) -> None:
     run_example("own_network", tmp_path / "runs", monkeypatch)
     assert (tmp_path / "runs" / "smallnet.onnx").exists()
     assert json.loads((tmp_path / "runs" / "smallnet" / "config.json").read_text())["model_args"]["base"] == "smallnet"
     monkeypatch.chdir(tmp_path)
-    own = ["--import", str(EXAMPLES / "own_network.py")]
-    main([*own, "convert", "smallnet", "--select", "regular"])
-    assert "32×32; nothing folded" in capsys.readouterr().out
-    main([*own, "info", "runs/smallnet-pat"])
-    main([*own, "explain", "smallnet", str(PHOTO), "-o", "explained"])
+    own = ("--import", EXAMPLES / "own_network.py")
+    assert "32×32; nothing folded" in command(*own, "convert", "smallnet", "--select", "regular").out
+    assert command(*own, "info", "runs/smallnet-pat").code == 0
+    command(*own, "explain", "smallnet", PHOTO, "-o", "explained")
     assert (tmp_path / "explained" / "maps.png").exists()
 
 
@@ -356,14 +349,13 @@ def test_example_of_a_neck(tmp_path: Path, monkeypatch, capsys) -> None:
         ("no_such_module", None, "No module named 'no_such_module'"),
     ],
 )
-def test_own_code_that_cannot_be_imported(name, content, message, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_own_code_that_cannot_be_imported(
+    name, content, message, tmp_path: Path, monkeypatch, command: Command
+) -> None:
     monkeypatch.chdir(tmp_path)
     if content is not None:
         Path(name).write_text(content)
-    with pytest.raises(SystemExit) as stop:
-        main(["--import", name, "info", "partialnet_t0"])
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err
+    assert_mistake(command("--import", name, "info", "partialnet_t0"), message)
 
 
 def test_python_of_the_document() -> None:
