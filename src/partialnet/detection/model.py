@@ -27,6 +27,7 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+from torchvision.ops.poolers import LevelMapper
 
 from partialnet.checkpoint import Checkpoint, create_checkpoint
 from partialnet.errors import UserError
@@ -45,8 +46,8 @@ PYRAMID_CHANNELS = 256
 #: Side of a square anchor, in strides of its level.
 _ANCHOR_SCALE = 8
 _ASPECT_RATIOS = (0.5, 1.0, 2.0)
-#: Side, in positions, of what the box head looks at in a region.
-_BOX_SIDE = 7
+#: Sides, in positions, of what the box and the mask head look at in a region.
+_BOX_SIDE, _MASK_SIDE = 7, 14
 #: Height and width of the zeros that a backbone must take: no network has this very size as its only one.
 _PROBE = (160, 224)
 
@@ -264,22 +265,34 @@ def _assemble(backbone: PyramidBackbone, transform: DetectorTransform, num_class
     """torchvision's Mask R-CNN with heads as wide as the pyramid, for the strides that there are."""
     strides = (*backbone.maps.strides, 2 * backbone.maps.strides[-1])  # the pooled level comes last
     sizes = tuple((_ANCHOR_SCALE * stride,) for stride in strides)
-    levels = [str(level) for level in range(len(backbone.maps.strides))]
     channels = backbone.out_channels
     detector = Detector(
         backbone,
-        mask_roi_pool=MultiScaleRoIAlign(levels, output_size=14, sampling_ratio=2),
+        mask_roi_pool=_region_pooling(backbone.maps.strides, _MASK_SIDE),
         mask_head=MaskRCNNHeads(channels, (channels,) * 4, dilation=1),
         mask_predictor=MaskRCNNPredictor(channels, channels, num_classes),
         rpn_anchor_generator=AnchorGenerator(sizes, (_ASPECT_RATIOS,) * len(sizes)),
         rpn_head=RPNHead(channels, len(_ASPECT_RATIOS)),
-        box_roi_pool=MultiScaleRoIAlign(levels, output_size=_BOX_SIDE, sampling_ratio=2),
+        box_roi_pool=_region_pooling(backbone.maps.strides, _BOX_SIDE),
         box_head=TwoMLPHead(channels * _BOX_SIDE**2, 4 * channels),
         box_predictor=FastRCNNPredictor(4 * channels, num_classes),
         **options,
     )
     detector.transform = transform
     return detector
+
+
+def _region_pooling(strides: Sequence[int], side: int) -> MultiScaleRoIAlign:
+    """Pooling of regions from maps of these strides.
+
+    torchvision's would take the strides from the first image that it sees, and keep them: wrong ones if that is a strip
+    with more of zeros below it than there is of itself.
+    """
+    levels = [str(level) for level in range(len(strides))]
+    pool = MultiScaleRoIAlign(levels, output_size=side, sampling_ratio=2)
+    pool.scales = [1 / stride for stride in strides]
+    pool.map_levels = LevelMapper(int(math.log2(strides[0])), int(math.log2(strides[-1])))
+    return pool
 
 
 def count_parameters(model: MaskRCNN) -> dict[str, int]:
