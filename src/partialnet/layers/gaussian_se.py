@@ -72,7 +72,7 @@ class _Statistics(torch.autograd.Function):
         count = x.shape[2] * x.shape[3]
         slope = grads[1] * (2 / count)  # of the variance: 2 · (x − mean) / count
         shift = grads[0] / count - slope * mean
-        return torch.addcmul(shift[:, :, None, None], x.to(slope.dtype), slope[:, :, None, None]).to(x.dtype)
+        return _multiply_add(x, slope[:, :, None, None], shift[:, :, None, None])
 
 
 class _MultiplyAdd(torch.autograd.Function):
@@ -81,16 +81,20 @@ class _MultiplyAdd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         ctx.save_for_backward(x, scale)
-        return torch.addcmul(shift, x, scale, out=torch.empty_like(x))
+        return _multiply_add(x, scale, shift)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         (grad,), (x, scale) = grads, ctx.saved_tensors
-        # an output that is given has no gradient of its own
-        into_x = torch.mul(grad, scale, out=None if torch.is_grad_enabled() else torch.empty_like(x))
         into_scale = (grad * x).sum((2, 3), keepdim=True, dtype=scale.dtype)
         into_shift = grad.sum((0, 2, 3), keepdim=True, dtype=scale.dtype)
-        return into_x.to(x.dtype), into_scale, into_shift
+        return _multiply_add(grad, scale, torch.zeros_like(scale)), into_scale, into_shift
+
+
+def _multiply_add(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """``x · scale + shift`` in the data type of ``x``."""
+    # an output that is given has the right type at once, but no gradient
+    return torch.addcmul(shift, x, scale, out=None if torch.is_grad_enabled() else torch.empty_like(x)).to(x.dtype)
 
 
 def standard_deviation(variance: Tensor, count: int) -> Tensor:
