@@ -181,7 +181,7 @@ class Viewer:
     def describe(self) -> dict[str, Any]:
         """The networks, before any photograph, and the colours of the maps from 0 to 1."""
         described = self._in_turn(lambda: [network.describe() for network in self.networks])
-        return {"networks": described, "heat": tile_picture(np.linspace(0, 1, 64)[None], 0, 1, "turbo")}
+        return {"networks": described, "heat": tile_picture(np.linspace(0, 1, 64)[None], 0, 1)}
 
     def add_photo(self, content: bytes, name: str, stage: int | None = None) -> dict[str, Any]:
         """Look at a photograph: classes, maps and gates of every network, and a key for further questions.
@@ -330,14 +330,14 @@ def _show_gates(gates: Gates | None) -> dict[str, Any]:
                 "rows": gate.values.shape[0],
                 "columns": gate.values.shape[1],
                 "mean": float(gate.values.mean()),
-                "picture": tile_picture(gate.values, low, high, "viridis"),
+                "picture": tile_picture(gate.values, low, high),
             }
             for gate in gates.spatial
         ],
         "spatial_scale": {
             "low": low,
             "high": high,
-            "picture": tile_picture(np.linspace(low, high, 64)[None], low, high, "viridis"),
+            "picture": tile_picture(np.linspace(low, high, 64)[None], low, high),
         },
         "channel": [
             {
@@ -377,7 +377,7 @@ def _show_attention(gates: Gates | None, photo: Photo, point: tuple[float, float
                 "even": 1 / mean.size,
                 "picture": attention_picture(photo.small, mean, region),
                 "heads": [
-                    {"max": float(head.max()), "picture": tile_picture(head, 0, max(float(head.max()), 2e-3), "turbo")}
+                    {"max": float(head.max()), "picture": tile_picture(head, 0, max(float(head.max()), 2e-3))}
                     for head in weights
                 ],
             }
