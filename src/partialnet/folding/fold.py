@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from partialnet.arguments import check_count, check_network
 from partialnet.layers import PATConv
 from partialnet.layers.affine import is_linear_layer
 from partialnet.layers.eager import PatchConv, is_patchwise
@@ -44,8 +45,8 @@ def fold(model: nn.Module, img_size: int | tuple[int, int] | None = None, runtim
             over hooks of their parts. None keeps one plain form for all.
 
     Raises:
-        ValueError: ``model`` is in training mode, the runtime is unknown, or the network takes no images of
-            ``img_size``.
+        ValueError: ``model`` is no network or in training mode, the runtime is unknown, ``img_size`` is no size, or
+            the network takes no images of it.
 
     Example:
         >>> import timm, partialnet
@@ -53,6 +54,8 @@ def fold(model: nn.Module, img_size: int | tuple[int, int] | None = None, runtim
         >>> folded(torch.rand(1, 3, 96, 96)).shape
         torch.Size([1, 10])
     """
+    check_network(model)
+    size = None if img_size is None else _height_and_width(img_size)
     if model.training:
         raise ValueError(
             "A network in training mode cannot be folded, its statistics still change. Call .eval() first."
@@ -61,12 +64,21 @@ def fold(model: nn.Module, img_size: int | tuple[int, int] | None = None, runtim
         raise ValueError(f"Unknown runtime {runtime!r}. Choose {', '.join(RUNTIMES)} or None.")
     with torch.no_grad():
         folded = fold_batch_norms(replace_modules(copy.deepcopy(model), _fold_itself))
-    if img_size is not None:
-        folded = _fix_size(folded, (img_size, img_size) if isinstance(img_size, int) else img_size)
+    if size is not None:
+        folded = _fix_size(folded, size)
     if runtime is None:
         return folded
     folded = replace_modules(folded, partial(_for_runtime, runtime=runtime))
     return _with_patch_convs(folded) if runtime == "torch" else folded
+
+
+def _height_and_width(img_size: int | tuple[int, int]) -> tuple[int, int]:
+    sides = tuple(img_size) if isinstance(img_size, (tuple, list)) else (img_size, img_size)
+    for side in sides:
+        check_count("img_size", side)
+    if len(sides) != 2:
+        raise ValueError(f"img_size={img_size!r} must be height and width, or one number for both.")
+    return sides
 
 
 def _fold_itself(module: nn.Module) -> nn.Module:

@@ -9,6 +9,9 @@ from typing import Any, TypeAlias
 from timm.layers import create_attn
 from torch import nn
 
+from partialnet.arguments import check_count
+from partialnet.errors import UserError
+
 from .gaussian_se import GaussianSE
 from .self_attention import SelfAttention2d
 from .spatial_gate import SpatialGate
@@ -51,10 +54,14 @@ def create_attention(attention: AttentionLike, channels: int, device: Any = None
         return _create_named(arguments.pop("name", None), arguments, channels, device, dtype)
     if not callable(attention):
         raise _unknown(attention)
-    return attention(channels, device=device, dtype=dtype)
+    built = attention(channels, device=device, dtype=dtype)
+    if not isinstance(built, nn.Module):
+        raise UserError(f"The function {attention!r} made {built!r} for {channels} channels, which is no attention.")
+    return built
 
 
 def _create_named(name: Any, arguments: dict[str, Any], channels: int, device: Any, dtype: Any) -> nn.Module:
+    check_count("channels", channels)
     try:
         if name in ATTENTIONS:
             return ATTENTIONS[name](channels, **arguments, device=device, dtype=dtype)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from partialnet.arguments import check_count, check_number, one_side
+
 from .affine import compute_weights
 from .attention import AttentionLike, create_attention
 from .layout import is_transformed
@@ -78,8 +80,8 @@ class DPConv(nn.Module):
     def __init__(
         self,
         channels: int,
-        kernel_size: int = 3,
-        dilation: int = 1,
+        kernel_size: int | tuple[int, int] = 3,
+        dilation: int | tuple[int, int] = 1,
         *,
         split_ratio: float = 1 / 4,
         attention: AttentionLike = "gaussian_se",
@@ -88,6 +90,9 @@ class DPConv(nn.Module):
         dtype: Any = None,
     ) -> None:
         super().__init__()
+        kernel_size, dilation = one_side("kernel_size", kernel_size), one_side("dilation", dilation)
+        check_count("channels", channels, least=0)
+        check_number("split_ratio", split_ratio)
         if channels < 2 or channels % 2:
             raise ValueError(f"channels={channels} must be even: the gates halve the channels.")
         if kernel_size < 1 or kernel_size % 2 == 0:
@@ -115,6 +120,7 @@ class DPConv(nn.Module):
             )
         step = self.attn.subset_step if isinstance(self.attn, PartialAttention) else 1
         least = step if min_channels is None else min_channels
+        check_count("min_channels", least)
         blocks = self.blocks
         fixed = next((ones for ones, block in enumerate(blocks) if block >= least and block % step == 0), None)
         if fixed is None or channels % step:

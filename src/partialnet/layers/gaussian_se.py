@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
+from partialnet.arguments import check_count
+
 from .affine import ChannelAffine, batch_norm_affine, is_affine
 from .inference import Runtime, clipped_sigmoid, pointwise
 from .layout import is_recorded, takes_plain_operations
@@ -169,6 +171,7 @@ class GaussianSE(PartialAttention):
         dtype: Any = None,
     ) -> None:
         super().__init__()
+        check_count("channels", channels)
         self.channels = channels
         self.dense = dense
         weight = (channels, 2 * channels) if dense else (channels, 2)

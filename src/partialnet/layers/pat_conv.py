@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -11,6 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+
+from partialnet.arguments import one_side
+from partialnet.errors import UserError
 
 from .affine import (
     ChannelAffine,
@@ -45,6 +49,7 @@ class PATConv(nn.Module):
         in_channels: Number of input channels.
         out_channels: Number of output channels, split by the same ratio; ``in_channels`` if None.
         kernel_size: Odd. The convolution is padded so that the resolution is kept, divided by the stride, rounded up.
+            This, ``stride`` and ``dilation`` may be given as two equal numbers, too.
         stride: Step of the convolution and window of the pooling.
         dilation: Spacing of the kernel's taps.
         split_ratio: Share of channels that is convolved, r_p in the paper; rounded down to whole channels. 1 convolves
@@ -79,9 +84,9 @@ class PATConv(nn.Module):
         self,
         in_channels: int,
         out_channels: int | None = None,
-        kernel_size: int = 3,
-        stride: int = 1,
-        dilation: int = 1,
+        kernel_size: int | tuple[int, int] = 3,
+        stride: int | tuple[int, int] = 1,
+        dilation: int | tuple[int, int] = 1,
         *,
         split_ratio: float = 1 / 4,
         attention: AttentionLike = "gaussian_se",
@@ -94,6 +99,8 @@ class PATConv(nn.Module):
     ) -> None:
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
+        kernel_size, stride = one_side("kernel_size", kernel_size), one_side("stride", stride)
+        dilation = one_side("dilation", dilation)
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(
                 f"kernel_size={kernel_size} must be odd and positive, so that both parts keep one resolution."
@@ -102,6 +109,8 @@ class PATConv(nn.Module):
             raise ValueError(f"stride={stride} and dilation={dilation} must be at least 1.")
         if attention_scope not in ("partial", "full"):
             raise ValueError(f"attention_scope={attention_scope!r} must be 'partial' or 'full'.")
+        if conv_norm is not None and not callable(conv_norm):
+            raise UserError(f"conv_norm={conv_norm!r} must build a layer, as nn.BatchNorm2d does, or be None.")
         passes_all = attention is None or attention_scope == "full"
         self.conv_channels = split_channels(in_channels, split_ratio, allow_all=passes_all)
         self.attn_channels = in_channels - self.conv_channels
@@ -226,9 +235,13 @@ def split_channels(channels: int, split_ratio: float, allow_all: bool = False) -
         ValueError: A part would be empty (``allow_all`` permits an empty attended part).
     """
     least = 1 if allow_all else 2
-    if channels < least or not math.isfinite(split_ratio):
+    try:
+        possible = operator.index(channels) >= least and math.isfinite(split_ratio)
+    except TypeError:
+        possible = False
+    if not possible:
         raise ValueError(
-            f"split_ratio={split_ratio} of {channels} channels: give a ratio in (0, 1] of at least {least} channels."
+            f"split_ratio={split_ratio!r} of {channels!r} channels: give a ratio in (0, 1] of {least} or more channels."
         )
     # the tolerance lets ratios that are quotients of whole channel counts come out exactly
     conv_channels = math.floor(channels * split_ratio + 1e-6)

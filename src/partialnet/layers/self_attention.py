@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_module
 from torch import Tensor, nn
 
+from partialnet.arguments import check_count
+
 from .affine import can_be_folded
 from .eager import PositionwiseLinear, map_of, positions_of
 from .inference import MapNorm, Runtime, TokenNorm, pointwise
@@ -65,6 +67,7 @@ class RelativePositionBias(nn.Module):
 
     def __init__(self, num_heads: int, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
+        check_count("num_heads", num_heads)
         self.table = nn.Parameter(torch.empty(num_heads, 2 * LIMIT + 1, device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -149,6 +152,8 @@ class SelfAttention2d(PartialAttention):
         dtype: Any = None,
     ) -> None:
         super().__init__()
+        check_count("channels", channels)
+        check_count("num_heads", num_heads, least=0)
         if num_heads < 1 or channels % num_heads:
             divisors = [heads for heads in range(1, min(channels, 16) + 1) if channels % heads == 0]
             raise ValueError(

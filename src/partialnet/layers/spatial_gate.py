@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from partialnet.arguments import check_count
+
 from .affine import ChannelAffine, batch_norm_affine, can_be_folded, with_weights
 from .inference import Runtime, clipped_sigmoid
 from .partial_attention import PartialAttention, copy_kept_norm
@@ -42,6 +44,7 @@ class SpatialGate(PartialAttention):
 
     def __init__(self, channels: int, normalize: bool = True, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
+        check_count("channels", channels)
         self.conv = nn.Conv2d(channels, 1, 1, bias=False, device=device, dtype=dtype)
         self.norm: nn.Module = nn.BatchNorm2d(channels, device=device, dtype=dtype) if normalize else nn.Identity()
 

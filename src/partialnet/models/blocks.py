@@ -63,11 +63,11 @@ def create_mixer(spec: MixerSpec, channels: int, split_ratio: float, dd: dict[st
 
 def parse_mixer(spec: MixerSpec) -> tuple[str, dict[str, Any]]:
     """Name and arguments of a mixer; an unknown name raises ValueError."""
-    arguments = {"name": spec} if isinstance(spec, str) else dict(spec)
+    arguments = dict(spec) if isinstance(spec, Mapping) else {"name": spec}
     name = arguments.pop("name", None)
-    if name not in MIXERS:
+    if not isinstance(name, str) or name not in MIXERS:
         raise ValueError(f"Unknown mixer {name!r}. Choose one of {', '.join(MIXERS)}.")
-    return str(name), arguments
+    return name, arguments
 
 
 def create_mlp_attention(spec: bool | Mapping[str, Any], channels: int, dd: dict[str, Any]) -> nn.Module:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from timm.models import checkpoint_seq as run_checkpointed
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from partialnet.arguments import check_count, check_number, entries
 from partialnet.layers import GaussianSE
 
 from .blocks import (
@@ -113,18 +114,23 @@ class PartialNet(nn.Module):
     ) -> None:
         super().__init__()
         dd = {"device": device, "dtype": dtype}
+        depths, mixers = entries("depths", depths, "stage"), entries("mixers", mixers, "stage")
+        if not depths:
+            raise ValueError("depths=() leaves the network no stage; give the number of blocks in each stage.")
         if len(mixers) != len(depths):
             raise ValueError(f"mixers names {len(mixers)} stages, depths {len(depths)}; give one mixer for each stage.")
-        counts = {
-            "in_chans": in_chans,
-            "embed_dim": embed_dim,
-            "patch_size": patch_size,
-            "head_hidden_size": head_hidden_size,
-        }
-        _check_counts(counts, depths)
+        check_count("in_chans", in_chans)
+        check_count("embed_dim", embed_dim)
+        check_count("patch_size", patch_size)
+        check_count("head_hidden_size", head_hidden_size)
+        check_count("num_classes", num_classes, least=0)
+        if not all(isinstance(depth, Integral) and int(depth) >= 0 for depth in depths):
+            raise ValueError(f"depths={depths!r} must be whole numbers of at least 0.")
+        check_number("mlp_ratio", mlp_ratio)
         if not embed_dim * mlp_ratio >= 1:
             raise ValueError(f"mlp_ratio={mlp_ratio} of {embed_dim} channels leaves the MLP no hidden channel.")
-        _check_rates({"drop_rate": drop_rate, "drop_path_rate": drop_path_rate})
+        check_number("drop_rate", drop_rate, 0, 1)
+        check_number("drop_path_rate", drop_path_rate, 0, 1)
         ratios = _ratio_per_block(split_ratio, sum(depths))
         drop_paths = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()
         act = _activation(act_layer)
@@ -219,6 +225,7 @@ class PartialNet(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a fresh one of ``num_classes`` (0: none) and, if given, the pooling."""
+        check_count("num_classes", num_classes, least=0)
         reference = next(self.parameters())
         global_pool = self.global_pool.pool_type if global_pool is None else global_pool
         self.global_pool = _pooling(global_pool, num_classes)
@@ -299,24 +306,10 @@ class PartialNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-def _check_counts(counts: Mapping[str, int], depths: Sequence[int]) -> None:
-    """Raise ValueError for what is no number of channels, pixels or blocks; a stage may do without blocks."""
-    for name, count in counts.items():
-        if not isinstance(count, Integral) or count < 1:
-            raise ValueError(f"{name}={count!r} must be a whole number of at least 1.")
-    if not all(isinstance(depth, Integral) and depth >= 0 for depth in depths):
-        raise ValueError(f"depths={depths!r} must be whole numbers of at least 0.")
-
-
-def _check_rates(rates: Mapping[str, float]) -> None:
-    """Raise ValueError for what is no share of features or blocks that may be left out."""
-    for name, rate in rates.items():
-        if not 0 <= rate <= 1:
-            raise ValueError(f"{name}={rate!r} must be between 0 and 1.")
-
-
-def _ratio_per_block(split_ratio: SplitRatio, num_blocks: int) -> list[float]:
-    ratios = [split_ratio] * num_blocks if isinstance(split_ratio, (int, float)) else list(split_ratio)
+def _ratio_per_block(split_ratio: SplitRatio, num_blocks: int) -> Sequence[float]:
+    if isinstance(split_ratio, Real):
+        return [float(split_ratio)] * num_blocks
+    ratios = entries("split_ratio", split_ratio, "block")
     if len(ratios) != num_blocks:
         raise ValueError(
             f"split_ratio has {len(ratios)} entries for {num_blocks} blocks; give one number or {num_blocks}."
@@ -325,10 +318,10 @@ def _ratio_per_block(split_ratio: SplitRatio, num_blocks: int) -> list[float]:
 
 
 def _activation(act_layer: str | Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    if callable(act_layer):
+    if callable(act_layer) and not isinstance(act_layer, nn.Module):
         return act_layer
     activations: dict[str, Callable[..., nn.Module]] = {"gelu": nn.GELU, "relu": partial(nn.ReLU, inplace=True)}
-    if act_layer not in activations:
+    if not isinstance(act_layer, str) or act_layer not in activations:
         raise ValueError(f"Unknown act_layer {act_layer!r}. Choose gelu, relu or a class.")
     return activations[act_layer]
 

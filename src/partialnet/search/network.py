@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from partialnet.arguments import check_network, check_number
 from partialnet.layers import DPConv, PATConv
 from partialnet.layers.attention import AttentionLike
 from partialnet.layers.partial_attention import PartialAttention
@@ -35,9 +36,10 @@ def make_dynamic(model: nn.Module, scope: str | None = None, attention: bool = T
     Raises:
         ValueError: No layer can be replaced, or the scope is no regular expression.
     """
+    check_network(model)
     try:
         pattern = re.compile(scope or "")
-    except re.error as error:
+    except (re.error, TypeError) as error:
         raise ValueError(f"scope={scope!r} is no regular expression: {error}.") from error
     model = copy.deepcopy(model)
     new: dict[nn.Module, nn.Module] = {
@@ -72,6 +74,7 @@ def settle(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: The gates of a layer are out of order.
     """
+    check_network(model)
     return replace_modules(
         copy.deepcopy(model), lambda module: module.to_static() if isinstance(module, DPConv) else module
     )
@@ -87,6 +90,9 @@ def with_ratios(model: nn.Module, split_ratios: Mapping[str, float]) -> nn.Modul
     Raises:
         ValueError: There is no such layer, or the ratio does not fit it.
     """
+    check_network(model)
+    if not isinstance(split_ratios, Mapping):
+        raise ValueError(f"split_ratios={split_ratios!r} must give a ratio for each layer's name.")
     model = copy.deepcopy(model)
     layers = dict(model.named_modules())
     new: dict[nn.Module, nn.Module] = {}
@@ -94,6 +100,7 @@ def with_ratios(model: nn.Module, split_ratios: Mapping[str, float]) -> nn.Modul
         layer = layers.get(name)
         if not isinstance(layer, PATConv) or not _is_replaceable(layer):
             raise ValueError(f"{name!r} is no partial convolution whose split ratio can be chosen.")
+        check_number(f"split ratio of {name}", ratio)
         weight = layer.conv.weight
         static = PATConv(
             layer.conv_channels + layer.attn_channels,

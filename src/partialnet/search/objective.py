@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from partialnet.arguments import check_number
 from partialnet.layers import DPConv
 
 
@@ -37,8 +37,9 @@ class Objective:
     beta: float = 0.9
 
     def __post_init__(self) -> None:
-        if not 1 <= self.theta < math.inf:
-            raise ValueError(f"theta={self.theta} must be a number of at least 1.")
+        check_number("theta", self.theta, least=1)
+        check_number("alpha", self.alpha)
+        check_number("beta", self.beta)
         if self.count not in ("grouped", "partial"):
             raise ValueError(f"count={self.count!r} must be 'grouped' or 'partial'.")
         if self.kappa_exponent not in (1, 2):

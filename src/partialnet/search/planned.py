@@ -40,8 +40,7 @@ def planned(
     Raises:
         UserError: The registry has no such network, or a ratio does not fit its layer.
     """
-    if ":" in network or network == ARCHITECTURE or not timm.is_model(network):
+    if not isinstance(network, str) or ":" in network or network == ARCHITECTURE or not timm.is_model(network):
         raise UserError(f"There is no model named {network!r} to plan.")
-    return build_variant(
-        ARCHITECTURE, pretrained, network, partial(with_ratios, split_ratios=dict(split_ratios or {})), **kwargs
-    )
+    operation = partial(with_ratios, split_ratios={} if split_ratios is None else split_ratios)
+    return build_variant(ARCHITECTURE, pretrained, network, operation, **kwargs)

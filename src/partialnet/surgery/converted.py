@@ -83,7 +83,7 @@ def converted(
     Raises:
         UserError: The registry has no such network, or an option does not fit.
     """
-    if ":" in base or base == _ARCHITECTURE or not timm.is_model(base):
+    if not isinstance(base, str) or ":" in base or base == _ARCHITECTURE or not timm.is_model(base):
         raise UserError(f"There is no model named {base!r} to convert.")
     return build_variant(_ARCHITECTURE, pretrained, base, partial(_convert, recipes=_recipes(surgery)), **kwargs)
 
@@ -123,7 +123,7 @@ def _convert(model: nn.Module, recipes: Sequence[Mapping[str, Any]]) -> nn.Modul
 
 
 def _recipes(surgery: Any) -> list[dict[str, Any]]:
-    recipes = [surgery] if isinstance(surgery, Mapping) else list(surgery)
+    recipes = list(surgery) if isinstance(surgery, (list, tuple)) else [surgery]
     if not all(isinstance(recipe, Mapping) for recipe in recipes):
         raise UserError("surgery must hold options of replace_convs by name, or a list of such.")
     for recipe in recipes:

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from partialnet.arguments import check_count, check_network
 from partialnet.complexity import Count, ModuleCounts
 from partialnet.errors import UserError
 from partialnet.layers import PATConv
@@ -171,8 +172,9 @@ def replace_convs(
         (16, True)
         >>> converted = surgery.model
     """
-    attention = None if attention == "none" else attention
-    if select is not None and not isinstance(select, str) and not callable(select):
+    check_network(model)
+    attention = for_every_layer(attention)
+    if isinstance(select, Iterable) and not isinstance(select, str) and not callable(select):
         select = list(select)
     options: dict[str, Any] = {
         "select": select,
@@ -181,6 +183,10 @@ def replace_convs(
         "attention_scope": attention_scope,
     }
     size = input_size or _input_size(model)
+    if not isinstance(size, (tuple, list)) or len(size) != 3:
+        raise UserError(f"input_size={size!r} must be channels, height and width.")
+    for side in size:
+        check_count("input_size", side)
     counts_before = _run(model, size, "The network")
     decisions = list(_decide(model, **options))
     converted = convert(model, **options)
@@ -221,14 +227,26 @@ def convert(
     attention_scope: AttentionScope = "partial",
 ) -> nn.Module:
     """The converted copy alone, without checks and counts; for arguments and errors see ``replace_convs``."""
+    check_network(model)
     converted = copy.deepcopy(model)
-    attention = None if attention == "none" else attention
+    attention = for_every_layer(attention)
     new: dict[nn.Module, nn.Module] = {
         decision.layer: _pat_conv(decision.layer, split_ratio, attention, attention_scope)
         for decision in _decide(converted, select, split_ratio, attention, attention_scope)
         if decision.replace and isinstance(decision.layer, nn.Conv2d)
     }
     return replace_modules(converted, lambda module: new.get(module, module))
+
+
+def for_every_layer(attention: AttentionLike) -> AttentionLike:
+    """An attention that many layers are given: "none" is None.
+
+    Raises:
+        UserError: It is a module, which all of them would share.
+    """
+    if isinstance(attention, nn.Module):
+        raise UserError("A module would be shared by all layers; give an attention's name or a function that makes it.")
+    return None if attention == "none" else attention
 
 
 @dataclass(frozen=True)
@@ -247,10 +265,8 @@ def _decide(
     attention_scope: AttentionScope,
 ) -> Iterator[_Decision]:
     """What to do with each convolution of ``model``, in order."""
-    if isinstance(attention, nn.Module):
-        raise UserError("A module would be shared by all layers; give an attention's name or a function that makes it.")
     if not isinstance(split_ratio, (int, float)) or not 0 < split_ratio < 1:
-        raise UserError(f"split_ratio={split_ratio} must lie between 0 and 1.")
+        raise UserError(f"split_ratio={split_ratio!r} must lie between 0 and 1.")
     if attention_scope not in ("partial", "full"):
         raise UserError(f"attention_scope={attention_scope!r} must be 'partial' or 'full'.")
     selected = _selector(select)
@@ -277,7 +293,7 @@ def _selector(select: Select) -> Callable[[str, nn.Conv2d], bool]:
         return lambda name, layer: True
     if callable(select):
         return select
-    wanted = [select] if isinstance(select, str) else list(select)
+    wanted = list(select) if isinstance(select, Iterable) and not isinstance(select, str) else [select]
     patterns = []
     for text in wanted:
         if text in KINDS:

@@ -13,6 +13,8 @@ from partialnet.layers.affine import can_be_folded, fold_input_affine
 from partialnet.layers.attention import AttentionLike
 from partialnet.layers.pat_conv import AttentionScope
 
+from .convolutions import for_every_layer
+
 
 class MixedExpansion(nn.Module):
     """PATConv, then the 1×1 convolution that expands the channels, (B, C, H, W) → (B, hidden, H / stride, W / stride).
@@ -61,7 +63,7 @@ def mix_before_expansion(
     Source: paper, Fig. 3: PAT_ch before the two 1×1 convolutions. Its Table 5 does not say where MobileNetV2 has it.
     """
     model = copy.deepcopy(model)
-    attention = None if attention == "none" else attention
+    attention = for_every_layer(attention)
 
     def pat_conv(conv: nn.Conv2d, channels: int) -> PATConv:
         kernel, stride, dilation = conv.kernel_size[0], conv.stride[0], conv.dilation[0]
