@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, TypeGuard
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from partialnet.arguments import check_count, check_network
@@ -63,7 +63,7 @@ def fold(model: nn.Module, img_size: int | tuple[int, int] | None = None, runtim
     if runtime is not None and runtime not in RUNTIMES:
         raise ValueError(f"Unknown runtime {runtime!r}. Choose {', '.join(RUNTIMES)} or None.")
     with torch.no_grad():
-        folded = fold_batch_norms(replace_modules(copy.deepcopy(model), _fold_itself))
+        folded = fold_batch_norms(replace_modules(_copy(model), _fold_itself))
     if size is not None:
         folded = _fix_size(folded, size)
     if runtime is None:
@@ -79,6 +79,12 @@ def _height_and_width(img_size: int | tuple[int, int]) -> tuple[int, int]:
     if len(sides) != 2:
         raise ValueError(f"img_size={img_size!r} must be height and width, or one number for both.")
     return sides
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A copy of a network, also of weights that hooks have computed under autograd, which PyTorch does not copy."""
+    attributes = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return copy.deepcopy(model, {id(value): value.detach().clone() for value in attributes if not value.is_leaf})
 
 
 def _fold_itself(module: nn.Module) -> nn.Module:
