@@ -10,7 +10,7 @@ from typing import Any
 from partialnet.files import write_atomically, write_csv
 
 from .accuracy_latency import Point, accuracy_latency
-from .comparison import Comparison, Measurement
+from .comparison import Comparison, Conditions, Measurement
 from .presets import PAPER_SOURCE, PresetRow
 
 _RUNTIME_NAMES = {
@@ -33,7 +33,11 @@ def write_report(folder: Path, comparison: Comparison, rows: Sequence[PresetRow]
     Returns:
         The files.
     """
-    records = [_record(row, found, comparison) for row, found in _finished(comparison, rows)]
+    records = [
+        _record(row, found, comparison)
+        for runtime in comparison.runtimes()
+        for row, found in _finished(comparison, rows, runtime)
+    ]
     csv_path, table_path = folder / "comparison.csv", folder / "comparison.md"
     write_csv(csv_path, records, list(records[0]))
     write_atomically(table_path, _markdown(comparison, rows).encode())
@@ -41,8 +45,8 @@ def write_report(folder: Path, comparison: Comparison, rows: Sequence[PresetRow]
     for runtime in comparison.runtimes():
         points = [
             Point(row.name, row.family, row.size, comparison.steady_latency_ms(found), row.top1_quoted, row.distilled)
-            for row, found in _finished(comparison, rows)
-            if found.runtime == runtime and row.top1_quoted is not None
+            for row, found in _finished(comparison, rows, runtime)
+            if row.top1_quoted is not None
         ]
         if points:
             path = folder / f"accuracy_latency_{runtime}.png"
@@ -53,14 +57,9 @@ def write_report(folder: Path, comparison: Comparison, rows: Sequence[PresetRow]
     return written
 
 
-def _finished(comparison: Comparison, rows: Sequence[PresetRow]) -> list[tuple[PresetRow, Measurement]]:
-    """Finished rows, runtime after runtime, in the preset's order."""
-    return [
-        (row, found)
-        for runtime in comparison.runtimes()
-        for row in rows
-        if (found := comparison.find(row.name, runtime)) is not None
-    ]
+def _finished(comparison: Comparison, rows: Sequence[PresetRow], runtime: str) -> list[tuple[PresetRow, Measurement]]:
+    """Finished rows of a runtime, in the preset's order."""
+    return [(row, found) for row in rows if (found := comparison.find(row.name, runtime)) is not None]
 
 
 def _record(row: PresetRow, found: Measurement, comparison: Comparison) -> dict[str, Any]:
@@ -162,47 +161,36 @@ def _markdown(comparison: Comparison, rows: Sequence[PresetRow]) -> str:
     ]
     paper = any(row.paper for row in rows) and conditions.preset == "paper"
     for runtime in comparison.runtimes():
-        header = [
-            "network",
-            "image",
-            "params M",
-            *(["paper"] if paper else []),
-            "MACs G",
-            *(["paper"] if paper else []),
-        ]
-        header += ["latency ms", *(["paper, EPYC 73F3"] if paper else []), f"÷ {conditions.against}"]
-        header += [f"images/s, batch {conditions.batch_size}", *(["paper, V100", "paper, MI250"] if paper else [])]
-        header += ["of peak", "top-1 % (quoted, not measured)", *([] if paper else ["quoted from"])]
-        lines += ["", f"## {_RUNTIME_NAMES[runtime]}", "", _line(header), _line(["---"] * len(header))]
-        for row, found in _finished(comparison, rows):
-            if found.runtime == runtime:
-                lines.append(_line(_cells(row, found, paper)))
+        table = [_cells(row, found, conditions, paper) for row, found in _finished(comparison, rows, runtime)]
+        header, texts = [heading for heading, _ in table[0]], [[text for _, text in cells] for cells in table]
+        lines += ["", f"## {_RUNTIME_NAMES[runtime]}", "", *map(_line, [header, ["---"] * len(header), *texts])]
     lines += ["", *(f"- {note}" for note in notes(comparison))]
     if paper:
         lines.append(f"- Columns headed “paper” and the accuracies are quoted from the {PAPER_SOURCE}.")
     return "\n".join(lines) + "\n"
 
 
-def _cells(row: PresetRow, found: Measurement, paper: bool) -> list[str]:
-    latency = found.latency
-    cells = {
-        "name": f"**{row.name}**" if row.family == "PartialNet" else row.name,
-        "image": f"{row.img_size}²",
-        "params": f"{found.params_m:.2f}",
-        "params quoted": row.paper and f"{row.paper.params_m}",
-        "macs": f"{found.macs_g:.3f}",
-        "macs quoted": row.paper and f"{row.paper.macs_g:.2f}",
-        "latency": f"{latency.median_ms:.2f} ({latency.q1_ms:.2f}–{latency.q3_ms:.2f})",
-        "latency quoted": row.paper and f"{row.paper.latency_ms}",
-        "ratio": f"{latency.ratio:.2f} ({latency.ratio_q1:.2f}–{latency.ratio_q3:.2f})",
-        "throughput": f"{found.images_per_second:.1f}",
-        "V100 quoted": row.paper and f"{row.paper.images_per_second_v100}",
-        "MI250 quoted": row.paper and f"{row.paper.images_per_second_mi250}",
-        "share": f"{found.share_of_peak:.0%}",
-        "top1": "" if row.top1_quoted is None else f"{row.top1_quoted:.1f}",
-    }
-    shown = [text or "" for key, text in cells.items() if paper or not key.endswith("quoted")]
-    return shown if paper else [*shown, row.top1_source]
+def _cells(row: PresetRow, found: Measurement, conditions: Conditions, paper: bool) -> list[tuple[str, str]]:
+    """Headings and texts of a row; ``paper``: with what the paper has for it, where it has the row."""
+    latency, quoted = found.latency, row.paper
+    cells = [
+        ("network", f"**{row.name}**" if row.family == "PartialNet" else row.name),
+        ("image", f"{row.img_size}²"),
+        ("params M", f"{found.params_m:.2f}"),
+        ("paper", quoted and f"{quoted.params_m}"),
+        ("MACs G", f"{found.macs_g:.3f}"),
+        ("paper", quoted and f"{quoted.macs_g:.2f}"),
+        ("latency ms", f"{latency.median_ms:.2f} ({latency.q1_ms:.2f}–{latency.q3_ms:.2f})"),
+        ("paper, EPYC 73F3", quoted and f"{quoted.latency_ms}"),
+        (f"÷ {conditions.against}", f"{latency.ratio:.2f} ({latency.ratio_q1:.2f}–{latency.ratio_q3:.2f})"),
+        (f"images/s, batch {conditions.batch_size}", f"{found.images_per_second:.1f}"),
+        ("paper, V100", quoted and f"{quoted.images_per_second_v100}"),
+        ("paper, MI250", quoted and f"{quoted.images_per_second_mi250}"),
+        ("of peak", f"{found.share_of_peak:.0%}"),
+        ("top-1 % (quoted, not measured)", "" if row.top1_quoted is None else f"{row.top1_quoted:.1f}"),
+        *([] if paper else [("quoted from", row.top1_source)]),
+    ]
+    return [(heading, text or "") for heading, text in cells if paper or not heading.startswith("paper")]
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -224,7 +212,6 @@ def as_text(comparison: Comparison, rows: Sequence[PresetRow]) -> str:
             f"{row.name:{width}}{found.params_m:>9.2f}{found.macs_g:>9.3f}{found.latency.median_ms:>10.2f}"
             f"{found.latency.ratio:>8.2f}{found.images_per_second:>11.1f}{found.share_of_peak:>9.0%}"
             f"{'' if row.top1_quoted is None else f'{row.top1_quoted:.1f}':>18}"
-            for row, found in _finished(comparison, rows)
-            if found.runtime == runtime
+            for row, found in _finished(comparison, rows, runtime)
         ]
     return "\n".join(lines[1:])
