@@ -12,8 +12,7 @@ from tqdm import tqdm
 
 from partialnet.checkpoint.stored_network import WEIGHTS_NAME
 from partialnet.errors import UserError
-from partialnet.training.engine import CONFIG_NAME, RunKind, pictures_may_fail, present_files, run
-from partialnet.training.keeper import BROKEN_NAME, LAST_NAME, METRICS_NAME
+from partialnet.training.engine import FILES, RunKind, pictures_may_fail, present_files, run
 
 from . import pictures
 from .annotations import DetectionImages
@@ -27,10 +26,11 @@ from .outlines import mask_functions
 from .task import DetectorTask
 from .weights import load_weights
 
-#: What a run folder holds for people, the checkpoint first.
-FILES = (
-    *(WEIGHTS_NAME, "config.json", LAST_NAME, CONFIG_NAME, METRICS_NAME, "tensorboard", BROKEN_NAME),
-    *(pictures.CURVES_NAME, pictures.PRECISION_RECALL_NAME, pictures.COMPARISON_NAME, pictures.FIRST_BATCH_NAME),
+_PICTURES = (
+    pictures.CURVES_NAME,
+    pictures.PRECISION_RECALL_NAME,
+    pictures.COMPARISON_NAME,
+    pictures.FIRST_BATCH_NAME,
 )
 
 
@@ -128,7 +128,7 @@ class DetectorRun(RunKind[DetectionConfig, DetectionData, DetectorTask, Detectio
             pictures.draw_curves(folder / pictures.CURVES_NAME, task.progress.rows)
             heading = f"epoch {task.progress.best_epoch}, the best"
             pictures.draw_results(folder, images, found.evaluation, found.detections, heading)
-        files = present_files(folder, FILES)
+        files = present_files(folder, (*FILES, *_PICTURES))
         return DetectionResult(folder, folder / WEIGHTS_NAME, found.evaluation, files, task.progress.epoch)
 
 

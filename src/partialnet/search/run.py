@@ -9,9 +9,9 @@ from partialnet.checkpoint import Checkpoint, load
 from partialnet.complexity import measure
 from partialnet.errors import UserError
 from partialnet.plots import learning_curves
-from partialnet.training.engine import pictures_may_fail, present_files, run
-from partialnet.training.pictures import CURVES_NAME
-from partialnet.training.run import FILES, ImageRun, describe_task
+from partialnet.training.engine import FILES, pictures_may_fail, present_files, run
+from partialnet.training.pictures import CURVES_NAME, FIRST_BATCH_NAME
+from partialnet.training.run import ImageRun, describe_task
 
 from . import pictures
 from .config import SearchConfig
@@ -93,7 +93,8 @@ class SearchRun(ImageRun[SearchConfig, SearchTask, SearchResult]):
             learning_curves(folder / CURVES_NAME, rows, f"Search: {accuracy:.1%} of the held-out images right")
             pictures.draw_ratios(folder / pictures.RATIOS_NAME, rows, epoch, plan)
             pictures.draw_plan(folder / pictures.PLAN_PICTURE_NAME, plan)
-        files = present_files(folder, (PLAN_NAME, pictures.PLAN_PICTURE_NAME, pictures.RATIOS_NAME, *FILES))
+        found = (PLAN_NAME, pictures.PLAN_PICTURE_NAME, pictures.RATIOS_NAME)
+        files = present_files(folder, (*found, *FILES, CURVES_NAME, FIRST_BATCH_NAME))
         return SearchResult(folder, plan, accuracy, epoch, task.progress.epoch, files)
 
 

@@ -39,6 +39,8 @@ from .task import Task
 
 CONFIG_NAME = "config.yaml"
 STATES_NAME = "state"
+#: What a run folder holds for people beside its pictures, the checkpoint first.
+FILES = (WEIGHTS_NAME, CHECKPOINT_CONFIG_NAME, LAST_NAME, CONFIG_NAME, METRICS_NAME, "tensorboard", BROKEN_NAME)
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 DataT = TypeVar("DataT", bound=TrainingData)

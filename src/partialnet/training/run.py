@@ -19,17 +19,11 @@ from . import pictures
 from .batches import train_loader
 from .classifier import ClassifierTask
 from .config import TrainConfig
-from .engine import CONFIG_NAME, RunKind, is_trained, pictures_may_fail, present_files, run
-from .keeper import BROKEN_NAME, LAST_NAME, METRICS_NAME
+from .engine import FILES, RunKind, is_trained, pictures_may_fail, present_files, run
 from .network import create_network
 from .teacher import load_teacher
 
-#: What a run folder holds for people, the checkpoint first.
-FILES = (
-    *(WEIGHTS_NAME, "config.json", LAST_NAME, CONFIG_NAME, METRICS_NAME, "tensorboard", BROKEN_NAME),
-    *(pictures.CURVES_NAME, pictures.CONFUSION_NAME, pictures.MISTAKES_NAME, pictures.FIRST_BATCH_NAME),
-)
-
+_PICTURES = (pictures.CURVES_NAME, pictures.CONFUSION_NAME, pictures.MISTAKES_NAME, pictures.FIRST_BATCH_NAME)
 
 ConfigT = TypeVar("ConfigT", bound=TrainConfig)
 TaskT = TypeVar("TaskT", bound=ClassifierTask)
@@ -137,7 +131,7 @@ class ClassifierRun(ImageRun[TrainConfig, ClassifierTask, TrainResult]):
             folder / WEIGHTS_NAME,
             evaluation.top1,
             evaluation.num_images,
-            present_files(folder, FILES),
+            present_files(folder, (*FILES, *_PICTURES)),
             task.progress.epoch,
         )
 
