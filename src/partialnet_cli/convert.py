@@ -87,9 +87,8 @@ def convert(
     if not dry_run:
         converted.save(output)
     written = [] if dry_run else [f"{output}/"]
-    if json_output.wanted:
-        converted_to = None if dry_run else str(output)
-        written += json_output.write({**surgery.as_dict(), "recipe": surgery.recipe, "written": converted_to})
+    converted_to = None if dry_run else str(output)
+    written += json_output.write({**surgery.as_dict(), "recipe": surgery.recipe, "written": converted_to})
     if json_output.prints:
         return
     click.echo(surgery.table())

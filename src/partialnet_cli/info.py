@@ -42,7 +42,7 @@ def info(model: str | None, plan_source: str | None, img_size: int | None, json_
     size = (channels, height, width)
     complexity = measure(checkpoint.model, size)
     paper = _paper(checkpoint, size)
-    written = json_output.write(_as_dict(checkpoint, complexity, paper)) if json_output.wanted else []
+    written = json_output.write(_as_dict(checkpoint, complexity, paper))
     if json_output.prints:
         return
     click.echo(_as_text(checkpoint, complexity, paper))

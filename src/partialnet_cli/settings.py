@@ -49,7 +49,9 @@ class SettingType(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 class SettingOption(click.Option):
     """An option for a setting, shown under the heading of the setting's group."""
 
-    group: str
+    def __init__(self, *args: Any, group: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.group = group
 
 
 class GroupedCommand(click.Command):
@@ -84,7 +86,7 @@ def setting_options(kind: type[Settings], without: tuple[str, ...] = ()) -> Call
             expected = setting_type(kind, name)[1]
             option = name.replace("_", "-")
             names = [f"--{spelling}" for spelling in (option, *setting.metadata["aliases"])]
-            arguments: dict[str, Any] = {"help": f"{text[0].upper()}{text[1:]}."}
+            arguments: dict[str, Any] = {"group": setting.metadata["group"], "help": f"{text[0].upper()}{text[1:]}."}
             if typing.get_origin(expected) is dict:
                 arguments |= {"multiple": True, "metavar": "KEY=VALUE"}
             elif expected is bool:
@@ -92,14 +94,10 @@ def setting_options(kind: type[Settings], without: tuple[str, ...] = ()) -> Call
                 arguments |= {"default": None}
             else:
                 arguments |= {"type": SettingType(kind, name)}
-            command = click.option(*names, name, cls=_in_group(setting.metadata["group"]), **arguments)(command)
+            command = click.option(*names, name, cls=SettingOption, **arguments)(command)
         return command
 
     return decorate
-
-
-def _in_group(group: str) -> type[SettingOption]:
-    return type("SettingOption", (SettingOption,), {"group": group})
 
 
 def run_options(kind: type[RunConfig], default: str) -> Callable[[Callable[..., Any]], Any]:

@@ -95,8 +95,7 @@ def detection_train_loader(
         UserError: There are fewer images than processes.
     """
     batches = _TrainBatches(images, config, epoch, rank, world_size)
-    numbers = range(min(first_batch, len(batches)), len(batches))
-    return batch_loader(batches, numbers, config.workers, pin_memory=config.device != "cpu")
+    return batch_loader(batches, config.workers, config.device != "cpu", first_batch)
 
 
 def detection_eval_loader(
@@ -129,7 +128,7 @@ def detection_eval_loader(
         pin_memory: Whether the batches are to go to a GPU.
     """
     batches = _EvalBatches(images, batch_size, rank, world_size, img_size, size_divisible)
-    return batch_loader(batches, range(len(batches)), workers, pin_memory)
+    return batch_loader(batches, workers, pin_memory)
 
 
 class _TrainBatches(Dataset[DetectionBatch | UserError]):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from partialnet.errors import UserError
 
@@ -50,15 +50,16 @@ def read_or_replace(
     raise UserError(f"None of {MAX_REPLACEMENTS} images could be read, {name(wanted)!r} among them.")
 
 
-def batch_loader(batches: Dataset[Any], numbers: range, workers: int, pin_memory: bool) -> DataLoader[Any]:
-    """Items ``numbers`` of ``batches``, each a whole batch or a ``UserError``, which is then raised.
+def batch_loader(batches: Any, workers: int, pin_memory: bool, first: int = 0) -> DataLoader[Any]:
+    """The items of ``batches`` in order, each a whole batch or a ``UserError``, which is then raised.
 
     Args:
-        batches: Makes a batch from its number; it must be possible to pickle it.
-        numbers: Which batches, in order.
+        batches: A ``Dataset`` that makes a batch from its number; it must be possible to pickle it.
         workers: Reading processes; 0 reads in this one.
         pin_memory: Whether to bring the batches into page-locked memory, for a GPU.
+        first: Number of the batch to start with; from the length on there is none.
     """
+    numbers = range(len(batches))[first:]
     workers = min(workers, len(numbers))
     return _BatchLoader(
         batches,

@@ -97,7 +97,7 @@ def train_loader(
         UserError: There are too few images, or mixup or cutmix is to mix an odd number of them.
     """
     batches = _TrainBatches(images, config, dict(input_config), epoch, rank, world_size)
-    return batch_loader(batches, range(min(first_batch, len(batches)), len(batches)), config.workers, _pins(config))
+    return batch_loader(batches, config.workers, config.device != "cpu", first_batch)
 
 
 def eval_loader(
@@ -108,11 +108,7 @@ def eval_loader(
     Processes may get different numbers of batches, and a batch whose images are all broken is empty.
     """
     batches = _EvalBatches(images, config, dict(input_config), rank, world_size)
-    return batch_loader(batches, range(len(batches)), config.workers, _pins(config))
-
-
-def _pins(config: TrainConfig) -> bool:
-    return config.device != "cpu"
+    return batch_loader(batches, config.workers, config.device != "cpu")
 
 
 class _TrainBatches(Dataset[Batch | UserError]):
