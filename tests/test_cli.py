@@ -176,7 +176,9 @@ def test_unknown_command(command: Command) -> None:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["info"], "MODEL"),
+        (["info"], "SOURCE"),
+        (["explain"], "SOURCE"),
+        (["export"], "SOURCE"),
         (["predict"], "SOURCE"),
         (["predict", "run"], "IMAGES"),
         (["predict", "run", "image", "--topk", "0"], "--topk"),
@@ -231,6 +233,18 @@ def test_every_command_has_an_example(arguments: list[str], command: Command) ->
     assert result.code == 0
     assert max(len(line) for line in result.out.splitlines()) <= 100
     assert re.search(rf"Examples?: partialnet {' '.join(arguments)}", " ".join(result.out.split()))
+
+
+@pytest.mark.parametrize("arguments", subcommands(), ids=" ".join)
+def test_a_network_is_called_and_described_alike_in_every_command(arguments: list[str], command: Command) -> None:
+    text = " ".join(command(*arguments, "--help").out.split())
+    usage = text.partition("[OPTIONS]")[2].partition(" Example")[0]
+    assert not re.match(r" \[?(MODEL|CHECKPOINT|RUN|NETWORK)\b", usage)
+    if re.match(r" \[?SOURCE\b", usage):
+        kinds = "a run folder, its model.safetensors, a checkpoint of timm's training script or of the authors,"
+        if arguments[0] == "detect":
+            kinds = "a detector's run folder"
+        assert f"SOURCE is {kinds}" in text
 
 
 def test_version(command: Command) -> None:

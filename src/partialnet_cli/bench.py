@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("models", nargs=-1)
+@click.argument("sources", nargs=-1, metavar="[SOURCE]...")
 @click.option(
     "--preset",
     type=click.Choice(["paper", "modern"]),
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "-a",
     "--against",
+    metavar="SOURCE",
     help="Network that the ratios refer to.  [default: timm's FasterNet of the first model's size, or the first model; "
     "resnet50 for a preset]",
 )
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
     help="Folder for a preset's files.  [default: bench_PRESET_PRECISION_THREADSt]",
 )
 def bench(
-    models: tuple[str, ...],
+    sources: tuple[str, ...],
     preset: str | None,
     against: str | None,
     runtime: str,
@@ -74,16 +75,17 @@ def bench(
     plot_path: Path | None,
     output: Path | None,
 ) -> None:
-    """Time MODELS in turn, in one process, ready for inference.
+    """Time networks in turn, in one process, ready for inference.
 
-    MODELS are names in timm's registry, run folders, checkpoints, or torchvision:NAME. All are treated alike:
-    re-parameterised where possible, with BatchNorms folded, in the memory layout that suits them: in eager PyTorch the
-    faster one; compiled, channels_last on the CPU, and on a GPU the one that is faster uncompiled. In eager PyTorch on
-    a GPU, convolutions that are matrix products run as such where that is faster. Ratios are medians of the ratios
-    round by round, so that changes in the machine's speed cancel out.
+    SOURCE is a run folder, its model.safetensors, a checkpoint of timm's training script or of the authors, or a model
+    name (timm's, torchvision:NAME). All are treated alike: re-parameterised where possible, with BatchNorms folded, in
+    the memory layout that suits them: in eager PyTorch the faster one; compiled, channels_last on the CPU, and on a GPU
+    the one that is faster uncompiled. In eager PyTorch on a GPU, convolutions that are matrix products run as such
+    where that is faster. Ratios are medians of the ratios round by round, so that changes in the machine's speed cancel
+    out.
 
     With --preset, a list of networks is measured, each in turn with the reference, into a folder: JSON, CSV, a Markdown
-    table, and accuracy against latency as PNG. Accuracies are quoted, not measured. MODELS then choose some of the
+    table, and accuracy against latency as PNG. Accuracies are quoted, not measured. Model names then choose some of the
     rows. A run that was stopped continues where it left off.
 
     Examples: partialnet bench partialnet_t0 mobilenetv3_large_100 --runtime onnxruntime,openvino --plot speed.png;
@@ -98,12 +100,12 @@ def bench(
         conditions = Conditions(
             preset, against or "resnet50", precision, threads, device, batch_size or 16, seconds or 4.0
         )
-        _bench_preset(conditions, models, runtimes, output)
+        _bench_preset(conditions, sources, runtimes, output)
         return
     if output is not None:
         raise UserError("-o is for presets; use --json, --csv and --plot for single models.")
-    if not models:
-        raise UserError("Name at least one model, or a --preset; see partialnet bench --help.")
+    if not sources:
+        raise UserError("Name at least one SOURCE, or a --preset; see partialnet bench --help.")
     from partialnet.bench.contestants import Setting
     from partialnet.files import check_destinations
 
@@ -111,7 +113,7 @@ def bench(
     if plot_path is not None and plot_path.suffix != ".png":
         raise UserError(f"The plot is a PNG; {str(plot_path)!r} should end in .png.")
     settings = [Setting(name, precision, threads, batch_size or 1, img_size, device) for name in runtimes]
-    rows, failures, interruption = _measure_models(models, settings, against, seconds or 10.0)
+    rows, failures, interruption = _measure_models(sources, settings, against, seconds or 10.0)
     if not rows:
         _fail(failures)
     if not json_output.prints:

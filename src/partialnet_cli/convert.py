@@ -15,7 +15,7 @@ from .next_command import next_command
 
 
 @click.command()
-@click.argument("model")
+@click.argument("source")
 @click.option(
     "--select",
     multiple=True,
@@ -44,11 +44,11 @@ from .next_command import next_command
     "-o",
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Run folder to write.  [default: runs/MODEL-pat]",
+    help="Run folder to write.  [default: runs/SOURCE-pat]",
 )
 @json_option("the report")
 def convert(
-    model: str,
+    source: str,
     select: tuple[str, ...],
     split_ratio: float,
     attention: str,
@@ -57,12 +57,13 @@ def convert(
     output: Path | None,
     json_output: JsonOutput,
 ) -> None:
-    """Replace convolutions of MODEL with PATConv.
+    """Replace convolutions of SOURCE with PATConv.
 
-    MODEL is a timm model name, torchvision:NAME, a run folder or a checkpoint; for a network of your own see partialnet
-    --import and examples/own_network.py. Prints, layer by layer, what was replaced, what not and why, and writes a run
-    folder that train, predict, eval, export and bench take. Leading blocks of regular kernels are carried over; the
-    network must be trained again.
+    SOURCE is a run folder, its model.safetensors, a checkpoint of timm's training script or of the authors, or a model
+    name (timm's, torchvision:NAME); for a network of your own see partialnet --import and examples/own_network.py.
+
+    Prints, layer by layer, what was replaced, what not and why, and writes a run folder that train, predict, eval,
+    export and bench take. Leading blocks of regular kernels are carried over; the network must be trained again.
 
     \b
     Examples: partialnet convert resnet50 --select regular --dry-run
@@ -71,13 +72,13 @@ def convert(
     """
 
     if output is None:
-        path = Path(model)
-        name = path.resolve().name if path.is_dir() else path.stem if path.is_file() else model
+        path = Path(source)
+        name = path.resolve().name if path.is_dir() else path.stem if path.is_file() else source
         output = Path("runs") / f"{name}-pat"
     if not dry_run and output.exists():
         raise UserError(f"{str(output)!r} exists; choose another folder with --output.")
     converted, surgery = convert_checkpoint(
-        load(model),
+        load(source),
         dry_run,
         select=list(select) or None,
         split_ratio=split_ratio,
@@ -101,7 +102,7 @@ def convert(
         options += [f"--split-ratio={split_ratio:g}"] if split_ratio != 1 / 4 else []
         options += [f"--attention={attention}"] if attention != "gaussian_se" else []
         options += [f"--attention-scope={attention_scope}"] if attention_scope != "partial" else []
-        command = next_command("convert", model, *options, "-o", output)
+        command = next_command("convert", source, *options, "-o", output)
         click.echo(f"\nNothing was converted yet. Next: {command}")
     else:
         click.echo(f"\nNext: {next_command('train', 'DATA', '--model', output)}")

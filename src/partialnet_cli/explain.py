@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("checkpoint")
+@click.argument("source")
 @click.argument("images", nargs=-1, required=True)
-@click.option("--target", metavar="CLASS", help="Class by name or number.  [default: what CHECKPOINT predicts]")
+@click.option("--target", metavar="CLASS", help="Class by name or number.  [default: what SOURCE predicts]")
 @click.option(
     "--method", metavar="NAME", help="gradcam, layercam, eigencam, …; see docs/explain.md.  [default: gradcam]"
 )
 @click.option("--stage", type=click.IntRange(min=1), help="Stage whose output is shown.  [default: the last]")
-@click.option("--against", multiple=True, metavar="MODEL", help="Another network to show beside it; repeatable.")
+@click.option("--against", multiple=True, metavar="SOURCE", help="Another network to show beside it; repeatable.")
 @click.option(
     "--position",
     metavar="X,Y",
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 )
 @device_option
 def explain(
-    checkpoint: str,
+    source: str,
     images: tuple[str, ...],
     target: str | None,
     method: str | None,
@@ -82,13 +82,14 @@ def explain(
     output: Path,
     device: str | None,
 ) -> None:
-    """Show where in IMAGES the network of CHECKPOINT finds a class, and what it weighs.
+    """Show where in IMAGES the network of SOURCE finds a class, and what it weighs.
 
-    CHECKPOINT is a run folder, its model.safetensors, a checkpoint that the authors released, or a model name (then
-    with random weights). IMAGES are files, folders (searched recursively) and quoted glob patterns.
+    SOURCE is a run folder, its model.safetensors, a checkpoint of timm's training script or of the authors, or a model
+    name (timm's, torchvision:NAME; then with random weights). IMAGES are files, folders (searched recursively) and
+    quoted glob patterns.
 
-    The output folder gets the class maps of all networks side by side (maps.png), and of CHECKPOINT the spatial and
-    channel gates (…-gates.png) and the attention from one place (…-attention.png), where it has them.
+    The output folder gets the class maps of all networks side by side (maps.png), and of SOURCE the spatial and channel
+    gates (…-gates.png) and the attention from one place (…-attention.png), where it has them.
 
     \b
     Examples: partialnet explain runs/flowers rose.jpg
@@ -111,7 +112,7 @@ def explain(
         raise UserError("--category says what the boxes' categories are called; give the boxes with --boxes.")
     paths = find_images(images)
     place = find_device(device)
-    networks = [open_network(source, place, img_size) for source in dict.fromkeys((checkpoint, *against))]
+    networks = [open_network(name, place, img_size) for name in dict.fromkeys((source, *against))]
     for network in networks:
         network.explainer.target_layer(stage)
     classes = [None if target is None else network.explainer.find_class(target) for network in networks]
@@ -149,7 +150,7 @@ def explain(
         shown = written if len(written) <= 6 else [*written[:5], f"and {len(written) - 5} more in {output}"]
         click.echo(f"Written: {', '.join(shown)}", err=json_output.prints)
     if not json_output.prints and explained.read and not scores:
-        command = next_command("explain", checkpoint, *images, "--scores", "-o", output)
+        command = next_command("explain", source, *images, "--scores", "-o", output)
         click.echo(f"\nNext, to measure how faithful the maps are: {command}")
     if explained.unreadable:
         raise UserError(f"{len(explained.unreadable)} of {len(chosen)} images could not be read.")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("source")
 @click.option("-f", "--format", type=click.Choice(["onnx", "openvino", "torch"]), default="onnx", help="Runtime.")
 @click.option(
     "-p",
@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="File to write.  [default: MODEL_PRECISION.onnx, .xml or .safetensors]",
+    help="File to write.  [default: SOURCE_PRECISION.onnx, .xml or .safetensors]",
 )
 @json_option("the report")
 def export(
-    model: str,
+    source: str,
     format: str,
     precision: str,
     img_size: int | None,
@@ -55,9 +55,10 @@ def export(
     output: Path | None,
     json_output: JsonOutput,
 ) -> None:
-    """Export MODEL for other runtimes, folded.
+    """Export SOURCE for other runtimes, folded.
 
-    MODEL is a run folder, a checkpoint or a model name. The file carries class names and preprocessing, so that
+    SOURCE is a run folder, its model.safetensors, a checkpoint of timm's training script or of the authors, or a model
+    name (timm's, torchvision:NAME; then with random weights). The file carries class names and preprocessing, so that
     `partialnet predict` and `partialnet eval` take it like a checkpoint; with --format torch it is a checkpoint. Before
     it is put in place it is compared with PyTorch, also in accuracy if --calibration has labelled images; the
     comparison is printed and stored beside it as JSON.
@@ -69,13 +70,13 @@ def export(
     from partialnet.deploy.exported_files import SUFFIXES, check_files
 
     if output is None:
-        name = Path(model).resolve().name if Path(model).is_dir() else Path(model).stem
+        name = Path(source).resolve().name if Path(source).is_dir() else Path(source).stem
         output = Path(f"{name}_{precision}{SUFFIXES[format]}")
     images = find_images([calibration]) if calibration else []
-    checkpoint = load(model)
+    checkpoint = load(source)
     check_export(output, format, precision, bool(images))
-    check_files(output, model, json_output.path)
-    labelled = _labelled(calibration, checkpoint) if calibration and Path(model).exists() else None
+    check_files(output, source, json_output.path)
+    labelled = _labelled(calibration, checkpoint) if calibration and Path(source).exists() else None
     click.echo(f"Exporting {checkpoint.architecture} to {format} in {precision} …", err=True)
     result = run_export(checkpoint, output, format, precision, img_size, dynamic_batch, images, labelled, progress=True)
     written = [f"{result.path} ({result.size_mb:.1f} MB)", f"{result.path}.json"]
@@ -101,7 +102,7 @@ def export(
     click.echo(f"Written: {', '.join(written)}")
     if result.accuracy is not None:
         click.echo(f"\nNext: {next_command('eval', result.path, calibration)}")
-    elif Path(model).exists():
+    elif Path(source).exists():
         click.echo(f"\nNext: {next_command('predict', result.path)} IMAGE…")
     else:
         click.echo("Its weights are random: it can be timed, but its predictions mean nothing.")

@@ -16,7 +16,7 @@ from .next_command import next_command
 
 
 @click.command()
-@click.argument("model", required=False)
+@click.argument("source", required=False)
 @click.option("--plan", "plan_source", help="Show the network of a search instead: its plan.json or run folder.")
 @click.option(
     "--img-size",
@@ -24,20 +24,21 @@ from .next_command import next_command
     help="Height and width of the image to count for.  [default: the model's own, 224 for untrained ones]",
 )
 @json_option("structure and cost")
-def info(model: str | None, plan_source: str | None, img_size: int | None, json_output: JsonOutput) -> None:
-    """Show the structure and cost of MODEL, in training form and folded for inference.
+def info(source: str | None, plan_source: str | None, img_size: int | None, json_output: JsonOutput) -> None:
+    """Show the structure and cost of SOURCE, in training form and folded for inference.
 
-    MODEL is a model name (partialnet_t0 … partialnet_l, or any timm name), a run folder, its model.safetensors, or a
-    checkpoint that the authors released. The paper's figures are shown with our deviations from them.
+    SOURCE is a run folder, its model.safetensors, a checkpoint of timm's training script or of the authors, or a model
+    name (partialnet_t0 … partialnet_l, any of timm's, torchvision:NAME). The paper's figures are shown with our
+    deviations from them.
 
     \b
     Examples: partialnet info partialnet_t2
               partialnet info --plan runs/searched/plan.json
     """
 
-    if (model is None) == (plan_source is None):
-        raise click.UsageError("Give either a MODEL or a --plan.")
-    checkpoint = _open(model, plan_source).resized(img_size)
+    if (source is None) == (plan_source is None):
+        raise click.UsageError("Give either a SOURCE or a --plan.")
+    checkpoint = _open(source, plan_source).resized(img_size)
     channels, height, width = checkpoint.input_config["input_size"]
     size = (channels, height, width)
     complexity = measure(checkpoint.model, size)
@@ -48,20 +49,20 @@ def info(model: str | None, plan_source: str | None, img_size: int | None, json_
     click.echo(_as_text(checkpoint, complexity, paper))
     if written:
         click.echo(f"Written: {', '.join(written)}")
-    if model is None:
+    if source is None:
         size_option = ["--img-size", str(height)] if height == width else []  # train's recipe may have another
         click.echo(f"\nNext: {next_command('train', 'DATA', '--plan', plan_source, *size_option)}")
-    elif not Path(model).exists():
+    elif not Path(source).exists():
         click.echo("\nNext: partialnet demo   (trains a network that partialnet predict can use)")
     elif checkpoint.num_classes:
-        click.echo(f"\nNext: {next_command('predict', model)} IMAGE…")
+        click.echo(f"\nNext: {next_command('predict', source)} IMAGE…")
 
 
-def _open(model: str | None, plan_source: str | None) -> Checkpoint:
+def _open(source: str | None, plan_source: str | None) -> Checkpoint:
     """The network of that name or file, or the one that a plan describes."""
 
-    if model is not None:
-        return load(model)
+    if source is not None:
+        return load(source)
     assert plan_source is not None
     plan = load_plan(plan_source)
     classes = {"num_classes": len(plan.class_names)} if plan.class_names else {}

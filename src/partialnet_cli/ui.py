@@ -43,9 +43,11 @@ def ui(sources: tuple[str, ...], port: int, open_browser: bool, img_size: int | 
     """Show photographs to networks on a local page in the browser.
 
     Drop a photograph and see the classes, where each network looks, what its gates weigh, the attention from where you
-    click, and how fast it is folded. Several SOURCEs are shown side by side. Each is a run folder, its
-    model.safetensors, an exported file, a checkpoint that the authors released, or a model name (then with random
-    weights); without any, runs/demo is shown.
+    click, and how fast it is folded. Several networks are shown side by side.
+
+    SOURCE is a run folder, its model.safetensors, a checkpoint of timm's training script or of the authors, an exported
+    .onnx or .xml file, or a model name (timm's, torchvision:NAME; then with random weights). Without any, runs/demo is
+    shown.
 
     The page is served on this machine only and works without a network connection. Ctrl-C ends it.
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("run")
+@click.argument("source")
 @click.option("-f", "--format", type=click.Choice(["onnx", "openvino"]), default="onnx", help="Runtime.")
 @click.option(
     "--canvas",
@@ -33,21 +33,21 @@ if TYPE_CHECKING:
     help="Photographs to compare with PyTorch on; at most 16 are used.  [default: crops of two from scikit-learn]",
 )
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="File to write.  [default: RUN.onnx or RUN.xml here]"
+    "-o", "--output", type=click.Path(path_type=Path), help="File to write.  [default: SOURCE.onnx or SOURCE.xml here]"
 )
 @json_option("the report")
 def export(
-    run: str,
+    source: str,
     format: str,
     canvas: tuple[int, int] | None,
     images: str | None,
     output: Path | None,
     json_output: JsonOutput,
 ) -> None:
-    """Export the detector of RUN for other runtimes, folded, with box selection (NMS) inside.
+    """Export SOURCE, a detector, for other runtimes, folded, with box selection (NMS) inside.
 
-    RUN is a detector's run folder or its model.safetensors. The file takes one image at a time, on a canvas of a fixed
-    size, and carries categories and preprocessing. Before it is put in place it is compared with PyTorch; the
+    SOURCE is a detector's run folder or its model.safetensors. The file takes one image at a time, on a canvas of a
+    fixed size, and carries categories and preprocessing. Before it is put in place it is compared with PyTorch; the
     comparison is printed and stored beside it as JSON.
 
     Example: partialnet detect export runs/coco --format openvino --images photos/ -o detector.xml
@@ -57,13 +57,13 @@ def export(
     from partialnet.detection.export import LEAST_MATCHED, export_detector
     from partialnet.sources import is_exported
 
-    if is_exported(run):
-        raise UserError(f"{run!r} is an exported file already; give the run it came from.")
-    checkpoint = load_detector(run)
+    if is_exported(source):
+        raise UserError(f"{source!r} is an exported file already; give the run it came from.")
+    checkpoint = load_detector(source)
     if output is None:
-        name = Path(run).resolve().name if Path(run).is_dir() else Path(run).stem
+        name = Path(source).resolve().name if Path(source).is_dir() else Path(source).stem
         output = Path(f"{name}{SUFFIXES[format]}")
-    check_files(output, run, json_output.path)
+    check_files(output, source, json_output.path)
     photos = find_images([images]) if images else []
     click.echo(f"Exporting Mask R-CNN with {checkpoint.backbone} to {format} …", err=True)
     result = export_detector(checkpoint, output, format, canvas, photos, progress=True)
