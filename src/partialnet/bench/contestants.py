@@ -15,8 +15,10 @@ import numpy as np
 import timm
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import BackendCompilerFailed
 
 from partialnet.checkpoint import Checkpoint, load
+from partialnet.compilation import why_not_compiled
 from partialnet.deploy.others_messages import quiet
 from partialnet.devices import find_device
 from partialnet.errors import UserError
@@ -184,4 +186,6 @@ def why_not_run(error: Exception) -> str:
     """Why a runtime could not run what it was given, in a few words."""
     if isinstance(error, torch.OutOfMemoryError):
         return "the GPU's memory does not suffice; take smaller images, or fewer at a time (a smaller batch size)."
+    if isinstance(error, BackendCompilerFailed):
+        return why_not_compiled(error)
     return first_line(error)

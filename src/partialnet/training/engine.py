@@ -18,10 +18,12 @@ from typing import Any, ClassVar, Generic, TypeVar
 import lightning as L
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch._dynamo.exc import BackendCompilerFailed
 from tqdm import tqdm
 
 from partialnet.checkpoint.stored_network import CONFIG_NAME as CHECKPOINT_CONFIG_NAME
 from partialnet.checkpoint.stored_network import WEIGHTS_NAME
+from partialnet.compilation import why_not_compiled
 from partialnet.errors import RunInterrupted, UserError
 from partialnet.files import write_atomically
 
@@ -233,6 +235,8 @@ def _fit(trainer: L.Trainer, task: Task, keeper: RunKeeper, state: Path | None) 
         except SIGTERMException:
             # Lightning's own answer, in the moment before the keeper takes over the signals
             keeper.interrupt("before the first batch")
+    except BackendCompilerFailed as error:
+        raise UserError(f"The network cannot be trained with --compile: {why_not_compiled(error)}") from error
     except RunInterrupted:
         if not trainer.is_global_zero:
             sys.exit(0)  # the first process tells the user; Lightning's launcher would kill it for a failure here
