@@ -15,7 +15,7 @@ import torch
 from conftest import Randomize
 from torch import Tensor, nn
 
-from partialnet.checkpoint import Checkpoint, create_checkpoint
+from partialnet.checkpoint import Checkpoint, create_checkpoint, load
 from partialnet.errors import UserError
 
 #: A PartialNet of a tenth of a million parameters
@@ -58,6 +58,13 @@ def assert_one_sentence(error: pytest.ExceptionInfo[UserError], *parts: str) -> 
     assert len(message) < 500
     for part in parts:
         assert part in message
+
+
+def assert_refused(source: str | Path, *parts: str) -> None:
+    """``load`` says in one sentence what is wrong."""
+    with pytest.raises(UserError) as error:
+        load(source)
+    assert_one_sentence(error, *parts)
 
 
 def forbid_network(monkeypatch: pytest.MonkeyPatch) -> None:

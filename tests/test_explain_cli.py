@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import Command
+from commands import Command, assert_mistake
 from conftest import TINY, save_run
 from PIL import Image
 
@@ -178,18 +178,12 @@ def test_broken_images_are_told_and_the_others_explained(explain: Command, run_f
 def test_mistakes_are_one_sentence(
     explain: Command, run_folder: Path, photos: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    code, text, err = explain(run_folder, photos / "0.png", "-o", tmp_path / "out", *arguments)
-    assert code == 2
-    assert text == ""
-    assert message in err
-    assert len(err.splitlines()) == 1
+    assert_mistake(explain(run_folder, photos / "0.png", "-o", tmp_path / "out", *arguments), message)
 
 
 def test_without_the_library_it_is_named(explain: Command, run_folder: Path, photos: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
-    code, _, err = explain(run_folder, photos)
-    assert code == 2
-    assert 'pip install ".[explain]"' in err
+    assert_mistake(explain(run_folder, photos), 'pip install ".[explain]"')
 
 
 def test_a_folded_checkpoint_has_maps_and_no_gates(explain: Command, photos: Path, tmp_path: Path) -> None:
@@ -200,10 +194,3 @@ def test_a_folded_checkpoint_has_maps_and_no_gates(explain: Command, photos: Pat
     assert code == 0
     assert "is folded, so its gates are merged" in err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["maps.png"]
-
-
-def test_help_has_examples(explain: Command) -> None:
-    code, text, _ = explain("--help")
-    assert code == 0
-    assert "partialnet explain runs/flowers rose.jpg" in text
-    assert "--position X,Y" in text

@@ -425,19 +425,6 @@ def test_files_are_closed(tmp_path: Path) -> None:
 # -- metadata, containers and folders as they come from elsewhere -----------------------------------------------------
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_is_turned_as_pil_does(orientation: int, tmp_path: Path) -> None:
-    from PIL import ImageOps
-
-    image = Image.fromarray((np.arange(2 * 3 * 3).reshape(2, 3, 3) * 10).astype(np.uint8))
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    path = save(image, tmp_path / "turned.png", exif=exif)
-    with Image.open(path) as stored:
-        expected = ImageOps.exif_transpose(stored)
-    assert (pixels(path) == np.asarray(expected)).all()
-
-
 def test_damaged_metadata_do_not_make_a_photograph_unreadable(tmp_path: Path) -> None:
     # orientation 6, and a resolution that is a text where a fraction belongs
     entries = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack(">HHII", 0x011A, 2, 5, 38)
