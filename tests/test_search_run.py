@@ -222,7 +222,9 @@ def test_sweep_keeps_finished_points(photos: Path, tmp_path: Path, command: Comm
     (tmp_path / "config.yaml").write_text(as_yaml(config))
     folder = tmp_path / "sweep"
     arguments = ("search", photos, "--config", tmp_path / "config.yaml", "-o", folder)
-    command(*arguments, "--theta", "8,2")
+    told = command(*arguments, "--theta", "8,2").err
+    assert told.count("(kept)") == 2
+    assert "(best)" not in told  # of a search the latest epoch is kept
     first = (folder / "theta-2" / "plan.json").stat().st_mtime_ns
     refused = command(*arguments, "--theta", "2,4,8")
     assert refused.code == 2

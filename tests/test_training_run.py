@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -80,7 +81,7 @@ def test_what_is_told(train_tiny: Train, capsys: pytest.CaptureFixture[str]) -> 
     told = capsys.readouterr().err
     assert "33 training and 3 validation images of 3 classes" in told
     assert "Learning rate 0.0156 = 1 × (16 / 1024); effective batch 16 (8 images × 2 batches added up)." in told
-    assert "epoch 1/1  loss" in told
+    assert re.search(r"epoch 1/1  loss .* \(best\)  lr", told)
 
 
 @pytest.mark.parametrize("name", ["curves", "confusion", "first_batch", "worst_mistakes"])

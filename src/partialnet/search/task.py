@@ -36,6 +36,7 @@ class SearchTask(ClassifierTask):
     """
 
     num_sums: ClassVar[int] = 5
+    kept_as: ClassVar[str] = "kept"  # not the best: the latest, see score
 
     config: SearchConfig
     updates_above: Tensor

@@ -70,10 +70,11 @@ class ProgressBar(L.Callback):
         """Write the epoch's figures."""
         assert isinstance(pl_module, Task)
         progress = pl_module.progress
+        mark = f" ({pl_module.kept_as})"
         for row in progress.rows[self._lines :] if trainer.is_global_zero else ():
             self._bar.write(
                 f"epoch {row['epoch']:>{len(str(pl_module.config.epochs))}}/{pl_module.config.epochs}  "
-                f"{pl_module.summary(row)}{' (best)' if row['epoch'] == progress.best_epoch else ''}  "
+                f"{pl_module.summary(row)}{mark if row['epoch'] == progress.best_epoch else ''}  "
                 f"lr {row['lr']:.2e}  {row['images_per_second']:.3g} images/s",
                 file=sys.stderr,
             )

@@ -39,9 +39,11 @@ class Task(L.LightningModule):
 
     Attributes:
         num_sums: Length of the sums that ``training_loss`` gives.
+        kept_as: What an epoch is called whose checkpoint is kept for its ``score``.
     """
 
     num_sums: ClassVar[int]
+    kept_as: ClassVar[str] = "best"
 
     def __init__(self, network: nn.Module, config: RunConfig, data: TrainingData, num_batches: int) -> None:
         super().__init__()
