@@ -383,6 +383,15 @@ def test_wrong_pooling_is_explained_by_reset_classifier() -> None:
 # -- torch.func ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_images_one_by_one_by_torch_func(layout: torch.memory_format, randomize: Randomize) -> None:
+    """Maps of one position, as the last stage's are here, are in both layouts."""
+    model = randomize(small()).double().eval().to(memory_format=layout)
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64).to(memory_format=layout)
+    outputs = vmap(lambda image: model(image[None])[0])(images)
+    torch.testing.assert_close(outputs, model(images))
+
+
 def test_gradients_for_each_image_by_torch_func(randomize: Randomize) -> None:
     model = randomize(small()).double().eval()
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}

@@ -15,9 +15,16 @@ from torch.autograd import forward_ad
 
 @register_notrace_function
 def dense(x: Tensor) -> Tensor:
-    """Copy a channel slice, (B, C, H, W), into dense memory of the layout it was cut from; no copy if it is dense."""
+    """Copy a channel slice, (B, C, H, W), into dense memory of the layout it was cut from; no copy if it is dense.
+
+    ``torch.func.vmap`` knows one layout only.
+    """
     if x.stride(1) == 1:
-        return x.contiguous(memory_format=torch.channels_last)
+        one_layout = False
+        if not torch.jit.is_scripting():
+            one_layout = not torch.compiler.is_compiling() and is_transformed()
+        if not one_layout:
+            return x.contiguous(memory_format=torch.channels_last)
     return x.contiguous()
 
 
