@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -22,6 +24,7 @@ from partialnet.search import pictures as search_pictures
 from partialnet.training import pictures
 from partialnet.training.batches import Batch
 
+LUMA = (0.2126, 0.7152, 0.0722)
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 
 
@@ -97,6 +100,27 @@ def test_confusion(size: int, figures: list[Figure], tmp_path: Path) -> None:
     assert max(Image.open(tmp_path / "m.png").size) < 2400
 
 
+def lightness(colour: str | tuple[float, ...]) -> float:
+    """Relative luminance by WCAG 2, from 0 to 1."""
+    return float(np.dot([c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)], LUMA))
+
+
+def test_numbers_of_a_confusion_are_legible_on_their_colours(figures: list[Figure], tmp_path: Path) -> None:
+    """A contrast of 4.5, as WCAG asks for, whatever the share, of right answers and mistakes."""
+    labels = [row for row in range(20) for _ in range(20)]
+    predicted = [column for row in range(20) for column in [row] * (20 - row) + [0] * row]
+    plots.confusion_matrix(tmp_path / "m.png", labels, predicted, [str(i) for i in range(20)], "title")
+    axes = figures[0].axes[0]
+    shown = axes.images[0]
+    shares = np.asarray(shown.get_array())
+    assert len(axes.texts) == 39
+    for text in axes.texts:
+        column, row = (round(value) for value in text.get_position())
+        ground = lightness(shown.to_rgba(shares)[row, column, :3])
+        ink = lightness(text.get_color())
+        assert (max(ground, ink) + 0.05) / (min(ground, ink) + 0.05) >= 4.5, shares[row, column]
+
+
 def test_confusion_of_classes_without_images(figures: list[Figure], tmp_path: Path) -> None:
     plots.confusion_matrix(tmp_path / "m.png", [0], [0], ["a", "b", "c"], "one image")
     plots.confusion_matrix(tmp_path / "n.png", [], [], [str(i) for i in range(100)], "no image")
@@ -104,6 +128,18 @@ def test_confusion_of_classes_without_images(figures: list[Figure], tmp_path: Pa
     assert shares[0].tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
     assert not shares[1].any()
     assert figures[1].axes[1].get_title(loc="left") == "no mistakes"
+
+
+def test_captions_stay_beside_one_another(figures: list[Figure], tmp_path: Path) -> None:
+    """Also of many wide letters; those that fit keep their size."""
+    captions = ["WWWWWWWWWWWWWWW… 97%\nis WWWWWWWWWWWWWWW…", "cat 97%\nis dog"] * 8
+    plots.image_grid(tmp_path / "g.png", [np.zeros((8, 8, 3))] * 16, captions, "title")
+    (figure,) = figures
+    figure.draw_without_rendering()
+    boxes = [axes.title.get_window_extent() for axes in figure.axes]
+    assert not any(first.overlaps(second) for first, second in itertools.pairwise(boxes))
+    assert boxes[0].x0 >= 0
+    assert figure.axes[1].title.get_fontsize() == 12
 
 
 @pytest.mark.parametrize("number", [1, 5, 40])

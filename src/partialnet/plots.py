@@ -127,8 +127,8 @@ def confusion_matrix(
 ) -> None:
     """Number of held-out images of each true class (rows) predicted as each class (columns).
 
-    Up to 25 classes the numbers stand in the squares, up to 60 the classes are named beside them; of more classes the
-    most frequent mistakes are listed.
+    Up to 25 classes the numbers stand in the squares, right answers bold; up to 60 the classes are named beside
+    them, and of more classes the most frequent mistakes are listed.
     """
     size = len(class_names)
     counts = np.zeros((size, size), int)
@@ -155,9 +155,9 @@ def confusion_matrix(
     if size <= MAX_NUMBERED:
         for row, column in np.argwhere(counts):
             count = int(counts[row, column])
-            color = "white" if shares[row, column] > 0.4 else RED if row != column else "black"
-            fontsize = 12 if count < 1000 else 9
-            axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=fontsize)
+            style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 12 if count < 1000 else 9}
+            style["color"] = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(count), weight="bold" if row == column else "normal", **style)
     bar = figure.colorbar(shown, ax=axes, shrink=0.8, label="share of the true class", ticks=(0, 0.05, 0.2, 0.5, 1))
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
     figure.suptitle(title, fontsize=14, parse_math=False)
@@ -216,7 +216,25 @@ def image_grid(
         axes.imshow(image, interpolation="nearest" if max(image.shape[:2]) <= 128 else "antialiased")
         axes.set_title(caption, fontsize=12, parse_math=False)
     figure.suptitle(title, fontsize=15, parse_math=False)
+    fit_captions(figure, grid)
     save(figure, path)
+
+
+def fit_captions(figure: Figure, grid: np.ndarray) -> None:
+    """Set captions above images in smaller letters where they would run into their neighbours.
+
+    Args:
+        figure: With its images and captions.
+        grid: Its axes, (rows, columns).
+    """
+    _choose_fonts(figure)
+    figure.draw_without_rendering()  # lays it out
+    middles = [axes.get_position().intervalx.mean() for axes in grid[0]]
+    room = 0.97 * figure.bbox.width * min(np.diff(middles), default=1.0)
+    for axes in grid.flat:
+        width = axes.title.get_window_extent().width
+        if width > room:
+            axes.title.set_fontsize(axes.title.get_fontsize() * room / width)
 
 
 def shorten(name: str, limit: int = 16) -> str:
@@ -232,12 +250,16 @@ def printable(name: str) -> str:
 
 def save(figure: Figure, path: Path, dpi: float = 120) -> None:
     """Write a figure as PNG of ``dpi`` pixels an inch, in one step; signs that no font has become boxes."""
-    for text in figure.findobj(Text):
-        text.set_text(printable(text.get_text()))
-        if fonts := fonts_for(text.get_text()):
-            text.set_fontfamily([*text.get_fontfamily(), *(font.name for font in fonts)])
+    _choose_fonts(figure)
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the box tells, and nobody can mend it here
         figure.savefig(buffer, format="png", dpi=dpi)
     write_atomically(path, buffer.getvalue())
+
+
+def _choose_fonts(figure: Figure) -> None:
+    for text in figure.findobj(Text):
+        text.set_text(printable(text.get_text()))
+        if fonts := fonts_for(text.get_text()):
+            text.set_fontfamily([*text.get_fontfamily(), *(font.name for font in fonts)])

@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
-from partialnet.plots import BLUE, GREEN, ORANGE, RED, save, shorten
+from partialnet.plots import BLUE, GREEN, ORANGE, RED, fit_captions, save, shorten
 from partialnet.preprocessing import Region
 
 from .cam import ClassMap, to_image
@@ -109,6 +109,7 @@ def draw_maps(
                 )
     _heat_bar(figure, grid, "importance for the class, 1 at the peak", lines)
     figure.suptitle(title, fontsize=14, parse_math=False)
+    fit_captions(figure, grid)
     save(figure, path)
 
 

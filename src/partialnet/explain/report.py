@@ -157,14 +157,14 @@ def _place(point: Position | None, size: tuple[int, int], found: ClassMap) -> tu
 
 def _caption(found: Finding) -> str:
     """What is predicted and, where it is another class, what the map is of."""
-    empty = " (empty map)" if found.statistics["empty"] else ""
+    kind = "empty map" if found.statistics["empty"] else "map"
     if not found.predicted:
-        return f"{found.method}{empty}"
+        return found.method if kind == "map" else f"{found.method}\n{kind}"
     best, probability = found.predicted[0]
     predicted = f"{shorten(best, 15)} {_percent(probability)}"
     if found.target in (None, best):
-        return f"{predicted}{empty}"
-    return f"{predicted}\nmap: {shorten(found.target or '', 13)} {_percent(found.probability or 0.0)}{empty}"
+        return predicted if kind == "map" else f"{predicted}\n{kind}"
+    return f"{predicted}\n{kind}: {shorten(found.target or '', 13)} {_percent(found.probability or 0.0)}"
 
 
 def _title(network: ExplainedNetwork) -> str:
