@@ -344,33 +344,35 @@ def test_results_of_a_gpu_are_labelled_with_its_name(
     monkeypatch: pytest.MonkeyPatch, command: Command, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
-    titles = drawn_titles(monkeypatch)
+    figures = drawn(monkeypatch)
     timing = Timing(4.0, 3.0, 5.0, 1.0, 1.0, 1.0, 9)
     rows = [Row("resnet50", "resnet50", Setting("eager", "bf16", device="cuda"), (3, 224, 224), timing, 25.6, 4.1)]
     monkeypatch.setattr("partialnet.bench.measure.measure_each_setting", lambda *arguments: [rows])
     monkeypatch.setattr(Setting, "check", lambda setting: None)
     done = command("bench", "resnet50", "--device", "cuda", "-p", "bf16", "--plot", tmp_path / "speed.png")
     assert "in the same round; NVIDIA H200, bf16." in done.out
-    assert titles == ["Inference, batch 1, bf16, NVIDIA H200; × is the ratio to resnet50"]
+    assert [figure.get_suptitle() for figure in figures] == [
+        "Inference, batch 1, bf16, NVIDIA H200; × is the ratio to resnet50"
+    ]
     assert place("cpu", 1) == "1 CPU thread"
     assert place("cpu", 4) == "4 CPU threads"
 
 
-def drawn_titles(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Titles of the bar charts that are drawn from now on."""
-    titles: list[str] = []
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The bar charts that are drawn from now on."""
+    figures: list[Figure] = []
 
     def note(figure: Figure, path: Path) -> None:
-        titles.append(figure.get_suptitle())
+        figures.append(figure)
         save(figure, path)
 
     monkeypatch.setattr("partialnet.bench.speed_bars.save", note)
-    return titles
+    return figures
 
 
 def test_names_with_dollars_are_no_formulas_in_the_picture(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # names of run folders; this formula is wrong, and would end the plot
-    titles = drawn_titles(monkeypatch)
+    figures = drawn(monkeypatch)
     timing = Timing(4.0, 3.0, 5.0, 1.0, 1.0, 1.0, 9)
     rows = [
         Row(name, "runs/$^$", Setting(runtime), (3, 32, 32), timing, 1.0, 1.0)
@@ -378,8 +380,29 @@ def test_names_with_dollars_are_no_formulas_in_the_picture(monkeypatch: pytest.M
         for name in names
     ]
     speed_bars(tmp_path / "speed.png", rows)
-    assert titles[0].endswith("the ratio to runs/$^$")
+    assert figures[0].get_suptitle().endswith("the ratio to runs/$^$")
     assert Image.open(tmp_path / "speed.png").width > 600
+
+
+@pytest.mark.parametrize("runtimes", [("eager",), ("eager", "onnxruntime", "openvino")])
+def test_long_names_leave_room_for_the_bars(
+    runtimes: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    figures = drawn(monkeypatch)
+    names = ("runs/a_run_with_all_that_was_set_in_its_name_lr0.001_wd0.05_seed3", "resnet50")
+    rows = [
+        Row(name, names[1], Setting(runtime), (3, 32, 32), Timing(123.4, 115.0, 128.0, 1.23, 1.2, 1.3, 9), 1.0, 1.0)
+        for runtime in runtimes
+        for name in names
+    ]
+    speed_bars(tmp_path / "speed.png", rows)
+    (figure,) = figures
+    figure.draw_without_rendering()
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["runs/a_run_with_all…lr0.001_wd0.05_seed3", "resnet50"]
+    for axes in figure.axes:
+        assert axes.get_window_extent().width > 2.5 * figure.dpi
+        assert all(text.get_window_extent().x1 < axes.get_window_extent().x1 for text in axes.texts)
 
 
 @pytest.mark.filterwarnings("error")

@@ -243,6 +243,12 @@ def shorten(name: str, limit: int = 16) -> str:
     return name if len(name) <= limit else f"{name[: limit - 1]}…"
 
 
+def clip(name: str, limit: int = 22) -> str:
+    """A name of a file or run that fits above or beside a picture; of a long one beginning and end."""
+    end = limit // 2
+    return name if len(name) <= limit else f"{name[: limit - end - 1]}…{name[-end:]}"
+
+
 def printable(name: str) -> str:
     """A name of a file as fonts can draw it, also one that is not UTF-8."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from partialnet.errors import UserError
 from partialnet.images import read_image
-from partialnet.plots import BLUE, RED, shorten
+from partialnet.plots import BLUE, RED, clip, shorten
 
 from .boxes import BoxSet
 from .cam import ClassMap
@@ -53,7 +53,7 @@ def draw_map_pages(
         first = networks[0].found[0]
         names = _title(networks[0]) if len(networks) == 1 else "predicted class and probability above each map"
         path = output / ("maps.png" if start == 0 else f"maps-{start // page + 1}.png")
-        captions = [_clip(paths[index].name) for index in indices]
+        captions = [clip(paths[index].name) for index in indices]
         draw_maps(path, images[start : start + page], captions, rows, f"{first.method}, stage {first.stage}: {names}")
         written.append(str(path))
     return written
@@ -88,13 +88,13 @@ def draw_gate_pages(
     stem = f"{index + 1:02d}-{_short_stem(path)}"
     if gates.spatial or gates.channel:
         file = output / f"{stem}-gates.png"
-        draw_gates(file, image, found, gates, f"{_clip(path.name)}: what {_title(network)} weighs")
+        draw_gates(file, image, found, gates, f"{clip(path.name)}: what {_title(network)} weighs")
         written.append(str(file))
     if gates.attention:
         x, y = _place(point, image.size, found)
         file = output / f"{stem}-attention.png"
         which = "" if point is not None else ", the peak of its map"
-        title = f"{_clip(path.name)}: attention from {x:.0f},{y:.0f}{which}\n{_title(network)}"
+        title = f"{clip(path.name)}: attention from {x:.0f},{y:.0f}{which}\n{_title(network)}"
         try:
             draw_attention(file, image, gates, (x, y), title)
             written.append(str(file))
@@ -136,7 +136,7 @@ def draw_point_page(
         outcome = "hit" if point.hit else "miss"
         color = BLUE if point.hit else RED
         images.append(image)
-        captions.append(_clip(point.path.name))
+        captions.append(clip(point.path.name))
         caption = f"{shorten(point.category, 16)}: {outcome}\np = {found.probability:.1%}"
         tiles.append(MapTile(found, caption, truth.boxes[point.category], color if point.peak else None))
     assert network.game is not None
@@ -171,12 +171,6 @@ def _title(network: ExplainedNetwork) -> str:
     return f"{network.name}, untrained: random weights" if network.untrained else network.name
 
 
-def _clip(name: str, limit: int = 22) -> str:
-    """A name of a file or run that fits above or beside an image; of a long one beginning and end."""
-    end = limit // 2
-    return name if len(name) <= limit else f"{name[: limit - end - 1]}…{name[-end:]}"
-
-
 def _short_stem(path: Path) -> str:
     """A file's name without its suffix, short enough to be part of another one; systems take 255 bytes."""
     return os.fsencode(path.stem)[:150].decode("utf-8", "ignore")
@@ -187,4 +181,4 @@ def _percent(probability: float) -> str:
 
 
 def _row_name(network: ExplainedNetwork) -> str:
-    return _clip(network.name, 17) + ("\n(random weights)" if network.untrained else "")
+    return clip(network.name, 17) + ("\n(random weights)" if network.untrained else "")
