@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from coco_sets import evaluated_images, write_set
+from matplotlib.figure import Figure
 from PIL import Image
 
+from partialnet import plots
 from partialnet.detection.annotations import DetectionImages
 from partialnet.detection.drawing import (
     MAX_OBJECTS,
@@ -21,6 +23,7 @@ from partialnet.detection.drawing import (
     truth_of,
 )
 from partialnet.detection.evaluator import Detection, evaluate
+from partialnet.detection.pictures import draw_curves
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +87,13 @@ def test_pictures_are_written(images: DetectionImages, tmp_path: Path) -> None:
     for name in ("grid.png", "one.png", "precision.png"):
         with Image.open(tmp_path / name) as picture:
             assert np.asarray(picture.convert("L")).std() > 10
+
+
+def test_curves_of_losses_differ_for_colour_blind_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
+    names = ("loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg")
+    rows = [{"epoch": epoch, "train_loss": 3.0, "lr": 1e-3} | dict.fromkeys(names, 0.6) for epoch in (1, 2)]
+    draw_curves(tmp_path / "curves.png", rows)
+    colours = [line.get_color() for line in figures[0].axes[0].lines]
+    assert colours == ["black", *plots.PALETTE[:5]]

@@ -22,7 +22,7 @@ from .files import write_atomically
 from .fonts import fonts_for
 
 # colours that differ for colour-blind readers too (Okabe and Ito)
-BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+BLUE, ORANGE, GREEN, RED, PINK, SKY = PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 
 #: Classes up to which a confusion matrix holds numbers, and names.
 MAX_NUMBERED, MAX_NAMED = 25, 60

@@ -59,8 +59,8 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     epochs = [row["epoch"] for row in rows]
     marker = {"marker": "o", "markersize": 4 if len(rows) <= 60 else 0, "linewidth": 2}
     losses.plot(epochs, [row["train_loss"] for row in rows], color="black", label="sum", **marker)
-    for name, title in _LOSS_TITLES.items():
-        losses.plot(epochs, [row[name] for row in rows], label=title, **marker)
+    for (name, title), color in zip(_LOSS_TITLES.items(), plots.PALETTE, strict=False):
+        losses.plot(epochs, [row[name] for row in rows], color=color, label=title, **marker)
     losses.set(xlabel="epoch", ylabel="mean over the images", title="Training losses", ylim=(0, None))
     lines = [("val_box_ap", plots.BLUE, "boxes, AP", "-"), ("val_box_ap50", plots.BLUE, "boxes, AP50", ":")]
     lines += [("val_mask_ap", plots.ORANGE, "masks, AP", "-"), ("val_mask_ap50", plots.ORANGE, "masks, AP50", ":")]

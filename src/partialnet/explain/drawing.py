@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
-from partialnet.plots import BLUE, GREEN, ORANGE, RED, fit_captions, save, shorten
+from partialnet.plots import GREEN, ORANGE, PALETTE, PINK, SKY, fit_captions, save, shorten
 from partialnet.preprocessing import Region
 
 from .cam import ClassMap, to_image
@@ -31,9 +31,9 @@ _MAX_BLOCKS = 6
 #: Images up to which each has a row of its own.
 _MAX_IN_ROWS = 3
 _TILE = 480  # pixels of an image's long side in a picture
-_STAGE_COLORS = ("#56B4E9", ORANGE, GREEN, "#CC79A7")
+_STAGE_COLORS = (SKY, ORANGE, GREEN, PINK)
 #: Of maps, gates and attention: brighter is more, also for colour-blind readers and in grey prints.
-COLORS = "viridis"
+MAP_COLORS = "viridis"
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def overlay(image: Image.Image, values: np.ndarray, region: Region | None = None
     color = np.asarray(small, dtype=np.float32) / 255
     base = 0.65 * grey + 0.35 * color
     strength = (0.15 + 0.5 * heat.clip(0, 1))[:, :, None]
-    mixed = (1 - strength) * base + strength * matplotlib.colormaps[COLORS](heat.clip(0, 1))[:, :, :3]
+    mixed = (1 - strength) * base + strength * matplotlib.colormaps[MAP_COLORS](heat.clip(0, 1))[:, :, :3]
     if region is not None:
         scale_x, scale_y = small.width / image.width, small.height / image.height
         x, y = np.arange(small.width) + 0.5, np.arange(small.height) + 0.5
@@ -185,11 +185,11 @@ def _draw_spatial(part: SubFigure, gates: Gates, stages: Sequence[int], columns:
     for row, stage in zip(grid, stages, strict=True):
         shown = _spread([gate for gate in gates.spatial if gate.stage == stage], columns)
         for axes, gate in zip(row, shown, strict=False):
-            axes.imshow(gate.values, cmap=COLORS, norm=scale, interpolation="nearest")
+            axes.imshow(gate.values, cmap=MAP_COLORS, norm=scale, interpolation="nearest")
             height, width = gate.values.shape
             label = f"stage {stage}, {height}×{width}\n" if gate is shown[0] else ""
             axes.set_title(f"{label}block {gate.index}", fontsize=11)
-    bar = part.colorbar(ScalarMappable(scale, COLORS), ax=list(grid.flat), shrink=0.6, aspect=30, location="bottom")
+    bar = part.colorbar(ScalarMappable(scale, MAP_COLORS), ax=list(grid.flat), shrink=0.6, aspect=30, location="bottom")
     bar.set_label("PAT_sp: weight of the position", fontsize=12)
 
 
@@ -264,10 +264,9 @@ def draw_scores(path: Path, names: Sequence[str], scores: Sequence[Sequence[Scor
     """
     figure = Figure(figsize=(13, 5), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    colors = (BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9")
     for axes, kind, better in zip(panels, ("deletion", "insertion"), ("smaller", "larger"), strict=True):
         for number, (name, own) in enumerate(zip(names, scores, strict=True)):
-            color = colors[number % len(colors)]
+            color = PALETTE[number % len(PALETTE)]
             for suffix, style in (("", "-"), ("_center", ":")):
                 curve = np.mean([getattr(score, kind + suffix) for score in own], 0)
                 area = np.mean([score.areas()[kind + suffix] for score in own])
@@ -308,7 +307,7 @@ def _mark(axes: Axes, image: Image.Image, tile: MapTile) -> None:
 
 def _heat_bar(figure: Figure, grid: np.ndarray, label: str, rows: int) -> None:
     bar = figure.colorbar(
-        ScalarMappable(Normalize(0, 1), COLORS),
+        ScalarMappable(Normalize(0, 1), MAP_COLORS),
         ax=list(grid.flat),
         location="bottom",
         shrink=0.5,

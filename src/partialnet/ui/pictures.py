@@ -11,7 +11,7 @@ from PIL import Image
 
 from partialnet.explain import ClassMap
 from partialnet.explain.cam import to_image
-from partialnet.explain.drawing import COLORS, overlay
+from partialnet.explain.drawing import MAP_COLORS, overlay
 from partialnet.preprocessing import Region
 
 
@@ -41,4 +41,4 @@ def attention_picture(small: Image.Image, weights: np.ndarray, region: Region) -
 def tile_picture(values: np.ndarray, low: float, high: float) -> str:
     """A map (h, w) with one pixel for each position, coloured from ``low`` to ``high``."""
     share = (values - low) / max(high - low, 1e-3)
-    return data_url(matplotlib.colormaps[COLORS](share.clip(0, 1))[:, :, :3])
+    return data_url(matplotlib.colormaps[MAP_COLORS](share.clip(0, 1))[:, :, :3])
