@@ -97,7 +97,7 @@ def test_masks_left_in_their_boxes_are_the_same() -> None:
         assert all(torch.equal(one[name], other[name]) for name in ("boxes", "labels", "scores"))
         expected = encode_masks(one["masks"][:, 0] > 0.5)
         size = (image.shape[1], image.shape[2])
-        assert encode_box_masks(other["box_masks"], other["mask_boxes"], size) == expected
+        assert encode_box_masks(other["box_masks"], other["boxes"], size) == expected
         assert len(expected) > 0
 
 

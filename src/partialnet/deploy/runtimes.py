@@ -87,12 +87,12 @@ class ExportedFile:
     """An exported file, ready to run.
 
     Attributes:
-        run: Maps a contiguous float32 array of images to the arrays of all outputs.
-        input_shape: (B, C, H, W) that every call must have, each None if any.
+        run: Maps contiguous arrays, float32 images and further inputs that a graph has, to those of all outputs.
+        input_shape: (B, C, H, W) of the images that every call must have, each None if any.
         config: The configuration in the file.
     """
 
-    run: Callable[[np.ndarray], list[np.ndarray]]
+    run: Callable[..., list[np.ndarray]]
     input_shape: tuple[int | None, ...]
     config: dict[str, Any]
 
@@ -114,7 +114,7 @@ def open_exported(path: str | Path, task: str) -> ExportedFile:
     return ExportedFile(run, input_shape, config)
 
 
-_Opened = tuple[Callable[[np.ndarray], list[np.ndarray]], tuple[int | None, ...], Any]
+_Opened = tuple[Callable[..., list[np.ndarray]], tuple[int | None, ...], Any]
 
 
 def _open_onnx(path: Path) -> _Opened:
@@ -126,14 +126,15 @@ def _open_onnx(path: Path) -> _Opened:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common class
         raise UserError(f"{str(path)!r} is damaged or not an ONNX file: {first_line(error)}") from error
-    entry = session.get_inputs()[0]
+    entries = session.get_inputs()
 
-    def run(images: np.ndarray) -> list[np.ndarray]:
-        outputs: list[np.ndarray] = session.run(None, {entry.name: images})
+    def run(*inputs: np.ndarray) -> list[np.ndarray]:
+        names = [entry.name for entry in entries]
+        outputs: list[np.ndarray] = session.run(None, dict(zip(names, inputs, strict=True)))
         return outputs
 
     text = session.get_modelmeta().custom_metadata_map.get(CONFIG_KEY)
-    return run, tuple(side if isinstance(side, int) else None for side in entry.shape), text
+    return run, tuple(side if isinstance(side, int) else None for side in entries[0].shape), text
 
 
 def _open_openvino(path: Path) -> _Opened:
@@ -148,9 +149,9 @@ def _open_openvino(path: Path) -> _Opened:
         raise UserError(f"{str(path)!r} is damaged or not an OpenVINO file: {reason}") from error
     shape = tuple(side.get_length() if side.is_static else None for side in model.input(0).partial_shape)
 
-    def run(images: np.ndarray) -> list[np.ndarray]:
+    def run(*inputs: np.ndarray) -> list[np.ndarray]:
         # both ends are copied: neither the caller's array nor the request's next result is ever shared
-        results = request.infer({0: images}, share_inputs=False, share_outputs=False)
+        results = request.infer(dict(enumerate(inputs)), share_inputs=False, share_outputs=False)
         return [results[index] for index in range(len(model.outputs))]
 
     return run, shape, text

@@ -147,8 +147,7 @@ def to_detections(
         images: What the detector looked at.
         indices: Places of the images in it.
         outputs: For each image ``boxes`` (left, top, right, bottom in pixels of the image), (N, 4), ``labels``, (N,),
-            ``scores``, (N,), and perhaps ``masks``, (N, 1, H, W), or ``box_masks``, (N, 1, S, S), in [0, 1], and the
-            ``mask_boxes``, (N, 4), that they are of.
+            ``scores``, (N,), and perhaps ``masks``, (N, 1, H, W), or ``box_masks``, (N, 1, S, S), in [0, 1].
     """
     detections: list[Detection] = []
     for index, output in zip(indices, outputs, strict=True):
@@ -170,7 +169,7 @@ def to_detections(
 
 def _segmentations(output: dict[str, Tensor], size: tuple[int, int]) -> Sequence[dict[str, Any] | None]:
     if "box_masks" in output:
-        return encode_box_masks(output["box_masks"], output["mask_boxes"], size)
+        return encode_box_masks(output["box_masks"], output["boxes"], size)
     if "masks" in output:
         return encode_masks(output["masks"].detach().flatten(0, 1) > MASK_THRESHOLD)
     return [None] * len(output["boxes"])

@@ -36,7 +36,7 @@ from partialnet.extras import require
 from partialnet.images import read_image
 
 from .checkpoint import DetectorCheckpoint
-from .exported import OUTPUTS, Canvas, CanvasGraph, load_exported_detector
+from .exported import INPUTS, OUTPUTS, Canvas, CanvasGraph, load_exported_detector
 from .masks import paste_windows
 from .model import Detector
 
@@ -126,8 +126,9 @@ def export_detector(
 ) -> DetectorExport:
     """Fold a detector, write it for another runtime, and compare what was written with the original.
 
-    The graph takes one normalised image on a canvas, (1, 3, H, W), and gives ``boxes``, (N, 4), xyxy pixels of the
-    canvas, ``labels``, (N,), from 1 on, ``scores``, (N,), and ``masks``, (N, 28, 28), within the boxes.
+    The graph takes one normalised image on a canvas, ``images``, (1, 3, H, W), and the ``image_size`` of the part of it
+    that the image takes, (2,), int64. It gives ``boxes``, (N, 4), xyxy pixels of the canvas, ``labels``, (N,), from 1
+    on, ``scores``, (N,), and ``masks``, (N, 28, 28), within the boxes.
     ``load_exported_detector`` does what is around it. The comparison is stored beside the file, as ``<file>.json``.
     Files appear whole or not at all.
 
@@ -160,13 +161,19 @@ def export_detector(
         named = f"The detector with {checkpoint.backbone}"
         with refusing(f"{named} cannot be folded"):
             folded = checkpoint.fold_for(canvas, FORMS[format])
-        heads: Any = folded.roi_heads
-        config = {**checkpoint.config(), "canvas": list(canvas), "inference_precision": "f32"}
+        heads, transform = cast(Any, folded).roi_heads, cast(Any, checkpoint.model).transform
+        config = {
+            **checkpoint.config(),
+            "canvas": list(canvas),
+            "size_divisible": transform.size_divisible,
+            "inference_precision": "f32",
+        }
         config["settings"] = {**config["settings"], "score_thresh": heads.score_thresh}
         with refusing(f"{named} cannot be exported to {format}"):
-            _write(CanvasGraph(folded, canvas), canvas, finished, format, config)
+            _write(CanvasGraph(folded), canvas, finished, format, config)
             exported = cast(Canvas, load_exported_detector(finished).model)
-            exported.run(torch.zeros(1, 3, *canvas))  # the runtime may have loaded what it cannot run
+            # the runtime may have loaded what it cannot run
+            exported.run(torch.zeros(1, 3, *canvas), torch.tensor(canvas))
         same_canvas, own_sizes = _verify(checkpoint, exported, canvas, chosen, progress)
         size = size_mb(finished)
         put_in_place(finished, output)
@@ -196,16 +203,16 @@ def _write(graph: CanvasGraph, canvas: tuple[int, int], path: Path, format: str,
 
 
 def write_detector_onnx(graph: CanvasGraph, canvas: tuple[int, int], path: Path) -> None:
-    """Write a detector's graph as ONNX: input ``images``, outputs as in ``OUTPUTS``, of as many rows as are found."""
+    """Write a detector's graph as ONNX: inputs as in ``INPUTS``, outputs as in ``OUTPUTS``, a row for each object."""
     with torch.no_grad(), quiet():
         torch.onnx.export(
             graph,
             # noise leads tracing through every branch: a plain image might have no proposals
-            (torch.randn(1, 3, *canvas, generator=torch.Generator().manual_seed(0)),),
+            (torch.randn(1, 3, *canvas, generator=torch.Generator().manual_seed(0)), torch.tensor(canvas)),
             str(path),
             dynamo=False,
             opset_version=_OPSET,
-            input_names=["images"],
+            input_names=list(INPUTS),
             output_names=list(OUTPUTS),
             dynamic_axes={name: {0: "detections"} for name in OUTPUTS},
         )
@@ -215,7 +222,7 @@ def _verify(
     checkpoint: DetectorCheckpoint, exported: Canvas, canvas: tuple[int, int], photos: Sequence[Path], progress: bool
 ) -> tuple[Parity, Parity]:
     transform: Any = checkpoint.model.transform
-    on_canvas = Canvas(CanvasGraph(checkpoint.model, canvas), canvas, transform)
+    on_canvas = Canvas(CanvasGraph(checkpoint.model), canvas, transform)
     # masks stay in their boxes: those of sixteen of a camera's photographs in full would take hundreds of gigabytes
     answers: tuple[list[dict[str, Tensor]], ...] = ([], [], [])
     sizes: list[tuple[int, int]] = []
@@ -251,7 +258,7 @@ def compare_detections(
             box_errors.append(float((first["boxes"][i] - second["boxes"][j]).abs().max()))
             score_errors.append(abs(float(first["scores"][i] - second["scores"][j])))
             one, other = (
-                next(paste_windows(found["box_masks"][k, None], found["mask_boxes"][k, None], size))
+                next(paste_windows(found["box_masks"][k, None], found["boxes"][k, None], size))
                 for found, k in ((first, i), (second, j))
             )
             mask_ious.append(one.iou(other))

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import resize_boxes
-from torchvision.ops import clip_boxes_to_image, remove_small_boxes
 
 from partialnet.deploy.runtimes import open_exported
 from partialnet.errors import UserError
@@ -21,10 +20,10 @@ from partialnet.errors import UserError
 from .checkpoint import DetectorCheckpoint, parse_categories
 from .resizing import DetectorTransform, resize_image, resized_size
 
-#: Detections of a smaller width or height, in pixels, are left out, as torchvision does.
-_LEAST_SIDE = 1e-2
-#: What a graph gives for one canvas: boxes, (N, 4), xyxy pixels; labels, (N,), from 1 on; scores, (N,);
-#: masks, (N, S, S)
+#: What a graph takes: a normalised canvas, (1, 3, H, W), and height and width of the image in its upper left corner,
+#: (2,), int64, as nothing is to be found beside it.
+INPUTS = ("images", "image_size")
+#: What it gives: boxes, (N, 4), xyxy pixels; labels, (N,), from 1 on; scores, (N,); masks, (N, S, S)
 OUTPUTS = ("boxes", "labels", "scores", "masks")
 
 
@@ -32,13 +31,13 @@ class Canvas(nn.Module):
     """Puts images onto a canvas of one size, and detections back, around a network that takes no other size.
 
     Args:
-        run: Maps a canvas, (1, 3, H, W), to its detections, see ``OUTPUTS``.
+        run: Maps ``INPUTS`` to ``OUTPUTS``.
         size: Height and width of the canvas, in pixels.
         transform: Normalisation, and the sides that images are resized to where the canvas has room.
     """
 
     def __init__(
-        self, run: Callable[[Tensor], Sequence[Tensor]], size: tuple[int, int], transform: DetectorTransform
+        self, run: Callable[[Tensor, Tensor], Sequence[Tensor]], size: tuple[int, int], transform: DetectorTransform
     ) -> None:
         super().__init__()
         self.run = run
@@ -51,12 +50,12 @@ class Canvas(nn.Module):
         found = self.find(images)
         for image, one in zip(images, found, strict=True):
             size = (int(image.shape[-2]), int(image.shape[-1]))
-            one["masks"] = paste_masks_in_image(one.pop("box_masks"), one.pop("mask_boxes"), size)
+            one["masks"] = paste_masks_in_image(one.pop("box_masks"), one["boxes"], size)
         return found
 
     @torch.no_grad()
     def find(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """The same with ``box_masks`` and ``mask_boxes`` in the place of ``masks``; see ``Detector.find``."""
+        """The same with ``box_masks`` in the place of ``masks``; see ``Detector.find``."""
         return [self._detect(image) for image in images]
 
     def _detect(self, image: Tensor) -> dict[str, Tensor]:
@@ -64,19 +63,9 @@ class Canvas(nn.Module):
         resized = resized_size(original, self.transform.img_size, self.size)
         image = self.transform.normalize(resize_image(image, resized))
         padding = (0, self.size[1] - resized[1], 0, self.size[0] - resized[0])
-        boxes, labels, scores, masks = self.run(F.pad(image[None], padding))
-        # the network looked at the whole of these to draw their masks, beside the image too
-        mask_boxes = resize_boxes(boxes, list(resized), list(original))
-        boxes = clip_boxes_to_image(mask_boxes, original)
-        # what lies beside the image, on the empty part of the canvas, has no area now
-        kept = remove_small_boxes(boxes, _LEAST_SIDE)
-        return {
-            "boxes": boxes[kept],
-            "labels": labels[kept],
-            "scores": scores[kept],
-            "box_masks": masks[kept, None],
-            "mask_boxes": mask_boxes[kept],
-        }
+        boxes, labels, scores, masks = self.run(F.pad(image[None], padding), torch.tensor(resized))
+        boxes = resize_boxes(boxes, list(resized), list(original))
+        return {"boxes": boxes, "labels": labels, "scores": scores, "box_masks": masks[:, None]}
 
 
 def load_exported_detector(path: str | Path) -> DetectorCheckpoint:
@@ -90,14 +79,17 @@ def load_exported_detector(path: str | Path) -> DetectorCheckpoint:
     try:
         canvas = (int(config["canvas"][0]), int(config["canvas"][1]))
         short, long = config["img_size"]
-        transform = DetectorTransform((int(short), int(long)), config["mean"], config["std"])
+        transform = DetectorTransform(
+            (int(short), int(long)), config["mean"], config["std"], int(config["size_divisible"])
+        )
         categories = parse_categories(config["categories"])
         backbone, settings = config["architecture"], config["settings"]
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise UserError(f"The configuration in {str(path)!r} cannot be used: {error}") from error
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise UserError(f"The configuration in {str(path)!r} cannot be used: {reason}") from error
 
-    def run(image: Tensor) -> list[Tensor]:
-        outputs = exported.run(np.ascontiguousarray(image.detach().float().cpu().numpy()))
+    def run(canvas: Tensor, image_size: Tensor) -> list[Tensor]:
+        outputs = exported.run(np.ascontiguousarray(canvas.detach().float().cpu().numpy()), image_size.numpy())
         return [torch.from_numpy(np.array(output)) for output in outputs]
 
     model = Canvas(run, canvas, transform).eval()
@@ -105,22 +97,22 @@ def load_exported_detector(path: str | Path) -> DetectorCheckpoint:
 
 
 class CanvasGraph(nn.Module):
-    """A detector from a normalised canvas on, (1, 3, H, W), to its detections as tensors; see ``OUTPUTS``.
+    """A detector from a normalised canvas on to its detections as tensors; see ``INPUTS`` and ``OUTPUTS``.
 
     Args:
         detector: torchvision's Mask R-CNN, in evaluation mode.
-        size: Height and width of the canvas, in pixels.
     """
 
-    def __init__(self, detector: Any, size: tuple[int, int]) -> None:
+    def __init__(self, detector: Any) -> None:
         super().__init__()
         self.backbone, self.rpn, self.roi_heads = detector.backbone, detector.rpn, detector.roi_heads
-        self.size = size
         self.eval()
 
-    def forward(self, canvas: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Boxes, labels, scores and masks, (N, S, S), of the canvas."""
+    def forward(self, canvas: Tensor, image_size: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Boxes, labels, scores and masks, (N, S, S), in the part of the canvas that the image takes."""
+        # numbers that are traced stay tensors
+        sizes: Any = [tuple(image_size.unbind() if torch.jit.is_tracing() else image_size.tolist())]
         features = self.backbone(canvas)
-        proposals, _ = self.rpn(ImageList(canvas, [self.size]), features)
-        ((found,), _) = self.roi_heads(features, proposals, [self.size])
+        proposals, _ = self.rpn(ImageList(canvas, sizes), features)
+        ((found,), _) = self.roi_heads(features, proposals, sizes)
         return found["boxes"], found["labels"], found["scores"], found["masks"][:, 0]

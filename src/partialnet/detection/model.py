@@ -155,16 +155,14 @@ class Detector(MaskRCNN):  # type: ignore[misc]
     def find(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """``forward`` in evaluation mode with ``box_masks``, (N, 1, 28, 28), in the place of ``masks``.
 
-        They are the masks of ``mask_boxes``, (N, 4), which are ``boxes`` but where an exported detector cut these off
-        at an edge of the image. A hundred masks of a camera's photograph take gigabytes; ``encode_box_masks`` makes one
-        after the other.
+        A hundred masks of a camera's photograph take gigabytes; ``encode_box_masks`` makes one after the other.
         """
         batch, _ = self.transform(list(images))
         proposals, _ = self.rpn(batch, features := self.backbone(batch.tensors))
         found, _ = self.roi_heads(features, proposals, batch.image_sizes)
         for image, resized, one in zip(images, batch.image_sizes, found, strict=True):
             one["boxes"] = resize_boxes(one["boxes"], list(resized), list(image.shape[-2:]))
-            one["box_masks"], one["mask_boxes"] = one.pop("masks"), one["boxes"]
+            one["box_masks"] = one.pop("masks")
         return found
 
 

@@ -91,7 +91,7 @@ def detect(
             (output,) = network.find([to_tensor(photo).to(device).float().div_(255)])
         kept = output["scores"] >= min_score
         found = {name: values[kept].cpu() for name, values in output.items()}
-        masks = encode_box_masks(found["box_masks"], found["mask_boxes"], (photo.height, photo.width))
+        masks = encode_box_masks(found["box_masks"], found["boxes"], (photo.height, photo.width))
         labels, scores, boxes = (found[name].tolist() for name in ("labels", "scores", "boxes"))
         yield DetectedPhoto(
             photo,
