@@ -51,6 +51,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "a ratio for each block": {"split_ratio": [1 / 2, *[1 / 4] * 6, *[1 / 8] * 6]},
     "wide MLP": {"mlp_ratio": 3.0},
     "ReLU": {"act_layer": "relu"},
+    "output stride of 8": {"output_stride": 8},
     "other input and head": {"in_chans": 1, "num_classes": 7, "global_pool": "max", "head_hidden_size": 24},
     "no classifier": {"num_classes": 0},
     "feature map": {"num_classes": 0, "global_pool": ""},

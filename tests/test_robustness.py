@@ -258,6 +258,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "two stages": {"depths": (1, 2), "mixers": ("pat_ch", "pat_sf")},
     "activation": {"act_layer": nn.SiLU},
     "odd width": {"embed_dim": 20},
+    "output stride": {"output_stride": 8, "mixers": ("conv", "dwconv", "pat_ch", "pat_sf")},
 }
 
 
@@ -354,6 +355,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"embed_dim": 16.5}, "embed_dim=16.5 must be a whole number"),
     ({"in_chans": 0}, "in_chans=0"),
     ({"patch_size": 0}, "patch_size=0"),
+    ({"output_stride": 12}, r"output_stride=12 must be one of \[4, 8, 16, 32\], or None"),
     ({"head_hidden_size": 0}, "head_hidden_size=0"),
     ({"depths": (1, 1, 1, -1)}, r"depths=\(1, 1, 1, -1\) must be whole numbers of at least 0"),
     ({"mlp_ratio": 0.01}, "mlp_ratio=0.01 of 16 channels"),

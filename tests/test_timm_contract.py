@@ -388,6 +388,7 @@ SAVED = {
     },
     "no PAT_sp": {"mlp_attention": False},
     "norms": {"out_norms": True},
+    "stride": {"output_stride": 16},
     "activation": {"act_layer": "relu"},
     "channels": {"in_chans": 1},
 }

@@ -135,3 +135,45 @@ def test_a_pruned_network_can_be_trained() -> None:
     model.prune_intermediate_layers([1])
     model(images()).square().mean().backward()
     assert_every_parameter_has_gradient(model)
+
+
+# -- output strides ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("stride", "reduction"), [(32, [4, 8, 16, 32]), (16, [4, 8, 16, 16]), (8, [4, 8, 8, 8])])
+def test_output_stride(stride: int, reduction: list[int]) -> None:
+    model = timm.create_model("partialnet_s", features_only=True, output_stride=stride, device="meta")
+    assert model.feature_info.reduction() == reduction
+    assert [tuple(f.shape[2:]) for f in model(torch.empty(2, 3, 64, 96, device="meta"))] == [
+        (64 // r, 96 // r) for r in reduction
+    ]
+    plain = timm.create_model("partialnet_s", features_only=True, device="meta").state_dict()
+    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == {
+        name: tensor.shape for name, tensor in plain.items()
+    }
+
+
+@pytest.mark.parametrize("stride", [16, 8, 4])
+def test_output_stride_computes_more_positions_of_the_same_network(stride: int, randomize: Randomize) -> None:
+    """Without attention, whose view of the map changes, the strided network's outputs are among them, bit for bit."""
+    arguments = {"mixers": ("pat_ch", "conv", "dwconv", {"name": "pat_sf", "attention_scope": "full"})}
+    plain, dilated = small(randomize, **arguments).double().eval(), small(output_stride=stride, **arguments).double()
+    dilated.load_state_dict(plain.state_dict())
+    for model in (plain, dilated):
+        for stage in model.stages:
+            for block in stage.blocks:
+                if hasattr(block.mixer, "attn"):
+                    block.mixer.attn = nn.Identity()
+    x = images(96, dtype=torch.float64)
+    outputs = dilated.eval().forward_intermediates(x, intermediates_only=True)
+    for index, expected in enumerate(plain.forward_intermediates(x, intermediates_only=True)):
+        every = max(4 * 2**index // stride, 1)
+        torch.testing.assert_close(outputs[index][:, :, ::every, ::every], expected)
+
+
+def test_output_stride_keeps_the_distances_of_the_position_bias(randomize: Randomize) -> None:
+    plain, dilated = small(randomize), small(output_stride=8)
+    dilated.load_state_dict(plain.state_dict())
+    biases = [model.stages[3].blocks[0].mixer.attn.position_bias for model in (plain, dilated)]
+    expected, every = biases[0](3, 5), biases[1](12, 20).unflatten(2, (12, 20)).unflatten(1, (12, 20))
+    torch.testing.assert_close(every[:, ::4, ::4, ::4, ::4].flatten(3).flatten(1, 2), expected)

@@ -274,12 +274,14 @@ def pat_ch(
     split_ratio: float = 1 / 4,
     attention: AttentionLike = "gaussian_se",
     attention_scope: AttentionScope = "partial",
+    dilation: int = 1,
     device: Any = None,
     dtype: Any = None,
 ) -> PATConv:
     """Partial channel-attention block: convolve 3×3 the leading channels, gate the others by Gaussian-SE (Fig. 8a)."""
     return PATConv(
         channels,
+        dilation=dilation,
         split_ratio=split_ratio,
         attention=attention,
         attention_scope=attention_scope,
@@ -319,14 +321,16 @@ def pat_sf(
     split_ratio: float = 1 / 4,
     num_heads: int = 4,
     attention_scope: AttentionScope = "partial",
+    dilation: int = 1,
     device: Any = None,
     dtype: Any = None,
 ) -> PATConv:
     """Partial self-attention block: convolve 3×3 the leading channels, self-attention over the others (Fig. 8c)."""
     return PATConv(
         channels,
+        dilation=dilation,
         split_ratio=split_ratio,
-        attention=partial(SelfAttention2d, num_heads=num_heads),
+        attention=partial(SelfAttention2d, num_heads=num_heads, dilation=dilation),
         attention_scope=attention_scope,
         device=device,
         dtype=dtype,

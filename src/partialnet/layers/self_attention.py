@@ -26,12 +26,18 @@ FAR = 160
 
 
 def distance_buckets(
-    height: int, width: int, device: torch.device, exact: int = EXACT, limit: int = LIMIT, far: int = FAR
+    height: int,
+    width: int,
+    device: torch.device,
+    exact: int = EXACT,
+    limit: int = LIMIT,
+    far: int = FAR,
+    dilation: int = 1,
 ) -> Tensor:
     """Bucket of the Euclidean distance between every two positions of a map.
 
-    Distances are rounded to integers; up to 20 each has its own bucket, beyond they share buckets that widen
-    logarithmically, up to bucket 40.
+    Distances, in ``dilation`` positions, are rounded to integers; up to 20 each has its own bucket, beyond they share
+    buckets that widen logarithmically, up to bucket 40.
 
     Returns:
         (height·width, height·width), int64, values in [0, 40].
@@ -41,6 +47,8 @@ def distance_buckets(
     """
     rows = torch.arange(height, device=device, dtype=torch.float32)
     columns = torch.arange(width, device=device, dtype=torch.float32)
+    if dilation > 1:
+        rows, columns = rows / dilation, columns / dilation
     row_distance = (rows[:, None] - rows[None, :]).square()  # (H, H)
     column_distance = (columns[:, None] - columns[None, :]).square()  # (W, W)
     distance = (row_distance[:, None, :, None] + column_distance[None, :, None, :]).sqrt().round()
@@ -55,6 +63,7 @@ class RelativePositionBias(nn.Module):
 
     Args:
         num_heads: Number of attention heads.
+        dilation: Positions of the map that make a distance of 1.
         device: Device of the parameters.
         dtype: Data type of the parameters.
 
@@ -65,9 +74,10 @@ class RelativePositionBias(nn.Module):
     40 to 80 are used.
     """
 
-    def __init__(self, num_heads: int, device: Any = None, dtype: Any = None) -> None:
+    def __init__(self, num_heads: int, dilation: int = 1, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
         check_count("num_heads", num_heads)
+        self.dilation = dilation
         self.table = nn.Parameter(torch.empty(num_heads, 2 * LIMIT + 1, device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -76,7 +86,7 @@ class RelativePositionBias(nn.Module):
         nn.init.zeros_(self.table)
 
     def forward(self, height: int, width: int) -> Tensor:
-        buckets = distance_buckets(height, width, self.table.device)
+        buckets = distance_buckets(height, width, self.table.device, dilation=self.dilation)
         # index_select has a faster forward and backward pass than an embedding or fancy indexing
         bias = self.table.index_select(1, buckets.flatten() + self.table.shape[1] // 2)
         return bias.unflatten(1, (height * width, height * width))
@@ -125,6 +135,7 @@ class SelfAttention2d(PartialAttention):
         num_heads: Number of heads. The logits are scaled by (C / num_heads)^-½.
         normalize: Apply the LayerNorm over channels (eps 1e-6) first.
         relative_position: Add a learned bias for the distance of the two positions to the logits.
+        dilation: Positions that make a distance of 1, for maps of a higher resolution than the bias was learned on.
         device: Device of the parameters.
         dtype: Data type of the parameters.
 
@@ -148,6 +159,7 @@ class SelfAttention2d(PartialAttention):
         num_heads: int = 4,
         normalize: bool = True,
         relative_position: bool = True,
+        dilation: int = 1,
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -160,12 +172,13 @@ class SelfAttention2d(PartialAttention):
                 f"num_heads={num_heads} does not divide the {channels} attended channels. Choose one of {divisors}."
             )
         self.num_heads = num_heads
+        self.dilation = dilation
         self.norm: nn.Module = (
             nn.LayerNorm(channels, eps=1e-6, device=device, dtype=dtype) if normalize else nn.Identity()
         )
         self.qkv = nn.Linear(channels, 3 * channels, bias=False, device=device, dtype=dtype)
         self.position_bias: nn.Module | None = (
-            RelativePositionBias(num_heads, device=device, dtype=dtype) if relative_position else None
+            RelativePositionBias(num_heads, dilation, device=device, dtype=dtype) if relative_position else None
         )
         self.proj = nn.Linear(channels, channels, device=device, dtype=dtype)
 
@@ -244,6 +257,7 @@ class SelfAttention2d(PartialAttention):
             "num_heads": self.num_heads,
             "normalize": not isinstance(self.norm, nn.Identity),
             "relative_position": self.position_bias is not None,
+            "dilation": self.dilation,
         }
 
     def _copy_kept(self, selected: SelfAttention2d, kept: Tensor) -> None:

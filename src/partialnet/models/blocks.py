@@ -29,12 +29,14 @@ from .folded_block import FoldedPartialNetBlock
 MixerSpec = str | Mapping[str, Any]
 
 
-def _regular_conv(channels: int, device: Any = None, dtype: Any = None) -> nn.Module:
-    return nn.Conv2d(channels, channels, 3, padding=1, bias=False, device=device, dtype=dtype)
+def _regular_conv(
+    channels: int, dilation: int = 1, groups: int = 1, device: Any = None, dtype: Any = None
+) -> nn.Module:
+    return nn.Conv2d(channels, channels, 3, 1, dilation, dilation, groups, bias=False, device=device, dtype=dtype)
 
 
-def _depthwise_conv(channels: int, device: Any = None, dtype: Any = None) -> nn.Module:
-    return nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False, device=device, dtype=dtype)
+def _depthwise_conv(channels: int, dilation: int = 1, device: Any = None, dtype: Any = None) -> nn.Module:
+    return _regular_conv(channels, dilation, channels, device, dtype)
 
 
 #: What can mix positions in a block: the paper's two blocks and the convolutions that its Table 6 compares them with.
@@ -47,14 +49,16 @@ MIXERS: dict[str, Callable[..., nn.Module]] = {
 _SPLIT_MIXERS = ("pat_ch", "pat_sf")
 
 
-def create_mixer(spec: MixerSpec, channels: int, split_ratio: float, dd: dict[str, Any]) -> nn.Module:
+def create_mixer(spec: MixerSpec, channels: int, split_ratio: float, dilation: int, dd: dict[str, Any]) -> nn.Module:
     """The mixer that ``spec`` describes; ``dd`` holds its parameters' device and dtype."""
     name, arguments = parse_mixer(spec)
+    if dilation > 1:
+        arguments = {"dilation": dilation, **arguments}
     if name in _SPLIT_MIXERS:
         arguments = {"split_ratio": split_ratio, **arguments}
         if arguments["split_ratio"] == 1 and arguments.get("attention_scope", "partial") == "partial":
             # all channels are convolved, as a search may find; nothing is left to attend over
-            return PATConv(channels, split_ratio=1, attention=None, **dd)
+            return PATConv(channels, dilation=dilation, split_ratio=1, attention=None, **dd)
     try:
         return MIXERS[name](channels, **arguments, **dd)
     except TypeError as error:
@@ -209,6 +213,27 @@ class PatchMerging(nn.Module):
         if not can_be_folded(self.reduction, self.norm):
             return self
         return fold_batch_norm(with_fixed_weights(copy.deepcopy(self.reduction)), self.norm)
+
+
+class DilatedMerging(PatchMerging):
+    """A merging that keeps the resolution: at every other position it computes what the merging of stride 2 does.
+
+    Its 2×2 taps are ``dilation`` positions apart; beyond the border, at the bottom and at the right, there are zeros.
+    """
+
+    def __init__(self, channels: int, dilation: int, device: Any = None, dtype: Any = None) -> None:
+        super().__init__(channels, device, dtype)
+        self.reduction.stride, self.reduction.dilation = (1, 1), (dilation, dilation)
+        self.pad = nn.ZeroPad2d((0, dilation, 0, dilation))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.reduction(self.pad(x)))
+
+    @torch.jit.ignore
+    def fuse(self) -> nn.Module:
+        """Padding, then convolution and BatchNorm as one convolution."""
+        folded = super().fuse()
+        return folded if folded is self else nn.Sequential(self.pad, folded).eval()
 
 
 class OutputNorm(nn.BatchNorm2d):

@@ -26,6 +26,7 @@ from partialnet.arguments import check_count, check_number, entries
 from partialnet.layers import GaussianSE
 
 from .blocks import (
+    DilatedMerging,
     MixerSpec,
     OutputNorm,
     PartialNetBlock,
@@ -74,6 +75,8 @@ class PartialNet(nn.Module):
         mlp_attention: Follow each MLP by PAT_sp; a mapping gives it arguments, such as ``{"attention_scope": "full"}``.
         mlp_ratio: Hidden channels of the MLP per channel.
         patch_size: Kernel and stride of the stem.
+        output_stride: Most that the resolution is divided by: mergings beyond it keep the resolution, and convolutions
+            behind them are dilated instead, for segmentation by the same weights. None sets no limit.
         head_hidden_size: Channels of the convolution before the classifier.
         out_norms: Add a BatchNorm for each stage's output, applied by ``forward_intermediates(norm=True)`` and
             ``features_only``, as the released detection backbones have.
@@ -84,9 +87,9 @@ class PartialNet(nn.Module):
         dtype: Data type of the parameters.
 
     Shape:
-        (B, in_chans, H, W) → (B, num_classes). H and W are at least ``patch_size · 2^(stages − 1)`` (32). Sizes that
-        are not multiples of it are allowed: every strided convolution drops the rows and columns beyond its last
-        whole window, at the bottom and at the right.
+        (B, in_chans, H, W) → (B, num_classes). H and W are at least ``patch_size · 2^(stages − 1)`` (32), or
+        ``output_stride``. Sizes that are not multiples of it are allowed: every strided convolution drops the rows and
+        columns beyond its last whole window, at the bottom and at the right.
 
     Raises:
         ValueError: An argument does not fit; the message names the value and what is allowed.
@@ -104,6 +107,7 @@ class PartialNet(nn.Module):
         mlp_attention: bool | Mapping[str, Any] = True,
         mlp_ratio: float = 2.0,
         patch_size: int = 4,
+        output_stride: int | None = None,
         head_hidden_size: int = 1280,
         out_norms: bool = False,
         drop_rate: float = 0.0,
@@ -131,6 +135,10 @@ class PartialNet(nn.Module):
             raise ValueError(f"mlp_ratio={mlp_ratio} of {embed_dim} channels leaves the MLP no hidden channel.")
         check_number("drop_rate", drop_rate, 0, 1)
         check_number("drop_path_rate", drop_path_rate, 0, 1)
+        strides = [patch_size * 2**index for index in range(len(depths))]
+        if output_stride not in (None, *strides):
+            raise ValueError(f"output_stride={output_stride!r} must be one of {strides}, or None.")
+        dilations = [max(stride // (output_stride or stride), 1) for stride in strides]
         ratios = _ratio_per_block(split_ratio, sum(depths))
         drop_paths = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").tolist()
         act = _activation(act_layer)
@@ -139,7 +147,7 @@ class PartialNet(nn.Module):
         self.in_chans = in_chans
         self.drop_rate = drop_rate
         self.feature_info: list[dict[str, Any]] = []
-        self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size, patch_size * 2 ** (len(depths) - 1), **dd)
+        self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size, strides[-1] // dilations[-1], **dd)
 
         stages: list[nn.Module] = []
         norms: list[nn.Module] = []
@@ -149,7 +157,7 @@ class PartialNet(nn.Module):
             blocks = [
                 PartialNetBlock(
                     channels,
-                    mixer=create_mixer(mixer, channels, ratios[block], dd),
+                    mixer=create_mixer(mixer, channels, ratios[block], dilations[index], dd),
                     mixer_residual=parse_mixer(mixer)[0] == "pat_sf",
                     mlp_attention=create_mlp_attention(mlp_attention, channels, dd),
                     mlp_ratio=mlp_ratio,
@@ -160,10 +168,13 @@ class PartialNet(nn.Module):
                 for block in range(first, first + depth)
             ]
             first += depth
-            stages.append(PartialNetStage(PatchMerging(channels // 2, **dd) if index else nn.Identity(), blocks))
+            merging: nn.Module = PatchMerging(channels // 2, **dd) if index else nn.Identity()
+            if dilations[index] > 1:
+                merging = DilatedMerging(channels // 2, dilations[index] // 2, **dd)
+            stages.append(PartialNetStage(merging, blocks))
             norms.append(OutputNorm(channels, **dd) if out_norms else nn.Identity())
             self.feature_info.append(
-                {"num_chs": channels, "reduction": patch_size * 2**index, "module": f"stages.{index}"}
+                {"num_chs": channels, "reduction": strides[index] // dilations[index], "module": f"stages.{index}"}
             )
         self.stages = nn.Sequential(*stages)
         self.out_norms = nn.ModuleList(norms)
