@@ -19,14 +19,13 @@ choose.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import timm
 from image_subset import count_images, first_of_each_class
-from result_file import add_output, result_file
+from result_file import result_file, result_parser
 from timm.models import register_model
 from torch import nn
 from trainings import mean_and_stdev, threads_of_each, train_with_seeds
@@ -168,7 +167,7 @@ def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = result_parser(__doc__)
     parser.add_argument("experiment", choices=EXPERIMENTS)
     parser.add_argument("data", help="folder with train and test (or val), each with class folders")
     parser.add_argument("--runs", type=Path, required=True, help="folder for the run folders")
@@ -177,7 +176,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
     parser.add_argument("--networks", help="comma-separated labels; all by default")
-    add_output(parser)
     options = parser.parse_args()
     experiment = EXPERIMENTS[options.experiment]
     chosen = options.networks.split(",") if options.networks else [network.label for network in experiment.networks]

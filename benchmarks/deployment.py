@@ -13,14 +13,13 @@ before: what the core can do. Times are processor time.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 
 import timm
 import torch
-from result_file import add_output, result_file
+from result_file import result_file, result_parser
 from torch import nn
 
 import partialnet
@@ -94,13 +93,12 @@ def measure(size: str, setting: Setting, own_layers: bool, seconds: float) -> di
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = result_parser(__doc__)
     parser.add_argument("--sizes", nargs="+", default=SIZES, choices=SIZES)
     parser.add_argument("--runtimes", nargs="+", default=("eager", "onnxruntime", "openvino"), choices=RUNTIMES)
     parser.add_argument("--precisions", nargs="+", default=("fp32", "bf16"), choices=("fp32", "bf16", "int8"))
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=10.0, help="time to measure each pair")
-    add_output(parser)
     options = parser.parse_args()
     path = result_file(options, "deployment.json")
     torch.manual_seed(0)

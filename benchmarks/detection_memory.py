@@ -14,12 +14,11 @@ bf16 is autocast's for the CPU; which operators it casts differs from CUDA's in 
 
 from __future__ import annotations
 
-import argparse
 import logging
 from typing import Any
 
 import torch
-from result_file import add_output, result_file
+from result_file import result_file, result_parser
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
@@ -86,12 +85,11 @@ def peak_bytes(name: str, batch_size: int, size: tuple[int, int], bf16: bool, fr
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = result_parser(__doc__)
     parser.add_argument("--model", nargs="+", default=["partialnet_s", "partialnet_m", "partialnet_l"])
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--size", type=int, nargs=2, default=(800, 1344), help="height and width after filling up")
     parser.add_argument("--objects", type=int, default=20, help="true objects in an image")
-    add_output(parser)
     arguments = parser.parse_args()
     path = result_file(arguments, "detection_memory.json")
     setting = {"batch_size": arguments.batch_size, "size": list(arguments.size), "objects": arguments.objects}

@@ -8,13 +8,12 @@ float32, networks as timm builds them (nothing folded).
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict
 from functools import partial
 
 import timm
 import torch
-from result_file import add_output, result_file
+from result_file import result_file, result_parser
 from torch import nn
 from training_step import random_batch, training_step
 
@@ -62,11 +61,10 @@ def measure(size: str, seconds: float) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = result_parser(__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--sizes", nargs="+", default=SIZES, choices=SIZES)
     parser.add_argument("--seconds", type=float, default=10.0, help="time to measure each row")
-    add_output(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     path = result_file(options, f"eager_{options.threads}t.json")

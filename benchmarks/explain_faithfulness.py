@@ -10,13 +10,12 @@ folder, the same for all.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from result_file import add_output, result_file
+from result_file import result_file, result_parser
 from tqdm import tqdm
 
 from partialnet.bench import environment
@@ -67,14 +66,13 @@ def point(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = result_parser(__doc__)
     parser.add_argument("runs", nargs="+")
     parser.add_argument("--images", required=True, help="folder of images for deletion and insertion")
     parser.add_argument("--num-images", type=int, default=100)
     parser.add_argument("--boxes", nargs="*", default=[], metavar="JSON=FOLDER", help="boxes and their images")
     parser.add_argument("--category", nargs="*", default=[], metavar="CLASS=CATEGORY")
     parser.add_argument("--threads", type=int, default=1)
-    add_output(parser)
     options = parser.parse_args()
     path = result_file(options, "explain_faithfulness.json")
     torch.set_num_threads(options.threads)

@@ -16,7 +16,6 @@ Runs from a checkout without installation and without a network; needs torch, to
 
 from __future__ import annotations
 
-import argparse
 import faulthandler
 import re
 import sys
@@ -27,21 +26,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import torch
 from gpu.plan import RUNTIMES, full_plan, possible, quick_plan
 from gpu.suite import Suite
-from result_file import add_output, result_file
+from result_file import result_file, result_parser
 
 #: Seconds beyond the time budget after which the process ends, whatever it does.
 GRACE_SECONDS = 25
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = result_parser(__doc__)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--minutes", type=float, default=7.5, help="time budget, start of Python not counted (7.5)")
     parser.add_argument("--seconds", type=float, help="time to measure each network (1; 0.05 with --quick)")
     parser.add_argument("--compile-seconds", type=float, default=45, help="limit for compiling one network (45)")
     parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES)
     parser.add_argument("--quick", action="store_true", help="every kind of job once, tiny")
-    add_output(parser)
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("PyTorch sees no CUDA device here; --device cpu --quick tries the suite without one.")

@@ -9,13 +9,12 @@ images. Writes benchmarks/results/int8_accuracy.json.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from result_file import add_output, result_file
+from result_file import result_file, result_parser
 
 from partialnet.bench import environment
 from partialnet.checkpoint import Checkpoint, load
@@ -64,12 +63,11 @@ def write_digits(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = result_parser(__doc__)
     parser.add_argument("--digits", type=Path, metavar="RUN", help="run folder of `partialnet demo`")
     parser.add_argument(
         "--task", nargs=3, action="append", default=[], metavar=("NAME", "FOLDER", "RUN"), help="images and their run"
     )
-    add_output(parser)
     arguments = parser.parse_args()
     path = result_file(arguments, "int8_accuracy.json")
     results = {}

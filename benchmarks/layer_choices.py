@@ -9,14 +9,13 @@ these choices. Two threads, float32, channels_last.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict
 from functools import partial
 
 import timm
 import torch
 import torch.nn.functional as F
-from result_file import add_output, result_file
+from result_file import result_file, result_parser
 from torch import Tensor, nn
 from training_step import random_batch, training_step
 
@@ -81,11 +80,10 @@ def norm_step(x: Tensor, gradient: Tensor):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = result_parser(__doc__)
     parser.add_argument(
         "--seconds", type=float, default=2.0, help="time for each choice (2); for the step, four times it"
     )
-    add_output(parser)
     options = parser.parse_args()
     path = result_file(options, "layer_choices.json")
     torch.manual_seed(0)

@@ -9,13 +9,12 @@ of wall time, and of CPU time of all reading processes, which other programs on 
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
 
 import numpy as np
 import torch
-from result_file import add_output, result_file
+from result_file import result_file, result_parser
 from tqdm import tqdm
 
 from partialnet.bench import environment
@@ -37,14 +36,13 @@ AUGMENTATIONS: dict[str, dict] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = result_parser(__doc__)
     parser.add_argument("folder")
     parser.add_argument("--img-size", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--batches", type=int, default=16, help="batches of a repetition")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
-    add_output(parser)
     arguments = parser.parse_args()
     path = result_file(arguments, "loader_speed.json")
     torch.set_num_threads(1)

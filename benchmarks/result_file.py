@@ -1,4 +1,4 @@
-"""The option ``--output`` of every script that writes a result file."""
+"""The command line of every script that writes a result file: its own help, and the option ``--output``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from partialnet.files import check_destinations
 RESULTS = Path(__file__).parent / "results"
 
 
-def add_output(parser: argparse.ArgumentParser) -> None:
-    """Add the option; a file that could not be written is refused before anything is measured."""
+def result_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the option; a file that could not be written is refused before anything is measured."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--output", type=_file, metavar="FILE", help="result file, instead of the one in benchmarks/results"
     )
+    return parser
 
 
 def result_file(options: argparse.Namespace, name: str) -> Path:

@@ -11,7 +11,6 @@ by the processor's time that it took.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -19,7 +18,7 @@ from dataclasses import asdict
 import timm
 import torch
 import torch.nn.functional as F
-from result_file import add_output, result_file
+from result_file import result_file, result_parser
 from torch import Tensor, nn
 from training_step import random_batch, training_step
 
@@ -69,13 +68,12 @@ def out_of_order(model: nn.Module) -> nn.Module:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = result_parser(__doc__)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sizes", nargs="+", default=SIZES)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--img-size", type=int, default=128)
     parser.add_argument("--seconds", type=float, default=15.0, help="time to measure each size")
-    add_output(parser)
     options = parser.parse_args()
     path = result_file(options, "search_step.json")
     torch.set_num_threads(options.threads)

@@ -23,7 +23,7 @@ from typing import Any
 
 import timm
 from image_subset import count_images, first_of_each_class
-from result_file import add_output, result_file
+from result_file import result_file, result_parser
 from trainings import mean_and_stdev, run_in_processes, threads_of_each, train_with_seeds
 
 import partialnet  # noqa: F401 - registers the models
@@ -106,7 +106,7 @@ def folded_macs(arguments: dict[str, Any]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = result_parser(__doc__)
     parser.add_argument("part", choices=("sweep", "compare"))
     parser.add_argument("data", help="folder with train and test (or val), each with class folders")
     parser.add_argument("--runs", type=Path, required=True, help="folder for the run folders")
@@ -117,7 +117,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the sweep")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds to compare with")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    add_output(parser)
     options = parser.parse_args()
     path = result_file(options, f"split_ratio_{options.part}.json")
     options.data = first_of_each_class(options.data, options.per_class, options.runs / f"data-{options.per_class}")

@@ -17,7 +17,6 @@ file are kept, each with its date and commit. All contestants of a line take tur
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from itertools import pairwise
 
 import timm
 import torch
-from result_file import add_output, result_file
+from result_file import result_file, result_parser
 from torch import nn
 
 import partialnet  # noqa: F401 - registers the models
@@ -126,12 +125,11 @@ def sizes(network: Network) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = result_parser(__doc__)
     parser.add_argument("--networks", nargs="+", default=tuple(NETWORKS), choices=tuple(NETWORKS))
     parser.add_argument("--runtimes", nargs="+", default=RUNTIMES, choices=RUNTIMES)
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=BATCH_SIZES)
     parser.add_argument("--seconds", type=float, default=10.0, help="time to measure each setting")
-    add_output(parser)
     options = parser.parse_args()
     path = result_file(options, "surgery.json")
     torch.manual_seed(0)

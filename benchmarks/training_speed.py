@@ -12,7 +12,6 @@ benchmarks/results/training_speed.json.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -28,7 +27,7 @@ import numpy as np
 import timm
 import torch
 from loader_speed import quartiles
-from result_file import add_output, result_file
+from result_file import result_file, result_parser
 from tqdm import tqdm
 from training_step import random_batch, training_step
 
@@ -130,7 +129,7 @@ def rate(batches: int, config: TrainConfig, start: float) -> float:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = result_parser(__doc__)
     parser.add_argument("folder")
     parser.add_argument("--cores", type=int, default=2, help="threads of the step; with a reader beside it, one less")
     parser.add_argument("--batch-size", type=int, default=32)
@@ -138,7 +137,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=40.0, help="time to measure part 1 (40)")
     parser.add_argument("--batches", type=int, default=8, help="batches of a measurement in part 2 (8)")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of part 2 (7)")
-    add_output(parser)
     options = parser.parse_args(arguments)
     path = result_file(options, "training_speed.json")
     torch.set_num_threads(options.cores)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import importlib
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import trainings
-from result_file import RESULTS, add_output, result_file
+from result_file import RESULTS, result_file, result_parser
 from search_step import search_step
 from torch import Tensor, nn
 from training_step import random_batch, training_step
@@ -152,8 +151,7 @@ def test_results_go_where_the_option_says(
 
 
 def test_result_file(tmp_path: Path):
-    parser = argparse.ArgumentParser()
-    add_output(parser)
+    parser = result_parser("Measures.")
     assert result_file(parser.parse_args([]), "eager.json") == RESULTS / "eager.json"
     options = parser.parse_args(["--output", str(tmp_path / "mine.json")])
     assert result_file(options, "eager.json") == tmp_path / "mine.json"
