@@ -102,9 +102,9 @@ class ClassifierTask(Task):
         bar = tqdm(batches, desc="validating", unit="batch", leave=False, delay=2, disable=None if show else True)
         device = trainer.strategy.root_device
         with self.evaluation_mode() as network:
-            result = validate(network, bar, device, self.config.channels_last, after_batch)
-        self.progress.broken.update(images.name(index) for index in result.broken)
-        loss, right, number = trainer.strategy.reduce(result.sums, reduce_op="sum").tolist()
+            sums, broken = validate(network, bar, device, self.config.channels_last, after_batch)
+        self.progress.broken.update(images.name(index) for index in broken)
+        loss, right, number = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         if not number:
             raise UserError("None of the validation images can be read.")
         return {"val_loss": loss / number, "val_accuracy": right / number}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,27 +11,19 @@ from torch import Tensor, nn
 from .batches import Batch
 
 
-@dataclass
-class ValidationSums:
-    """What one process has seen.
-
-    Attributes:
-        sums: Loss times images, images that were right, images; (3,), float64.
-        broken: Indices of images that could not be read.
-    """
-
-    sums: Tensor
-    broken: list[int]
-
-
 def validate(
     network: nn.Module,
     batches: Iterable[Batch],
     device: torch.device,
     channels_last: bool = False,
     after_batch: Callable[[], None] = lambda: None,
-) -> ValidationSums:
-    """Sums over one process's batches, of a network in evaluation mode."""
+) -> tuple[Tensor, list[int]]:
+    """Sums over one process's batches, of a network in evaluation mode.
+
+    Returns:
+        Loss times images, images that were right, images; (3,), float64. And the indices of images that could not be
+        read.
+    """
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     broken: list[int] = []
     with torch.no_grad():
@@ -48,4 +39,4 @@ def validate(
                 right = (logits.argmax(1) == batch.labels).sum()
                 sums += torch.stack((loss, right, loss.new_full((), len(batch)))).double()
             after_batch()
-    return ValidationSums(sums, broken)
+    return sums, broken
