@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 import signal
@@ -18,8 +17,9 @@ from coco_sets import CATEGORIES, evaluated_images, make_content, write_images, 
 from commands import Command, assert_mistake
 from conftest import Randomize
 from PIL import Image
+from stored_networks import assert_bitwise_equal
 from torchvision.ops import box_iou
-from training_runs import DRAW_NOTHING
+from training_runs import DRAW_NOTHING, ON_ONE_CORE, TINY, metrics
 from warm_processes import WarmProcesses
 
 from partialnet.checkpoint import load
@@ -33,7 +33,7 @@ from partialnet.training.recipes import apply_recipe, recipe_names
 from partialnet.training.settings import as_yaml, create_settings
 
 CONFIG = DetectionConfig(
-    model_args={"embed_dim": 16, "depths": [1, 1, 1, 1]},
+    model_args=TINY,
     img_size=(48, 80),
     pyramid_channels=32,
     num_proposals=20,
@@ -44,10 +44,7 @@ CONFIG = DetectionConfig(
     lr=1e-3,
     lr_scaling="none",
     val_share=0.3,
-    device="cpu",
-    precision="fp32",
-    threads=1,
-    workers=0,
+    **ON_ONE_CORE,
 )
 
 
@@ -63,20 +60,15 @@ def trained(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
 def test_run_folder(trained: Path) -> None:
-    found = rows(trained)
+    found = metrics(trained)
     assert len(found) == CONFIG.epochs
     for row in found:
-        losses = [float(row[name]) for name in row if name.startswith("loss_")]
+        losses = [row[name] for name in row if name.startswith("loss_")]
         assert len(losses) == 5
-        assert float(row["train_loss"]) == pytest.approx(sum(losses), rel=1e-4)
-        assert 0 <= float(row["val_box_ap"]) <= float(row["val_box_ap50"]) <= 1
-        assert 0 <= float(row["val_mask_ap"]) <= 1
+        assert row["train_loss"] == pytest.approx(sum(losses), rel=1e-4)
+        assert 0 <= row["val_box_ap"] <= row["val_box_ap50"] <= 1
+        assert 0 <= row["val_mask_ap"] <= 1
     for name in ("curves.png", "precision_recall.png", "truth_and_detections.png", "first_batch.png", "config.yaml"):
         assert (trained / name).stat().st_size > 0
     detector = load_detector(trained)
@@ -99,7 +91,7 @@ def test_evaluation_is_that_of_the_run(trained: Path, data: str, tmp_path: Path,
     content["annotations"] = [entry for entry in content["annotations"] if entry["image_id"] in kept]
     (tmp_path / "held_out.json").write_text(json.dumps(content))
     pair = f"{data}/images,{tmp_path / 'held_out.json'}"
-    best = max((float(row["val_box_ap"]) + float(row["val_mask_ap"])) / 2 for row in rows(trained))
+    best = max((row["val_box_ap"] + row["val_mask_ap"]) / 2 for row in metrics(trained))
     for source, *options in (
         (pair, "--no-fold"),
         (pair, "--fold"),
@@ -279,11 +271,9 @@ def test_killed_training_ends_with_the_same_bits(
     assert process.wait() == -signal.SIGKILL, process.err
     train_detector(config, data, tmp_path / "run", resume=True)
     ours, theirs = (load_detector(folder / "last").model.state_dict() for folder in (tmp_path / "run", trained))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    names = ("train_loss", "val_box_ap", "val_mask_ap", "lr")
-    assert [[row[name] for name in names] for row in rows(tmp_path / "run")] == [
-        [row[name] for name in names] for row in rows(trained)
-    ]
+    assert_bitwise_equal(ours, theirs)
+    for row, expected in zip(metrics(tmp_path / "run"), metrics(trained), strict=True):
+        assert all(row[name] == expected[name] for name in ("train_loss", "val_box_ap", "val_mask_ap", "lr"))
 
 
 @pytest.mark.slow
@@ -297,8 +287,8 @@ def test_two_processes_evaluate_as_one(data: str, trained: Path, tmp_path: Path,
         command = ["detect", "train", data, "--devices", devices, "--config", tmp_path / "config.yaml", "-o", folder]
         process = warm_processes.start(*command, "--no-out-norm", out=tmp_path / "out", before=DRAW_NOTHING)
         assert process.wait() == 0, process.err
-        row = rows(folder)[0]
-        numbers.append([float(row[name]) for name in row if name.startswith("val_")])
+        row = metrics(folder)[0]
+        numbers.append([row[name] for name in row if name.startswith("val_")])
     assert numbers[0] == numbers[1]
 
 

@@ -18,7 +18,8 @@ import pytest
 import torch
 import yaml
 from commands import Command, assert_mistake
-from training_runs import DRAW_NOTHING, write_photos
+from stored_networks import assert_bitwise_equal
+from training_runs import DRAW_NOTHING, ON_ONE_CORE, TINY, metrics, write_photos
 from warm_processes import WarmProcesses
 
 from partialnet.checkpoint import create_checkpoint, load
@@ -31,7 +32,7 @@ from partialnet.search.task import RATIO_PREFIX, SearchTask
 from partialnet.training.settings import as_yaml, create_settings, settings_of
 
 CONFIG = SearchConfig(
-    model_args={"embed_dim": 16, "depths": [1, 1, 1, 1], "head_hidden_size": 24},
+    model_args={**TINY, "head_hidden_size": 24},
     img_size=32,
     epochs=3,
     batch_size=8,
@@ -40,10 +41,7 @@ CONFIG = SearchConfig(
     lr_scaling="none",
     gate_travel=60.0,
     alpha=-1.0,
-    device="cpu",
-    precision="fp32",
-    threads=1,
-    workers=0,
+    **ON_ONE_CORE,
 )
 
 
@@ -59,23 +57,18 @@ def searched(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
 def test_metrics_hold_objective_and_every_ratio(searched: Path) -> None:
-    found = rows(searched)
+    found = metrics(searched)
     assert len(found) == CONFIG.epochs
     ratios = [name for name in found[0] if name.startswith(RATIO_PREFIX)]
     assert ratios == [f"{RATIO_PREFIX}stages.{stage}.blocks.0.mixer" for stage in range(4)]
     # the gates wait for the end of the warm-up, then the complexity, four times too high, presses them down
-    assert {float(found[0][name]) for name in ratios} == {0.25}
-    assert float(found[-1]["zeta"]) < float(found[0]["zeta"])
+    assert {found[0][name] for name in ratios} == {0.25}
+    assert found[-1]["zeta"] < found[0]["zeta"]
     for row in found:
-        factor = max(1.0, float(row["zeta"]) / float(row["kappa"]))
-        assert float(row["objective"]) >= 0.5 * float(row["train_loss"])
-        assert float(row["objective"]) <= factor * float(row["train_loss"]) + 10
+        factor = max(1.0, row["zeta"] / row["kappa"])
+        assert row["objective"] >= 0.5 * row["train_loss"]
+        assert row["objective"] <= factor * row["train_loss"] + 10
 
 
 @pytest.mark.usefixtures("without_pictures")
@@ -86,7 +79,7 @@ def test_pressure_grows_while_the_complexity_is_too_high(photos: Path, tmp_path:
         config = replace(CONFIG, theta=theta, alpha=-0.01, alpha_growth=64.0, gate_travel=0.0)
         folder = tmp_path / f"{theta}"
         search(config, str(photos), folder)
-        found = [float(row["alpha"]) for row in rows(folder)]
+        found = [row["alpha"] for row in metrics(folder)]
         assert found[0] == -0.01  # in the first epoch, the warm-up, the gates could do nothing about it
         assert found[-1] == pytest.approx(alpha, rel=1e-4)
 
@@ -103,8 +96,8 @@ def test_plan_says_what_the_checkpoint_is(searched: Path) -> None:
     assert plan.model_args["split_ratio"] == list(ratios.values())
     assert plan.theta == 4
     assert plan.search["config"]["seed"] == 0
-    row = rows(searched)[int(plan.search["epoch"]) - 1]
-    assert float(row["zeta"]) == pytest.approx(plan.zeta, rel=1e-5)
+    row = metrics(searched)[int(plan.search["epoch"]) - 1]
+    assert row["zeta"] == pytest.approx(plan.zeta, rel=1e-5)
     channels = [16, 32, 64, 128]
     zeta = sum(c * c * ratio for c, ratio in zip(channels, ratios.values(), strict=True))
     assert plan.zeta == zeta
@@ -208,8 +201,7 @@ def test_killed_search_ends_with_the_same_bits(
     assert process.wait() == -signal.SIGKILL, process.err
     assert not (tmp_path / "run" / "plan.json").exists()
     search(config, str(photos), tmp_path / "run", resume=True)
-    ours, theirs = load(tmp_path / "run").model.state_dict(), load(searched).model.state_dict()
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert_bitwise_equal(load(tmp_path / "run").model.state_dict(), load(searched).model.state_dict())
     assert load_plan(tmp_path / "run").split_ratios == load_plan(searched).split_ratios
 
 
@@ -263,8 +255,7 @@ def test_sweep_on_a_ray_cluster(photos: Path, tmp_path: Path, monkeypatch: pytes
         here = tmp_path / "here" / f"theta-{theta:g}"
         assert plan.split_ratios == load_plan(here).split_ratios
         there = tmp_path / "there" / f"theta-{theta:g}"
-        ours, theirs = load(there).model.state_dict(), load(here).model.state_dict()
-        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        assert_bitwise_equal(load(there).model.state_dict(), load(here).model.state_dict())
         assert (there / "ratios.png").exists()
         assert not (there / "state").exists()
 

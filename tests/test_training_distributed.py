@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import signal
 import socket
@@ -17,7 +16,7 @@ import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
-from training_runs import DRAW_NOTHING, write_photos
+from training_runs import DRAW_NOTHING, ON_ONE_CORE, TINY, metrics, write_photos
 from warm_processes import WarmProcesses
 
 from partialnet.errors import UserError
@@ -28,7 +27,7 @@ from partialnet.training.run import train
 from partialnet.training.settings import as_yaml, create_settings
 
 SETTINGS: dict[str, Any] = {
-    "model_args": {"embed_dim": 16, "depths": [1, 1, 1, 1]},
+    "model_args": TINY,
     "img_size": 32,
     "epochs": 2,
     "batch_size": 4,
@@ -41,10 +40,7 @@ SETTINGS: dict[str, Any] = {
     "ema": 0.9,
     "max_broken_share": 0.1,
     "sync_bn": True,
-    "workers": 0,
-    "device": "cpu",
-    "precision": "fp32",
-    "threads": 1,
+    **ON_ONE_CORE,
 }
 
 
@@ -84,11 +80,11 @@ def free_port() -> int:
 
 
 def assert_same_run(folder: Path, alone: Path) -> None:
-    rows, expected = (list(csv.DictReader((path / "metrics.csv").open(newline=""))) for path in (folder, alone))
+    rows, expected = metrics(folder), metrics(alone)
     assert len(rows) == len(expected) == 2
     for row, wanted in zip(rows, expected, strict=True):
         for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr"):
-            assert float(row[name]) == pytest.approx(float(wanted[name]), abs=1e-4), name
+            assert row[name] == pytest.approx(wanted[name], abs=1e-4), name
     names = [set(safetensors.torch.load_file(path / "model.safetensors")) for path in (folder, alone)]
     assert names[0] == names[1]
     assert (folder / "broken_images.txt").read_text() == "red/03.png\n"

@@ -18,6 +18,8 @@ from partialnet.training.run import TrainResult
 from partialnet.training.states import StateFiles
 
 TINY: dict[str, Any] = {"embed_dim": 16, "depths": [1, 1, 1, 1]}
+#: Of every run, whatever is trained and on whichever machine
+ON_ONE_CORE: dict[str, Any] = {"workers": 0, "device": "cpu", "precision": "fp32", "threads": 1}
 CONFIG = TrainConfig(
     model_args=TINY,
     img_size=32,
@@ -26,11 +28,8 @@ CONFIG = TrainConfig(
     warmup_epochs=0,
     lr=3e-3,
     lr_scaling="none",
-    workers=0,
-    device="cpu",
-    precision="fp32",
-    threads=1,
     seed=3,
+    **ON_ONE_CORE,
 )
 #: Of the run that tests share
 FINISHED = replace(CONFIG, epochs=4, warmup_epochs=1, ema=0.5, drop_path_rate=0.1)
