@@ -45,6 +45,7 @@ def test_wandb_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert (began.project, began.name, began.id) == ("flowers", "roses", "tulips")
         assert epoch > 1 or began.config["data"] == "photos"
         wandb.finish()
+    wandb.teardown()  # waits for the process that writes the files
     run = json.loads((tmp_path / "run" / TRACKED_NAME).read_text())["wandb"]
     files = list((tmp_path / "run" / "wandb").glob(f"offline-run-*-{run}/run-{run}.wandb"))
     assert files
