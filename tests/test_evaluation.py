@@ -2,7 +2,9 @@
 
 import copy
 import csv
+import itertools
 import json
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,8 @@ from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
 from partialnet.checkpoint import Checkpoint, create_checkpoint
 from partialnet.data import FolderImages, LabelledImages, Subset
-from partialnet.data.sources import evaluation_folder
+from partialnet.data.labelled_images import describe_images
+from partialnet.data.sources import evaluation_folder, open_data
 from partialnet.errors import UserError
 from partialnet.evaluation import Evaluation, evaluate, match_classes
 from partialnet.prediction import Classifier, Prediction
@@ -274,6 +277,39 @@ def test_command_prints_json_alone(run_folder, folder, command: Command):
     # the images are sorted by class, and a limit keeps every class
     assert [item["num_images"] for item in report["classes"]] == [1] * 7
     assert "7 of 21 images" in result.err
+
+
+def test_data_that_is_no_folder(checkpoint, folder, tmp_path, command: Command):
+    """Of shards the held-out part is evaluated, of those without parts what the run held out, or all for other runs."""
+    for part, files in (("train", range(3)), ("val", range(2))):
+        with tarfile.open(tmp_path / f"{part}.tar", "w") as tar:
+            for name, file in itertools.product(CLASSES, files):
+                tar.add(folder / name / f"{file}.png", f"{name}-{part}-{file}.png")
+                (tmp_path / "cls").write_text(name)
+                tar.add(tmp_path / "cls", f"{name}-{part}-{file}.cls")
+    both, learnt = f"wds/{tmp_path}", f"wds/{tmp_path}/train.tar"
+    checkpoint.save(tmp_path / "other")
+    about = {"config": {"val_share": 0.4, "seed": 3}, "data": describe_images(open_data(learnt, 0.4, 3))}
+    replace(checkpoint, training=about).save(tmp_path / "run")
+    for run, data, count, told in (
+        ("other", [both], 14, f"the held-out part of {both}"),
+        ("other", [both, "--split", "train"], 21, f"the training part of {both}"),
+        ("other", [learnt], 21, f"all of {learnt}"),
+        ("other", [learnt, "--split", "val"], 7, "10% of each class held out, seed 0"),
+        ("run", [learnt], 7, "40% of each class held out, seed 3"),
+    ):
+        result = command("eval", tmp_path / run, *data, "--json", "-", "--workers", 0)
+        assert json.loads(result.out)["num_images"] == count
+        assert told in result.err
+    assert_mistake(command("eval", tmp_path / "run", both, "--split", "test"), "the parts train and val")
+
+
+def test_images_that_the_network_learnt_from_are_told(checkpoint, folder, tmp_path, command: Command):
+    about = {"config": {"val_share": 0.4, "seed": 3}, "data": describe_images(open_data(str(folder), 0.4, 3))}
+    replace(checkpoint, training=about).save(tmp_path / "run")
+    assert "learnt from 14 of these 21 images" in command("eval", tmp_path / "run", folder).err
+    other = make_folder(tmp_path / "other", files=2)
+    assert "learnt" not in command("eval", tmp_path / "run", other).err
 
 
 def test_mistakes_are_told_in_a_sentence(run_folder, folder, tmp_path, command: Command):

@@ -62,18 +62,30 @@ def evaluate(
     Example: partialnet eval runs/flowers flowers/val --csv answers.csv
     """
 
-    from partialnet.data.sources import evaluation_folder
+    from partialnet.data.sources import evaluation_folder, evaluation_part, is_folder, num_learnt
     from partialnet.evaluation import evaluate as run_evaluation
     from partialnet.evaluation import match_classes
     from partialnet.prediction import Classifier
     from partialnet.sources import device_for, open_source
 
     check_destinations(json_output.path, csv_path, confusion)
-    folder = evaluation_folder(data, split)
-    images: LabelledImages = FolderImages(folder)
-    classifier = Classifier(open_source(source, trained=True), device_for(source, device))
+    images: LabelledImages
+    if is_folder(data):
+        folder = evaluation_folder(data, split)
+        images, evaluated = FolderImages(folder), str(folder)
+        checkpoint = open_source(source, trained=True)
+        notes = []
+        if folder != Path(data):
+            notes.append(f"Evaluating {folder}, a part of {data}; --split takes another.")
+        elif learnt := num_learnt(data, checkpoint.training):
+            notes.append(f"Warning: the network learnt from {learnt} of these {len(images)} images.")
+    else:
+        checkpoint = open_source(source, trained=True)
+        images, evaluated = evaluation_part(data, split, checkpoint.training)
+        notes = [f"Evaluating {evaluated}."]
+    classifier = Classifier(checkpoint, device_for(source, device))
     match_classes(images, classifier)
-    notes = _notes(data, folder, images.class_names, classifier)
+    notes += _notes(images.class_names, classifier)
     if limit is not None and limit < len(images):
         notes.append(f"{limit} of {len(images)} images are taken, evenly over the data.")
         images = Subset(images, spread(np.arange(len(images)), limit))
@@ -84,7 +96,7 @@ def evaluate(
     if not json_output.prints:
         _print(result)
     _warn(result)
-    written = _write(result, images, source, str(folder), json_output, csv_path, confusion)
+    written = _write(result, images, source, evaluated, json_output, csv_path, confusion)
     if json_output.prints:
         return
     if written:
@@ -94,14 +106,12 @@ def evaluate(
         click.echo(f"\nNext, to see every answer: {command}")
 
 
-def _notes(data: str, folder: Path, found: tuple[str, ...], classifier: Classifier) -> list[str]:
-    """What was decided for the user."""
+def _notes(found: tuple[str, ...], classifier: Classifier) -> list[str]:
+    """What was decided for the user about the classes."""
     notes = []
-    if folder != Path(data):
-        notes.append(f"Evaluating {folder}, a part of {data}; --split takes another.")
     if not classifier.names_known:
         notes.append(
-            "The network does not name its classes: they are taken for the folders in the order of their names."
+            "The network does not name its classes: they are taken for those of the data in the order of their names."
         )
     elif len(found) < len(classifier.class_names):
         notes.append(f"The data has {len(found)} of the network's {len(classifier.class_names)} classes.")

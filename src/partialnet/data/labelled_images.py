@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -91,3 +94,22 @@ class ImageData:
     def class_names(self) -> tuple[str, ...]:
         """Name of each class."""
         return self.train.class_names
+
+
+def describe_images(data: ImageData) -> dict[str, Any]:
+    """By what a run knows its images again: their numbers, classes, and fingerprints of labels and names.
+
+    States of earlier versions, which lack the names, are compared by what they have.
+    """
+    names = hashlib.sha256()  # on which also depends what is held out
+    for images in (data.train, data.validation):
+        for index in range(len(images)):
+            names.update(os.fsencode(images.name(index)) + b"\0")
+    labels = hashlib.sha256(data.train.labels.tobytes() + data.validation.labels.tobytes()).hexdigest()
+    return {
+        "number_of_training_images": len(data.train),
+        "number_of_validation_images": len(data.validation),
+        "classes": list(data.class_names),
+        "labels": labels[:16],
+        "image_names": names.hexdigest()[:16],
+    }

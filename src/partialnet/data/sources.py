@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from partialnet.errors import UserError
 from partialnet.images import images_below
 from partialnet.messages import listed
 
 from .folders import FolderImages, class_folders
-from .labelled_images import ImageData
+from .labelled_images import ImageData, LabelledImages, Subset, describe_images
 from .splits import HELD_OUT, TRAINING, first_part, part_of, split_by_class
 
 #: How sources other than folders and "digits" begin, and what separates the beginning from the name.
@@ -59,6 +60,66 @@ def open_data(source: str, val_share: float = 0.1, seed: int = 0, root: str | Pa
     if len(data.class_names) < 2:
         raise UserError(f"{source!r} has one class only, {data.class_names[0]!r}; a classifier needs at least two.")
     return data
+
+
+def is_folder(source: str) -> bool:
+    """Whether data is looked for in a folder of that name, not by one of ``SCHEMES`` or among what is built in."""
+    return source != "digits" and not any(source.startswith(f"{name}{mark}") for name, mark in SCHEMES.items())
+
+
+def evaluation_part(source: str, split: str | None, training: Mapping[str, Any]) -> tuple[LabelledImages, str]:
+    """The images to evaluate of data that is no folder, and which they are, in words.
+
+    They are the held-out part, or with ``split`` "train" the other one. Data that has no parts of its own is taken
+    whole, unless the network learnt from a share of it.
+
+    Args:
+        source: The data.
+        split: "train", "val", or None.
+        training: What a checkpoint says of its training; empty where it says nothing.
+
+    Raises:
+        UserError: There is no such data or part.
+    """
+    if split not in (None, "train", "val"):
+        raise UserError(f"Of {source!r} the parts train and val can be evaluated, not {split!r}.")
+    data = _opened_as_in(training, source)
+    if split == "train":
+        return data.train, f"the training part of {source} ({data.split})"
+    whole = _shared(data) if split is None and source != "digits" else None
+    if whole is not None and describe_images(data) != training.get("data"):
+        return whole, f"all of {source}, which has no parts; --split val takes a share as in training"
+    return data.validation, f"the held-out part of {source} ({data.split})"
+
+
+def _shared(data: ImageData) -> LabelledImages | None:
+    """All images, where the two parts are shares of the same; else None."""
+    train, validation = data.train, data.validation
+    if isinstance(train, Subset) and isinstance(validation, Subset) and train.images is validation.images:
+        return train.images
+    return None
+
+
+def num_learnt(folder: str, training: Mapping[str, Any]) -> int:
+    """How many images of a folder without parts a network learnt from; 0 if it is not the data of its training.
+
+    Args:
+        folder: The folder.
+        training: What the network's checkpoint says of its training.
+    """
+    if "data" not in training:
+        return 0
+    try:
+        data = _opened_as_in(training, folder)
+    except UserError:  # such as a class of one image, of which none can be held out
+        return 0
+    return len(data.train) if describe_images(data) == training["data"] else 0
+
+
+def _opened_as_in(training: Mapping[str, Any], source: str) -> ImageData:
+    """Data with the images held out that a training held out."""
+    settings = training.get("config", {})
+    return open_data(source, settings.get("val_share", 0.1), settings.get("seed", 0))
 
 
 def evaluation_folder(folder: str | Path, split: str | None = None) -> Path:

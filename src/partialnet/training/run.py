@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any, TypeVar
 
 from partialnet.checkpoint import Checkpoint, load
 from partialnet.checkpoint.stored_network import WEIGHTS_NAME
-from partialnet.data.labelled_images import ImageData
+from partialnet.data.labelled_images import ImageData, describe_images
 from partialnet.data.sources import open_data
 from partialnet.evaluation import Evaluation, evaluate
 
@@ -134,25 +132,6 @@ class ClassifierRun(ImageRun[TrainConfig, ClassifierTask, TrainResult]):
             present_files(folder, (*FILES, *_PICTURES)),
             task.progress.epoch,
         )
-
-
-def describe_images(data: ImageData) -> dict[str, Any]:
-    """What of labelled images must be the same when a run continues.
-
-    States of earlier versions, which lack the names, are compared by what they have.
-    """
-    names = hashlib.sha256()  # on which also depends what is held out
-    for images in (data.train, data.validation):
-        for index in range(len(images)):
-            names.update(os.fsencode(images.name(index)) + b"\0")
-    labels = hashlib.sha256(data.train.labels.tobytes() + data.validation.labels.tobytes()).hexdigest()
-    return {
-        "number_of_training_images": len(data.train),
-        "number_of_validation_images": len(data.validation),
-        "classes": list(data.class_names),
-        "labels": labels[:16],
-        "image_names": names.hexdigest()[:16],
-    }
 
 
 def describe_task(task: ClassifierTask) -> str:
