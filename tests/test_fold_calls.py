@@ -125,15 +125,6 @@ class AsksTorch(OptionalBetween):
         return self.bn(x.relu() if torch.is_tensor(x) else x)
 
 
-class Matches(OptionalBetween):
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv(x)
-        match x:
-            case Tensor():
-                x = x.relu()
-        return self.bn(x)
-
-
 class GivesNumbers(OptionalBetween):
     """torch's functions of numbers look into what passes for a tensor."""
 
@@ -201,7 +192,6 @@ class CallerWith(Parts):
     [
         (AsksForTensor, (), 1),
         (AsksTorch, (), 1),
-        (Matches, (), 1),
         (GivesNumbers, (), 1),
         (AsksWhatItIsGiven, (), 1),
         (AsksForListBefore, (), 0),
@@ -215,83 +205,3 @@ def test_code_that_asks_what_a_value_is(part: type[nn.Module], more: tuple[objec
     if not more:
         assert affines(check(trained(part()), images(8))) == left
     assert affines(check(trained(CallerWith(part(), *more)), images())) == 2 + left
-
-
-class OfList(OptionalBetween):
-    def forward(self, given: list[Tensor | None]) -> Tensor:
-        x, skip, mask = given
-        x = self.conv(x)
-        if skip is None and mask is None:
-            x = x.relu()
-        x = self.bn(x)
-        return x if skip is None else x + skip.mean()
-
-
-class OfDict(OptionalBetween):
-    def forward(self, given: dict[str, Tensor]) -> Tensor:
-        x = self.conv(given["x"])
-        return self.bn(x.relu() if given.get("mask") is None else x)
-
-
-class NeverNoneInList(OptionalBetween):
-    def forward(self, given: list[Tensor]) -> Tensor:
-        x = self.bn(self.conv(given[0]))
-        return x if given[1] is None else x + given[1].mean()
-
-
-class CallerWithOne(CallerWith):
-    """Calls a part with a list, or a dict, of the image and more."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.conv1(x)
-        if x.shape[-1] % 2:
-            x = F.pad(x, (0, 1))
-        x = self.bn2(self.conv2(self.bn1(x)))
-        result: Tensor = self.part({"x": x} if isinstance(self.part, OfDict) else [x, *self.more])
-        return result
-
-
-@pytest.mark.parametrize(
-    ("part", "more", "left"), [(OfList, (None, None), 1), (OfDict, (), 1), (NeverNoneInList, (torch.ones(1),), 0)]
-)
-def test_items_that_may_be_none(part: type[nn.Module], more: tuple[object, ...], left: int) -> None:
-    assert affines(check(trained(CallerWithOne(part(), *more)), images())) == 2 + left
-
-
-class Finds(nn.Module):
-    """Returns nothing for these images, in code that depends on values."""
-
-    def forward(self, x: Tensor) -> Tensor | None:
-        return x if x.mean() > 1e9 else None
-
-
-class Passes(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x if x.mean() < 1e9 else x.relu()
-
-
-class AsksWhatIsFound(OptionalBetween):
-    def __init__(self) -> None:
-        super().__init__()
-        self.part: nn.Module = Finds()
-
-    def forward(self, x: Tensor) -> Tensor:
-        found = self.part(x)
-        x = self.conv(x)
-        return self.bn(x.relu() if found is None else x)
-
-
-class TakesWhatPasses(AsksWhatIsFound):
-    """The answer goes into a layer, so that it is not None."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.part = Passes()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.bn(self.conv(self.part(x)))
-
-
-@pytest.mark.parametrize(("network", "left"), [(AsksWhatIsFound, 1), (TakesWhatPasses, 0)])
-def test_answers_of_parts_that_cannot_be_followed(network: type[nn.Module], left: int) -> None:
-    assert affines(check(trained(network()), images(8))) == left

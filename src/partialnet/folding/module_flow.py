@@ -5,10 +5,8 @@ from __future__ import annotations
 import builtins
 import contextlib
 import copy
-import dis
 import inspect
 import itertools
-import operator
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,8 +20,6 @@ from torch import fx, nn
 _ITEMS = 8
 #: Ways to call a module that are followed, at most; each optional argument doubles them
 _WAYS = 16
-#: Graphs of a module that is called in one way, at most, with and without values that may be None
-_GRAPHS = 64
 _A_TENSOR = torch.empty(0)
 
 
@@ -81,9 +77,8 @@ def module_flow(model: nn.Module, is_layer: Callable[[nn.Module], bool]) -> Modu
 
     A module with control flow is followed no further from outside, but its parts are followed, each on its own, if they
     are called as a whole. Nobody knows then which of its optional arguments such a part is given, no more than those of
-    the network itself; all ways to call it are followed, or none. Neither does anybody know which items of a list that
-    it is given are None, or what a module that cannot be followed returns: each of these values is followed as None,
-    too. ``is_layer`` names the modules that count as one layer besides those of ``torch.nn``.
+    the network itself; all ways to call it are followed, or none. ``is_layer`` names the modules that count as one
+    layer besides those of ``torch.nn``.
     """
     # tracing runs the modules' code, which may store symbolic values in them; the tensors need no copy
     traced = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
@@ -128,11 +123,6 @@ def _admits_none(annotation: Any) -> bool:
     return annotation in (inspect.Parameter.empty, Any) or type(None) in get_args(annotation)
 
 
-def _is_tensor(annotation: Any) -> bool:
-    """Whether an argument is a tensor by its annotation, which may be a text."""
-    return annotation is torch.Tensor or annotation in ("Tensor", "torch.Tensor")
-
-
 class _Followed:
     """Graphs that together cover as much of a network as can be followed, as (root, graph) in ``graphs``.
 
@@ -169,26 +159,16 @@ class _Followed:
                 self._follow_parts(part)
 
     def _trace(self, module: nn.Module, way: dict[str, Any]) -> Iterator[tuple[fx.Graph, list[nn.Module]]]:
-        """The graphs of ``module`` called in this way and what is one layer in them.
-
-        Two where it asks for tensors, and as many times as values that may be None are None, one and several.
-        """
+        """The graph of ``module`` called in this way and what is one layer in it; two where it asks for tensors."""
         tracers = [_Tracer(self._is_layer)]
-        variants = {(False, tracers[0].missing)}
         for tracer in tracers:
-            further: list[tuple[bool, frozenset[int]]] = []
             try:
                 yield tracer.follow(module, way), tracer.opaque
-                further += [(tracer.values_are_tensors, tracer.missing | {index}) for index in range(tracer.doubtful)]
             except Exception as error:
                 if not tracer.cannot_be_none(error):
                     raise
-            if tracer.asked_for_tensors:
-                further.append((True, tracer.missing))
-            tracers += [tracer.variant(*variant) for variant in further if variant not in variants]
-            variants.update(further)
-            if len(tracers) > _GRAPHS:
-                raise fx.proxy.TraceError("too many values may be None")
+            if tracer.asked_for_tensors and not tracer.values_are_tensors:
+                tracers.append(_Tracer(self._is_layer, values_are_tensors=True))
 
     def _follow_parts(self, module: nn.Module) -> None:
         if module in self._taken_apart:
@@ -221,78 +201,37 @@ class _Tracer(fx.Tracer):
         answer: What conditions on values come out as; None refuses them. With an answer the graph is only good for
             learning what is called.
         values_are_tensors: Whether code that asks for it is told that symbolic values are tensors.
-        missing: Which of the doubtful values are None, counted from 0.
 
     Attributes:
         opaque: Modules that are one layer because they cannot be followed.
         called: All modules called so far.
         asked_for_tensors: Whether code asked whether a symbolic value is a tensor.
-        doubtful: Number of values so far that may be None for all that is known: items of what the module is given,
-            and what opaque modules return.
     """
 
     def __init__(
-        self,
-        is_layer: Callable[[nn.Module], bool],
-        answer: bool | None = None,
-        values_are_tensors: bool = False,
-        missing: frozenset[int] = frozenset(),
+        self, is_layer: Callable[[nn.Module], bool], answer: bool | None = None, values_are_tensors: bool = False
     ) -> None:
         super().__init__(autowrap_functions=tuple(get_notrace_functions()))
         self._is_layer = is_layer
         self._answer = answer
         self._nothing_given = False
         self.values_are_tensors = values_are_tensors
-        self.missing = missing
-        self.doubtful = 0
-        self._unknown: set[fx.Node] = set()
         self.opaque: list[nn.Module] = []
         self.called: set[nn.Module] = set()
         self.asked_for_tensors = False
 
-    def variant(self, values_are_tensors: bool, missing: frozenset[int]) -> _Tracer:
-        """Another tracer; one in which more is missing takes the same modules as one layer, so that counts agree."""
-        other = _Tracer(self._is_layer, self._answer, values_are_tensors, missing)
-        if missing != self.missing:
-            other.opaque = list(self.opaque)
-        return other
-
     def follow(self, module: nn.Module, constants: dict[str, Any]) -> fx.Graph:
         """The graph of ``module`` with these values of its arguments; the others are symbolic."""
         parameters = inspect.signature(module.forward).parameters
-        self._tensors = {name for name, p in parameters.items() if _is_tensor(p.annotation)}
         self._nothing_given = any(parameters[name].default is inspect.Parameter.empty for name in constants)
         with _isinstance_answered_by(self):
             return self.trace(module, concrete_args=constants)
 
     def cannot_be_none(self, error: Exception) -> bool:
         """Whether ``error`` shows that an argument which was None in this trace, and must be given, never is."""
-        if not (self._nothing_given or self.missing) or isinstance(error, fx.proxy.TraceError):
+        if not self._nothing_given or isinstance(error, fx.proxy.TraceError):
             return False
         return isinstance(error, (AssertionError, ValueError)) or "NoneType" in str(error)
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Value(node, self)
-
-    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
-        """The symbolic value of an operation; None where it is the doubtful value that is missing."""
-        value = super().create_proxy(kind, target, args, kwargs, *rest, **options)
-        node = value.node
-        if kind == "placeholder" and target not in self._tensors:
-            self._unknown.add(node)
-        elif self._may_be_none(node):
-            self._unknown.add(node)
-            self.doubtful += 1
-            return None if self.doubtful - 1 in self.missing else value
-        return value
-
-    def _may_be_none(self, node: fx.Node) -> bool:
-        if node.op == "call_module":
-            return self.root.get_submodule(str(node.target)) in self.opaque
-        if not node.args or node.args[0] not in self._unknown:
-            return False
-        item = node.target is operator.getitem and isinstance(node.args[1], (int, str))
-        return item or (node.op == "call_method" and node.target == "get")
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return self._is_layer(module) or super().is_leaf_module(module, name)
@@ -303,10 +242,7 @@ class _Tracer(fx.Tracer):
         self.called.add(module)
         name = self.path_of_module(module)
         if self.is_leaf_module(module, name) or module in self.opaque:
-            if self.missing and module not in self.opaque and args and args[0] is None:
-                raise TypeError("a layer takes no NoneType")  # so that what is missing here never is
             return self.create_proxy("call_module", name, args, kwargs)
-        doubtful = self.doubtful
         last, depth = next(iter(reversed(self.graph.nodes)), None), len(self.module_stack)
         try:
             return super().call_module(module, forward, args, kwargs)
@@ -317,7 +253,6 @@ class _Tracer(fx.Tracer):
                 self.graph.erase_node(node)
             while len(self.module_stack) > depth:
                 self.module_stack.popitem()
-            self.doubtful = doubtful
             self.opaque.append(module)
             return self.create_proxy("call_module", name, args, kwargs)
 
@@ -331,20 +266,6 @@ class _Tracer(fx.Tracer):
             if self._answer is None:
                 raise
             return iter([obj[i] for i in range(_ITEMS)])  # type: ignore[index]
-
-
-class _Value(fx.Proxy):
-    """A symbolic value that ``match`` takes for a tensor where its tracer does."""
-
-    tracer: _Tracer
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        frame = sys._getframe(1)
-        if dis.opname[frame.f_code.co_code[frame.f_lasti]] != "MATCH_CLASS":
-            return _Value
-        self.tracer.asked_for_tensors = True
-        return torch.Tensor if self.tracer.values_are_tensors else _Value
 
 
 @contextlib.contextmanager
