@@ -51,6 +51,19 @@ def extractor_names(model: nn.Module, getter: bool) -> dict[str, Tensor]:
     return {key.replace("stages.", "stages_", 1): value for key, value in model.state_dict().items()}
 
 
+@pytest.mark.parametrize("depths", [(1, 2), (1, 1, 1, 1, 1)])
+def test_features_only_gives_every_stage(depths: tuple[int, ...]) -> None:
+    model = small(depths=depths, mixers=("pat_ch",) * len(depths), features_only=True, device="meta").eval()
+    assert model.feature_info.reduction() == [4 * 2**stage for stage in range(len(depths))]
+
+
+@pytest.mark.parametrize("kind", ["dict", "list", "hook", "fx"])
+def test_norms_of_features_need_their_extractor(kind: str) -> None:
+    assert small(features_only=True, feature_cls=kind)
+    with pytest.raises(ValueError, match=f"feature_cls='{kind}' knows no out_norms.*'getter'"):
+        small(features_only=True, out_norms=True, feature_cls=kind)
+
+
 def test_features_only_can_be_trained() -> None:
     model = small(features_only=True)
     sum(f.square().mean() for f in model(images())).backward()

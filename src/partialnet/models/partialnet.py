@@ -19,7 +19,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import SelectAdaptivePool2d, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models import checkpoint_seq as run_checkpointed
-from timm.models._features import feature_take_indices
+from timm.models._features import FeatureGetterNet, feature_take_indices
 from torch import Tensor, nn
 
 from partialnet.arguments import check_count, check_number, entries
@@ -391,9 +391,13 @@ default_cfgs = generate_default_cfgs(
 
 
 def _create_partialnet(variant: str, pretrained: bool = False, **kwargs: Any) -> PartialNet:
-    features: dict[str, Any] = {"out_indices": (0, 1, 2, 3), "flatten_sequential": True}
+    stages = tuple(range(len(entries("depths", kwargs["depths"], "stage"))))
+    features: dict[str, Any] = {"out_indices": stages, "flatten_sequential": True}
     if kwargs.get("out_norms"):
-        features = {"out_indices": (0, 1, 2, 3), "feature_cls": "getter", "norm": True}
+        features = {"out_indices": stages, "feature_cls": "getter", "norm": True}
+        kind = kwargs.get("feature_cls", "getter")
+        if kwargs.get("features_only") and kind not in ("getter", FeatureGetterNet):
+            raise ValueError(f"feature_cls={kind!r} knows no out_norms; leave it out, or give 'getter'.")
     return build_model_with_cfg(
         PartialNet,
         variant,
