@@ -93,7 +93,8 @@ def test_curves_of_losses_differ_for_colour_blind_readers(tmp_path: Path, monkey
     figures: list[Figure] = []
     monkeypatch.setattr(plots, "save", lambda figure, path: figures.append(figure))
     names = ("loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg")
-    rows = [{"epoch": epoch, "train_loss": 3.0, "lr": 1e-3} | dict.fromkeys(names, 0.6) for epoch in (1, 2)]
+    others = {"train_loss": 3.0, "lr": 1e-3, "val_box_ap": 0.1, "val_box_ap50": 0.2}
+    rows = [{"epoch": epoch} | others | dict.fromkeys(names, 0.6) for epoch in (1, 2)]
     draw_curves(tmp_path / "curves.png", rows)
     colours = [line.get_color() for line in figures[0].axes[0].lines]
     assert colours == ["black", *plots.PALETTE[:5]]
