@@ -148,12 +148,13 @@ def test_speed(page_server: PageServer, monkeypatch: pytest.MonkeyPatch) -> None
     ]
     assert answer["rows"][0]["ratio"] == 1
     assert all(0 < row["q1_ms"] <= row["median_ms"] <= row["q3_ms"] and row["rounds"] >= 7 for row in answer["rows"])
+    assert answer["note"] == ""
     assert answer["sizes"] == {"tiny": [64, 64], "peer": [64, 64]}
     for network, state in zip(page_server.viewer.networks, before, strict=True):
         assert all(torch.equal(value, state[name]) for name, value in network.explainer.model.state_dict().items())
 
 
-def test_other_kinds_of_networks(page_runs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_other_kinds_of_networks(page_runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model name, a folded checkpoint and an exported file, each with what it cannot show told."""
     from partialnet.checkpoint import load
 
@@ -172,8 +173,16 @@ def test_other_kinds_of_networks(page_runs: tuple[Path, Path], tmp_path: Path) -
         first, second = photo["networks"][1:]
         assert [row["name"] for row in first["classes"]] == [row["name"] for row in second["classes"]]
         assert viewer.attention(photo["photo"], 0.5, 0.5) == [{"blocks": []}] * 3
+        monkeypatch.setattr(ui_answers, "measure_folding", lambda checkpoints, device: {"rows": list(checkpoints)})
+        timed = viewer.speed()
+        assert timed["rows"] == ["resnet10t", "folded"]
+        assert "Exported files are not timed" in timed["note"]
     finally:
         viewer.close()
+    alone = Viewer(open_networks([str(tmp_path / "net.onnx")]))
+    with pytest.raises(UserError, match="times the run they came from"):
+        alone.speed()
+    alone.close()
 
 
 def test_names_tell_networks_apart(page_runs: tuple[Path, Path], tmp_path: Path) -> None:

@@ -36,6 +36,9 @@ MAX_WAITING = 16
 #: Classes that are told.
 TOP = 5
 _BINS = 20
+_NOT_TIMED = (
+    "Exported files are not timed here; `partialnet bench --runtime` times the run they came from in their runtime."
+)
 _OVERFLOW = "The network's answer is not a number (NaN): it overflows."
 
 _Answer = TypeVar("_Answer")
@@ -206,12 +209,13 @@ class Viewer:
         return self._in_turn(lambda: self._attention(photo, x, y))
 
     def speed(self) -> dict[str, Any]:
-        """Time of every network, folded and unfolded, in turn."""
+        """Time of every network, folded and unfolded, in turn, and a ``note`` on those that are left out."""
         timed = [network for network in self.networks if not network.exported]
         if not timed:
-            raise UserError("Exported files are timed by `partialnet bench`, not on this page.")
+            raise UserError(_NOT_TIMED)
         checkpoints = {network.name: network.checkpoint for network in timed}
-        return self._in_turn(lambda: measure_folding(checkpoints, timed[0].explainer.device))
+        measured = self._in_turn(lambda: measure_folding(checkpoints, timed[0].explainer.device))
+        return {**measured, "note": _NOT_TIMED if len(timed) < len(self.networks) else ""}
 
     def _in_turn(self, work: Callable[[], _Answer]) -> _Answer:
         if not self._places.acquire(blocking=False):

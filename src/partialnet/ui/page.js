@@ -277,7 +277,7 @@ function showSpeed(answer) {
   $("timings").replaceChildren(make("table", {}, make("thead", {}, head), body), make("p", { class: "quiet" },
     `Median and, in brackets, quartiles of ${first.rounds} rounds in which all rows ran in turn: eager PyTorch, ` +
     `float32, ${answer.device}${threads}, one image of ${sizes} pixels at a time. Other programs disturb the times, ` +
-    "the ratios less."));
+    `the ratios less. ${answer.note}`));
 }
 
 // ---- what one can do
