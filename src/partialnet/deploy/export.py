@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -190,7 +189,7 @@ class _Draft:
                 finished.write_bytes(self.folded.serialize(TORCH_DTYPES[precision]))
                 exported = Classifier(load(finished))
             else:
-                (self._finish_onnx if format == "onnx" else self._finish_openvino)(finished, precision)
+                self._finish(finished, format, precision)
                 exported = Classifier(load_exported(finished))
             # the runtime may have loaded what it cannot run
             noise = compare_logits(
@@ -240,22 +239,17 @@ class _Draft:
 
         return dict(Counter(node.op_type for node in onnx.load(self.graph).graph.node))
 
-    def _calibration_batches(self) -> list[np.ndarray]:
-        photos = self.photos.images(self.photos.calibration)
-        return [batch.numpy() for batch in image_batches(self.classifier, photos, batch_size=1)]
-
-    def _finish_onnx(self, path: Path, precision: str) -> None:
-        batches = self._calibration_batches() if precision == "int8" else ()
+    def _finish(self, path: Path, format: str, precision: str) -> None:
+        photos = self.photos.images(self.photos.calibration) if precision == "int8" else ()
+        batches = [batch.numpy() for batch in image_batches(self.classifier, photos, batch_size=1)]
         with quiet():
-            model = convert_onnx(self.graph, precision, batches)
-        save_onnx(model, path, self.checkpoint.config())
-
-    def _finish_openvino(self, path: Path, precision: str) -> None:
-        batches = self._calibration_batches() if precision == "int8" else ()
-        with quiet():
-            model = convert_openvino(self.graph, precision, batches)
-        config = self.checkpoint.config() | {"inference_precision": "bf16" if precision == "bf16" else "f32"}
-        save_openvino(model, path, config, half=precision in ("fp16", "bf16"))
+            model = (convert_onnx if format == "onnx" else convert_openvino)(self.graph, precision, batches)
+        config = self.checkpoint.config()
+        if format == "onnx":
+            save_onnx(model, path, config)
+        else:
+            config["inference_precision"] = "bf16" if precision == "bf16" else "f32"
+            save_openvino(model, path, config, half=precision in ("fp16", "bf16"))
 
 
 def write_onnx(model: nn.Module, shape: Sequence[int], path: Path, dynamic_batch: bool = False) -> None:
