@@ -110,7 +110,7 @@ def open_coco(
     """
     parts = _find_parts(data)
     if validation is not None:
-        train = _read(parts.get("train") or _only(parts, data))
+        train = _read(_learnt(parts, data))
         held_out = _read(_held_out(_find_parts(validation), validation), train.class_names)
         split = f"{data} and {validation}"
     elif "train" in parts and (name := first_part(parts, HELD_OUT)):
@@ -121,7 +121,7 @@ def open_coco(
         if files[0].name == files[1].name:
             split = f"folders {files[0].parent.name} and {files[1].parent.name}"
     else:
-        whole = _read(parts.get("train") or _only(parts, data))
+        whole = _read(_learnt(parts, data))
         if not 0 < val_share < 1:
             raise UserError(f"The share to hold out must be between 0 and 1, not {val_share}.")
         if len(whole) < 2:
@@ -134,11 +134,10 @@ def open_coco(
     for part, images, source in (("training", train, data), ("validation", held_out, validation or data)):
         if not images.num_instances.any():
             raise UserError(f"The {part} images of {source!r} have no object that can be used, crowds aside.")
-    empty = np.flatnonzero(images_without_objects(train))
-    if len(empty) and not keep_empty:
-        train = DetectionSubset(train, np.flatnonzero(~images_without_objects(train)))
-        return DetectionData(train, held_out, split, len(empty))
-    return DetectionData(train, held_out, split)
+    empty = train.num_instances == 0
+    if keep_empty or not empty.any():
+        return DetectionData(train, held_out, split)
+    return DetectionData(DetectionSubset(train, np.flatnonzero(~empty)), held_out, split, int(empty.sum()))
 
 
 def _check_each_has_objects(whole: DetectionImages, chosen: np.ndarray, data: str) -> None:
@@ -186,7 +185,7 @@ def open_evaluation(
     if split is not None:
         there = listed(sorted(filter(None, parts))) or f"none, so that there is {ALL!r} only"
         raise UserError(f"{data!r} has no part {split!r}; it has {there}.")
-    part = parts.get("train") or _only(parts, data)
+    part = _learnt(parts, data)
     whole = _read(part, class_names)
     if (held_out := _held_out_by_run(whole, training or {})) is not None:
         others = ALL if "" in parts else "train"
@@ -216,11 +215,6 @@ def _held_out_by_run(whole: DetectionImages, training: Mapping[str, Any]) -> Det
     return held_out if held_out.fingerprint() == fingerprint else None
 
 
-def images_without_objects(images: DetectionImages) -> np.ndarray:
-    """Which images have nothing to learn, (number of images,), bool."""
-    return images.num_instances == 0
-
-
 def _files(images: DetectionImages) -> Iterator[str]:
     """The file of each image, by a name that does not depend on how its folder was named."""
     root = os.path.realpath(images.root)
@@ -231,15 +225,14 @@ def _read(part: _Part, class_names: Sequence[str] | None = None) -> DetectionIma
     return read_annotations(part.path, part.folders, class_names)
 
 
-def _only(parts: dict[str, _Part], data: str) -> _Part:
-    if "" in parts:
-        return parts[""]
+def _learnt(parts: dict[str, _Part], data: str) -> _Part:
+    if (name := first_part(parts, ("train", ""))) is not None:
+        return parts[name]
     raise UserError(f"{data!r} has no training part, only {', '.join(sorted(parts))}.")
 
 
 def _held_out(parts: dict[str, _Part], data: str) -> _Part:
-    name = first_part(parts, (*HELD_OUT, ""))
-    if name is not None:
+    if (name := first_part(parts, (*HELD_OUT, ""))) is not None:
         return parts[name]
     raise UserError(f"{data!r} has a training part only; name what to evaluate on as IMAGES,JSON.")
 
