@@ -60,6 +60,57 @@ def check(data: ImageData) -> None:
         assert pickle.loads(pickle.dumps(part)).read(len(part) - 1).tobytes() == image.tobytes()
 
 
+def write_table(path: Path, lines: Iterable[str], count: int = 20) -> str:
+    """A table beside a folder ``images`` of pictures; its name, as DATA."""
+    (path.parent / "images").mkdir(exist_ok=True)
+    for number in range(count):
+        picture(number).save(path.parent / "images" / f"{number}.png")
+    path.write_text("\n".join(lines), encoding="utf-8-sig")
+    return str(path)
+
+
+def test_a_table(tmp_path: Path) -> None:
+    rows = [f"{10 - i % 2};images/{i}.png ;{i}" for i in range(20)]
+    data = open_data(write_table(tmp_path / "all.csv", ["Label;File;number", *rows]), val_share=0.2)
+    check(data)
+    assert data.class_names == ("9", "10")
+    assert (len(data.train), len(data.validation)) == (16, 4)
+    for index in range(16):
+        number = int(Path(data.train.name(index)).stem)
+        assert data.train.labels[index] == 1 - number % 2
+        assert data.train.read(index).getpixel((0, 0)) == picture(number).getpixel((0, 0))
+
+
+def test_a_table_with_parts(tmp_path: Path) -> None:
+    parts = ["Train", "Train", "val", "val", "test"] * 4
+    rows = [f"images/{i}.png,{('dog', 'cat')[i % 2] if part != 'test' else ''},{part}" for i, part in enumerate(parts)]
+    data = open_data(write_table(tmp_path / "all.csv", ["path,class,split", *rows]))
+    check(data)
+    assert names(data.train) == {f"images/{i}.png" for i in range(20) if i % 5 < 2}
+    assert names(data.validation) == {f"images/{i}.png" for i in range(20) if i % 5 in (2, 3)}
+    assert data.class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["file,kind", "images/0.png,cat"], "no column of classes .* it has 'file', 'kind'"),
+        (["name,label", "images/0.png,cat"], "no column of files"),
+        (["file,label"], "has no rows"),
+        (["file,label", "images/0.png,cat", "images/1.png"], "Line 3 of .* has no 'label'"),
+        (["file,label", "0.png,cat", "1.png,dog"], "None of the files in .* is there, such as '.*/0.png'"),
+        (["file,label,split", "images/0.png,cat,a"], "'split' of .* should hold train and val; it holds 'a'"),
+        (
+            ["file,label,split", "images/0.png,cat,train", "images/1.png,dog,val"],
+            "'cat' of .* is in part 'train' but not in part 'val'",
+        ),
+    ],
+)
+def test_mistakes_with_tables(lines: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        open_data(write_table(tmp_path / "all.csv", lines))
+
+
 @pytest.mark.parametrize(
     ("path", "part"),
     [

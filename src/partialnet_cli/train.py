@@ -44,9 +44,9 @@ def train(
 ) -> None:
     """Train any timm network on DATA.
 
-    DATA is a folder of photographs with one folder for each class (optionally inside train and val), `digits`,
-    `torchvision:CIFAR10`, `hfds/…` or `wds/…`. A recipe gives the settings, a file overrides some of them, and options
-    override both.
+    DATA is a folder of photographs with one folder for each class (optionally inside train and val), a table of files
+    and classes as CSV, `digits`, `torchvision:CIFAR10`, `hfds/…` or `wds/…`. A recipe gives the settings, a file
+    overrides some of them, and options override both.
 
     The run folder gets the weights, the settings, the metrics as CSV and for TensorBoard, and pictures: curves,
     confusion matrix, the first batch as the network sees it, the worst mistakes.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,17 @@ def spread(numbers: np.ndarray, most: int) -> np.ndarray:
     if len(numbers) <= most:
         return numbers
     return numbers[((np.arange(most) + 0.5) * len(numbers) / most).astype(int)]
+
+
+def classes_in_order(found: Iterable[str]) -> tuple[str, ...]:
+    """Classes that occur, as texts: numbers in their order, or names by the alphabet.
+
+    Numbers with leading zeros, such as "007", are names.
+    """
+    names = sorted(found)
+    if all(name.isdecimal() and name == str(int(name)) for name in names):
+        names.sort(key=int)
+    return tuple(names)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from partialnet.errors import UserError
 from partialnet.images import SUFFIXES, decode_image
 
-from .labelled_images import ImageData, LabelledImages
+from .labelled_images import ImageData, LabelledImages, classes_in_order
 from .packed_names import PackedNames
 from .splits import HELD_OUT, first_part, part_of, split_by_class
 
@@ -115,7 +115,7 @@ def open_shards(source: str, val_share: float, seed: int) -> ImageData:
         )
     if held_out and (to_learn := parts.get("train") or parts.get("")):
         train, validation = _index(to_learn, common), _index(parts[held_out], common)
-        names = given or _class_names({*train.found, *validation.found})
+        names = given or classes_in_order({*train.found, *validation.found})
         train, validation = _named(train, given), _named(validation, given)
         for name in sorted(set(names)):
             where = [name in part.found for part in (train, validation)]
@@ -124,7 +124,7 @@ def open_shards(source: str, val_share: float, seed: int) -> ImageData:
                 raise UserError(f"Class {name!r} is in the {here} shards of {source!r} but not in the {there} shards.")
         return ImageData(ShardImages(train, names), ShardImages(validation, names), f"shards of train and {held_out}")
     index = _index(paths, common)
-    names = given or _class_names(index.found)
+    names = given or classes_in_order(index.found)
     return split_by_class(ShardImages(_named(index, given), names), val_share, seed)
 
 
@@ -280,17 +280,6 @@ def _given_names(shard: Path) -> tuple[str, ...]:
                 raise UserError(f"{str(path)!r} is not in UTF-8.") from None
             return tuple(line.strip() for line in lines if line.strip())
     return ()
-
-
-def _class_names(found: Iterable[str]) -> tuple[str, ...]:
-    """Classes that occur in the shards: numbers in their order, or names by the alphabet.
-
-    Numbers with leading zeros, such as "007", are names.
-    """
-    names = sorted(found)
-    if all(name.isdecimal() and name == str(int(name)) for name in names):
-        names.sort(key=int)
-    return tuple(names)
 
 
 def _named(index: _Index, given: tuple[str, ...]) -> _Index:

@@ -24,8 +24,9 @@ def open_data(source: str, val_share: float = 0.1, seed: int = 0, root: str | Pa
 
     Args:
         source: ``digits``; ``torchvision:NAME``; ``hfds/NAME`` of the Hugging Face hub; ``wds/FOLDER`` or
-            ``wds/PATTERN`` of WebDataset shards; or a folder with one folder of images for each class, or with such
-            folders for training and validation; their names are ``TRAINING`` and ``HELD_OUT`` of ``splits``.
+            ``wds/PATTERN`` of WebDataset shards; a table of files and classes, as CSV; or a folder with one folder of
+            images for each class, or with such folders for training and validation; their names are ``TRAINING`` and
+            ``HELD_OUT`` of ``splits``.
         val_share: Share of each class to hold out where the source has no validation part.
         seed: Of the choice of images to hold out.
         root: Folder for downloads of torchvision.
@@ -53,8 +54,14 @@ def open_data(source: str, val_share: float = 0.1, seed: int = 0, root: str | Pa
         if (scheme := _packed(Path(source))) and not any(images_below(Path(source))):
             raise UserError(f"Folder {source!r} holds no file of an image; did you mean '{scheme}/{source}'?")
         data = _open_folder(Path(source), val_share, seed)
+    elif _is_table(source):
+        from .tables import open_table
+
+        data = open_table(Path(source), val_share, seed)
     elif Path(source).exists() and not source.endswith(".tar"):
-        raise UserError(f"{source!r} is a file; data is a folder with one folder of images for each class.")
+        raise UserError(
+            f"{source!r} is a file; data is a folder with one folder of images for each class, or a table as CSV."
+        )
     else:
         raise UserError(f"There is no data {source!r}; {_hint(source)}")
     if len(data.class_names) < 2:
@@ -63,8 +70,13 @@ def open_data(source: str, val_share: float = 0.1, seed: int = 0, root: str | Pa
 
 
 def is_folder(source: str) -> bool:
-    """Whether data is looked for in a folder of that name, not by one of ``SCHEMES`` or among what is built in."""
-    return source != "digits" and not any(source.startswith(f"{name}{mark}") for name, mark in SCHEMES.items())
+    """Whether data is looked for in a folder of that name, not in a table, by a scheme or among what is built in."""
+    schemes = tuple(f"{name}{mark}" for name, mark in SCHEMES.items())
+    return not (source == "digits" or source.startswith(schemes) or _is_table(source))
+
+
+def _is_table(source: str) -> bool:
+    return source.lower().endswith((".csv", ".tsv")) and Path(source).is_file()
 
 
 def evaluation_part(source: str, split: str | None, training: Mapping[str, Any]) -> tuple[LabelledImages, str]:
@@ -213,4 +225,4 @@ def _hint(source: str) -> str:
     names = {name.lower(): name for name in torchvision_names()}
     if near := get_close_matches(source.lower(), names, 1, cutoff=0.8):
         return f"did you mean 'torchvision:{names[near[0]]}'?"
-    return "it may be a folder, 'digits', torchvision:NAME, hfds/NAME or wds/SHARDS."
+    return "it may be a folder, a table as CSV, 'digits', torchvision:NAME, hfds/NAME or wds/SHARDS."
