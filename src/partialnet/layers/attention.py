@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeAlias
 
+import torch
 from timm.layers import create_attn
 from torch import nn
 
@@ -28,7 +29,9 @@ ATTENTIONS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def create_attention(attention: AttentionLike, channels: int, device: Any = None, dtype: Any = None) -> nn.Module:
+def create_attention(
+    attention: AttentionLike, channels: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> nn.Module:
     """Build an attention layer for (B, ``channels``, H, W) features that keeps their shape.
 
     Args:
@@ -60,7 +63,9 @@ def create_attention(attention: AttentionLike, channels: int, device: Any = None
     return built
 
 
-def _create_named(name: Any, arguments: dict[str, Any], channels: int, device: Any, dtype: Any) -> nn.Module:
+def _create_named(
+    name: Any, arguments: dict[str, Any], channels: int, device: torch.device | str | None, dtype: torch.dtype | None
+) -> nn.Module:
     check_count("channels", channels)
     try:
         if name in ATTENTIONS:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -86,8 +84,8 @@ class DPConv(nn.Module):
         split_ratio: float = 1 / 4,
         attention: AttentionLike = "gaussian_se",
         min_channels: int | None = None,
-        device: Any = None,
-        dtype: Any = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         kernel_size, dilation = one_side("kernel_size", kernel_size), one_side("dilation", dilation)

@@ -167,8 +167,8 @@ class GaussianSE(PartialAttention):
         channels: int,
         dense: bool = True,
         normalize: bool = True,
-        device: Any = None,
-        dtype: Any = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_count("channels", channels)

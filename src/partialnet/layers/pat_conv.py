@@ -7,7 +7,7 @@ import math
 import operator
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -94,8 +94,8 @@ class PATConv(nn.Module):
         conv_first: bool = True,
         conv_norm: Callable[..., nn.Module] | None = None,
         bias: bool = False,
-        device: Any = None,
-        dtype: Any = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
@@ -257,7 +257,9 @@ def split_channels(channels: int, split_ratio: float, allow_all: bool = False) -
     return conv_channels
 
 
-def _projection(in_channels: int, out_channels: int, stride: int, device: Any, dtype: Any) -> nn.Module:
+def _projection(
+    in_channels: int, out_channels: int, stride: int, device: torch.device | str | None, dtype: torch.dtype | None
+) -> nn.Module:
     """Bring the attended part to the output's resolution and channel count."""
     layers: list[nn.Module] = []
     if stride > 1:
@@ -275,8 +277,8 @@ def pat_ch(
     attention: AttentionLike = "gaussian_se",
     attention_scope: AttentionScope = "partial",
     dilation: int = 1,
-    device: Any = None,
-    dtype: Any = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> PATConv:
     """Partial channel-attention block: convolve 3×3 the leading channels, gate the others by Gaussian-SE (Fig. 8a)."""
     return PATConv(
@@ -295,8 +297,8 @@ def pat_sp(
     split_ratio: float = 1 / 2,
     attention: AttentionLike = "spatial_gate",
     attention_scope: AttentionScope = "partial",
-    device: Any = None,
-    dtype: Any = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> PATConv:
     """Partial spatial-attention block: gate the positions of the leading half, convolve 1×1 the normalised last half.
 
@@ -322,8 +324,8 @@ def pat_sf(
     num_heads: int = 4,
     attention_scope: AttentionScope = "partial",
     dilation: int = 1,
-    device: Any = None,
-    dtype: Any = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> PATConv:
     """Partial self-attention block: convolve 3×3 the leading channels, self-attention over the others (Fig. 8c)."""
     return PATConv(

@@ -74,7 +74,13 @@ class RelativePositionBias(nn.Module):
     40 to 80 are used.
     """
 
-    def __init__(self, num_heads: int, dilation: int = 1, device: Any = None, dtype: Any = None) -> None:
+    def __init__(
+        self,
+        num_heads: int,
+        dilation: int = 1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         check_count("num_heads", num_heads)
         self.dilation = dilation
@@ -160,8 +166,8 @@ class SelfAttention2d(PartialAttention):
         normalize: bool = True,
         relative_position: bool = True,
         dilation: int = 1,
-        device: Any = None,
-        dtype: Any = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_count("channels", channels)

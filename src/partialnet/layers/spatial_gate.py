@@ -42,7 +42,13 @@ class SpatialGate(PartialAttention):
         torch.Size([2, 32, 7, 7])
     """
 
-    def __init__(self, channels: int, normalize: bool = True, device: Any = None, dtype: Any = None) -> None:
+    def __init__(
+        self,
+        channels: int,
+        normalize: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         check_count("channels", channels)
         self.conv = nn.Conv2d(channels, 1, 1, bias=False, device=device, dtype=dtype)

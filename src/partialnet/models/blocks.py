@@ -30,12 +30,18 @@ MixerSpec = str | Mapping[str, Any]
 
 
 def _regular_conv(
-    channels: int, dilation: int = 1, groups: int = 1, device: Any = None, dtype: Any = None
+    channels: int,
+    dilation: int = 1,
+    groups: int = 1,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> nn.Module:
     return nn.Conv2d(channels, channels, 3, 1, dilation, dilation, groups, bias=False, device=device, dtype=dtype)
 
 
-def _depthwise_conv(channels: int, dilation: int = 1, device: Any = None, dtype: Any = None) -> nn.Module:
+def _depthwise_conv(
+    channels: int, dilation: int = 1, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> nn.Module:
     return _regular_conv(channels, dilation, channels, device, dtype)
 
 
@@ -91,7 +97,12 @@ class Mlp(nn.Module):
     """Two 1×1 convolutions without bias around BatchNorm and activation, (B, C, H, W) → (B, C, H, W)."""
 
     def __init__(
-        self, channels: int, hidden: int, act_layer: Callable[..., nn.Module], device: Any = None, dtype: Any = None
+        self,
+        channels: int,
+        hidden: int,
+        act_layer: Callable[..., nn.Module],
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.fc1 = nn.Conv2d(channels, hidden, 1, bias=False, device=device, dtype=dtype)
@@ -119,8 +130,8 @@ class PartialNetBlock(nn.Module):
         mlp_ratio: float,
         act_layer: Callable[..., nn.Module],
         drop_path: float = 0.0,
-        device: Any = None,
-        dtype: Any = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.mixer_residual = mixer_residual
@@ -173,7 +184,13 @@ class PatchEmbed(nn.Module):
     """
 
     def __init__(
-        self, in_chans: int, embed_dim: int, patch_size: int, min_size: int, device: Any = None, dtype: Any = None
+        self,
+        in_chans: int,
+        embed_dim: int,
+        patch_size: int,
+        min_size: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.min_size = min_size
@@ -199,7 +216,9 @@ class PatchEmbed(nn.Module):
 class PatchMerging(nn.Module):
     """Halve the resolution and double the channels by a 2×2 convolution of stride 2, and BatchNorm."""
 
-    def __init__(self, channels: int, device: Any = None, dtype: Any = None) -> None:
+    def __init__(
+        self, channels: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
         self.reduction = nn.Conv2d(channels, 2 * channels, 2, 2, bias=False, device=device, dtype=dtype)
         self.norm = nn.BatchNorm2d(2 * channels, device=device, dtype=dtype)
@@ -221,7 +240,9 @@ class DilatedMerging(PatchMerging):
     Its 2×2 taps are ``dilation`` positions apart; beyond the border, at the bottom and at the right, there are zeros.
     """
 
-    def __init__(self, channels: int, dilation: int, device: Any = None, dtype: Any = None) -> None:
+    def __init__(
+        self, channels: int, dilation: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__(channels, device, dtype)
         self.reduction.stride, self.reduction.dilation = (1, 1), (dilation, dilation)
         self.pad = nn.ZeroPad2d((0, dilation, 0, dilation))

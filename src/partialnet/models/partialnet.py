@@ -113,11 +113,11 @@ class PartialNet(nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         act_layer: str | Callable[..., nn.Module] = "relu",
-        device: Any = None,
-        dtype: Any = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        dd = {"device": device, "dtype": dtype}
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
         depths, mixers = entries("depths", depths, "stage"), entries("mixers", mixers, "stage")
         if not depths:
             raise ValueError("depths=() leaves the network no stage; give the number of blocks in each stage.")
@@ -345,7 +345,9 @@ def _pooling(global_pool: str, num_classes: int) -> SelectAdaptivePool2d:
     return SelectAdaptivePool2d(pool_type=global_pool)
 
 
-def _classifier(features: int, num_classes: int, device: Any = None, dtype: Any = None) -> nn.Module:
+def _classifier(
+    features: int, num_classes: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> nn.Module:
     if num_classes <= 0:
         return nn.Identity()
     classifier = nn.Linear(features, num_classes, device=device, dtype=dtype)
