@@ -100,6 +100,26 @@ def test_exported_detector_answers_as_pytorch(
         load_exported(output)
 
 
+def test_a_graph_of_any_size_keeps_the_sizes_of_images(
+    detector: DetectorCheckpoint, photos: list[Path], tmp_path: Path
+) -> None:
+    result = export_detector(detector, tmp_path / "detector.onnx", images=photos, any_size=True)
+    assert result.canvas is None
+    assert result.own_sizes.original > 20
+    assert result.own_sizes.share > 0.9
+    assert result.own_sizes == result.same_canvas
+    again: Any = load_exported_detector(result.path).model
+    whole: Any = detector.model
+    sizes = [(128, 96), (20, 90), (70, 70)]
+    images = [torch.rand(3, *size) for size in sizes]
+    with torch.no_grad():
+        parity = compare_detections(whole.find(images[:1]) + whole.find(images[1:2]), again.find(images[:2]), sizes[:2])
+    assert parity.share > 0.9
+    assert [tuple(found["masks"].shape[2:]) for found in again(images)] == sizes
+    with pytest.raises(UserError, match="is to be 96×128 and of any size"):
+        export_detector(detector, tmp_path / "detector.onnx", canvas=(96, 128), any_size=True)
+
+
 def check_that_nothing_is_found_beside_the_image(original: Any, exported: Any) -> None:
     """Where PyTorch fills an image up to the very canvas, both find the same, up to the image's edge."""
     generator = torch.Generator().manual_seed(0)
@@ -186,6 +206,11 @@ def test_command(
     as_json = command(*arguments, "--json", "-")
     assert json.loads(as_json.out)["format"] == "onnx"
     assert "Warning: less than" in as_json.err
+    monkeypatch.setattr(export, "LEAST_MATCHED", 0.99)
+    assert "--any-size keeps them" in command(*arguments, "--images", photos[1]).err
+    of_any_size = command(*arguments, "--any-size")
+    assert "same canvas" not in of_any_size.out
+    assert "sizes of its own choice" in of_any_size.out
 
 
 def test_many_large_photos_are_compared_in_little_memory(

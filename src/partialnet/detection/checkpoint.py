@@ -76,8 +76,8 @@ class DetectorCheckpoint:
         """A copy with the network folded for inference; see ``partialnet.fold``."""
         return replace(self, model=fold(self.model), folded=True)
 
-    def fold_for(self, canvas: tuple[int, int], runtime: Runtime | None = None) -> nn.Module:
-        """The network folded for a runtime, and for images of ``canvas``, (H, W) in pixels, only."""
+    def fold_for(self, canvas: tuple[int, int] | None, runtime: Runtime | None = None) -> nn.Module:
+        """The network folded for a runtime, and for images of ``canvas``, (H, W) in pixels, only; None for any size."""
         folded = fold(self.model)
         folded.backbone = fold(self.model.backbone, canvas, runtime)  # type: ignore[arg-type]
         return folded

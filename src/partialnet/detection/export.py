@@ -1,4 +1,4 @@
-"""Export a detector to ONNX or OpenVINO: folded, for one size of canvas, with box selection (NMS) inside.
+"""Export a detector to ONNX or OpenVINO: folded, for one size of canvas or any, with box selection (NMS) inside.
 
 torch's exporter by tracing (``dynamo=False``) writes the graph: torchvision's detection models are made for it, while
 the newer one stops at sizes that depend on what is detected (pytorch/vision issues 9306 and 9321).
@@ -39,6 +39,7 @@ from .checkpoint import DetectorCheckpoint
 from .exported import INPUTS, OUTPUTS, Canvas, CanvasGraph, load_exported_detector
 from .masks import paste_windows
 from .model import Detector
+from .resizing import padded_size
 
 FORMATS = ("onnx", "openvino")
 #: Images to compare on at most, and how many cut-outs of sample photographs stand in where none are given.
@@ -89,7 +90,7 @@ class DetectorExport:
     Attributes:
         path: The exported file.
         format: "onnx" or "openvino".
-        canvas: Height and width that it takes, in pixels.
+        canvas: Height and width that it takes, in pixels; None for any, in multiples of 32.
         size_mb: Size of all its files in megabytes (10⁶ bytes).
         params_m: Parameters of the folded detector in millions.
         same_canvas: Comparison with the unfolded detector in PyTorch on the same canvas.
@@ -99,7 +100,7 @@ class DetectorExport:
 
     path: Path
     format: str
-    canvas: tuple[int, int]
+    canvas: tuple[int, int] | None
     size_mb: float
     params_m: float
     same_canvas: Parity
@@ -112,8 +113,7 @@ class DetectorExport:
 
 def default_canvas(img_size: tuple[int, int]) -> tuple[int, int]:
     """Height and width for landscape images of a detector's sides, (shorter, longer), in multiples of 32."""
-    height, width = (-(-side // _DIVISIBLE) * _DIVISIBLE for side in img_size)
-    return height, width
+    return padded_size(img_size, _DIVISIBLE)
 
 
 def export_detector(
@@ -123,6 +123,7 @@ def export_detector(
     canvas: tuple[int, int] | None = None,
     images: Sequence[Path] = (),
     progress: bool = False,
+    any_size: bool = False,
 ) -> DetectorExport:
     """Fold a detector, write it for another runtime, and compare what was written with the original.
 
@@ -140,6 +141,7 @@ def export_detector(
         images: Image files to compare on; at most 16, spread over all, are used. Without any, cut-outs of two
             photographs serve.
         progress: Show a bar while comparing.
+        any_size: Take canvases of any size, in multiples of 32, as PyTorch does, instead of one.
 
     Raises:
         UserError: The combination is not offered, a package is missing, an image cannot be read, or the runtime cannot
@@ -147,9 +149,12 @@ def export_detector(
     """
     if format not in FORMATS:
         raise UserError(f"Detectors are exported to {' and '.join(FORMATS)}, not to {format}.")
-    canvas = canvas or default_canvas(checkpoint.img_size)
-    if any(side < _DIVISIBLE or side % _DIVISIBLE for side in canvas):
-        raise UserError(f"The canvas {canvas[0]}×{canvas[1]} must have sides that are multiples of {_DIVISIBLE}.")
+    if any_size and canvas:
+        raise UserError(f"The canvas is to be {canvas[0]}×{canvas[1]} and of any size; choose one of both.")
+    traced = canvas or default_canvas(checkpoint.img_size)
+    if any(side < _DIVISIBLE or side % _DIVISIBLE for side in traced):
+        raise UserError(f"The canvas {traced[0]}×{traced[1]} must have sides that are multiples of {_DIVISIBLE}.")
+    canvas = None if any_size else traced
     if checkpoint.folded:
         raise UserError("The detector is folded already; give the run it came from.")
     chosen = [images[number] for number in spread(np.arange(len(images)), MAX_IMAGES).tolist()]
@@ -164,16 +169,16 @@ def export_detector(
         heads, transform = cast(Any, folded).roi_heads, cast(Any, checkpoint.model).transform
         config = {
             **checkpoint.config(),
-            "canvas": list(canvas),
+            "canvas": None if canvas is None else list(canvas),
             "size_divisible": transform.size_divisible,
             "inference_precision": "f32",
         }
         config["settings"] = {**config["settings"], "score_thresh": heads.score_thresh}
         with refusing(f"{named} cannot be exported to {format}"):
-            _write(CanvasGraph(folded), canvas, finished, format, config)
+            _write(CanvasGraph(folded), traced, any_size, finished, format, config)
             exported = cast(Canvas, load_exported_detector(finished).model)
             # the runtime may have loaded what it cannot run
-            exported.run(torch.zeros(1, 3, *canvas), torch.tensor(canvas))
+            exported.run(torch.zeros(1, 3, *traced), torch.tensor(traced))
         same_canvas, own_sizes = _verify(checkpoint, exported, canvas, chosen, progress)
         size = size_mb(finished)
         put_in_place(finished, output)
@@ -191,19 +196,24 @@ def _photos(paths: Sequence[Path]) -> Iterator[Tensor]:
         yield to_tensor(read_image(path))
 
 
-def _write(graph: CanvasGraph, canvas: tuple[int, int], path: Path, format: str, config: dict[str, Any]) -> None:
+def _write(
+    graph: CanvasGraph, canvas: tuple[int, int], any_size: bool, path: Path, format: str, config: dict[str, Any]
+) -> None:
     import onnx
 
     onnx_path = path.with_suffix(".onnx")
-    write_detector_onnx(graph, canvas, onnx_path)
+    write_detector_onnx(graph, canvas, any_size, onnx_path)
     if format == "onnx":
         save_onnx(onnx.load(onnx_path), path, config)
     else:
         save_openvino(require("openvino", "openvino").convert_model(onnx_path), path, config)
 
 
-def write_detector_onnx(graph: CanvasGraph, canvas: tuple[int, int], path: Path) -> None:
+def write_detector_onnx(graph: CanvasGraph, canvas: tuple[int, int], any_size: bool, path: Path) -> None:
     """Write a detector's graph as ONNX: inputs as in ``INPUTS``, outputs as in ``OUTPUTS``, a row for each object."""
+    open_axes = {name: {0: "detections"} for name in OUTPUTS}
+    if any_size:
+        open_axes["images"] = {2: "height", 3: "width"}
     with torch.no_grad(), quiet():
         torch.onnx.export(
             graph,
@@ -214,12 +224,16 @@ def write_detector_onnx(graph: CanvasGraph, canvas: tuple[int, int], path: Path)
             opset_version=_OPSET,
             input_names=list(INPUTS),
             output_names=list(OUTPUTS),
-            dynamic_axes={name: {0: "detections"} for name in OUTPUTS},
+            dynamic_axes=open_axes,
         )
 
 
 def _verify(
-    checkpoint: DetectorCheckpoint, exported: Canvas, canvas: tuple[int, int], photos: Sequence[Path], progress: bool
+    checkpoint: DetectorCheckpoint,
+    exported: Canvas,
+    canvas: tuple[int, int] | None,
+    photos: Sequence[Path],
+    progress: bool,
 ) -> tuple[Parity, Parity]:
     transform: Any = checkpoint.model.transform
     on_canvas = Canvas(CanvasGraph(checkpoint.model), canvas, transform)

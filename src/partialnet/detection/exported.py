@@ -18,7 +18,7 @@ from partialnet.deploy.runtimes import open_exported
 from partialnet.errors import UserError
 
 from .checkpoint import DetectorCheckpoint, parse_categories
-from .resizing import DetectorTransform, resize_image, resized_size
+from .resizing import DetectorTransform, padded_size, resize_image, resized_size
 
 #: What a graph takes: a normalised canvas, (1, 3, H, W), and height and width of the image in its upper left corner,
 #: (2,), int64, as nothing is to be found beside it.
@@ -28,16 +28,20 @@ OUTPUTS = ("boxes", "labels", "scores", "masks")
 
 
 class Canvas(nn.Module):
-    """Puts images onto a canvas of one size, and detections back, around a network that takes no other size.
+    """Puts images onto a canvas, and detections back, around a network that does neither.
 
     Args:
         run: Maps ``INPUTS`` to ``OUTPUTS``.
-        size: Height and width of the canvas, in pixels.
+        size: Height and width of the canvas, in pixels; None takes for each image the smallest that holds it, as
+            PyTorch does.
         transform: Normalisation, and the sides that images are resized to where the canvas has room.
     """
 
     def __init__(
-        self, run: Callable[[Tensor, Tensor], Sequence[Tensor]], size: tuple[int, int], transform: DetectorTransform
+        self,
+        run: Callable[[Tensor, Tensor], Sequence[Tensor]],
+        size: tuple[int, int] | None,
+        transform: DetectorTransform,
     ) -> None:
         super().__init__()
         self.run = run
@@ -62,7 +66,8 @@ class Canvas(nn.Module):
         original = (int(image.shape[-2]), int(image.shape[-1]))
         resized = resized_size(original, self.transform.img_size, self.size)
         image = self.transform.normalize(resize_image(image, resized))
-        padding = (0, self.size[1] - resized[1], 0, self.size[0] - resized[0])
+        height, width = self.size or padded_size(resized, self.transform.size_divisible)
+        padding = (0, width - resized[1], 0, height - resized[0])
         boxes, labels, scores, masks = self.run(F.pad(image[None], padding), torch.tensor(resized))
         boxes = resize_boxes(boxes, list(resized), list(original))
         return {"boxes": boxes, "labels": labels, "scores": scores, "box_masks": masks[:, None]}
@@ -77,7 +82,7 @@ def load_exported_detector(path: str | Path) -> DetectorCheckpoint:
     exported = open_exported(path, "detection")
     config = exported.config
     try:
-        canvas = (int(config["canvas"][0]), int(config["canvas"][1]))
+        canvas = None if config["canvas"] is None else (int(config["canvas"][0]), int(config["canvas"][1]))
         short, long = config["img_size"]
         transform = DetectorTransform(
             (int(short), int(long)), config["mean"], config["std"], int(config["size_divisible"])

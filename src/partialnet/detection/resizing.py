@@ -38,6 +38,12 @@ def resized_size(
     return height, width
 
 
+def padded_size(size: tuple[int, int], divisible: int) -> tuple[int, int]:
+    """Height and width of the smallest canvas for an image of ``size`` whose sides are multiples of ``divisible``."""
+    height, width = (-(-side // divisible) * divisible for side in size)
+    return height, width
+
+
 def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     """An image, (3, H, W), uint8 or floating point, resized to another height and width."""
     if size == tuple(image.shape[1:]):

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     help="Size that images are laid on, in multiples of 32.  [default: the detector's sides, for landscape images]",
 )
 @click.option(
+    "--any-size",
+    is_flag=True,
+    help="Take canvases of any size in multiples of 32, so that images keep the sizes that PyTorch gives them.",
+)
+@click.option(
     "--images",
     type=click.Path(exists=True),
     help="Photographs to compare with PyTorch on; at most 16 are used.  [default: crops of two from scikit-learn]",
@@ -40,6 +45,7 @@ def export(
     source: str,
     format: str,
     canvas: tuple[int, int] | None,
+    any_size: bool,
     images: str | None,
     output: Path | None,
     json_output: JsonOutput,
@@ -47,8 +53,8 @@ def export(
     """Export SOURCE, a detector, for other runtimes, folded, with box selection (NMS) inside.
 
     SOURCE is a detector's run folder or its model.safetensors. The file takes one image at a time, on a canvas of a
-    fixed size, and carries categories and preprocessing. Before it is put in place it is compared with PyTorch; the
-    comparison is printed and stored beside it as JSON.
+    fixed size or of any, and carries categories and preprocessing. Before it is put in place it is compared with
+    PyTorch; the comparison is printed and stored beside it as JSON.
 
     Example: partialnet detect export runs/coco --format openvino --images photos/ -o detector.xml
     """
@@ -66,12 +72,13 @@ def export(
     check_files(output, source, json_output.path)
     photos = find_images([images]) if images else []
     click.echo(f"Exporting Mask R-CNN with {checkpoint.backbone} to {format} …", err=True)
-    result = export_detector(checkpoint, output, format, canvas, photos, progress=True)
+    result = export_detector(checkpoint, output, format, canvas, photos, progress=True, any_size=any_size)
     written = [f"{result.path} ({result.size_mb:.1f} MB)", f"{result.path}.json"]
     written += json_output.write(result.as_dict())
     if not json_output.prints:
-        canvas_size = f"{result.canvas[0]}×{result.canvas[1]}"
-        click.echo(f"  Against PyTorch on the same canvas, {canvas_size}: {_told(result.same_canvas)}")
+        if result.canvas:
+            canvas_size = f"{result.canvas[0]}×{result.canvas[1]}"
+            click.echo(f"  Against PyTorch on the same canvas, {canvas_size}: {_told(result.same_canvas)}")
         click.echo(f"  Against PyTorch with sizes of its own choice: {_told(result.own_sizes)}")
     if not result.same_canvas.original + result.same_canvas.exported:
         click.echo(
@@ -79,6 +86,11 @@ def export(
         )
     elif result.same_canvas.share < LEAST_MATCHED:
         click.echo(f"Warning: less than {LEAST_MATCHED:.0%} of the detections are found again.", err=True)
+    elif result.own_sizes.share < LEAST_MATCHED:
+        click.echo(
+            "The canvas costs some of PyTorch's detections; --any-size keeps them, and --canvas takes another.",
+            err=True,
+        )
     if json_output.prints:
         return
     click.echo(f"Written: {', '.join(written)}")
