@@ -34,8 +34,8 @@ CONVS = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1))
 LAYERS: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     *((layer, {"channels": channels}, f"channels={channels!r} must be a whole number of at least 1")
       for layer in (GaussianSE, SpatialGate, SelfAttention2d) for channels in (0, -3, 3.5, "a", None)),
-    (SelfAttention2d, {"channels": 16, "num_heads": 2.0}, "num_heads=2.0 must be a whole number"),
-    (SelfAttention2d, {"channels": 16, "num_heads": "a"}, "num_heads='a' must be a whole number"),
+    (SelfAttention2d, {"channels": 16, "num_heads": 2.0}, "num_heads=2.0 does not divide the 16 attended channels"),
+    (SelfAttention2d, {"channels": 16, "num_heads": "a"}, "num_heads='a' does not divide the 16 attended channels"),
     (RelativePositionBias, {"num_heads": 0}, "num_heads=0 must be a whole number of at least 1"),
     *((layer, {argument: value}, f"{argument}={value!r} must be a whole number, or twice the same one")
       for layer in (partial(PATConv, 16), partial(DPConv, 16)) for argument in ("kernel_size", "dilation")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -171,11 +172,11 @@ class SelfAttention2d(PartialAttention):
     ) -> None:
         super().__init__()
         check_count("channels", channels)
-        check_count("num_heads", num_heads, least=0)
-        if num_heads < 1 or channels % num_heads:
+        given: Any = num_heads
+        if not isinstance(given, Integral) or num_heads < 1 or channels % num_heads:
             divisors = [heads for heads in range(1, min(channels, 16) + 1) if channels % heads == 0]
             raise ValueError(
-                f"num_heads={num_heads} does not divide the {channels} attended channels. Choose one of {divisors}."
+                f"num_heads={num_heads!r} does not divide the {channels} attended channels. Choose one of {divisors}."
             )
         self.num_heads = num_heads
         self.dilation = dilation
