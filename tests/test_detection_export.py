@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from partialnet.detection.checkpoint import DetectorCheckpoint, create_detector,
 from partialnet.detection.export import compare_detections, default_canvas, export_detector
 from partialnet.detection.exported import load_exported_detector
 from partialnet.detection.masks import encode_box_masks, encode_masks
+from partialnet.detection.model import Detector
 from partialnet.errors import UserError
 
 CATEGORIES = {1: "person", 18: "dog"}
@@ -303,6 +306,32 @@ def test_backbone_that_onnx_cannot_hold_is_told(
     assert said.startswith(f"partialnet: The detector with partialnet_t0 cannot be exported to {format}: ")
     assert "linalg_eig" in said
     assert not list(tmp_path.iterdir())
+
+
+def test_a_detector_on_another_device_is_exported_from_a_copy_on_the_cpu(
+    detector: DetectorCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[tuple[Any, str]] = []
+    folded: list[Any] = []
+
+    def fold_for(checkpoint: DetectorCheckpoint, *_: Any) -> None:
+        folded.append(checkpoint.model)
+        raise RuntimeError("enough was seen")
+
+    monkeypatch.setattr(Detector, "to", lambda model, device: moved.append((model, device)) or model)
+    monkeypatch.setattr(DetectorCheckpoint, "fold_for", fold_for)
+    with pytest.raises(UserError, match="enough was seen"):
+        export_detector(detector, tmp_path / "detector.onnx")
+    assert moved == [(folded[0], "cpu")]
+    assert folded[0] is not detector.model
+
+
+@pytest.mark.gpu
+def test_a_detector_on_a_gpu_is_exported(detector: DetectorCheckpoint, photos: list[Path], tmp_path: Path) -> None:
+    on_gpu = replace(detector, model=copy.deepcopy(detector.model).cuda())
+    export = export_detector(on_gpu, tmp_path / "detector.onnx", images=photos)
+    assert export.same_canvas.share > 0.99
+    assert next(on_gpu.model.parameters()).is_cuda
 
 
 def test_default_canvas_is_of_landscape_images() -> None:

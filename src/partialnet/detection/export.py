@@ -6,8 +6,9 @@ the newer one stops at sizes that depend on what is detected (pytorch/vision iss
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -134,7 +135,7 @@ def export_detector(
     Files appear whole or not at all.
 
     Args:
-        checkpoint: The detector, in evaluation mode.
+        checkpoint: The detector, on any device; it stays as it is.
         output: File to write: ``.onnx``, or ``.xml`` with a ``.bin`` beside it.
         format: "onnx" or "openvino".
         canvas: Height and width in pixels, multiples of 32; None takes the detector's sides, for landscape images.
@@ -161,6 +162,8 @@ def export_detector(
     for _ in _photos(chosen):
         pass  # one that cannot be read is told before the work
     prepare_output(output, format)
+    # tracing and the comparison give it images on the CPU
+    checkpoint = replace(checkpoint, model=copy.deepcopy(checkpoint.model).to("cpu").eval())
     with workspace_for(output) as workspace:
         finished = Path(workspace) / output.name
         named = f"The detector with {checkpoint.backbone}"
@@ -244,7 +247,7 @@ def _verify(
     for photo in tqdm(_photos(photos), desc="comparing", total=total, unit="image", delay=2, disable=hidden):
         sizes.append((int(photo.shape[-2]), int(photo.shape[-1])))
         with torch.inference_mode():
-            for given, model in zip(answers, (exported, on_canvas, checkpoint.model.eval()), strict=True):
+            for given, model in zip(answers, (exported, on_canvas, checkpoint.model), strict=True):
                 given += cast(Detector | Canvas, model).find([photo])
     for found in answers[0]:
         if not all(bool(found[name].isfinite().all()) for name in ("boxes", "scores", "box_masks")):
