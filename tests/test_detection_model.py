@@ -155,6 +155,7 @@ def test_pyramid_follows_the_feature_maps(name: str, strides: tuple[int, ...], a
         ("vit_tiny_patch16_224", "16, 16, 16"),
         ("levit_128s", "any size"),
         ("no_such_network", "no model named"),
+        ("torchvision:resnet18", "torchvision:resnet18 gives no feature maps, which a detector needs"),
     ],
 )
 def test_unfit_backbones_are_refused(name: str, told: str) -> None:

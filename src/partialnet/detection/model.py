@@ -31,6 +31,7 @@ from torchvision.ops.poolers import LevelMapper
 
 from partialnet.checkpoint import Checkpoint, create_checkpoint
 from partialnet.errors import UserError
+from partialnet.torchvision_networks import ARCHITECTURE, PREFIX
 
 from .backbone_parameters import layers, plain_classifier, undecayed
 from .resizing import IMG_SIZE, DetectorTransform
@@ -211,6 +212,8 @@ def create_mask_rcnn(
     Raises:
         UserError: timm has no such backbone, or its feature maps do not make a pyramid.
     """
+    if name.startswith(PREFIX) or name == ARCHITECTURE:
+        raise UserError(f"{name} gives no feature maps, which a detector needs; take a backbone of timm, as resnet50.")
     if num_categories < 1:
         raise UserError("A detector needs at least one category.")
     if pyramid_channels < 1:
