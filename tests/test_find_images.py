@@ -38,7 +38,7 @@ def test_find_in_nested_folders(folder: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    "suffix", ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "avif", "PNG", "Jpg"]
+    "suffix", ["jpg", "jpeg", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "avif", "PNG", "Jpg"]
 )
 def test_find_by_suffix(suffix: str, folder: Callable[..., Path]) -> None:
     folder(f"d/image.{suffix}", "d/other.pdf")
