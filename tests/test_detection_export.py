@@ -327,6 +327,7 @@ def test_a_detector_on_another_device_is_exported_from_a_copy_on_the_cpu(
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_detector_on_a_gpu_is_exported(detector: DetectorCheckpoint, photos: list[Path], tmp_path: Path) -> None:
     on_gpu = replace(detector, model=copy.deepcopy(detector.model).cuda())
     export = export_detector(on_gpu, tmp_path / "detector.onnx", images=photos)
