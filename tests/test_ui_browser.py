@@ -169,6 +169,26 @@ def test_pictures_of_the_page_are_no_new_photographs(page: Any, tmp_path: Path) 
     assert find(page, "#photo")[0].get_attribute("alt") == "a.png, 120×80 pixels"
 
 
+def test_what_the_browser_cannot_read(page: Any, tmp_path: Path) -> None:
+    """A folder that is dropped, or a file that has been deleted meanwhile: the server is not to blame."""
+    page.execute_script("""
+        const input = document.createElement("input");
+        Object.assign(input, { type: "file", id: "other" });
+        document.body.append(input);
+    """)
+    gone = tmp_path / "a.png"
+    gone.write_bytes(photo_bytes())
+    find(page, "#other")[0].send_keys(str(gone))
+    gone.unlink()
+    page.execute_script("""
+        const transfer = new DataTransfer();
+        transfer.items.add(document.getElementById("other").files[0]);
+        document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true }));
+    """)
+    (error,) = wait(page, lambda: find(page, "#error:not([hidden])"))
+    assert error.text == "'a.png' cannot be read; it may be a folder, or no longer what it was."
+
+
 def test_bad_file_in_the_browser(page: Any, tmp_path: Path) -> None:
     upload(page, tmp_path / "a.png", photo_bytes())
     wait(page, lambda: find(page, "#map-0 figure img"))

@@ -202,16 +202,23 @@ function chosenStage() {
   return choice ? { stage: choice.value } : {};
 }
 
-function send(file) {
+async function send(file) {
   if (file.size > maxUpload) {
     complain(`'${file.name}' has ${Math.ceil(file.size / 2 ** 20)} MB, more than the ${maxUpload / 2 ** 20} MB that ` +
       "this page takes.");
     return;
   }
+  let body;
+  try {
+    body = await file.arrayBuffer(); // sent as a file, one that cannot be read would fail as if the server were gone
+  } catch {
+    complain(`'${file.name}' cannot be read; it may be a folder, or no longer what it was.`);
+    return;
+  }
   complain(null);
   const asking = chosenStage();
   const query = new URLSearchParams({ name: file.name.slice(0, 100), ...asking });
-  latest("photo", `Looking at ${file.name} …`, `api/photos?${query}`, { method: "POST", body: file }, (answer) => {
+  latest("photo", `Looking at ${file.name} …`, `api/photos?${query}`, { method: "POST", body }, (answer) => {
     photo = answer.photo;
     target = null;
     place = { x: 0.5, y: 0.5 };
