@@ -68,6 +68,11 @@ class DetectorCheckpoint:
         heads: Any = getattr(self.model, "roi_heads", None)
         return float(heads.score_thresh if heads is not None else self.settings.get("score_thresh", SCORE_THRESH))
 
+    @property
+    def draws_masks(self) -> bool:
+        """Whether masks mean anything: not if all it has learnt from are boxes."""
+        return bool(self.training.get("data", {}).get("has_outlines", True))
+
     def category_ids(self) -> list[int]:
         """COCO ids of the labels 1, 2, …"""
         return list(self.categories)

@@ -74,7 +74,7 @@ def found_on(images: DetectionImages, index: int, detections: Iterable[Detection
     captions = [f"{images.class_names[label - 1]} {one['score']:.0%}" for label, one in zip(labels, found, strict=True)]
     boxes = np.array([one["bbox"] for one in found], float).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    with_masks = all("segmentation" in one for one in found)
+    with_masks = images.has_outlines and all("segmentation" in one for one in found)
     return DrawnObjects(boxes, labels, captions, [one["segmentation"] for one in found] if with_masks else ())
 
 

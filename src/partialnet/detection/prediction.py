@@ -29,14 +29,14 @@ class DetectedObject:
         label: Number of the category among the detector's, from 1.
         score: In [0, 1].
         box: Left, top, right and bottom in pixels of the photograph.
-        mask: Run lengths in the COCO format, of the photograph's size.
+        mask: Run lengths in the COCO format, of the photograph's size; None if only boxes were learnt.
     """
 
     category: str
     label: int
     score: float
     box: tuple[float, float, float, float]
-    mask: dict[str, Any]
+    mask: dict[str, Any] | None
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -65,7 +65,8 @@ class DetectedPhoto:
         boxes = np.array([found.box for found in self.objects], float).reshape(-1, 4)
         labels = [found.label for found in self.objects]
         captions = [f"{found.category} {found.score:.0%}" for found in self.objects]
-        return draw_objects(self.image, DrawnObjects(boxes, labels, captions, [found.mask for found in self.objects]))
+        masks = [found.mask for found in self.objects if found.mask is not None]
+        return draw_objects(self.image, DrawnObjects(boxes, labels, captions, masks))
 
 
 def detect(
@@ -91,7 +92,9 @@ def detect(
             (output,) = network.find([to_tensor(photo).to(device).float().div_(255)])
         kept = output["scores"] >= min_score
         found = {name: values[kept].cpu() for name, values in output.items()}
-        masks = encode_box_masks(found["box_masks"], found["boxes"], (photo.height, photo.width))
+        masks: list[dict[str, Any]] | list[None] = [None] * len(found["boxes"])
+        if detector.draws_masks:
+            masks = encode_box_masks(found["box_masks"], found["boxes"], (photo.height, photo.width))
         labels, scores, boxes = (found[name].tolist() for name in ("labels", "scores", "boxes"))
         yield DetectedPhoto(
             photo,

@@ -89,6 +89,7 @@ class DetectorRun(RunKind[DetectionConfig, DetectionData, DetectorTask, Detectio
             "number_of_training_images": len(data.train),
             "number_of_validation_images": len(data.validation),
             "categories": list(data.class_names),
+            "has_outlines": data.train.has_outlines,
             "objects": [images.fingerprint() for images in parts],
             "outlines_and_file_names": [images.outline_fingerprint() for images in parts],
         }
