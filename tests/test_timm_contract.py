@@ -7,6 +7,8 @@ import io
 import json
 import math
 import pickle
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,10 @@ from timm.models import create_feature_extractor, save_for_hf
 from timm.utils import reparameterize_model
 from timm_networks import VARIANTS, assert_every_parameter_has_gradient, every_variant, gradients, images, small
 from torch import nn
+from torch.fx import symbolic_trace
+from torchvision.models.feature_extraction import create_feature_extractor as torchvision_extractor
+
+from partialnet import fold
 
 # -- registry and configuration ------------------------------------------------------------------------------------
 
@@ -302,6 +308,32 @@ def test_fx_feature_extractor(randomize: Randomize) -> None:
         torch.testing.assert_close(output["patch_embed"], model.patch_embed(x))
         torch.testing.assert_close(output["stages.1"], model.forward_intermediates(x, indices=[1])[1][0])
         torch.testing.assert_close(output["classifier"], model(x))
+
+
+@pytest.mark.parametrize(
+    "form", [lambda model: model, fold, partial(fold, img_size=64)], ids=["plain", "folded", "sized"]
+)
+@pytest.mark.parametrize("features_only", [False, True])
+def test_plain_symbolic_tracing(
+    form: Callable[[nn.Module], nn.Module], features_only: bool, randomize: Randomize
+) -> None:
+    """``torch.fx`` without timm's list of what it should leave alone, as other tools use it."""
+    model = form(small(randomize, features_only=features_only).eval())
+    traced, x = symbolic_trace(model), images()
+    torch.testing.assert_close(traced(x), model(x), rtol=0, atol=0)
+
+
+def test_feature_extractor_of_torchvision(randomize: Randomize) -> None:
+    model = small(randomize).double()
+    extractor = torchvision_extractor(model, ["stages.1", "stages.2.blocks.0.mixer.attn", "classifier"])
+    x = images(96, dtype=torch.float64)
+    for training in (False, True):
+        model.train(training)
+        output = extractor.train(training)(x)
+        torch.testing.assert_close(output["stages.1"], model.forward_intermediates(x, indices=[1])[1][0])
+        torch.testing.assert_close(output["classifier"], model(x))
+    output["classifier"].sum().backward()
+    assert_every_parameter_has_gradient(extractor)
 
 
 def test_fx_graph_passes_gradients() -> None:

@@ -116,6 +116,7 @@ def deviation_and_mean(x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.std_mean(x, dim=(2, 3), correction=min(1, count - 1))
 
 
+@torch.fx.wrap
 def mean_and_deviation(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and unbiased deviation of each channel at inference, both (B, C, 1, 1), in at least float32.
 
@@ -195,28 +196,7 @@ class GaussianSE(PartialAttention):
             std = standard_deviation(variance, x.shape[2] * x.shape[3])
             return self.norm(x * self._gate(mean, std, keep)[:, :, None, None].to(x.dtype))
         else:
-            return self._gate_and_normalize(x, keep)
-
-    @torch.jit.unused
-    def _gate_and_normalize(self, x: Tensor, keep: Tensor | None) -> Tensor:
-        if x.shape[0] == 1 and isinstance(self.gate_norm, nn.BatchNorm2d) and self.gate_norm.training:
-            raise ValueError(
-                "Gaussian-SE cannot train on a batch of 1 image: its gate is batch-normalised, one value per image. "
-                "Use a batch of 2 or more (drop_last=True drops a last batch of 1), or freeze the BatchNorms with "
-                ".eval()."
-            )
-        count = x.shape[2] * x.shape[3]
-        mean, variance = channel_statistics(x) if takes_plain_operations() else _Statistics.apply(x)
-        gate = self._gate(mean, standard_deviation(variance, count), keep)
-        if not _can_be_derived(self.norm) or x.shape[0] == 0:
-            # none, frozen, split, synchronised over processes or watched: the layer itself knows what to do; and what
-            # statistics no image has
-            return self.norm(x * gate[:, :, None, None].to(x.dtype))
-        scale, shift = _gated_batch_norm(self.norm, gate.to(mean.dtype), mean, variance, count)
-        # rounded once, at the end: of a channel that hardly varies, scale and shift are large and cancel each other
-        if x.dtype == scale.dtype or takes_plain_operations():
-            return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None]).to(x.dtype)
-        return _MultiplyAdd.apply(x, scale[:, :, None, None], shift[:, :, None, None])
+            return _gate_and_normalize(self, x, keep)
 
     def _gate(self, mean: Tensor, std: Tensor, keep: Tensor | None) -> Tensor:
         if keep is not None:
@@ -264,6 +244,39 @@ class GaussianSE(PartialAttention):
         return nn.Sequential(gate, ChannelAffine(scale, shift)).eval()
 
 
+@torch.fx.wrap
+def _gate_and_normalize(layer: GaussianSE, x: Tensor, keep: Tensor | None) -> Tensor:
+    """Gaussian-SE outside TorchScript; a function, which symbolic tracing can leave as it is."""
+    if x.shape[0] == 1 and isinstance(layer.gate_norm, nn.BatchNorm2d) and layer.gate_norm.training:
+        raise ValueError(
+            "Gaussian-SE cannot train on a batch of 1 image: its gate is batch-normalised, one value per image. "
+            "Use a batch of 2 or more (drop_last=True drops a last batch of 1), or freeze the BatchNorms with "
+            ".eval()."
+        )
+    count = x.shape[2] * x.shape[3]
+    mean, variance = channel_statistics(x) if takes_plain_operations() else _Statistics.apply(x)
+    gate = layer._gate(mean, standard_deviation(variance, count), keep)
+    if not _can_be_derived(layer.norm) or x.shape[0] == 0:
+        # none, frozen, split, synchronised over processes or watched: the layer itself knows what to do; and what
+        # statistics no image has
+        return layer.norm(x * gate[:, :, None, None].to(x.dtype))
+    scale, shift = _gated_batch_norm(layer.norm, gate.to(mean.dtype), mean, variance, count)
+    # rounded once, at the end: of a channel that hardly varies, scale and shift are large and cancel each other
+    if x.dtype == scale.dtype or takes_plain_operations():
+        return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None]).to(x.dtype)
+    return _MultiplyAdd.apply(x, scale[:, :, None, None], shift[:, :, None, None])
+
+
+@torch.fx.wrap
+def _folded_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and unbiased deviation of each channel at inference, both (B, C), as the device computes them fastest."""
+    if not torch.jit.is_scripting() and x.is_cuda and not is_recorded():
+        std, mean = deviation_and_mean(x)
+        return mean, std
+    mean, std = mean_and_deviation(x)
+    return mean.flatten(1), std.flatten(1)
+
+
 @register_notrace_module
 class GaussianGate(nn.Module):
     """Folded Gaussian-SE: ``x · hard_sigmoid(W [mean; std] + b)``, (B, C, H, W) → (B, C, H, W).
@@ -284,11 +297,8 @@ class GaussianGate(nn.Module):
 
     def gate(self, x: Tensor) -> Tensor:
         """Weight of each channel, (B, C, 1, 1)."""
-        if not torch.jit.is_scripting() and x.is_cuda and not is_recorded():
-            std, mean = deviation_and_mean(x)
-            return self._gate(mean, std).to(x.dtype)
-        mean, std = mean_and_deviation(x)
-        return self._gate(mean.flatten(1), std.flatten(1)).to(x.dtype)
+        mean, std = _folded_statistics(x)
+        return self._gate(mean, std).to(x.dtype)
 
     @torch.jit.ignore
     def for_runtime(self, runtime: Runtime) -> nn.Module:

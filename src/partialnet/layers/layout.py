@@ -8,12 +8,10 @@ functions here place the copies, which cost little, where a normalisation needs 
 from __future__ import annotations
 
 import torch
-from timm.layers import register_notrace_function
 from torch import Tensor
 from torch.autograd import forward_ad
 
 
-@register_notrace_function
 def dense(x: Tensor) -> Tensor:
     """Copy a channel slice, (B, C, H, W), into dense memory of the layout it was cut from; no copy if it is dense.
 
@@ -57,7 +55,6 @@ def takes_plain_operations() -> bool:
     return is_recorded() or not torch.is_grad_enabled() or is_transformed()
 
 
-@register_notrace_function
 def concat_channels(first: Tensor, second: Tensor) -> Tensor:
     """Concatenate (B, C1, H, W) and (B, C2, H, W) to (B, C1 + C2, H, W); gradients arrive dense in eager mode."""
     if torch.jit.is_scripting():

@@ -35,6 +35,10 @@ from .spatial_gate import SpatialGate
 
 AttentionScope = Literal["partial", "full"]
 
+# symbolic tracing takes them as they are, for they look at values
+torch.fx.wrap("concat_channels")
+torch.fx.wrap("dense")
+
 
 class PATConv(nn.Module):
     """Split the channels once, convolve one part, attend over the other, concatenate.
@@ -136,6 +140,7 @@ class PATConv(nn.Module):
             dtype=dtype,
         )
         self.attn_proj = _projection(self.attn_channels, attn_out, stride, device, dtype)
+        self.projects_attended = not isinstance(self.attn_proj, nn.Identity)
         attended = out_channels if attention_scope == "full" else attn_out
         self.attn = create_attention(attention, attended, device=device, dtype=dtype)
 
@@ -154,7 +159,7 @@ class PATConv(nn.Module):
         if self.normalizes_conv:
             to_convolve = dense(to_convolve)
         convolved = self.conv(self.conv_norm(to_convolve))
-        attended = self.attn_proj(to_attend)
+        attended = self.attn_proj(to_attend) if self.projects_attended else to_attend
         if self.attention_scope == "partial":
             attended = self.attn(attended)
         parts = (convolved, attended) if self.conv_first else (attended, convolved)

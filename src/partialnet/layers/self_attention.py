@@ -26,6 +26,7 @@ LIMIT = 40
 FAR = 160
 
 
+@torch.fx.wrap
 def distance_buckets(
     height: int,
     width: int,
@@ -113,12 +114,17 @@ class FixedPositionBias(nn.Module):
         self.bias = nn.Parameter(bias.detach().clone())
 
     def forward(self, height: int, width: int) -> Tensor:
-        if (height, width) != self.size:
-            raise ValueError(
-                f"The network was folded for a {self.size[0]}×{self.size[1]} map but got {height}×{width}. "
-                "Fold it without img_size to use images of any size."
-            )
+        _check_map_size(height, width, self.size)
         return self.bias
+
+
+@torch.fx.wrap
+def _check_map_size(height: int, width: int, size: tuple[int, int]) -> None:
+    if (height, width) != size:
+        raise ValueError(
+            f"The network was folded for a {size[0]}×{size[1]} map but got {height}×{width}. "
+            "Fold it without img_size to use images of any size."
+        )
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float) -> Tensor:
@@ -322,11 +328,11 @@ class FoldedSelfAttention2d(nn.Module):
         height, width = x.shape[2:]
         tokens = self.norm(x.flatten(2).transpose(1, 2))  # (B, N, C)
         # three parts, each transposed: OpenVINO 2026.4 mixes up one five-dimensional transpose where N equals heads
-        query, key, value = (self._heads(part) for part in self.qkv(tokens).chunk(3, dim=2))
-        logits = query @ key.transpose(-2, -1)
+        query, key, value = self.qkv(tokens).chunk(3, dim=2)
+        logits = self._heads(query) @ self._heads(key).transpose(-2, -1)
         if self.position_bias is not None:
             logits = logits + self.position_bias(height, width)
-        tokens = self.proj((logits.softmax(-1) @ value).transpose(1, 2).flatten(2))
+        tokens = self.proj((logits.softmax(-1) @ self._heads(value)).transpose(1, 2).flatten(2))
         return tokens.transpose(1, 2).unflatten(2, (height, width))
 
     @torch.jit.ignore

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from timm.layers import DropPath, register_notrace_function
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from partialnet.layers import PATConv, SpatialGate, pat_ch, pat_sf, pat_sp
@@ -166,7 +166,7 @@ class PartialNetBlock(nn.Module):
         return FoldedPartialNetBlock(with_fixed_weights(copy.deepcopy(self)))
 
 
-@register_notrace_function
+@torch.fx.wrap
 @torch.jit.unused
 def check_size(x: Tensor, min_size: int) -> None:
     """Raise ValueError if images are smaller than one position of the last feature map."""
