@@ -205,10 +205,15 @@ def test_bad_file_in_the_browser(page: Any, tmp_path: Path) -> None:
 
 def test_speed_in_the_browser(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     measure = ui_answers.measure_folding
-    monkeypatch.setattr(ui_answers, "measure_folding", lambda *args: measure(*args, seconds=0.1))
-    find(page, "#measure")[0].click()
+    measured = []
+    monkeypatch.setattr(
+        ui_answers, "measure_folding", lambda *args: measured.append(args) or measure(*args, seconds=0.1)
+    )
+    find(page, "#measure")[0].send_keys("\ue007" * 2)  # enter, twice
     wait(page, lambda: len(find(page, "#timings tbody tr")) == 4)
     assert "quartiles" in find(page, "#timings")[0].text
+    assert len(measured) == 1
+    assert page.switch_to.active_element.get_attribute("id") == "measure"  # the keyboard goes on from there
 
 
 def test_narrow_and_dark(page: Any, tmp_path: Path) -> None:

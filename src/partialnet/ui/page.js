@@ -333,14 +333,15 @@ $("place").addEventListener("keydown", (event) => {
 });
 
 $("measure").addEventListener("click", async () => {
-  $("measure").disabled = true;
+  if ($("measure").getAttribute("aria-disabled") === "true") return;
+  $("measure").setAttribute("aria-disabled", "true"); // which unlike disabled leaves the keyboard's focus here
   $("timings").replaceChildren(make("p", { class: "quiet", role: "status" }, "Measuring, some seconds …"));
   try {
     showSpeed(await ask("api/speed", { method: "POST" }));
   } catch (error) {
     $("timings").replaceChildren(make("p", { class: "trouble", role: "alert" }, error.message));
   }
-  $("measure").disabled = false;
+  $("measure").setAttribute("aria-disabled", "false");
 });
 
 // ---- start
