@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import pickle
 import re
 import subprocess
@@ -19,7 +21,7 @@ from commands import NUM_PHOTOS, Command, Result, assert_mistake, process
 import partialnet.demo
 from partialnet.checkpoint import create_checkpoint
 from partialnet_cli.group import Subcommand
-from partialnet_cli.main import cli
+from partialnet_cli.main import cli, main
 from partialnet_cli.settings import run_folder as default_run_folder
 
 
@@ -62,6 +64,27 @@ def test_reader_that_goes_away(run_folder: Path, photos: Path) -> None:
     running.stderr.close()
     assert running.wait(60) == 1
     assert error == ""
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_stream_that_is_closed(
+    closed: str, run_folder: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As by ``>&-``: Python has None in its place."""
+    monkeypatch.setattr(sys, closed, None)
+    main(["predict", str(run_folder), str(photos), "--json", str(tmp_path / "answers.jsonl")])
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == NUM_PHOTOS
+    assert getattr(sys, closed).name == os.devnull
+
+
+def test_an_encoding_that_lacks_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a file that Windows writes."""
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="latin-1"))
+    main(["info", "test_resnet"])
+    sys.stdout.flush()
+    assert "160×160" in printed.getvalue().decode("latin-1")
+    assert rb"multiply\u2013adds" in printed.getvalue()
 
 
 def test_missing_checkpoint(photos: Path, tmp_path: Path, command: Command) -> None:

@@ -186,7 +186,7 @@ def test_prediction_draws_and_tells(trained: Path, data: str, tmp_path: Path, co
     photos.mkdir()
     Image.open(Path(data) / "images" / "000.jpg").save(photos / "one.png")
     Image.fromarray(np.full((30, 400, 3), 128, np.uint8)).save(photos / "wide.png")
-    (photos / "broken.jpg").write_bytes(b"no image")
+    (photos / "broken.jpg").symlink_to("broken.jpg")  # in a circle
     arguments = ("detect", "predict", trained, photos, "-o", tmp_path / "drawn", "--device", "cpu")
     output = command(*arguments, "--min-score", "0", "--json", "-")
     assert output.code == 2
@@ -203,6 +203,9 @@ def test_prediction_draws_and_tells(trained: Path, data: str, tmp_path: Path, co
             assert -0.01 <= top <= bottom <= height + 0.01
             assert found["mask"]["size"] == [height, width]
             assert found["category"] in {"square", "kite", "blob"}
+    told = command(*arguments, "--json", tmp_path / "found.jsonl")
+    assert told.code == 2
+    assert f"Written: 2 pictures in {tmp_path / 'drawn'}, {tmp_path / 'found.jsonl'}." in told.out
 
 
 def test_the_choice_of_boxes_is_the_users(tmp_path: Path, randomize: Randomize, command: Command) -> None:

@@ -18,7 +18,8 @@ from stored_networks import tiny
 
 from partialnet.checkpoint import load
 from partialnet.checkpoint.stored_network import CONFIG_NAME, WEIGHTS_NAME
-from partialnet.files import distinct_files, write_atomically, write_csv, write_json
+from partialnet.errors import UserError
+from partialnet.files import check_destinations, distinct_files, write_atomically, write_csv, write_json
 
 
 @pytest.fixture
@@ -69,8 +70,9 @@ def test_failing_write_leaves_the_old_file(call: str, tmp_path: Path, monkeypatc
     monkeypatch.setattr(os, call, fail)
     if call == "replace":
         monkeypatch.setattr(Path, call, fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as error:
         write_atomically(path, b"new")
+    assert error.value.filename == str(path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -86,6 +88,14 @@ def test_failing_save_leaves_the_old_checkpoint(
     with pytest.raises(OSError, match="No space left"):
         tiny(randomize).save(run_folder)
     assert {file.name: file.read_bytes() for file in run_folder.iterdir()} == before
+
+
+def test_results_for_a_folder_that_takes_no_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_destinations(tmp_path / "results.json", None)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(UserError, match=r"results.json' cannot be written: Permission denied\."):
+        check_destinations(tmp_path / "results.json")
+    check_destinations(Path(os.devnull), Path("/dev/stdout"))
 
 
 def test_distinct_files_on_any_disk(tmp_path: Path) -> None:

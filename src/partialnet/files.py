@@ -39,6 +39,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
         if error.errno in NO_ROOM:
+            error.filename = str(path)
             raise
         raise UserError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
     try:
@@ -48,8 +49,10 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         Path(temporary).chmod(0o666 & ~_umask())
         Path(temporary).replace(path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # which a failing write does not say
         raise
 
 
@@ -83,7 +86,7 @@ def check_destinations(*paths: Path | None) -> None:
         paths: The files; None is left out.
 
     Raises:
-        UserError: A file's folder is missing, the file is a folder, or it is to hold two results.
+        UserError: A file's folder is missing or takes no files, the file is a folder, or it is to hold two results.
     """
     named = [path for path in paths if path is not None]
     for number, path in enumerate(named):
@@ -91,6 +94,8 @@ def check_destinations(*paths: Path | None) -> None:
             raise UserError(f"There is no folder {str(path.parent)!r} to write {path.name} into.")
         if path.is_dir():
             raise UserError(f"{str(path)!r} is a folder; name a file in it.")
+        if not (_is_stream(path) or os.access(path.parent, os.W_OK)):
+            raise UserError(f"{str(path)!r} cannot be written: {os.strerror(errno.EACCES)}.")
         if path.resolve() in [other.resolve() for other in named[:number]]:
             raise UserError(f"{str(path)!r} is named for two results; the second would replace the first.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import sys
@@ -59,8 +60,11 @@ def main(args: list[str] | None = None) -> None:
 
     Exit codes: 0 done, 2 a mistake the user can mend, 75 stopped and resumable, 130 Ctrl-C, 143 SIGTERM, 1 else.
     """
+    _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # names of files need not be UTF-8
+        # names of files need not be UTF-8; an encoding of fewer signs than we print gets the others in ASCII
+        utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
+        sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
     try:
         with raising_terminated():
             cli.main(args, prog_name="partialnet", standalone_mode=False)
@@ -89,6 +93,16 @@ def main(args: list[str] | None = None) -> None:
         if isinstance(error, OutOfMemoryError):
             _fail("The GPU is out of memory; use smaller images, or fewer at a time (a smaller batch size).", 2)
         raise
+
+
+def _open_closed_streams() -> None:
+    """Let what is printed to a stream that is closed, as by ``>&-``, go nowhere.
+
+    Otherwise printing fails, and the next file that is opened is taken for the stream.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - open as long as the process
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -64,8 +65,9 @@ def predict(
 
     paths = find_images(images)
     pictures = distinct_files(output, [path.stem for path in paths], ".png")
-    if overwritten := {path.resolve() for path in paths} & {picture.resolve() for picture in pictures}:
-        raise UserError(f"The pictures would replace {str(min(overwritten))!r}; name another folder with -o.")
+    # unlike Path.resolve, which refuses links in a circle; as images they are told with the others that cannot be read
+    if overwritten := set(map(os.path.realpath, paths)) & set(map(os.path.realpath, pictures)):
+        raise UserError(f"The pictures would replace {min(overwritten)!r}; name another folder with -o.")
     where = device_for(source, device)
     exported = is_exported(source)
     if exported and (nms is not None or max_objects is not None):
@@ -112,10 +114,10 @@ def predict(
     written = json_output.write_lines(records)
     for error in unreadable:
         click.echo(f"partialnet: {error}", err=True)
-    if unreadable:
-        raise UserError(f"{len(unreadable)} of {len(paths)} images could not be read.")
-    if not json_output.prints:
+    if records and not json_output.prints:
         drawn = "1 picture" if len(records) == 1 else f"{len(records)} pictures"
         files = ", ".join([f"{drawn} in {output}", *written])
         more = " More objects, less sure: --min-score 0.3" if min_score > 0.3 else ""
         click.echo(f"\nWritten: {files}.{more}")
+    if unreadable:
+        raise UserError(f"{len(unreadable)} of {len(paths)} images could not be read.")
