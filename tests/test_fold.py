@@ -40,6 +40,7 @@ from partialnet.layers import (
     pat_sp,
 )
 from partialnet.layers.inference import RUNTIMES, Runtime
+from partialnet.surgery.inverted_bottleneck import MixedExpansion
 
 VARIANTS = ("partialnet_t0", "partialnet_t1", "partialnet_t2", "partialnet_s", "partialnet_m", "partialnet_l")
 
@@ -299,6 +300,34 @@ def test_network_whose_weights_are_computed_by_hooks(
     assert relative_error(model, folded, images) < 1e-9
     model(images)  # leaves weights with a history
     assert relative_error(model, fold(model), images) < 1e-9
+
+
+@pytest.mark.parametrize("runtime", [None, "torch", "onnxruntime"])
+@pytest.mark.parametrize("computed_by", [partial(l1_unstructured, name="weight", amount=0.5), spectral_norm])
+@pytest.mark.parametrize(
+    "build",
+    [
+        partial(PATConv, 16),
+        partial(PATConv, 16, kernel_size=1, conv_norm=nn.BatchNorm2d),
+        partial(PATConv, 16, attention="spatial_gate"),
+        lambda: MixedExpansion(PATConv(16), nn.Conv2d(16, 32, 1)),
+        partial(GaussianSE, 16),
+        partial(SelfAttention2d, 16),
+    ],
+)
+def test_layer_whose_weights_are_computed_by_hooks(
+    build: Callable[[], nn.Module],
+    computed_by: Callable[[nn.Module], object],
+    runtime: Runtime | None,
+    randomize: Randomize,
+) -> None:
+    model = trained(build(), randomize)
+    for layer in [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear, GaussianSE))]:
+        computed_by(layer)
+    model.load_state_dict({name: 1.1 * tensor for name, tensor in model.eval().state_dict().items()})
+    images = torch.randn(2, 16, 6, 5, dtype=torch.float64)
+    folded = fold(model, runtime=runtime)  # the hooks have not yet seen the weights that were loaded
+    assert relative_error(model, folded, images) < 1e-9
 
 
 class Adapter(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any, TypeGuard
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from partialnet.arguments import check_count
 
-from .affine import ChannelAffine, batch_norm_affine, is_affine
+from .affine import ChannelAffine, batch_norm_affine, is_affine, with_fixed_weights
 from .inference import Runtime, clipped_sigmoid, pointwise
 from .layout import is_recorded, takes_plain_operations
 from .partial_attention import PartialAttention, copy_kept_norm
@@ -238,7 +239,7 @@ class GaussianSE(PartialAttention):
         """The same function at inference without BatchNorm; itself where something else stands for one."""
         if not self.can_be_folded():
             return self
-        gate, scale, shift = self.fuse_up_to_affine()
+        gate, scale, shift = with_fixed_weights(copy.deepcopy(self)).fuse_up_to_affine()
         if isinstance(self.norm, nn.Identity):
             return gate
         return nn.Sequential(gate, ChannelAffine(scale, shift)).eval()

@@ -23,6 +23,7 @@ from .affine import (
     is_affine,
     is_linear_layer,
     keeps_forward,
+    with_fixed_weights,
     with_weights,
 )
 from .attention import AttentionLike, create_attention
@@ -205,7 +206,7 @@ class PATConv(nn.Module):
         """The same function at inference without BatchNorm; itself where something else stands for its convolution."""
         if not is_linear_layer(self.conv):
             return self
-        folded, scale, shift = self.fuse_up_to_affine()
+        folded, scale, shift = with_fixed_weights(copy.deepcopy(self)).fuse_up_to_affine()
         if not keeps_forward(self.attn, GaussianSE) or not self.attn.can_be_folded():
             return folded
         if isinstance(self.attn.norm, nn.Identity):

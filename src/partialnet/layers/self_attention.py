@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from partialnet.arguments import check_count
 
-from .affine import can_be_folded
+from .affine import can_be_folded, with_fixed_weights
 from .eager import PositionwiseLinear, map_of, positions_of
 from .inference import MapNorm, Runtime, TokenNorm, pointwise
 from .layout import is_transformed
@@ -292,7 +292,7 @@ class SelfAttention2d(PartialAttention):
         """
         if not can_be_folded(self.qkv, self.proj) or not isinstance(self.norm, (nn.LayerNorm, nn.Identity)):
             return self
-        return FoldedSelfAttention2d(self)
+        return FoldedSelfAttention2d(with_fixed_weights(copy.deepcopy(self)))
 
 
 @register_notrace_module

@@ -9,7 +9,7 @@ from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedRes
 from torch import Tensor, nn
 
 from partialnet.layers import PATConv
-from partialnet.layers.affine import can_be_folded, fold_input_affine
+from partialnet.layers.affine import can_be_folded, fold_input_affine, with_fixed_weights
 from partialnet.layers.attention import AttentionLike
 from partialnet.layers.pat_conv import AttentionScope
 
@@ -38,8 +38,9 @@ class MixedExpansion(nn.Module):
         """The same at inference; what follows the gates is folded into the 1×1 convolution."""
         if not can_be_folded(self.expand, self.mixer.conv):
             return self
-        mixer, scale, shift = self.mixer.fuse_up_to_affine()
-        return nn.Sequential(mixer, fold_input_affine(self.expand, scale, shift)).eval()
+        fixed = with_fixed_weights(copy.deepcopy(self))
+        mixer, scale, shift = fixed.mixer.fuse_up_to_affine()
+        return nn.Sequential(mixer, fold_input_affine(fixed.expand, scale, shift)).eval()
 
 
 def mix_before_expansion(
