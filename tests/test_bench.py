@@ -159,9 +159,9 @@ def test_command_with_every_runtime(command: Command, tmp_path: Path) -> None:
     assert [(row["runtime"], row["model"]) for row in rows] == [
         (runtime, model) for runtime in ("eager", "onnxruntime", "openvino") for model in (small, "test_resnet")
     ]
-    assert all(row["median_ms"] > 0 and row["rounds"] >= 7 for row in rows)
+    assert all(row["median_ms"] > 0 and row["rounds"] >= 7 and row["input_size"] == [3, 64, 64] for row in rows)
     with files["csv"].open() as file:
-        assert len(list(csv.DictReader(file))) == len(rows)
+        assert [row["input_size"] for row in csv.DictReader(file)] == ["3×64×64"] * len(rows)
     assert Image.open(files["png"]).width > 600
 
 

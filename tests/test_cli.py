@@ -283,6 +283,19 @@ def test_the_next_command_imports_too(tmp_path: Path, command: Command) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "folder"),
+    [
+        (["train"], "runs/DATA-MODEL"),
+        (["search"], "runs/DATA-MODEL-search"),
+        (["detect", "train"], "runs/DATA-MODEL-detector"),
+    ],
+)
+def test_help_names_the_run_folder(arguments: list[str], folder: str, command: Command) -> None:
+    text = "".join(command(*arguments, "--help").out.split())  # also where a line ends within it
+    assert f"Runfolder.[default:{folder}]" in text
+
+
+@pytest.mark.parametrize(
     ("data", "name", "expected"),
     [
         ("photos/", "partialnet_t0", "photos-partialnet_t0"),

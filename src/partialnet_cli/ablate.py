@@ -52,8 +52,12 @@ _NETWORK_SETTINGS = ("model", "model_args", "img_size", "device")
     help="Images at a time for the throughput; the latency is that of one image.",
 )
 @json_option("everything and the environment")
-@click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write a line for each row and runtime.")
-@click.option("--markdown", "markdown_path", type=click.Path(path_type=Path), help="Write the tables as Markdown.")
+@click.option(
+    "--csv", "csv_path", metavar="FILE", type=click.Path(path_type=Path), help="Write a line for each row and runtime."
+)
+@click.option(
+    "--markdown", "markdown_path", metavar="FILE", type=click.Path(path_type=Path), help="Write the tables as Markdown."
+)
 @click.option(
     "-o",
     "--output",

@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     help="Time to measure each runtime; for a preset each latency and each throughput.  [default: 10; 4 for a preset]",
 )
 @json_option("the rows and the environment")
-@click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write the rows.")
-@click.option("--plot", "plot_path", type=click.Path(path_type=Path), help="Write a bar chart as PNG.")
+@click.option("--csv", "csv_path", metavar="FILE", type=click.Path(path_type=Path), help="Write the rows.")
+@click.option("--plot", "plot_path", metavar="FILE", type=click.Path(path_type=Path), help="Write a bar chart as PNG.")
 @click.option(
     "-o",
     "--output",
@@ -88,8 +88,10 @@ def bench(
     table, and accuracy against latency as PNG. Accuracies are quoted, not measured. Model names then choose some of the
     rows. A run that was stopped continues where it left off.
 
-    Examples: partialnet bench partialnet_t0 mobilenetv3_large_100 --runtime onnxruntime,openvino --plot speed.png;
-    partialnet bench --preset paper --runtime openvino
+    \b
+    Examples: partialnet bench partialnet_t0 mobilenetv3_large_100 -r onnxruntime,openvino
+              partialnet bench runs/flowers resnet18 --img-size 224 --plot speed.png
+              partialnet bench --preset paper --runtime openvino
     """
     runtimes = parse_runtimes(runtime)
     if preset is not None:
@@ -191,7 +193,9 @@ def _write_rows(
         content = {"rows": records, "failures": failures, "interrupted": interrupted}
         written += json_output.write({"environment": environment(), **content})
     if csv_path:
-        write_csv(csv_path, records, list(records[0]))
+        sizes = ("×".join(map(str, row.input_size)) for row in rows)
+        lines = [{**record, "input_size": size} for record, size in zip(records, sizes, strict=True)]
+        write_csv(csv_path, lines, list(records[0]))
         written.append(str(csv_path))
     if plot_path:
         speed_bars(plot_path, rows)

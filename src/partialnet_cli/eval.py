@@ -38,8 +38,10 @@ _BROKEN_SHOWN = 20
 @device_option
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Take N images only, evenly over the data.")
 @json_option("all figures")
-@click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write one row for each image.")
-@click.option("--confusion", type=click.Path(path_type=Path), help="Draw the confusion matrix, as PNG.")
+@click.option(
+    "--csv", "csv_path", metavar="FILE", type=click.Path(path_type=Path), help="Write one row for each image."
+)
+@click.option("--confusion", metavar="FILE", type=click.Path(path_type=Path), help="Draw the confusion matrix, as PNG.")
 def evaluate(
     source: str,
     data: str,

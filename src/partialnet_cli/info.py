@@ -21,7 +21,7 @@ from .next_command import next_command
 @click.option(
     "--img-size",
     type=click.IntRange(min=32),
-    help="Height and width of the image to count for.  [default: the model's own, 224 for untrained ones]",
+    help="Height and width of the image to count for.  [default: the model's own]",
 )
 @json_option("structure and cost")
 def info(source: str | None, plan_source: str | None, img_size: int | None, json_output: JsonOutput) -> None:

@@ -41,7 +41,7 @@ class Thetas(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 @click.command(cls=GroupedCommand)
 @click.argument("data", required=False)
-@run_options(SearchConfig, "digits or small")
+@run_options(SearchConfig, "digits or small", "runs/DATA-MODEL-search")
 @click.option(
     "--theta",
     type=Thetas(),

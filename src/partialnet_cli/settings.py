@@ -100,12 +100,13 @@ def setting_options(kind: type[Settings], without: tuple[str, ...] = ()) -> Call
     return decorate
 
 
-def run_options(kind: type[RunConfig], default: str) -> Callable[[Callable[..., Any]], Any]:
+def run_options(kind: type[RunConfig], default: str, folder: str) -> Callable[[Callable[..., Any]], Any]:
     """The options of all commands that train: recipe, file of settings, run folder, resume, print.
 
     Args:
         kind: Class of the configuration.
         default: The recipe where none is named, in words.
+        folder: The run folder where none is named, in words.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -117,7 +118,7 @@ def run_options(kind: type[RunConfig], default: str) -> Callable[[Callable[..., 
     decorators = (
         click.option("--print-config", is_flag=True, help="Print all settings as YAML and stop."),
         click.option("--resume", is_flag=True, help="Continue the run in the run folder if there is one."),
-        click.option("-o", "--output", type=click.Path(path_type=Path), help="Run folder.  [default: runs/DATA-MODEL]"),
+        click.option("-o", "--output", type=click.Path(path_type=Path), help=f"Run folder.  [default: {folder}]"),
         click.option("--config", "config_file", help="YAML file of settings that override the recipe's."),
         click.option("--recipe", help=recipes),
     )

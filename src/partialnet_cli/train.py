@@ -26,7 +26,7 @@ from .settings import (
 
 @click.command(cls=GroupedCommand)
 @click.argument("data", required=False)
-@run_options(TrainConfig, "digits or small")
+@run_options(TrainConfig, "digits or small", "runs/DATA-MODEL")
 @click.option("--plan", help="Network with the split ratios of a search: its plan.json or run folder.")
 @setting_options(TrainConfig)
 @click.pass_context

@@ -25,11 +25,11 @@ class Row:
     macs_g: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Flat, for CSV and JSON."""
+        """Plain data for JSON."""
         return {
             "model": self.model,
             **{name: value for name, value in asdict(self.setting).items() if name != "img_size"},
-            "input_size": "×".join(map(str, self.input_size)),
+            "input_size": list(self.input_size),
             "folded_params_m": round(self.folded_params_m, 4),
             "macs_g": round(self.macs_g, 5),
             "images_per_second": round(1e3 * self.setting.batch_size / self.timing.median_ms, 2),

@@ -37,7 +37,7 @@ from ..json_output import JsonOutput, json_option
 @click.option("--rounds", type=click.IntRange(min=1), default=3, help="Times that each is run, at least.")
 @click.option("--seconds", type=click.FloatRange(min=0), default=30, help="Time to measure, at least.")
 @json_option("the rows and the environment")
-@click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write the rows.")
+@click.option("--csv", "csv_path", metavar="FILE", type=click.Path(path_type=Path), help="Write the rows.")
 def bench(
     models: tuple[str, ...],
     against: str | None,

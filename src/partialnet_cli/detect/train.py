@@ -16,7 +16,7 @@ from ..settings import GroupedCommand, configure, given_settings, run_folder, ru
 
 @click.command(cls=GroupedCommand)
 @click.argument("data", required=False)
-@run_options(DetectionConfig, "small")
+@run_options(DetectionConfig, "small", "runs/DATA-MODEL-detector")
 @setting_options(DetectionConfig)
 @click.pass_context
 def train(
