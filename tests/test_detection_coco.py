@@ -550,7 +550,7 @@ def test_a_superior_category_of_the_same_name(root: Path) -> None:
         ("nowhere", "There is no folder or file 'nowhere'; detection takes"),
         ("nowhere,annotations.json", "There is no folder 'nowhere'"),
         ("images,nothing.json", "There is no file 'nothing.json'"),
-        ("images", "holds no annotations; detection takes"),
+        ("images", "holds no annotations; detection takes the COCO format: annotations/"),
     ],
 )
 def test_data_that_is_not_there(root: Path, monkeypatch: pytest.MonkeyPatch, data: str, message: str) -> None:

@@ -23,8 +23,8 @@ ALL = "all"
 #: Other annotations of COCO, which lie beside those of objects and say nothing about them.
 _OTHER_KINDS = ("captions", "image_info", "panoptic", "person_keypoints", "stuff")
 _LAYOUTS = (
-    "annotations/instances_train*.json and instances_val*.json beside folders of images, train/_annotations.coco.json "
-    "and valid/_annotations.coco.json, or one JSON file; else name both as IMAGES,JSON"
+    "the COCO format: annotations/instances_train*.json and instances_val*.json beside folders of images, "
+    "train/_annotations.coco.json and valid/_annotations.coco.json, or one JSON file; else name both as IMAGES,JSON"
 )
 
 
