@@ -121,6 +121,14 @@ def test_numbers_of_a_confusion_are_legible_on_their_colours(figures: list[Figur
         assert (max(ground, ink) + 0.05) / (min(ground, ink) + 0.05) >= 4.5, shares[row, column]
 
 
+@pytest.mark.parametrize("size", [10, 100])
+def test_nothing_of_a_confusion_is_cut_off(size: int, tmp_path: Path) -> None:
+    names = [f"a species with a long name, of number {i}" for i in range(size)]
+    plots.confusion_matrix(tmp_path / "m.png", [0, 1, 1], [1, 1, 0], names, "title")
+    pixels = np.asarray(Image.open(tmp_path / "m.png").convert("L"))
+    assert all((edge == 255).all() for edge in (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]))
+
+
 def test_confusion_of_classes_without_images(figures: list[Figure], tmp_path: Path) -> None:
     plots.confusion_matrix(tmp_path / "m.png", [0], [0], ["a", "b", "c"], "one image")
     plots.confusion_matrix(tmp_path / "n.png", [], [], [str(i) for i in range(100)], "no image")

@@ -137,7 +137,7 @@ def confusion_matrix(
     named = size <= MAX_NAMED
     each = 0.55 if size <= MAX_NUMBERED else 0.24
     side = max(5.5, each * size + 1.6) if named else 9.0
-    figure = Figure(figsize=(side + (1 if named else 5.5), side), layout="constrained")
+    figure = Figure(figsize=(side + (1 if named else 5.5), side), layout="compressed")
     axes, *beside = figure.subplots(1, 1 if named else 2, squeeze=False, width_ratios=None if named else (9, 5))[0]
     # the root shows single images of a class of fifty
     shown = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
@@ -181,6 +181,7 @@ def _list_mistakes(axes: Axes, counts: np.ndarray, class_names: Sequence[str]) -
         "family": "monospace",
         "linespacing": 1.6,
         "parse_math": False,
+        "in_layout": False,  # there is room for it; the layout would cut off what stands around the square beside it
     }
     axes.text(0, 0.98, "\n".join(lines), transform=axes.transAxes, **style)
 
