@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -41,6 +42,8 @@ def test_weights_for_other_classes(
     assert "The head is new" in told
     assert "classifier.weight" in told
     before, after = tensors(finished_run.checkpoint), tensors(result.checkpoint)
+    learnt = before["classifier.weight"].numel() + before["classifier.bias"].numel()
+    assert re.search(rf"{learnt:,} of \S+ M parameters learn", told)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     # statistics of the frozen layers stay, too
     assert changed == {"classifier.weight", "classifier.bias"}

@@ -38,8 +38,13 @@ def test_distillation_loss() -> None:
     assert distillation_loss(student, teacher, 2.0).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_distillation_from_a_run(finished_run: TrainResult, train_tiny: Train) -> None:
-    plain, taught = train_tiny("plain"), train_tiny("taught", teacher=str(finished_run.folder))
+def test_distillation_from_a_run(
+    finished_run: TrainResult, train_tiny: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = train_tiny("plain")
+    assert "taught by" not in capsys.readouterr().err
+    taught = train_tiny("taught", teacher=str(finished_run.folder))
+    assert f"partialnet_t0 at 32×32, taught by {finished_run.folder}." in capsys.readouterr().err
     assert metrics(plain.folder)[0]["train_loss"] != metrics(taught.folder)[0]["train_loss"]
     names = set(load(taught.folder).model.state_dict())
     assert names == set(load(plain.folder).model.state_dict())

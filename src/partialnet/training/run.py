@@ -135,12 +135,13 @@ class ClassifierRun(ImageRun[TrainConfig, ClassifierTask, TrainResult]):
 
 
 def describe_task(task: ClassifierTask) -> str:
-    """What is learnt from, by what, in a sentence."""
+    """What is learnt from, by what, and from which teacher, in a sentence."""
     data = task.data
     size = "×".join(str(side) for side in task.input_config["input_size"][1:])
+    taught = f", taught by {task.config.teacher}" if task.config.teacher else ""
     return (
         f"{len(data.train):,} training and {len(data.validation):,} validation images of {len(data.class_names)} "
-        f"classes ({data.split}); {task.config.model} at {size}."
+        f"classes ({data.split}); {task.config.model} at {size}{taught}."
     )
 
 

@@ -105,7 +105,8 @@ class Task(L.LightningModule):
         """How many parameters learn, in words."""
         every = sum(parameter.numel() for parameter in self.network.parameters())
         learn = sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
-        return f"{learn / 1e6:.2f} M of {every / 1e6:.2f} M parameters learn"
+        few = f"{learn:,}" if learn < 10_000 else f"{learn / 1e6:.2f} M"  # of a last layer alone
+        return f"{few} of {every / 1e6:.2f} M parameters learn"
 
     def nothing_kept(self, folder: Path) -> str:
         """Why there is no checkpoint at the end, in a sentence."""
