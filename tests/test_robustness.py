@@ -257,6 +257,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "wide MLP": {"mlp_ratio": 3},
     "two stages": {"depths": (1, 2), "mixers": ("pat_ch", "pat_sf")},
     "activation": {"act_layer": nn.SiLU},
+    "activation by timm's name": {"act_layer": "hard_swish"},
     "odd width": {"embed_dim": 20},
     "output stride": {"output_stride": 8, "mixers": ("conv", "dwconv", "pat_ch", "pat_sf")},
 }

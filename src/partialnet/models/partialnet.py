@@ -9,6 +9,7 @@ Importing this module registers ``partialnet_t0`` … ``partialnet_l`` with timm
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from numbers import Integral, Real
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import SelectAdaptivePool2d, trunc_normal_
+from timm.layers import SelectAdaptivePool2d, get_act_layer, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models import checkpoint_seq as run_checkpointed
 from timm.models._features import FeatureGetterNet, feature_take_indices
@@ -82,7 +83,7 @@ class PartialNet(nn.Module):
             ``features_only``, as the released detection backbones have.
         drop_rate: Dropout before the classifier.
         drop_path_rate: Stochastic depth of the last block; grows linearly from 0.
-        act_layer: Activation, a class, or the name "gelu" or "relu".
+        act_layer: Activation, a class, or a name that timm knows, such as "gelu" or "relu".
         device: Device of the parameters.
         dtype: Data type of the parameters.
 
@@ -332,9 +333,12 @@ def _activation(act_layer: str | Callable[..., nn.Module]) -> Callable[..., nn.M
     if callable(act_layer) and not isinstance(act_layer, nn.Module):
         return act_layer
     activations: dict[str, Callable[..., nn.Module]] = {"gelu": nn.GELU, "relu": partial(nn.ReLU, inplace=True)}
-    if not isinstance(act_layer, str) or act_layer not in activations:
-        raise ValueError(f"Unknown act_layer {act_layer!r}. Choose gelu, relu or a class.")
-    return activations[act_layer]
+    if isinstance(act_layer, str) and act_layer:
+        with suppress(KeyError):
+            return activations.get(act_layer) or get_act_layer(act_layer)
+    raise ValueError(
+        f"Unknown act_layer {act_layer!r}. Choose gelu, relu or a class, or another name of timm's, such as silu."
+    )
 
 
 def _pooling(global_pool: str, num_classes: int) -> SelectAdaptivePool2d:
