@@ -270,7 +270,7 @@ def test_an_interrupted_run_goes_on(photos: Path, tmp_path: Path, monkeypatch: p
     ("arguments", "sentence"),
     [
         (("--table", "5"), "'5' is not one of"),
-        (("--table", "4", "--row", "all"), "Table 4 has no row 'all'"),
+        (("--table", "4", "--row", "All"), "Table 4 has no row 'All'"),
         (("--table", "4", "--model", "resnet18"), "'resnet18' is not one"),
         (("--table", "4", "--model-args", "mlp_attention=false"), "leave it out of --model-args"),
         (("--table", "4", "--epochs", "3"), "--epochs is for training: give --data"),

@@ -104,7 +104,7 @@ class AblationTable:
         """
         known = {row.name.casefold() for row in self.rows}
         wanted = {name.casefold() for name in names}
-        if unknown := sorted(wanted - known):
+        if unknown := [name for name in names if name.casefold() not in known]:
             rows = ", ".join(repr(row.name) for row in self.rows)
             raise UserError(f"Table {self.number} has no row {unknown[0]!r}. Its rows: {rows}.")
         return [row for row in self.rows if not wanted or row.name.casefold() in wanted]
