@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,14 @@ from training_runs import DRAW_NOTHING, ON_ONE_CORE, TINY, metrics, write_photos
 from warm_processes import WarmProcesses
 
 from partialnet.errors import UserError
+from partialnet.training import lost_processes
 from partialnet.training.config import TrainConfig
 from partialnet.training.launch import find_launch, is_first_process
+from partialnet.training.lost_processes import ProcessWatch, find_lost
 from partialnet.training.machine import threads
 from partialnet.training.run import train
 from partialnet.training.settings import as_yaml, create_settings
+from partialnet.training.states import StateFiles
 
 SETTINGS: dict[str, Any] = {
     "model_args": TINY,
@@ -203,3 +207,70 @@ def test_stopping_one_of_two(photos: Path, alone: Path, tmp_path: Path, warm_pro
     process = warm_processes.start(*command, "--resume", out=tmp_path / "out", before=DRAW_NOTHING)
     assert process.wait() == 0, process.err
     assert_same_run(folder, alone)
+
+
+# Notes the number of the process that Lightning starts for the other device.
+NOTE_OTHER = """
+import subprocess
+start = subprocess.Popen.__init__
+def note(self, *arguments, **options):
+    start(self, *arguments, **options)
+    if "LOCAL_RANK" in (options.get("env") or ()):
+        open({file!r}, "w").write(str(self.pid))
+subprocess.Popen.__init__ = note
+"""
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_is_killed(killed: int, photos: Path, tmp_path: Path, warm_processes: WarmProcesses) -> None:
+    """The one that is left says so and how to continue, and leaves the saved state alone."""
+    folder, number = tmp_path / "run", tmp_path / "number"
+    command = [*arguments(photos, folder), "--devices", "2", "--epochs", "1000"]
+    before = DRAW_NOTHING + NOTE_OTHER.format(file=str(number))
+    process = warm_processes.start(*command, out=tmp_path / "out", before=before)
+    process.wait_until(lambda: list(folder.glob("state/*-epoch-*.pt")))
+    os.kill((process.pid, int(number.read_text()))[killed], signal.SIGKILL)
+    assert process.wait() == (75 if killed else -signal.SIGKILL), process.err
+    lost = "Training process 1 (of 0 to 1) was killed by SIGKILL" if killed else "Another of the 2 training processes"
+    deadline = time.monotonic() + 60
+    while not process.err.endswith("--resume\n") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    told = process.err.replace("\r", "\n").splitlines()[-1]
+    assert told.startswith(f"partialnet: {lost}")
+    assert told.endswith(f"Continue with: partialnet train {photos} --config {folder}/config.yaml -o {folder} --resume")
+    assert "Traceback" not in process.err
+    states = StateFiles(folder / "state", print)
+    assert states.newest() is not None
+    assert states.newest().path == states.files()[0]
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "told"), [("kill -9 $$", 75, "killed by SIGKILL"), ("exit 2", 2, "exit code 2")]
+)
+def test_waiting_for_a_process_that_is_gone(
+    end: str, code: int, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a GPU's process does, which notices nothing; a third one, which waits, too, is ended."""
+    monkeypatch.setattr(lost_processes, "SECONDS_TO_NOTICE", 0.0)
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    with subprocess.Popen(["sleep", "60"]) as waiting, subprocess.Popen(["sh", "-c", end]) as gone:
+        gone.wait()
+        ProcessWatch([waiting, gone], 4, 8).run()
+    assert codes == [code]
+    assert waiting.returncode == -signal.SIGKILL
+    assert "Training process 6 (of 0 to 7)" in (err := capsys.readouterr().err)
+    assert told in err
+
+
+def test_a_process_that_was_killed_is_the_reason() -> None:
+    """Others fail for its loss."""
+    with subprocess.Popen(["sh", "-c", "exit 1"]) as failed, subprocess.Popen(["sh", "-c", "kill -9 $$"]) as killed:
+        failed.wait()
+        killed.wait()
+        lost = find_lost([failed, killed], 0, 3)
+    assert lost is not None
+    assert (lost.rank, lost.code) == (2, -signal.SIGKILL)
+    with subprocess.Popen(["true"]) as done:
+        done.wait()
+        assert find_lost([done], 0, 2) is None

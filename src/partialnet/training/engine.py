@@ -32,6 +32,7 @@ from .items import TrainingData
 from .keeper import BROKEN_NAME, LAST_NAME, METRICS_NAME, RunKeeper
 from .lock import RunLock
 from .loggers import create_loggers
+from .lost_processes import WatchedStrategy, tells_of_loss
 from .machine import create_trainer, find_machine, quiet_lightning, threads
 from .progress_bar import ProgressBar
 from .settings import as_yaml, plain, settings_of
@@ -237,6 +238,16 @@ def _fit(trainer: L.Trainer, task: Task, keeper: RunKeeper, state: Path | None) 
             keeper.interrupt("before the first batch")
     except BackendCompilerFailed as error:
         raise UserError(f"The network cannot be trained with --compile: {why_not_compiled(error)}") from error
+    except RuntimeError as error:
+        if not (isinstance(trainer.strategy, WatchedStrategy) and tells_of_loss(error)):
+            raise
+        lost = trainer.strategy.lost_process()
+        if trainer.strategy.is_told_by_first():
+            sys.exit(0)
+        if lost.exit_code != 75:
+            say(str(lost))
+            sys.exit(lost.exit_code)
+        raise RunInterrupted(str(lost), keeper.resume_command) from error
     except RunInterrupted:
         if not trainer.is_global_zero:
             sys.exit(0)  # the first process tells the user; Lightning's launcher would kill it for a failure here
