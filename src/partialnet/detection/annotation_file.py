@@ -69,6 +69,8 @@ def read_annotations(path: Path, folders: Sequence[Path], class_names: Sequence[
     if not objects:
         told = " ".join(map(str, faults.faults()))
         raise UserError(f"{str(path)!r} has no object that can be used{': ' + told if told else '.'}")
+    if not reader.has_outlines:
+        faults.forget("no outline")  # whoever has boxes only lacks nothing
     objects.sort(key=lambda found: found.image)
     return DetectionImages(root, names, category_ids, images.usable, objects, reader.has_outlines, faults.faults())
 
@@ -212,7 +214,7 @@ class _ObjectReader:
     """Reads one entry of the annotation list after the other.
 
     Attributes:
-        has_outlines: Whether any object so far has an outline of its own.
+        has_outlines: Whether any object so far that is no crowd has an outline of its own.
     """
 
     def __init__(self, images: _ListedImages, labels: Mapping[int | None, int], faults: FaultCounter) -> None:
@@ -256,7 +258,7 @@ class _ObjectReader:
             left, top, right, bottom = inside
             outline = [[left, top, right, top, right, bottom, left, bottom]]
             faults.add("no outline", name)
-        else:
+        elif not crowd:
             self.has_outlines = True
         area = _read_area(entry.get("area"), outline, height, width)
         return ListedObject(place, box, inside, label, area, crowd, json.dumps(outline))

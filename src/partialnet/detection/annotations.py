@@ -92,7 +92,8 @@ class DetectionImages:
         image_ids: The file's id of each image, (number of images,), int64.
         sizes: Height and width of each image as its annotations mean them, (number of images, 2), int64.
         num_instances: Objects on each image that are not crowds, (number of images,), int64.
-        has_outlines: Whether any object has an outline of its own, so that masks can be learnt and evaluated.
+        has_outlines: Whether any object that is no crowd has an outline of its own, so that masks can be learnt and
+            evaluated.
         faults: What was wrong with the file.
     """
 

@@ -32,7 +32,7 @@ class DetectionBatch:
 
     Attributes:
         images: (3, H, W) each, RGB, uint8; a quarter of the bytes that a GPU would get as floats.
-        targets: For training, as torchvision's detectors want them: ``boxes``, ``labels`` and ``masks``, see
+        targets: For training, as torchvision's detectors want them: ``boxes``, ``labels`` and perhaps ``masks``, see
             ``transforms.prepare``. None for evaluation.
         indices: Place of each image in the data set, (B,), int64.
         broken: Images that should have been here and cannot be read. In training others stand in for them, in
@@ -85,14 +85,14 @@ def detection_train_loader(
 
     Args:
         images: What is learnt from.
-        config: Sides, mirroring, batch size, reading processes, seed.
+        config: Sides, mirroring, batch size, reading processes, seed, whether masks are learnt.
         epoch: Number of the epoch, from 0.
         first_batch: Number of the batch to start with.
         rank: Number of this process.
         world_size: Number of training processes.
 
     Raises:
-        UserError: There are fewer images than processes.
+        UserError: There are fewer images than processes, or no masks where they are to be learnt.
     """
     batches = _TrainBatches(images, config, epoch, rank, world_size)
     return batch_loader(batches, config.workers, config.device != "cpu", first_batch)
@@ -139,6 +139,7 @@ class _TrainBatches(Dataset[DetectionBatch | UserError]):
     ) -> None:
         self.images = images
         self.config = config
+        self.with_masks = config.learns_masks(images)
         self.epoch = epoch
         size = min(config.batch_size, len(images) // world_size)
         if size < 1:
@@ -172,7 +173,8 @@ class _TrainBatches(Dataset[DetectionBatch | UserError]):
             index, image = read_or_replace(read, images.name, wanted, len(images), self.config.seed, broken)
             mirrored = generator(IMAGE, self.config.seed, self.epoch, index).random() < self.config.horizontal_flip
             size = self._size(index)
-            prepared = prepare(image, images.instances(index), size, resized_size(size, img_size), mirrored)
+            to_size = resized_size(size, img_size)
+            prepared = prepare(image, images.instances(index), size, to_size, mirrored, self.with_masks)
             pixels.append(prepared[0])
             targets.append(prepared[1])
             indices.append(index)

@@ -19,7 +19,7 @@ from partialnet.layers.inference import Runtime
 
 from .model import SCORE_THRESH, create_mask_rcnn
 
-_DETECTOR = "mask_rcnn"
+_WITH_MASKS, _WITHOUT_MASKS = "mask_rcnn", "faster_rcnn"
 _SETTINGS = {
     name
     for name, parameter in inspect.signature(create_mask_rcnn).parameters.items()
@@ -32,7 +32,7 @@ class DetectorCheckpoint:
     """A detector with everything that is needed to use it.
 
     Attributes:
-        model: torchvision's Mask R-CNN, in evaluation mode; see ``create_mask_rcnn``.
+        model: torchvision's Mask R-CNN or Faster R-CNN, in evaluation mode; see ``create_mask_rcnn``.
         backbone: Name of its backbone in timm's registry.
         categories: Name of each category by its COCO id, in the order of the labels: label 1 is the first.
         settings: What ``create_mask_rcnn`` is given besides.
@@ -69,9 +69,19 @@ class DetectorCheckpoint:
         return float(heads.score_thresh if heads is not None else self.settings.get("score_thresh", SCORE_THRESH))
 
     @property
+    def has_masks(self) -> bool:
+        """Whether it is a Mask R-CNN; else it is a Faster R-CNN."""
+        return bool(self.settings.get("masks", True))
+
+    @property
+    def kind(self) -> str:
+        """What it is called."""
+        return "Mask R-CNN" if self.has_masks else "Faster R-CNN"
+
+    @property
     def draws_masks(self) -> bool:
-        """Whether masks mean anything: not if all it has learnt from are boxes."""
-        return bool(self.training.get("data", {}).get("has_outlines", True))
+        """Whether it gives masks that mean anything: a Mask R-CNN of earlier versions may have learnt boxes only."""
+        return self.has_masks and bool(self.training.get("data", {}).get("has_outlines", True))
 
     def category_ids(self) -> list[int]:
         """COCO ids of the labels 1, 2, …"""
@@ -108,7 +118,7 @@ class DetectorCheckpoint:
         """The configuration that a file of it holds."""
         return {
             "task": "detection",
-            "detector": _DETECTOR,
+            "detector": _WITH_MASKS if self.has_masks else _WITHOUT_MASKS,
             "architecture": self.backbone,
             "settings": self.settings,
             "categories": [{"id": number, "name": name} for number, name in self.categories.items()],
@@ -129,7 +139,7 @@ class DetectorCheckpoint:
 
 
 def create_detector(backbone: str, categories: Mapping[int, str], **settings: Any) -> DetectorCheckpoint:
-    """A fresh Mask R-CNN for the categories of a data set.
+    """A fresh Mask R-CNN or Faster R-CNN for the categories of a data set.
 
     Args:
         backbone: Any of timm's whose feature maps make a pyramid.
@@ -155,7 +165,7 @@ def load_detector(source: str | Path) -> DetectorCheckpoint:
     stored = read_network(source, "detection")
     config = stored.config
     try:
-        if config["detector"] != _DETECTOR:
+        if config["detector"] not in (_WITH_MASKS, _WITHOUT_MASKS):
             raise ValueError(f"the detector {config['detector']!r} is unknown")
         settings = {**config["settings"], "img_size": config["img_size"]}
         detector = create_detector(config["architecture"], parse_categories(config["categories"]), **settings)

@@ -57,12 +57,21 @@ class DetectionData:
         """Name of label 1, 2, …."""
         return self.train.class_names
 
-    def notes(self) -> list[str]:
-        """A sentence for whatever is wrong with the data, mended, left out or as it is."""
+    def notes(self, with_masks: bool = True) -> list[str]:
+        """A sentence for whatever is wrong with the data, mended, left out or as it is.
+
+        Args:
+            with_masks: Whether masks matter; else nothing is wrong with objects that have none.
+        """
         parts = [("training", self.train), ("validation", self.validation)]
         if isinstance(self.train, DetectionSubset) and self.train.faults is self.validation.faults:
             parts = [("data", self.train)]
-        found = [f"{name}: {fault}" for name, images in parts for fault in images.faults]
+        found = [
+            f"{name}: {fault}"
+            for name, images in parts
+            for fault in images.faults
+            if with_masks or fault.kind != "no outline"
+        ]
         if self.num_empty:
             verb = "image has" if self.num_empty == 1 else "images have"
             left_out = "is" if self.num_empty == 1 else "are"

@@ -11,6 +11,7 @@ from partialnet.errors import UserError
 from partialnet.training.config import RunConfig
 from partialnet.training.settings import setting
 
+from .annotations import DetectionImages
 from .model import PYRAMID_CHANNELS
 
 _network = partial(setting, group="Network")
@@ -19,7 +20,7 @@ _data = partial(setting, group="Data")
 
 @dataclass(frozen=True)
 class DetectionConfig(RunConfig):
-    """Training of Mask R-CNN for object detection and instance segmentation."""
+    """Training of a detector: Mask R-CNN, or Faster R-CNN for boxes only."""
 
     recipes: ClassVar[str] = "partialnet.detection.recipes"
 
@@ -43,6 +44,7 @@ class DetectionConfig(RunConfig):
         "channels of every level of the pyramid, and the width of the heads; fewer are faster and smaller",
         least=1,
     )
+    masks: bool | None = _network(None, "learn masks, too; none does so if the data has any")
     frozen_bn: bool = _network(False, "keep the backbone's BatchNorms as they are, for small batches")
     num_proposals: int = _network(
         1000, "proposals in an image that the heads look at, twice as many in training; fewer are faster", least=1
@@ -70,9 +72,18 @@ class DetectionConfig(RunConfig):
         short, long = self.sides
         return tuple(min(max(round(scale * short), 1), long) for scale in self.random_scales)
 
-    @property
-    def detector_settings(self) -> dict[str, Any]:
-        """What ``create_mask_rcnn`` is given."""
+    def learns_masks(self, images: DetectionImages) -> bool:
+        """Whether masks of these training images are learnt.
+
+        Raises:
+            UserError: They are to be, but there are none.
+        """
+        if self.masks and not images.has_outlines:
+            raise UserError("The training data has no masks to learn; leave out --masks, and boxes are learnt.")
+        return images.has_outlines if self.masks is None else self.masks
+
+    def detector_settings(self, images: DetectionImages) -> dict[str, Any]:
+        """What ``create_mask_rcnn`` is given for a detector that learns from ``images``."""
         return {
             "model_args": self.model_args,
             "out_norm": self.out_norm,
@@ -82,6 +93,7 @@ class DetectionConfig(RunConfig):
             "img_size": self.sides,
             "num_proposals": self.num_proposals,
             "num_sampled": self.num_sampled,
+            "masks": self.learns_masks(images),
         }
 
     @classmethod

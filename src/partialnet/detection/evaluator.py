@@ -203,7 +203,10 @@ def in_order(detections: Iterable[Detection]) -> list[Detection]:
 
 
 def evaluate(
-    images: DetectionImages, detections: Iterable[Detection], indices: Sequence[int] | None = None
+    images: DetectionImages,
+    detections: Iterable[Detection],
+    indices: Sequence[int] | None = None,
+    with_masks: bool = True,
 ) -> DetectionEvaluation:
     """Compare detections with the ground truth.
 
@@ -211,6 +214,7 @@ def evaluate(
         images: The ground truth, crowds too.
         detections: In any order.
         indices: Places of the images that a detector has seen; None is all. Others, such as broken ones, do not count.
+        with_masks: Whether masks are compared, too; they are not where the ground truth or a detection has none.
 
     Raises:
         UserError: The evaluator is not installed, a detection belongs to no image, or there is no object to find.
@@ -229,7 +233,7 @@ def evaluate(
     truth = COCO(images.ground_truth())
     boxes = _evaluate(truth, finite, image_ids, _BOXES)
     masks = None
-    if images.has_outlines and all("segmentation" in one for one in finite):
+    if with_masks and images.has_outlines and all("segmentation" in one for one in finite):
         masks = _evaluate(truth, finite, image_ids, _MASKS)
     return DetectionEvaluation(
         boxes=boxes[0],

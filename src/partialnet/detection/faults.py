@@ -111,6 +111,10 @@ class FaultCounter:
         if len(self.examples[kind]) < _NUM_EXAMPLES:
             self.examples[kind][shortened(example)] = None
 
+    def forget(self, kind: str) -> None:
+        """Take back what was counted of a kind, as it is no fault after all."""
+        del self.counts[kind]
+
     def faults(self) -> tuple[Fault, ...]:
         """In the order of ``FAULTS``."""
         return tuple(Fault(kind, self.counts[kind], tuple(self.examples[kind])) for kind in FAULTS if self.counts[kind])

@@ -1,4 +1,4 @@
-"""Mask R-CNN on the feature maps of any timm backbone.
+"""Mask R-CNN, or Faster R-CNN where there are no masks to learn, on the feature maps of any timm backbone.
 
 The detector is torchvision's (its pyramid, proposals, heads, losses and NMS). A pyramid of C = 256 channels and heads
 of its width are those of the paper's experiments: one 3×3 convolution for proposals, two dense layers of 4 C = 1024 for
@@ -19,7 +19,7 @@ import torch
 from timm.layers import freeze_batch_norm_2d
 from timm.models import split_model_name_tag
 from torch import Tensor, nn
-from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
@@ -133,14 +133,19 @@ class PyramidBackbone(nn.Module):
         return self.fpn(OrderedDict((str(level), item) for level, item in enumerate(self.normalised_maps(x))))
 
 
-class Detector(MaskRCNN):  # type: ignore[misc]
-    """torchvision's Mask R-CNN, which can also leave masks in their boxes, and has timm's parameter groups.
+class Detector(FasterRCNN):  # type: ignore[misc]
+    """torchvision's Faster R-CNN, and with a head for masks its Mask R-CNN, with timm's parameter groups.
 
     Attributes:
         architecture: Name of the backbone and the arguments that timm is given for it.
     """
 
     architecture: tuple[str, dict[str, Any]]
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether it learns and gives masks."""
+        return bool(self.roi_heads.has_mask())
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that should not decay: those of the backbone that timm excepts."""
@@ -154,7 +159,7 @@ class Detector(MaskRCNN):  # type: ignore[misc]
         return lambda name: (of_backbone.get(name.removeprefix("backbone."), math.inf),)
 
     def find(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """``forward`` in evaluation mode with ``box_masks``, (N, 1, 28, 28), in the place of ``masks``.
+        """``forward`` in evaluation mode with ``box_masks``, (N, 1, 28, 28), in the place of ``masks``, if it has any.
 
         A hundred masks of a camera's photograph take gigabytes; ``encode_box_masks`` makes one after the other.
         """
@@ -163,7 +168,8 @@ class Detector(MaskRCNN):  # type: ignore[misc]
         found, _ = self.roi_heads(features, proposals, batch.image_sizes)
         for image, resized, one in zip(images, batch.image_sizes, found, strict=True):
             one["boxes"] = resize_boxes(one["boxes"], list(resized), list(image.shape[-2:]))
-            one["box_masks"] = one.pop("masks")
+            if "masks" in one:
+                one["box_masks"] = one.pop("masks")
         return found
 
 
@@ -182,14 +188,15 @@ def create_mask_rcnn(
     detections_per_img: int = 100,
     num_proposals: int = 1000,
     num_sampled: int = 512,
+    masks: bool = True,
 ) -> Detector:
-    """Mask R-CNN with a feature pyramid on a backbone of timm's registry, untrained.
+    """Mask R-CNN with a feature pyramid on a backbone of timm's registry, untrained; without masks Faster R-CNN.
 
     The model takes a list of RGB images, (3, H, W) in [0, 1], of any sizes, which it normalises by the backbone's mean
     and standard deviation and resizes. In training it takes targets too (``boxes``, xyxy pixels, (N, 4); ``labels``,
     (N,), from 1 on; ``masks``, (N, H, W), 0 or 1) and returns the losses; in evaluation it returns, for each image,
     ``boxes``, ``labels``, ``scores``, (N,), in [0, 1], and ``masks``, (N, 1, H, W), in [0, 1], all for the image's own
-    size.
+    size. Faster R-CNN neither takes nor gives masks.
 
     Args:
         name: Backbone; any of timm's whose feature maps make a pyramid.
@@ -208,6 +215,7 @@ def create_mask_rcnn(
         num_proposals: Proposals in one image at most that the heads look at; twice as many in training, before the
             heads' samples are drawn from them.
         num_sampled: Proposals in one image that the heads learn from, at most a quarter of them on objects.
+        masks: Whether there is a head for masks.
 
     Raises:
         UserError: timm has no such backbone, or its feature maps do not make a pyramid.
@@ -237,6 +245,7 @@ def create_mask_rcnn(
         PyramidBackbone(maps, out_norm, pyramid_channels),
         DetectorTransform((short, long), network.input_config["mean"], network.input_config["std"], maps.strides[-1]),
         num_categories + 1,
+        masks,
         box_score_thresh=score_thresh,
         box_nms_thresh=nms_thresh,
         box_detections_per_img=detections_per_img,
@@ -262,16 +271,22 @@ def _create_maps(name: str, arguments: Mapping[str, Any]) -> tuple[Checkpoint, F
         raise
 
 
-def _assemble(backbone: PyramidBackbone, transform: DetectorTransform, num_classes: int, **options: Any) -> Detector:
-    """torchvision's Mask R-CNN with heads as wide as the pyramid, for the strides that there are."""
+def _assemble(
+    backbone: PyramidBackbone, transform: DetectorTransform, num_classes: int, masks: bool, **options: Any
+) -> Detector:
+    """torchvision's detector with heads as wide as the pyramid, for the strides that there are."""
     strides = (*backbone.maps.strides, 2 * backbone.maps.strides[-1])  # the pooled level comes last
     sizes = tuple((_ANCHOR_SCALE * stride,) for stride in strides)
     channels = backbone.out_channels
+    of_masks: dict[str, nn.Module] = {}
+    if masks:
+        of_masks = {
+            "mask_roi_pool": _region_pooling(backbone.maps.strides, _MASK_SIDE),
+            "mask_head": MaskRCNNHeads(channels, (channels,) * 4, dilation=1),
+            "mask_predictor": MaskRCNNPredictor(channels, channels, num_classes),
+        }
     detector = Detector(
         backbone,
-        mask_roi_pool=_region_pooling(backbone.maps.strides, _MASK_SIDE),
-        mask_head=MaskRCNNHeads(channels, (channels,) * 4, dilation=1),
-        mask_predictor=MaskRCNNPredictor(channels, channels, num_classes),
         rpn_anchor_generator=AnchorGenerator(sizes, (_ASPECT_RATIOS,) * len(sizes)),
         rpn_head=RPNHead(channels, len(_ASPECT_RATIOS)),
         box_roi_pool=_region_pooling(backbone.maps.strides, _BOX_SIDE),
@@ -279,6 +294,8 @@ def _assemble(backbone: PyramidBackbone, transform: DetectorTransform, num_class
         box_predictor=FastRCNNPredictor(4 * channels, num_classes),
         **options,
     )
+    for name, module in of_masks.items():
+        setattr(detector.roi_heads, name, module)
     detector.transform = transform
     return detector
 
@@ -296,16 +313,17 @@ def _region_pooling(strides: Sequence[int], side: int) -> MultiScaleRoIAlign:
     return pool
 
 
-def count_parameters(model: MaskRCNN) -> dict[str, int]:
-    """Number of parameters of each part: backbone, its output norms, pyramid, proposals, boxes, masks."""
+def count_parameters(model: Detector) -> dict[str, int]:
+    """Number of parameters of each part: backbone, its output norms, pyramid, proposals, boxes, masks if it has any."""
     parts: dict[str, Sequence[nn.Module]] = {
         "backbone": (model.backbone.maps,),
         "output norms": (model.backbone.out_norms,),
         "pyramid": (model.backbone.fpn,),
         "proposals": (model.rpn,),
         "boxes": (model.roi_heads.box_head, model.roi_heads.box_predictor),
-        "masks": (model.roi_heads.mask_head, model.roi_heads.mask_predictor),
     }
+    if model.has_masks:
+        parts["masks"] = (model.roi_heads.mask_head, model.roi_heads.mask_predictor)
     return {
         name: sum(parameter.numel() for module in modules for parameter in module.parameters())
         for name, modules in parts.items()

@@ -44,7 +44,8 @@ def draw_first_batch(folder: Path, batch: DetectionBatch, class_names: Sequence[
     for image, target in zip(batch.images[:number], (batch.targets or [])[:number], strict=True):
         labels = target["labels"].tolist()
         captions = [class_names[label - 1] for label in labels]
-        objects = DrawnObjects(target["boxes"].double().numpy(), labels, captions, encode_masks(target["masks"].bool()))
+        masks = encode_masks(target["masks"].bool()) if "masks" in target else []
+        objects = DrawnObjects(target["boxes"].double().numpy(), labels, captions, masks)
         picture = Image.fromarray(image.permute(1, 2, 0).numpy())
         shown.append(np.asarray(draw_objects(picture, objects, REDUCED_TEXT)))
     captions = ["×".join(map(str, image.shape[1:])) for image in batch.images[:number]]
@@ -60,7 +61,8 @@ def draw_curves(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     marker = {"marker": "o", "markersize": 4 if len(rows) <= 60 else 0, "linewidth": 2}
     losses.plot(epochs, [row["train_loss"] for row in rows], color="black", label="sum", **marker)
     for (name, title), color in zip(_LOSS_TITLES.items(), plots.PALETTE, strict=False):
-        losses.plot(epochs, [row[name] for row in rows], color=color, label=title, **marker)
+        if name in rows[0]:
+            losses.plot(epochs, [row[name] for row in rows], color=color, label=title, **marker)
     losses.set(xlabel="epoch", ylabel="mean over the images", title="Training losses", ylim=(0, None))
     lines = [("val_box_ap", plots.BLUE, "boxes, AP", "-"), ("val_box_ap50", plots.BLUE, "boxes, AP50", ":")]
     lines += [("val_mask_ap", plots.ORANGE, "masks, AP", "-"), ("val_mask_ap50", plots.ORANGE, "masks, AP50", ":")]

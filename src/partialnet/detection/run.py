@@ -98,7 +98,7 @@ class DetectorRun(RunKind[DetectionConfig, DetectionData, DetectorTask, Detectio
         """The detector, its backbone new or from other weights."""
         ids = data.train.category_ids.tolist()
         categories = dict(zip(ids, data.class_names, strict=True))
-        checkpoint = create_detector(config.model, categories, **config.detector_settings)
+        checkpoint = create_detector(config.model, categories, **config.detector_settings(data.train))
         weights = "Weights: new." if config.weights is None else load_weights(checkpoint, config.weights)
         num_batches = len(detection_train_loader(data.train, config, epoch=0, world_size=world_size))
         return DetectorTask(checkpoint, config, data, num_batches), weights
@@ -109,9 +109,10 @@ class DetectorRun(RunKind[DetectionConfig, DetectionData, DetectorTask, Detectio
         objects = int(data.train.num_instances.sum())
         return [
             f"{len(data.train):,} training images with {objects:,} objects of {len(data.class_names)} categories and "
-            f"{len(data.validation):,} validation images ({data.split}); Mask R-CNN on {task.config.model}, sides up "
-            f"to {sides}.",
-            *data.notes(),
+            f"{len(data.validation):,} validation images ({data.split}); {task.start.kind} on {task.config.model}, "
+            f"sides up to {sides}.",
+            *(() if data.train.has_outlines else ("The data has no masks, so only boxes are learnt.",)),
+            *data.notes(task.start.has_masks),
         ]
 
     def draw_beginning(self, task: DetectorTask, folder: Path) -> None:
@@ -185,7 +186,7 @@ def evaluate_detector(
     if not found.indices:
         raise UserError(f"None of the {len(images)} images can be read, such as {images.name(found.broken[0])!r}.")
     return EvaluatedDetector(
-        evaluate(images, found.detections, found.indices),
+        evaluate(images, found.detections, found.indices, detector.draws_masks),
         in_order(found.detections),
         tuple(images.name(index) for index in sorted(found.broken)),
     )

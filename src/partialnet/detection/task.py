@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -22,13 +22,15 @@ from .coco import DetectionData
 from .config import DetectionConfig
 from .evaluator import Detection, DetectionEvaluation, evaluate, gather
 from .inference import find_objects
+from .model import Detector
 
-#: torchvision's losses, in the order of the columns of metrics.csv.
-LOSSES = ("loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg")
+#: torchvision's losses, in the order of the columns of metrics.csv; that of masks only where they are learnt.
+_MASK_LOSS = "loss_mask"
+LOSSES = ("loss_classifier", "loss_box_reg", _MASK_LOSS, "loss_objectness", "loss_rpn_box_reg")
 
 
 class DetectorTask(Task):
-    """Training of Mask R-CNN.
+    """Training of a detector, with or without masks.
 
     Args:
         checkpoint: The detector.
@@ -36,8 +38,6 @@ class DetectorTask(Task):
         data: What to learn from.
         num_batches: Batches of an epoch, in each process.
     """
-
-    num_sums: ClassVar[int] = len(LOSSES) + 1
 
     config: DetectionConfig
     data: DetectionData
@@ -51,6 +51,17 @@ class DetectorTask(Task):
         #: The last validation, and its detections on the images that are drawn; of the first process.
         self._validated: tuple[DetectionEvaluation, list[Detection]] | None = None
 
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """Names of its losses, among ``LOSSES``."""
+        has_masks = cast(Detector, self.network).has_masks
+        return tuple(name for name in LOSSES if has_masks or name != _MASK_LOSS)
+
+    @property
+    def num_sums(self) -> int:
+        """Each loss, and the number of images."""
+        return len(self.losses) + 1
+
     def batches(self, epoch: int, first_batch: int, rank: int, world_size: int) -> Iterable[DetectionBatch]:
         """The training batches of one epoch for one process, from number ``first_batch`` on."""
         return detection_train_loader(self.data.train, self.config, epoch, first_batch, rank, world_size)
@@ -58,13 +69,13 @@ class DetectorTask(Task):
     def training_loss(self, batch: DetectionBatch) -> tuple[Tensor, Tensor]:
         """Sum of torchvision's losses; and each of them times images, images."""
         losses = self.network(batch.inputs(), batch.targets)
-        loss = torch.stack([losses[name] for name in LOSSES]).sum()
+        loss = torch.stack([losses[name] for name in self.losses]).sum()
         with torch.no_grad():
             number = loss.new_full((), len(batch))
-            return loss, torch.stack([*(losses[name].detach() * number for name in LOSSES), number])
+            return loss, torch.stack([*(losses[name].detach() * number for name in self.losses), number])
 
     def validate(self, show: bool, after_batch: Callable[[], None]) -> dict[str, float]:
-        """Average precision of boxes and masks on the held-out images of all processes.
+        """Average precision of boxes, and of masks if there are any, on the held-out images of all processes.
 
         Raises:
             UserError: None of them can be read.
@@ -91,7 +102,7 @@ class DetectorTask(Task):
             raise UserError("None of the validation images can be read.")
         metrics: list[dict[str, float] | None] = [None]
         if trainer.is_global_zero:
-            evaluation = evaluate(images, detections, indices)
+            evaluation = evaluate(images, detections, indices, self.start.draws_masks)
             drawn = set(images.image_ids[pictures.compared_images(images)].tolist())
             self._validated = evaluation, [one for one in detections if one["image_id"] in drawn]
             metrics = [{"val_box_ap": evaluation.boxes.ap or 0.0, "val_box_ap50": evaluation.boxes.ap50 or 0.0}]
@@ -105,11 +116,11 @@ class DetectorTask(Task):
 
     def metrics(self, sums: list[float], validation: dict[str, float]) -> dict[str, float]:
         """Mean of each loss and of their sum over the epoch's images; average precisions in [0, 1]."""
-        losses = {name: total / sums[-1] for name, total in zip(LOSSES, sums[:-1], strict=True)}
+        losses = {name: total / sums[-1] for name, total in zip(self.losses, sums[:-1], strict=True)}
         return {"train_loss": sum(losses.values()), **losses, **validation}
 
     def score(self, row: dict[str, float]) -> float:
-        """Mean of the average precisions of boxes and masks."""
+        """Mean of the average precisions of boxes and masks, or that of boxes alone."""
         return (row["val_box_ap"] + row.get("val_mask_ap", row["val_box_ap"])) / 2
 
     def summary(self, row: dict[str, float]) -> str:

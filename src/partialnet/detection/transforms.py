@@ -31,7 +31,12 @@ def _pixels(image: Image.Image) -> Tensor:
 
 
 def prepare(
-    image: Image.Image, instances: Instances, size: tuple[int, int], to_size: tuple[int, int], mirrored: bool = False
+    image: Image.Image,
+    instances: Instances,
+    size: tuple[int, int],
+    to_size: tuple[int, int],
+    mirrored: bool = False,
+    with_masks: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """An image and its objects as torchvision's detectors learn them.
 
@@ -41,10 +46,11 @@ def prepare(
         size: Height and width that the objects' pixels are counted in.
         to_size: Height and width of the result.
         mirrored: Whether left and right change places.
+        with_masks: Whether masks are learnt, too.
 
     Returns:
         The image, (3, H, W), uint8, and its ``boxes``, left, top, right and bottom in pixels, (N, 4), float32,
-        ``labels``, (N,), int64, from 1 on, and ``masks``, (N, H, W), uint8.
+        ``labels``, (N,), int64, from 1 on, and perhaps ``masks``, (N, H, W), uint8.
     """
     height, width = to_size
     # takes less than half of PIL's time for the same pixels
@@ -56,9 +62,7 @@ def prepare(
         boxes = np.column_stack((width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]))
     sides = boxes[:, 2:] - boxes[:, :2]
     kept = np.flatnonzero(~instances.crowd & (sides.min(1, initial=np.inf) >= MIN_BOX))
-    masks = draw_masks([instances.outlines[index] for index in kept], size, to_size, mirrored)
-    return pixels.contiguous(), {
-        "boxes": torch.from_numpy(boxes[kept]).float(),
-        "labels": torch.from_numpy(instances.labels[kept]),
-        "masks": masks,
-    }
+    target = {"boxes": torch.from_numpy(boxes[kept]).float(), "labels": torch.from_numpy(instances.labels[kept])}
+    if with_masks:
+        target["masks"] = draw_masks([instances.outlines[index] for index in kept], size, to_size, mirrored)
+    return pixels.contiguous(), target

@@ -21,6 +21,7 @@ _CATEGORY_LAYERS = (
     "roi_heads.box_predictor.bbox_pred",
     "roi_heads.mask_predictor.mask_fcn_logits",
 )
+_MASK_HEAD = "roi_heads.mask_"
 
 
 def load_weights(detector: DetectorCheckpoint, source: str | Path) -> str:
@@ -28,7 +29,8 @@ def load_weights(detector: DetectorCheckpoint, source: str | Path) -> str:
 
     A classifier, or one of the authors' detection backbones, gives its layers to the backbone; its mean and standard
     deviation for images come along. A detector gives all its layers, the last ones of the heads row by row: categories
-    are found by their names, whatever their ids and order, and those that it does not know stay new.
+    are found by their names, whatever their ids and order, and those that it does not know stay new. So does the head
+    for masks if it has none.
 
     Args:
         detector: Changed in place.
@@ -63,7 +65,8 @@ def _load_detector_weights(detector: DetectorCheckpoint, source: str) -> str:
     other = load_detector(source)
     refuse_folded(source, other.folded)
     own, given = detector.model.state_dict(), dict(other.model.state_dict())
-    tells_categories = [f"{layer}.{leaf}" for layer in _CATEGORY_LAYERS for leaf in ("weight", "bias")]
+    of_categories = [f"{layer}.{leaf}" for layer in _CATEGORY_LAYERS for leaf in ("weight", "bias")]
+    tells_categories = [name for name in of_categories if name in own and name in given]
     theirs = {name: given.pop(name) for name in tells_categories}
     common = _common_outputs(detector, other)
     heads_fit = all(own[name].shape[1:] == theirs[name].shape[1:] for name in tells_categories)
@@ -75,12 +78,15 @@ def _load_detector_weights(detector: DetectorCheckpoint, source: str) -> str:
     detector.model.load_state_dict(found.tensors, strict=False)
     transform: Any = detector.model.transform
     transform.image_mean, transform.image_std = list(other.mean), list(other.std)
-    new = found.new
+    new, left = found.new, found.left
     sentences = [f"Weights: {_counted(list(own), found)} of the detector from {source} ({other.backbone})."]
     if heads_fit:
         sentences += _told_categories(detector, other)
         new = [name for name in new if name not in tells_categories]
-    return " ".join(sentences + differing(new, found.left))
+    if detector.has_masks != other.has_masks:
+        sentences.append("The head for masks is new." if detector.has_masks else "Its head for masks is not used.")
+        new, left = ([name for name in names if not name.startswith(_MASK_HEAD)] for names in (new, left))
+    return " ".join(sentences + differing(new, left))
 
 
 def _common_outputs(detector: DetectorCheckpoint, other: DetectorCheckpoint) -> list[tuple[int, int]]:

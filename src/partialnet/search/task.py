@@ -35,7 +35,7 @@ class SearchTask(ClassifierTask):
         teacher: A network to learn from as well.
     """
 
-    num_sums: ClassVar[int] = 5
+    num_sums = 5
     kept_as: ClassVar[str] = "kept"  # not the best: the latest, see score
 
     config: SearchConfig

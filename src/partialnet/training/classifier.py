@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +37,7 @@ class ClassifierTask(Task):
         teacher: A network to learn from as well.
     """
 
-    num_sums: ClassVar[int] = 3
+    num_sums = 3
 
     config: TrainConfig
     data: ImageData

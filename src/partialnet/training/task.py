@@ -38,11 +38,9 @@ class Task(L.LightningModule):
         num_batches: Batches of an epoch, in each process.
 
     Attributes:
-        num_sums: Length of the sums that ``training_loss`` gives.
         kept_as: What an epoch is called whose checkpoint is kept for its ``score``.
     """
 
-    num_sums: ClassVar[int]
     kept_as: ClassVar[str] = "best"
 
     def __init__(self, network: nn.Module, config: RunConfig, data: TrainingData, num_batches: int) -> None:
@@ -58,6 +56,11 @@ class Task(L.LightningModule):
         self._ema: tuple[ModelEmaV3 | None] = (None,)
 
     # -- what a kind of run says of itself --------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def num_sums(self) -> int:
+        """Length of the sums that ``training_loss`` gives."""
 
     @abstractmethod
     def batches(self, epoch: int, first_batch: int, rank: int, world_size: int) -> Iterable[Any]:

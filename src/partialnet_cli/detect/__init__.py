@@ -11,7 +11,8 @@ from ..group import Group, Subcommand
 def detect() -> None:
     """Object detection and instance segmentation.
 
-    Mask R-CNN with a feature pyramid on any backbone: boxes, masks, names and scores of the objects in a photograph.
+    Mask R-CNN, or Faster R-CNN for boxes only, with a feature pyramid on any backbone: boxes, masks, names and scores
+    of the objects in a photograph.
     """
 
 
@@ -20,6 +21,6 @@ for subcommand in (
     Subcommand("partialnet_cli.detect.eval:evaluate", "Measure a detector: the twelve COCO numbers."),
     Subcommand("partialnet_cli.detect.export:export", "Export a detector, folded, for other runtimes."),
     Subcommand("partialnet_cli.detect.predict:predict", "Find objects in images and draw them."),
-    Subcommand("partialnet_cli.detect.train:train", "Train Mask R-CNN on any timm network."),
+    Subcommand("partialnet_cli.detect.train:train", "Train Mask R-CNN or Faster R-CNN on any timm network."),
 ):
     detect.add_command(subcommand)

@@ -72,6 +72,9 @@ def evaluate(
     click.echo(told, err=True)
     for fault in images.faults:
         click.echo(str(fault), err=True)
+    if not (detector.draws_masks and images.has_outlines):
+        lacks_masks = "data has" if detector.draws_masks else "detector gives"
+        click.echo(f"Only boxes are evaluated, as the {lacks_masks} no masks.", err=True)
     if fold and not detector.folded:
         detector = detector.fold()
     folder = output or (Path(source) / "evaluation" if Path(source).is_dir() else Path("evaluation"))

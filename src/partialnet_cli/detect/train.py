@@ -30,7 +30,7 @@ def train(
     print_config: bool,
     **options: Any,
 ) -> None:
-    """Train Mask R-CNN on DATA, with any timm network as its backbone.
+    """Train Mask R-CNN on DATA, or Faster R-CNN where it has boxes only, with any timm network as its backbone.
 
     DATA is a folder in the COCO format: images, and JSON files of their objects (annotations/instances_train*.json and
     instances_val*.json, or train/_annotations.coco.json and valid/…); or IMAGES,JSON, a folder and a file. A recipe
