@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ from torch._inductor.exc import InductorError
 from training_runs import Train
 
 from partialnet.bench.contestants import why_not_run
-from partialnet.errors import UserError
+from partialnet.errors import RunInterrupted, UserError
 
 
 @pytest.fixture
@@ -35,6 +38,21 @@ def test_training(failure: InductorError, tmp_path: Path, train_tiny: Train, mon
     with pytest.raises(UserError) as error:
         train_tiny(compile=True)
     assert str(error.value) == f"The network cannot be trained with --compile: {told(tmp_path)}"
+
+
+@pytest.mark.parametrize("raised", ["failure", "broken"])
+def test_training_is_stopped_while_compiling(
+    raised: str, failure: InductorError, train_tiny: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal of a whole process group ends the compiler's processes, which our own process then misses."""
+
+    def fit(*args: Any, **options: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise failure if raised == "failure" else BrokenProcessPool("a process was terminated abruptly")
+
+    monkeypatch.setattr(L.Trainer, "fit", fit)
+    with pytest.raises(RunInterrupted, match="Stopped by SIGTERM while the network was compiled"):
+        train_tiny(compile=True)
 
 
 def test_bench(failure: InductorError, tmp_path: Path) -> None:

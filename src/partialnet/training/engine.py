@@ -236,6 +236,13 @@ def _fit(trainer: L.Trainer, task: Task, keeper: RunKeeper, state: Path | None) 
         except SIGTERMException:
             # Lightning's own answer, in the moment before the keeper takes over the signals
             keeper.interrupt("before the first batch")
+        except (UserError, RunInterrupted):
+            raise
+        except Exception:
+            # a signal may reach the compiler's processes, too, which it ends
+            if task.config.compile and keeper.signals.received:
+                keeper.interrupt("while the network was compiled")
+            raise
     except BackendCompilerFailed as error:
         raise UserError(f"The network cannot be trained with --compile: {why_not_compiled(error)}") from error
     except RuntimeError as error:
