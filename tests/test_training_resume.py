@@ -19,7 +19,7 @@ from warm_processes import WarmProcess, WarmProcesses
 
 from partialnet.training.config import TrainConfig
 from partialnet.training.settings import as_yaml, create_settings
-from partialnet.training.signals import StopSignals
+from partialnet.training.signals import StopSignals, leave_lost_terminal
 
 # Files are written by open, write, fsync, rename; this dies before the rename.
 KILL_IN_WRITE = """
@@ -147,7 +147,7 @@ def test_killed_while_writing(start: Start, uninterrupted: tuple[Any, ...], tmp_
 
 def test_asked_to_stop(photos: Path, start: Start, uninterrupted: tuple[Any, ...], tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         before = states(folder)
         process = start(folder, workers=0, save_minutes=60)
         # the bar opens when the training is about to begin
@@ -178,10 +178,35 @@ def test_one_process_at_a_time(photos: Path, start: Start, uninterrupted: tuple[
     assert not list(folder.glob("**/.*"))
 
 
-def test_signals_are_noted_and_given_back() -> None:
-    before = signal.getsignal(signal.SIGUSR1)
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGHUP"])
+def test_signals_are_noted_and_given_back(name: str) -> None:
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
     with StopSignals() as signals:
         assert signals.received is None
-        os.kill(os.getpid(), signal.SIGUSR1)
-        assert signals.received == "SIGUSR1"
-    assert signal.getsignal(signal.SIGUSR1) == before
+        os.kill(os.getpid(), number)
+        assert signals.received == name
+    assert signal.getsignal(number) == before
+
+
+def test_nohup_is_followed() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            signals.install()
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.received is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_printing_goes_on_where_the_terminal_is_gone(tmp_path: Path) -> None:
+    ours, terminal = os.openpty()
+    with os.fdopen(terminal, "wb", buffering=0) as stream, (tmp_path / "file").open("wb", buffering=0) as file:
+        os.close(ours)
+        with pytest.raises(OSError, match="Input/output error"):
+            stream.write(b"lost")
+        leave_lost_terminal([stream.fileno(), file.fileno()])
+        stream.write(b"nowhere")
+        file.write(b"here")
+    assert (tmp_path / "file").read_bytes() == b"here"

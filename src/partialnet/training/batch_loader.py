@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from partialnet.errors import UserError
 
 from .seeding import REPLACEMENT, generator
+from .signals import STOP_SIGNALS
 
 #: Images tried in place of a broken one before the data set as a whole is taken for broken.
 MAX_REPLACEMENTS = 100
@@ -88,13 +89,12 @@ class _BatchLoader(DataLoader[Any]):
 def _follow_parent(worker: int) -> None:
     """Let the training process alone decide when a reading process ends.
 
-    Ctrl-C and a cluster's pre-emption reach all processes of a job. The training process then finishes its step and
-    stops its readers; if they ended before, that step would fail. If the training process is killed, they end at once:
-    torch's own watch over it begins too late for one that is killed while its readers start.
+    Ctrl-C, a closed terminal and a cluster's pre-emption reach all processes of a job. The training process then
+    finishes its step and stops its readers; if they ended before, that step would fail. If the training process is
+    killed, they end at once: torch's own watch over it begins too late for one that is killed while its readers start.
     """
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
