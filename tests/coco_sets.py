@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from partialnet.detection.annotations import DetectionImages
-from partialnet.detection.coco import open_evaluation
+from partialnet.detection.data_sources import open_evaluation
 
 CATEGORIES = [{"id": 7, "name": "square"}, {"id": 3, "name": "kite"}, {"id": 90, "name": "blob"}]
 

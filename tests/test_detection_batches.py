@@ -23,8 +23,8 @@ from partialnet.detection.batches import (
     detection_eval_loader,
     detection_train_loader,
 )
-from partialnet.detection.coco import open_coco
 from partialnet.detection.config import DetectionConfig
+from partialnet.detection.data_sources import open_detection_data
 from partialnet.detection.evaluator import to_detections
 from partialnet.detection.resizing import DetectorTransform, resized_size
 from partialnet.detection.transforms import prepare
@@ -221,7 +221,7 @@ def test_losses_are_finite_whatever_is_wrong_with_the_data(tmp_path: Path) -> No
         annotation.update(change)
     content["annotations"] = [one for one in content["annotations"] if one["image_id"] not in (103, 106)]
     (root / "annotations.json").write_text(json.dumps(content))
-    images = open_coco(str(root), str(root), keep_empty=True).train
+    images = open_detection_data(str(root), str(root), keep_empty=True).train
     assert (images.num_instances == 0).any()
     model = detector().train()
     for batch in train(images, batch_size=2):

@@ -21,8 +21,8 @@ from training_runs import ON_ONE_CORE, TINY, metrics
 import partialnet
 from partialnet.detection.batches import detection_train_loader
 from partialnet.detection.checkpoint import DetectorCheckpoint, create_detector, load_detector
-from partialnet.detection.coco import open_coco
 from partialnet.detection.config import DetectionConfig
+from partialnet.detection.data_sources import open_detection_data
 from partialnet.detection.evaluator import evaluate
 from partialnet.detection.run import DetectorRun, evaluate_detector, train_detector
 from partialnet.detection.weights import load_weights
@@ -151,7 +151,7 @@ def test_masks_are_drawn_only_to_be_learnt(boxes: str, masks: str) -> None:
         (masks, False, False),
         (boxes, None, False),
     ):
-        images = open_coco(data).train
+        images = open_detection_data(data).train
         batch = next(iter(detection_train_loader(images, replace(CONFIG, masks=asked), epoch=0)))
         assert batch.targets
         assert all(("masks" in target) == expected for target in batch.targets)

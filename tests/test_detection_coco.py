@@ -19,8 +19,8 @@ from PIL import Image
 
 from partialnet.detection.annotation_file import read_annotations
 from partialnet.detection.annotations import DetectionImages
-from partialnet.detection.coco import DetectionData, open_coco
 from partialnet.detection.config import DetectionConfig
+from partialnet.detection.data_sources import DetectionData, open_detection_data
 from partialnet.detection.faults import FAULTS, faults_as_json
 from partialnet.detection.outlines import draw_masks, encoded, mask_functions, usable_run_lengths
 from partialnet.detection.outlines import run_lengths as decode_run_lengths
@@ -97,7 +97,7 @@ def test_layouts_with_parts(tmp_path: Path, train: tuple[str, str], validation: 
     lay_out(tmp_path, train, validation)
     (tmp_path / "annotations").mkdir(exist_ok=True)
     (tmp_path / "annotations" / "captions_train2017.json").write_text("{}")
-    data = open_coco(str(tmp_path))
+    data = open_detection_data(str(tmp_path))
     assert (len(data.train), len(data.validation)) == (8, 8)
     assert data.train.root == tmp_path / train[1]
     assert data.validation.root == tmp_path / validation[1]
@@ -116,15 +116,17 @@ def test_layouts_with_parts(tmp_path: Path, train: tuple[str, str], validation: 
 )
 def test_layouts_of_one_part_are_split(tmp_path: Path, path: str, folder: str) -> None:
     lay_out(tmp_path, (path, folder))
-    data = open_coco(str(tmp_path), val_share=0.25, seed=1)
-    again = open_coco(f"{tmp_path / folder},{tmp_path / path}", val_share=0.25, seed=1)
-    alone = open_coco(str(tmp_path / path), val_share=0.25, seed=1)
+    data = open_detection_data(str(tmp_path), val_share=0.25, seed=1)
+    again = open_detection_data(f"{tmp_path / folder},{tmp_path / path}", val_share=0.25, seed=1)
+    alone = open_detection_data(str(tmp_path / path), val_share=0.25, seed=1)
     for other in (again, alone):
         assert other.validation.image_ids.tolist() == data.validation.image_ids.tolist()
     assert (len(data.train), len(data.validation)) == (6, 2)
     assert not set(data.train.image_ids.tolist()) & set(data.validation.image_ids.tolist())
     assert data.split == "25% of the images held out, seed 1"
-    others = [open_coco(str(tmp_path), val_share=0.25, seed=seed).validation.image_ids.tolist() for seed in range(6)]
+    others = [
+        open_detection_data(str(tmp_path), val_share=0.25, seed=seed).validation.image_ids.tolist() for seed in range(6)
+    ]
     assert len(set(map(tuple, others))) > 1
     # the objects of a subset are those of its own images
     whole = evaluated_images(str(tmp_path))
@@ -143,12 +145,12 @@ def test_categories_are_found_by_their_names(root: Path, tmp_path: Path) -> None
 
     other = Path(write_set(tmp_path / "other"))
     rewritten(other, renumber)
-    data = open_coco(str(root), str(other))
+    data = open_detection_data(str(root), str(other))
     assert data.train.class_names == data.validation.class_names == ("kite", "square", "blob")
     np.testing.assert_array_equal(data.train.instances(0).labels, data.validation.instances(0).labels)
     assert data.validation.category_ids[:2].tolist() == [2, 1]
     # what is listed only is no hindrance
-    assert open_coco(str(other), str(root)).class_names == ("square", "kite")
+    assert open_detection_data(str(other), str(root)).class_names == ("square", "kite")
     data = read_annotations(root / "annotations.json", [root / "images"], ("disc", "kite", "square"))
     assert data.category_ids.tolist() == [1, 3, 7]
     rewritten(root, lambda content: content["categories"].append({"id": 1, "name": "never"}))
@@ -156,7 +158,7 @@ def test_categories_are_found_by_their_names(root: Path, tmp_path: Path) -> None
     assert data.category_ids.tolist() == [2, 3, 7]  # the id of "never" means no disc
     rewritten(root, lambda content: first(content, category_id=90))
     with pytest.raises(UserError, match="has a category 'blob', which is not among the 2 known ones"):
-        open_coco(str(other), str(root))
+        open_detection_data(str(other), str(root))
 
 
 def first(content: dict[str, Any], **values: object) -> None:
@@ -298,7 +300,7 @@ def test_missing_images(root: Path) -> None:
     with pytest.raises(UserError, match=r"No image of .* can be used: 12 listed images are missing"):
         read_annotations(root / "annotations.json", [root / "images"])
     with pytest.raises(UserError, match=r"such as '000.jpg', are not in .*; name their folder as IMAGES,JSON"):
-        open_coco(str(root))
+        open_detection_data(str(root))
 
 
 def test_names_with_folders_of_another_machine(root: Path) -> None:
@@ -391,7 +393,7 @@ def test_names_that_lead_to_one_file_are_left_out(root: Path) -> None:
 def test_files_that_are_refused(root: Path, text: str, message: str) -> None:
     (root / "annotations.json").write_text(text)
     with pytest.raises(UserError, match=message) as error:
-        open_coco(str(root))
+        open_detection_data(str(root))
     assert "\n" not in str(error.value)
 
 
@@ -400,14 +402,14 @@ def test_a_file_in_another_encoding_is_refused(root: Path) -> None:
     text = path.read_text().replace("kite", "K\u00e4fer")
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=r"annotations.json' is not written in UTF-8, as JSON must be"):
-        open_coco(str(root))
+        open_detection_data(str(root))
     path.write_bytes(text.encode("utf-8-sig"))
-    assert "K\u00e4fer" in open_coco(str(root)).class_names
+    assert "K\u00e4fer" in open_detection_data(str(root)).class_names
 
 
 @pytest.mark.parametrize("part", ["held-out", "training"])
 def test_objects_on_one_side_only(root: Path, part: str) -> None:
-    data = open_coco(str(root), val_share=0.25)
+    data = open_detection_data(str(root), val_share=0.25)
     side = data.train if part == "held-out" else data.validation  # the other side keeps none
     kept = {int(number) for number in side.image_ids}
     rewritten(
@@ -415,7 +417,7 @@ def test_objects_on_one_side_only(root: Path, part: str) -> None:
         lambda content: content.update(annotations=[one for one in content["annotations"] if one["image_id"] in kept]),
     )
     with pytest.raises(UserError, match=f"none of them is among the .* {part} ones; choose another val_share or seed"):
-        open_coco(str(root), val_share=0.25)
+        open_detection_data(str(root), val_share=0.25)
 
 
 def test_no_objects_at_all(root: Path) -> None:
@@ -427,14 +429,14 @@ def test_no_objects_at_all(root: Path) -> None:
     Path(write_set(root))
     rewritten(root, lambda content: [one.update(iscrowd=1) for one in content["annotations"]])
     with pytest.raises(UserError, match="no object that can be used, crowds aside"):
-        open_coco(str(root))
+        open_detection_data(str(root))
 
 
 def test_a_fault_of_other_held_out_images_is_told_with_their_name(root: Path, tmp_path: Path) -> None:
     other = Path(write_set(tmp_path / "other"))
     rewritten(other, lambda content: [one.update(iscrowd=1) for one in content["annotations"]])
     with pytest.raises(UserError, match=r"The validation images of '[^']*other' have no object"):
-        open_coco(str(root), str(other))
+        open_detection_data(str(root), str(other))
 
 
 def test_images_without_objects_are_not_trained_on_unless_asked(root: Path) -> None:
@@ -443,12 +445,12 @@ def test_images_without_objects_are_not_trained_on_unless_asked(root: Path) -> N
 
     images = rewritten(root, empty)
     assert len(images) == 12
-    data = open_coco(str(root), str(root))
+    data = open_detection_data(str(root), str(root))
     assert len(data.train) == 7
     assert len(data.validation) == 12
     assert data.num_empty == 5
     assert "training: 5 images have no object to learn and are left out." in data.notes()
-    assert len(open_coco(str(root), str(root), keep_empty=True).train) == 12
+    assert len(open_detection_data(str(root), str(root), keep_empty=True).train) == 12
 
 
 def test_categories_without_objects_are_told(tmp_path: Path) -> None:
@@ -463,11 +465,13 @@ def test_categories_without_objects_are_told(tmp_path: Path) -> None:
         file = tmp_path / "annotations" / f"instances_{part}.json"
         file.write_text(json.dumps({**content, "images": entries, "annotations": objects}))
     told = "training: 2 of 3 categories have no object to learn (kite, blob); the detector will not find them."
-    data = open_coco(str(tmp_path))
+    data = open_detection_data(str(tmp_path))
     assert told in data.notes()
     assert data.train.objects_of_labels().tolist() == [0, int(data.train.num_instances.sum()), 0]
     (only,) = [
-        note for note in open_coco(str(tmp_path / "annotations" / "instances_val.json")).notes() if "learn" in note
+        note
+        for note in open_detection_data(str(tmp_path / "annotations" / "instances_val.json")).notes()
+        if "learn" in note
     ]
     assert only == "training: 1 of 3 categories has no object to learn (blob); the detector will not find it."
 
@@ -489,7 +493,7 @@ def test_validation_images_that_are_learnt_are_told(tmp_path: Path) -> None:
                 {**one, "image_id": ids[one["image_id"]]} for one in content["annotations"] if one["image_id"] in ids
             ]
             file.write_text(json.dumps({**content, "images": others, "annotations": objects}))
-        return [note for note in open_coco(str(tmp_path)).notes() if "training image" in note]
+        return [note for note in open_detection_data(str(tmp_path)).notes() if "training image" in note]
 
     assert notes(images[:8], images[8:]) == []
     assert notes(images[:8], images[7:]) == [
@@ -499,7 +503,7 @@ def test_validation_images_that_are_learnt_are_told(tmp_path: Path) -> None:
     assert told.startswith("validation: 5 of 9 images are training images, too (003.jpg, 004.jpg, 005.jpg and 2 more)")
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "images")
-    (told,) = open_coco(str(tmp_path), f"{link},{tmp_path}/annotations/instances_train.json").notes()[-1:]
+    (told,) = open_detection_data(str(tmp_path), f"{link},{tmp_path}/annotations/instances_train.json").notes()[-1:]
     assert "validation: 8 of 8 images" in told
 
 
@@ -556,20 +560,20 @@ def test_a_superior_category_of_the_same_name(root: Path) -> None:
 def test_data_that_is_not_there(root: Path, monkeypatch: pytest.MonkeyPatch, data: str, message: str) -> None:
     monkeypatch.chdir(root)
     with pytest.raises(UserError, match=message):
-        open_coco(data)
+        open_detection_data(data)
 
 
 def test_files_of_another_kind_are_named(root: Path) -> None:
     (root / "annotations.json").rename(root / "person_keypoints_default.json")
     with pytest.raises(UserError, match=r"no annotations of objects \(person_keypoints_default.json left aside\)"):
-        open_coco(str(root))
-    assert len(open_coco(f"{root}/images,{root}/person_keypoints_default.json").train) == 11
+        open_detection_data(str(root))
+    assert len(open_detection_data(f"{root}/images,{root}/person_keypoints_default.json").train) == 11
 
 
 def test_two_files_for_one_part(tmp_path: Path) -> None:
     lay_out(tmp_path, ("annotations/instances_train2014.json", "a"), ("annotations/instances_train2017.json", "a"))
     with pytest.raises(UserError, match="several JSON files for 'train'"):
-        open_coco(str(tmp_path))
+        open_detection_data(str(tmp_path))
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "P", "I;16"])

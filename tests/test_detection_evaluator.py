@@ -22,7 +22,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from partialnet.detection.annotations import DetectionImages
-from partialnet.detection.coco import open_coco
+from partialnet.detection.data_sources import open_detection_data
 from partialnet.detection.evaluator import (
     NUMBERS,
     CocoNumbers,
@@ -141,7 +141,7 @@ def test_ground_truth_as_detections_is_perfect(images: DetectionImages) -> None:
 @pytest.mark.skipif(not SUBSET.exists(), reason="the COCO subset is not at hand")
 def test_ground_truth_of_coco_as_detections_is_perfect(tmp_path: Path) -> None:
     subprocess.run(["tar", "-xf", SUBSET, "-C", tmp_path], check=True)
-    data = open_coco(str(tmp_path / "coco-tiny-seg"))
+    data = open_detection_data(str(tmp_path / "coco-tiny-seg"))
     assert (len(data.train), len(data.validation), len(data.class_names)) == (160, 158, 80)
     assert {fault.kind for fault in (*data.train.faults, *data.validation.faults)} == {"crowd"}
     images = data.validation

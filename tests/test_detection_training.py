@@ -24,8 +24,8 @@ from warm_processes import WarmProcesses
 
 from partialnet.checkpoint import load
 from partialnet.detection.checkpoint import create_detector, load_detector
-from partialnet.detection.coco import open_coco, open_evaluation
 from partialnet.detection.config import DetectionConfig
+from partialnet.detection.data_sources import open_detection_data, open_evaluation
 from partialnet.detection.model import Detector
 from partialnet.detection.run import DetectorRun, evaluate_detector, train_detector
 from partialnet.errors import UserError
@@ -82,9 +82,9 @@ def test_run_folder(trained: Path) -> None:
 def test_evaluation_is_that_of_the_run(trained: Path, data: str, tmp_path: Path, command: Command) -> None:
     """The command's numbers, folded or not, whatever the images in a step, are those of the run's best epoch."""
     # the run held out a part of its data, which is written as a set of its own here
-    from partialnet.detection.coco import open_coco
+    from partialnet.detection.data_sources import open_detection_data
 
-    held_out = open_coco(data, None, CONFIG.val_share, CONFIG.seed).validation
+    held_out = open_detection_data(data, None, CONFIG.val_share, CONFIG.seed).validation
     content = json.loads((Path(data) / "annotations.json").read_text())
     kept = {int(number) for number in held_out.image_ids}
     content["images"] = [entry for entry in content["images"] if entry["id"] in kept]
@@ -253,9 +253,9 @@ def test_a_detector_that_learnt_from_boxes_draws_no_masks(
     for one in content["annotations"]:
         del one["segmentation"]
     (tmp_path / "boxes.json").write_text(json.dumps(content))
-    settings = DetectorRun().describe_data(open_coco(f"{data}/images,{tmp_path}/boxes.json"))
+    settings = DetectorRun().describe_data(open_detection_data(f"{data}/images,{tmp_path}/boxes.json"))
     assert not settings["has_outlines"]
-    assert DetectorRun().describe_data(open_coco(data))["has_outlines"]
+    assert DetectorRun().describe_data(open_detection_data(data))["has_outlines"]
     Image.effect_noise((80, 48), 80).save(tmp_path / "photo.png")
     of_boxes = replace(load_detector(trained), training={"data": settings})
     of_boxes.save(tmp_path / "run")

@@ -1,7 +1,7 @@
-"""One JSON file in the COCO format: its images, and the objects in them.
+"""Lists of images and objects in the COCO format, from a JSON file or from a reader of another format.
 
-Faults in such files are common. Each is counted, and either mended or left out, so that whatever comes out can be
-learnt from: boxes have positive width and height and lie within their image, labels are known, outlines can be filled.
+Faults in them are common. Each is counted, and either mended or left out, so that whatever comes out can be learnt
+from: boxes have positive width and height and lie within their image, labels are known, outlines can be filled.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -32,6 +32,22 @@ _FARTHEST = 1e9
 _NUM_PROBED = 50
 #: Entries of the JSON file that say what is what; a set of images only has no objects to learn or compare with.
 _LISTS = ("images", "annotations", "categories")
+#: What these entries hold.
+Lists = dict[str, list[Any]]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a data set in any format, before it is read.
+
+    Attributes:
+        path: The file or folder that says what belongs to it.
+        read: Reads it; takes the classes that are known already, or None, as :func:`read_annotations` does.
+    """
+
+    path: Path
+    read: Callable[[Sequence[str] | None], DetectionImages]
 
 
 def read_annotations(path: Path, folders: Sequence[Path], class_names: Sequence[str] | None = None) -> DetectionImages:
@@ -48,24 +64,33 @@ def read_annotations(path: Path, folders: Sequence[Path], class_names: Sequence[
             categories other than ``class_names``.
     """
     content = read_lists(path)
-    faults = FaultCounter()
-    labels, names, category_ids = _read_categories(content["categories"], content["annotations"], path, class_names)
     root = _choose_folder(content["images"], folders, path)
+    return images_with_objects(content, root, path, class_names, FaultCounter())
+
+
+def images_with_objects(
+    content: Lists, root: Path, path: Path, class_names: Sequence[str] | None, faults: FaultCounter
+) -> DetectionImages:
+    """What can be used of the lists of images, annotations and categories.
+
+    Args:
+        content: The lists, as :func:`read_lists` returns them.
+        root: The folder below which the images are.
+        path: Where the lists come from, for messages.
+        class_names: See :func:`read_annotations`.
+        faults: What was wrong before; further faults are added.
+
+    Raises:
+        UserError: See :func:`read_annotations`.
+    """
+    labels, names, category_ids = _read_categories(content["categories"], content["annotations"], path, class_names)
     images = _read_images(content["images"], root, faults)
     if not images.usable:
         reason = f": {faults.faults()[0]}" if faults.counts else "."
         raise UserError(f"No image of {str(path)!r} can be used{reason}")
     reader = _ObjectReader(images, labels, faults)
-    progress = tqdm(
-        content["annotations"],
-        f"reading {path.name}",
-        unit=" objects",
-        delay=2,
-        leave=False,
-        dynamic_ncols=True,
-        disable=None,  # shows a bar on a terminal, but not in a file
-    )
-    objects = [found for entry in progress if (found := reader.read(entry)) is not None]
+    entries = with_progress(content["annotations"], path.name, "objects")
+    objects = [found for entry in entries if (found := reader.read(entry)) is not None]
     if not objects:
         told = " ".join(map(str, faults.faults()))
         raise UserError(f"{str(path)!r} has no object that can be used{': ' + told if told else '.'}")
@@ -75,7 +100,15 @@ def read_annotations(path: Path, folders: Sequence[Path], class_names: Sequence[
     return DetectionImages(root, names, category_ids, images.usable, objects, reader.has_outlines, faults.faults())
 
 
-def read_lists(path: Path) -> dict[str, list[Any]]:
+def with_progress(entries: Iterable[_T], name: str, unit: str) -> Iterable[_T]:
+    """The entries of what is called ``name``, with a bar on a terminal while they are read, but not in a file."""
+    bar: Iterable[_T] = tqdm(
+        entries, f"reading {name}", unit=f" {unit}", delay=2, leave=False, dynamic_ncols=True, disable=None
+    )
+    return bar
+
+
+def read_lists(path: Path) -> Lists:
     """The lists of a COCO file: ``images``, ``annotations`` and ``categories``, their entries as they are.
 
     Raises:

@@ -1,281 +1,74 @@
-"""Everything that a detection command can take as its data: folders and files in the COCO format."""
+"""Folders and files in the COCO format: which JSON file is for which part, and where its images may be.
+
+Source: https://cocodataset.org/#format-data
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from partialnet.data.splits import HELD_OUT, choose_by_name, first_part, part_of
+from partialnet.data.splits import part_of
 from partialnet.errors import UserError
-from partialnet.messages import listed
 
-from .annotation_file import read_annotations
-from .annotations import DetectionImages, DetectionSubset
-from .faults import shortened
+from .annotation_file import Part, read_annotations, read_lists
 
-#: What ``open_evaluation`` takes as the name of all images of data without parts.
-ALL = "all"
-#: Other annotations of COCO, which lie beside those of objects and say nothing about them.
-_OTHER_KINDS = ("captions", "image_info", "panoptic", "person_keypoints", "stuff")
-_LAYOUTS = (
+#: Where annotations are looked for, in words.
+LAYOUTS = (
     "the COCO format: annotations/instances_train*.json and instances_val*.json beside folders of images, "
     "train/_annotations.coco.json and valid/_annotations.coco.json, or one JSON file; else name both as IMAGES,JSON"
 )
+#: COCO's own names of files of objects.
+_NAMES = ("instances*.json", "_annotations.coco.json")
+#: Other annotations of COCO, which lie beside those of objects and say nothing about them.
+_OTHER_KINDS = ("captions", "image_info", "panoptic", "person_keypoints", "stuff")
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A JSON file and the folders where its images may be."""
-
-    path: Path
-    folders: list[Path]
-
-
-@dataclass(frozen=True)
-class DetectionData:
-    """Training and held-out images with their objects.
-
-    Attributes:
-        train: What is learnt from.
-        validation: What is never learnt from.
-        split: How they were told apart, in words.
-        num_empty: Training images without an object to learn, which were left out.
-    """
-
-    train: DetectionImages
-    validation: DetectionImages
-    split: str
-    num_empty: int = 0
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Name of label 1, 2, …."""
-        return self.train.class_names
-
-    def notes(self, with_masks: bool = True) -> list[str]:
-        """A sentence for whatever is wrong with the data, mended, left out or as it is.
-
-        Args:
-            with_masks: Whether masks matter; else nothing is wrong with objects that have none.
-        """
-        parts = [("training", self.train), ("validation", self.validation)]
-        if isinstance(self.train, DetectionSubset) and self.train.faults is self.validation.faults:
-            parts = [("data", self.train)]
-        found = [
-            f"{name}: {fault}"
-            for name, images in parts
-            for fault in images.faults
-            if with_masks or fault.kind != "no outline"
-        ]
-        if self.num_empty:
-            verb = "image has" if self.num_empty == 1 else "images have"
-            left_out = "is" if self.num_empty == 1 else "are"
-            found.append(f"training: {self.num_empty:,} {verb} no object to learn and {left_out} left out.")
-        if names := self._names_without_objects():
-            has, it = ("has", "it") if len(names) == 1 else ("have", "them")
-            found.append(
-                f"training: {len(names):,} of {len(self.class_names):,} categories {has} no object to learn "
-                f"({listed(names, 3)}); the detector will not find {it}."
-            )
-        if learnt := self._learnt_validation_images():
-            are = "is a training image" if len(learnt) == 1 else "are training images"
-            found.append(
-                f"validation: {len(learnt):,} of {len(self.validation):,} images {are}, too ({listed(learnt, 3)}); the "
-                "figures say less about other photographs."
-            )
-        return found
-
-    def _names_without_objects(self) -> list[str]:
-        """Names of the categories that no training image shows, as of a whole vocabulary that a tool lists."""
-        return [name for name, count in zip(self.class_names, self.train.objects_of_labels(), strict=True) if not count]
-
-    def _learnt_validation_images(self) -> list[str]:
-        """Names of the validation images whose files the training part lists as well."""
-        learnt = set(_files(self.train))
-        found = [index for index, file in enumerate(_files(self.validation)) if file in learnt]
-        return [shortened(self.validation.name(index)) for index in found]
-
-
-def open_coco(
-    data: str, validation: str | None = None, val_share: float = 0.1, seed: int = 0, keep_empty: bool = False
-) -> DetectionData:
-    """Training and held-out images of ``data``.
-
-    Args:
-        data: A folder in one of the usual layouts (see ``docs/detection.md``); a JSON file; or ``IMAGES,JSON``, a
-            folder of images and the file with their objects.
-        validation: The held-out images, in the same forms; None takes them from ``data``.
-        val_share: Share of the images to hold out where there is no validation part.
-        seed: Of the choice of images to hold out.
-        keep_empty: Whether images without any object are trained on, as background.
-
-    Raises:
-        UserError: There is no such data, it is damaged, or has no object that can be used.
-    """
-    parts = _find_parts(data)
-    if validation is not None:
-        train = _read(_learnt(parts, data))
-        held_out = _read(_held_out(_find_parts(validation), validation), train.class_names)
-        split = f"{data} and {validation}"
-    elif "train" in parts and (name := first_part(parts, HELD_OUT)):
-        train = _read(parts["train"])
-        held_out = _read(parts[name], train.class_names)
-        files = parts["train"].path, parts[name].path
-        split = f"files {files[0].name} and {files[1].name}"
-        if files[0].name == files[1].name:
-            split = f"folders {files[0].parent.name} and {files[1].parent.name}"
-    else:
-        whole = _read(_learnt(parts, data))
-        if not 0 < val_share < 1:
-            raise UserError(f"The share to hold out must be between 0 and 1, not {val_share}.")
-        if len(whole) < 2:
-            raise UserError(f"{data!r} has one image only; to hold one out it needs at least two.")
-        chosen = _held_out_by_name(whole, val_share, seed)
-        train = DetectionSubset(whole, np.flatnonzero(~chosen))
-        held_out = DetectionSubset(whole, np.flatnonzero(chosen))
-        split = f"{val_share:.0%} of the images held out, seed {seed}"
-        _check_each_has_objects(whole, chosen, data)
-    for part, images, source in (("training", train, data), ("validation", held_out, validation or data)):
-        if not images.num_instances.any():
-            raise UserError(f"The {part} images of {source!r} have no object that can be used, crowds aside.")
-    empty = train.num_instances == 0
-    if keep_empty or not empty.any():
-        return DetectionData(train, held_out, split)
-    return DetectionData(DetectionSubset(train, np.flatnonzero(~empty)), held_out, split, int(empty.sum()))
-
-
-def _check_each_has_objects(whole: DetectionImages, chosen: np.ndarray, data: str) -> None:
-    """Refuse held-out images without any object, and training images without, where there are objects at all.
-
-    Raises:
-        UserError: All objects are on one side.
-    """
-    with_objects = whole.num_instances > 0
-    for part, there in (("training", ~chosen), ("held-out", chosen)):
-        if with_objects.any() and not with_objects[there].any():
-            raise UserError(
-                f"Only {with_objects.sum()} of the {len(whole)} images of {data!r} have an object that can be used, "
-                f"and none of them is among the {there.sum()} {part} ones; choose another val_share or seed."
-            )
-
-
-def open_evaluation(
-    data: str,
-    class_names: Sequence[str] | None = None,
-    split: str | None = None,
-    training: Mapping[str, Any] | None = None,
-) -> tuple[DetectionImages, str]:
-    """The images of ``data`` to evaluate a detector on, and which these are, in a sentence.
-
-    They are its validation part, else its test part. Data without such parts is taken whole, but if a run was trained
-    on it, what that run held out is taken.
-
-    Args:
-        data: As for :func:`open_coco`.
-        class_names: The detector's classes, among which the file's categories are found by their names; None takes
-            the file's categories as they are.
-        split: Name of another part; ``ALL`` takes all of data without parts.
-        training: How the detector was trained, as its checkpoint says.
-
-    Raises:
-        UserError: There is no such data or part, it is damaged, has no object, or a category that is no class.
-    """
-    parts = _find_parts(data)
-    name = first_part(parts, HELD_OUT) if split is None else split
-    if name is not None and (part := parts.get("" if name == ALL else name)):
-        images = _read(part, class_names)
-        others = "; --split takes another part" if split is None and len(parts) > 1 else ""
-        return images, f"Evaluating all {len(images):,} images of {part.path}{others}."
-    if split is not None:
-        there = listed(sorted(filter(None, parts))) or f"none, so that there is {ALL!r} only"
-        raise UserError(f"{data!r} has no part {split!r}; it has {there}.")
-    part = _learnt(parts, data)
-    whole = _read(part, class_names)
-    if (held_out := _held_out_by_run(whole, training or {})) is not None:
-        others = ALL if "" in parts else "train"
-        return held_out, (
-            f"Evaluating the {len(held_out):,} of {len(whole):,} images of {part.path} that the training held out; "
-            f"--split {others} takes all."
-        )
-    if "train" in parts:
-        raise UserError(f"{data!r} has a training part only; to evaluate on it, give --split train.")
-    return whole, f"Evaluating all {len(whole):,} images of {part.path}."
-
-
-def _held_out_by_name(images: DetectionImages, share: float, seed: int) -> np.ndarray:
-    return choose_by_name([images.name(index) for index in range(len(images))], share, seed)
-
-
-def _held_out_by_run(whole: DetectionImages, training: Mapping[str, Any]) -> DetectionImages | None:
-    """The images that a run on ``whole`` held out; None if it was trained on others, or did not choose them itself."""
-    try:
-        config, (_, fingerprint) = training["config"], training["data"]["objects"]
-        if config["validation"] is not None:
-            return None
-        chosen = _held_out_by_name(whole, config["val_share"], config["seed"])
-    except (KeyError, TypeError, ValueError):  # of a detector that no run trained
-        return None
-    held_out = DetectionSubset(whole, np.flatnonzero(chosen))
-    return held_out if held_out.fingerprint() == fingerprint else None
-
-
-def _files(images: DetectionImages) -> Iterator[str]:
-    """The file of each image, by a name that does not depend on how its folder was named."""
-    root = os.path.realpath(images.root)
-    return (os.path.normpath(os.path.join(root, images.name(index))) for index in range(len(images)))
-
-
-def _read(part: _Part, class_names: Sequence[str] | None = None) -> DetectionImages:
-    return read_annotations(part.path, part.folders, class_names)
-
-
-def _learnt(parts: dict[str, _Part], data: str) -> _Part:
-    if (name := first_part(parts, ("train", ""))) is not None:
-        return parts[name]
-    raise UserError(f"{data!r} has no training part, only {', '.join(sorted(parts))}.")
-
-
-def _held_out(parts: dict[str, _Part], data: str) -> _Part:
-    if (name := first_part(parts, (*HELD_OUT, ""))) is not None:
-        return parts[name]
-    raise UserError(f"{data!r} has a training part only; name what to evaluate on as IMAGES,JSON.")
-
-
-def _find_parts(data: str) -> dict[str, _Part]:
-    """The parts of ``data``: "train", "val", …, or "" for a file that belongs to none."""
-    if Path(data).is_dir():
-        return _parts_of_folder(Path(data))
-    if Path(data).is_file():
-        root = Path(data).parent
-        return {"": _Part(Path(data), _image_folders(Path(data), root.parent if root.name == "annotations" else root))}
-    images, comma, path = data.rpartition(",")
-    if not comma:
-        raise UserError(f"There is no folder or file {data!r}; detection takes {_LAYOUTS}.")
-    if Path(images).is_file() and Path(path).is_dir():
-        images, path = path, images
-    if not Path(images).is_dir():
-        raise UserError(f"There is no folder {images!r}.")
-    if not Path(path).is_file():
-        raise UserError(f"There is no file {path!r}.")
-    return {"": _Part(Path(path), [Path(images)])}
-
-
-def _parts_of_folder(root: Path) -> dict[str, _Part]:
-    patterns = ("annotations/*.json", "*.json", "*/*.json", "annotations/*/*.json")
-    files = dict.fromkeys(path for pattern in patterns for path in sorted(root.glob(pattern)) if path.is_file())
-    found = [path for path in files if not path.name.startswith((".", *_OTHER_KINDS))]
+def annotation_files(root: Path) -> list[Path]:
+    """JSON files in a folder that may be those of objects."""
+    found = [path for path in _json_files(root) if not path.name.startswith((".", *_OTHER_KINDS))]
     # COCO's names beat all others, as there may be files of results and settings beside them
-    for named in ("instances*.json", "_annotations.coco.json"):
+    for named in _NAMES:
         if matching := [path for path in found if path.match(named)]:
-            found = matching
-            break
+            return matching
+    return found
+
+
+def other_files(root: Path) -> list[str]:
+    """Names of JSON files in a folder that are left aside, as of captions."""
+    return [path.name for path in _json_files(root) if path.name.startswith(_OTHER_KINDS)]
+
+
+def has_usual_name(path: Path) -> bool:
+    """Whether a JSON file is named as COCO's own of objects."""
+    return any(path.match(named) for named in _NAMES)
+
+
+def is_coco_file(path: Path) -> bool:
+    """Whether a JSON file is one of objects by what is in it."""
+    try:
+        read_lists(path)
+    except UserError:
+        return False
+    return True
+
+
+def parts_of_file(path: Path, folders: Sequence[Path] | None = None) -> dict[str, Part]:
+    """A JSON file as data without parts; its images are in ``folders``, or searched for beside it."""
+    if folders is None:
+        folders = _image_folders(path, path.parent.parent if path.parent.name == "annotations" else path.parent)
+    return {"": Part(path, partial(read_annotations, path, folders))}
+
+
+def parts_of_folder(root: Path, files: Sequence[Path]) -> dict[str, Part]:
+    """The parts of a folder: "train", "val", …, or "" for a file that belongs to none.
+
+    Raises:
+        UserError: Several files are for the same part.
+    """
     parts: dict[str, Path] = {}
-    for path in found:
+    for path in files:
         part = part_of(path.relative_to(root))
         if part in parts:
             where = f"for {part!r} " if part else ""
@@ -284,11 +77,13 @@ def _parts_of_folder(root: Path) -> dict[str, _Part]:
                 f"{path.relative_to(root)}); name the right one as IMAGES,JSON."
             )
         parts[part] = path
-    if not parts:
-        skipped = [path.name for path in files if path.name.startswith(_OTHER_KINDS)]
-        of_objects = f" of objects ({listed(skipped, 2)} left aside)" if skipped else ""
-        raise UserError(f"Folder {str(root)!r} holds no annotations{of_objects}; detection takes {_LAYOUTS}.")
-    return {part: _Part(path, _image_folders(path, root)) for part, path in parts.items()}
+    return {part: parts_of_file(path, _image_folders(path, root))[""] for part, path in parts.items()}
+
+
+def _json_files(root: Path) -> list[Path]:
+    patterns = ("annotations/*.json", "*.json", "*/*.json", "annotations/*/*.json")
+    files = dict.fromkeys(path for pattern in patterns for path in sorted(root.glob(pattern)) if path.is_file())
+    return list(files)
 
 
 def _image_folders(path: Path, root: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""What may be wrong with a file of annotations, counted and described in sentences.
+"""What may be wrong with files of annotations, counted and described in sentences.
 
 Each fault is mended or left out, so that whatever comes out can be learnt from.
 """
@@ -13,6 +13,10 @@ from typing import Any
 
 #: What may be wrong, each as (of one, of several), with what was done about it.
 FAULTS = {
+    "annotation file": (
+        "annotation file is missing or cannot be read and is left out with its image",
+        "annotation files are missing or cannot be read and are left out with their images",
+    ),
     "image entry": (
         "entry of the image list lacks a whole number as its id or a file name and is left out",
         "entries of the image list lack a whole number as their id or a file name and are left out",
@@ -27,20 +31,20 @@ FAULTS = {
         "entries of the image list lead to one file with others, as their folders are not there, and are left out",
     ),
     "unreadable image": (
-        "image without a size in the list cannot be read and is left out",
-        "images without a size in the list cannot be read and are left out",
+        "image whose size is not given cannot be read and is left out",
+        "images whose sizes are not given cannot be read and are left out",
     ),
     "annotation entry": (
-        "entry of the annotation list is no annotation and is left out",
-        "entries of the annotation list are no annotations and are left out",
+        "entry of the annotations is no annotation and is left out",
+        "entries of the annotations are no annotations and are left out",
     ),
     "unknown image": (
         "annotation belongs to an image that is not listed and is left out",
         "annotations belong to images that are not listed and are left out",
     ),
     "unknown category": (
-        "annotation has an unknown category id and is left out",
-        "annotations have an unknown category id and are left out",
+        "annotation has an unknown category and is left out",
+        "annotations have an unknown category and are left out",
     ),
     "duplicate annotation": (
         "annotation has the id of an earlier one; it is kept",
@@ -72,8 +76,8 @@ FAULTS = {
         "objects have no usable outline; their boxes stand in for their masks",
     ),
     "crowd": (
-        "crowd is not learnt, but evaluation knows of it",
-        "crowds are not learnt, but evaluation knows of them",
+        "crowd or difficult object is not learnt, but evaluation knows of it",
+        "crowds or difficult objects are not learnt, but evaluation knows of them",
     ),
 }
 _NUM_EXAMPLES = 3

@@ -1,4 +1,4 @@
-"""The files that a COCO file names: by their path, or by what remains of a path or address of another machine."""
+"""The files that annotations name: by their path, or by what remains of a path or address of another machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LOCAL_FILE = "?d="
 
 
 class FilesBelow:
-    """Files in and below a folder, by the names that COCO files have for them. Each folder is listed once.
+    """Files in and below a folder, by the names that annotations have for them. Each folder is listed once.
 
     A name may be a path or an address of the machine where the images were labelled, so the last parts of it are looked
     for, too, as many as there are. Nothing outside the folder is found.
@@ -27,7 +27,7 @@ class FilesBelow:
 
     def find(self, name: str) -> str | None:
         """Path below the root, or None."""
-        return next(filter(self._has, _possible_paths(name)), None)
+        return next(filter(self._has, possible_paths(name)), None)
 
     def _has(self, path: str) -> bool:
         folder, _, name = path.rpartition("/")
@@ -43,7 +43,7 @@ class FilesBelow:
 def shared_paths(names: Iterable[str]) -> set[str]:
     """Paths that may stand for several of the listed names, as of one frame in several videos."""
     different = {listed_path(name): name for name in names}
-    counts = Counter(path for name in different.values() for path in _possible_paths(name))
+    counts = Counter(path for name in different.values() for path in possible_paths(name))
     return {path for path, count in counts.items() if count > 1}
 
 
@@ -52,7 +52,7 @@ def listed_path(name: str) -> str:
     return posixpath.normpath(name.replace("\\", "/"))
 
 
-def _possible_paths(name: str) -> dict[str, None]:
+def possible_paths(name: str) -> dict[str, None]:
     """Where the file may be below a folder, the likeliest first: the whole path, then fewer and fewer folders of it."""
     found: dict[str, None] = {}
     for path in _spellings(name):

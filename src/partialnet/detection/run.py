@@ -18,8 +18,8 @@ from . import pictures
 from .annotations import DetectionImages
 from .batches import detection_eval_loader, detection_train_loader
 from .checkpoint import DetectorCheckpoint, create_detector, load_detector
-from .coco import DetectionData, open_coco
 from .config import DetectionConfig
+from .data_sources import DetectionData, open_detection_data
 from .evaluator import Detection, DetectionEvaluation, evaluate, in_order
 from .inference import find_objects
 from .outlines import mask_functions
@@ -58,7 +58,7 @@ def train_detector(config: DetectionConfig, data: str, folder: Path, resume: boo
 
     Args:
         config: How to train.
-        data: What to learn from; see ``partialnet.detection.coco.open_coco``.
+        data: What to learn from; see ``partialnet.detection.data_sources.open_detection_data``.
         folder: Run folder.
         resume: Continue the run in ``folder`` if there is one.
 
@@ -77,7 +77,7 @@ class DetectorRun(RunKind[DetectionConfig, DetectionData, DetectorTask, Detectio
     def open_data(self, source: str, config: DetectionConfig) -> DetectionData:
         """Images with their objects."""
         mask_functions()  # if the evaluator is missing, it is to be told now
-        return open_coco(source, config.validation, config.val_share, config.seed, config.keep_empty)
+        return open_detection_data(source, config.validation, config.val_share, config.seed, config.keep_empty)
 
     def describe_data(self, data: DetectionData) -> dict[str, Any]:
         """Numbers of images, categories, and fingerprints of the objects.

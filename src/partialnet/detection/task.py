@@ -18,8 +18,8 @@ from partialnet.training.task import Task
 from . import pictures
 from .batches import DetectionBatch, detection_eval_loader, detection_train_loader
 from .checkpoint import DetectorCheckpoint
-from .coco import DetectionData
 from .config import DetectionConfig
+from .data_sources import DetectionData
 from .evaluator import Detection, DetectionEvaluation, evaluate, gather
 from .inference import find_objects
 from .model import Detector

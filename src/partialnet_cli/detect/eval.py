@@ -48,7 +48,8 @@ def evaluate(
     """Measure SOURCE on the objects of DATA: the twelve COCO numbers for boxes and for masks, and each category.
 
     SOURCE is a detector's run folder, its model.safetensors, or an exported .onnx or .xml file. DATA is a folder in the
-    COCO format, whose validation part is evaluated, or IMAGES,JSON; its categories are matched by name. If SOURCE was
+    COCO, YOLO or Pascal VOC format, whose validation part is evaluated, or IMAGES,JSON; its categories are matched by
+    name. If SOURCE was
     trained on data without parts, the images that it did not learn from are evaluated.
 
     The folder gets the figures and the detections as JSON (the latter as COCO's own evaluators read them), precision
@@ -57,7 +58,7 @@ def evaluate(
     Example: partialnet detect eval runs/boxes coco/
     """
     from partialnet.bench.environment import environment
-    from partialnet.detection.coco import open_evaluation
+    from partialnet.detection.data_sources import open_evaluation
     from partialnet.detection.evaluator import table, write_detections
     from partialnet.detection.faults import faults_as_json
     from partialnet.detection.pictures import COMPARISON_NAME, PRECISION_RECALL_NAME, draw_results

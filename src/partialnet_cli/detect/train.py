@@ -33,8 +33,11 @@ def train(
     """Train Mask R-CNN on DATA, or Faster R-CNN where it has boxes only, with any timm network as its backbone.
 
     DATA is a folder in the COCO format: images, and JSON files of their objects (annotations/instances_train*.json and
-    instances_val*.json, or train/_annotations.coco.json and valid/…); or IMAGES,JSON, a folder and a file. A recipe
-    gives the settings, a file overrides some of them, and options override both. The recipe coco_1x is the paper's.
+    instances_val*.json, or train/_annotations.coco.json and valid/…); or IMAGES,JSON, a folder and a file. It may also
+    be a YOLO folder or its data.yaml, or a folder of Pascal VOC's or LabelImg's XML files.
+
+    A recipe gives the settings, a file overrides some of them, and options override both. The recipe coco_1x is the
+    paper's.
 
     The run folder gets the weights, the settings, the metrics as CSV and for TensorBoard, and pictures: curves,
     precision over recall, ground truth beside detections, the first batch as the network sees it.
@@ -48,7 +51,9 @@ def train(
         print_settings(config, name, "detect train")
         return
     if data is None:
-        raise click.UsageError("Missing argument 'DATA': a folder in the COCO format, or IMAGES,JSON.", ctx)
+        raise click.UsageError(
+            "Missing argument 'DATA': a folder in the COCO, YOLO or Pascal VOC format, or IMAGES,JSON.", ctx
+        )
     folder = run_folder(output, data, f"{config.model}-detector")
 
     from partialnet.detection.evaluator import table
