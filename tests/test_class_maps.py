@@ -88,7 +88,7 @@ def test_grad_cam_is_the_weighted_sum_of_features() -> None:
     explainer = Explainer(network())
     picture = image(64, 64)
     found = explainer.class_map(picture, 2)
-    model, batch = explainer.model, explainer.prepare(picture)
+    model, batch = explainer.model, explainer.prepare([picture])
     features = model.forward_features(batch).detach().requires_grad_()  # type: ignore[operator]
     model.forward_head(features)[0, 2].backward()  # type: ignore[operator]
     assert features.grad is not None
@@ -254,7 +254,7 @@ def test_statistics_of_a_map() -> None:
     values = np.zeros((4, 8), np.float32)
     values[1, 6] = 1
     values[1, 2] = 0.5
-    found = ClassMap(values, values, (0, 0, 8, 4), 0, 0.5, "gradcam", 4, "layer")
+    found = ClassMap(values, (0, 0, 8, 4), (8, 4), 0, 0.5, "gradcam", 4, "layer")
     statistics = found.statistics()
     assert (statistics["peak_x"], statistics["peak_y"]) == (6.5, 1.5)
     assert statistics["center_x"] == pytest.approx((6.5 + 0.5 * 2.5) / 1.5)

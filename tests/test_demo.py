@@ -76,8 +76,9 @@ def test_demo_checkpoint(short_demo: DemoResult, digits: LabelledImages) -> None
     """The stored network, loaded anew, has the accuracy that was told."""
     checkpoint = load(short_demo.folder)
     assert checkpoint.class_names == tuple("0123456789")
-    images = [digits.read(index) for index in range(len(digits))]
-    right = Classifier(checkpoint).logits(images).argmax(1) == torch.from_numpy(digits.labels)
+    classifier = Classifier(checkpoint)
+    images = classifier.prepare(digits.read(index) for index in range(len(digits)))
+    right = classifier.run(images).argmax(1) == torch.from_numpy(digits.labels)
     assert right.float().mean().item() == pytest.approx(short_demo.accuracy)
 
 
@@ -91,7 +92,8 @@ def test_demo_samples_are_predicted(short_demo: DemoResult, digits: LabelledImag
     result = command("predict", short_demo.folder, short_demo.folder / "samples", "--json", "-", "--topk", 1)
     assert result.code == 0
     shown = [json.loads(line)["classes"][0]["class"] for line in result.out.splitlines()]
-    predicted = Classifier(load(short_demo.folder)).logits([digits.read(index) for index in range(20)]).argmax(1)
+    classifier = Classifier(load(short_demo.folder))
+    predicted = classifier.run(classifier.prepare(digits.read(index) for index in range(20))).argmax(1)
     assert shown == [str(index) for index in predicted.tolist()]
 
 

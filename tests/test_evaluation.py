@@ -96,7 +96,8 @@ def test_batches_and_workers_change_nothing(batch_size, workers, checkpoint, fol
 def test_figures_agree_with_sklearn(checkpoint, folder):
     images = FolderImages(folder)
     result = evaluate(checkpoint, images)
-    logits = Classifier(checkpoint).logits([images.read(index) for index in range(len(images))]).numpy()
+    classifier = Classifier(checkpoint)
+    logits = classifier.run(classifier.prepare(images.read(index) for index in range(len(images)))).numpy()
     assert result.top1 == pytest.approx(top_k_accuracy_score(images.labels, logits, k=1))
     assert result.top5 == pytest.approx(top_k_accuracy_score(images.labels, logits, k=5))
     matrix = confusion_matrix(images.labels, logits.argmax(1), labels=range(7))

@@ -29,8 +29,8 @@ def test_maps_are_in_the_order_of_the_image(name: str) -> None:
 
 
 def test_an_empty_map_has_its_peak_in_the_middle() -> None:
-    empty = np.zeros((3000, 4000), np.float32)
-    found = ClassMap(empty, np.zeros((224, 224), np.float32), (500.0, 0.0, 3500.0, 3000.0), None, None, "eigen", 4, "x")
+    empty = np.zeros((224, 224), np.float32)
+    found = ClassMap(empty, (500.0, 0.0, 3500.0, 3000.0), (4000, 3000), None, None, "eigen", 4, "x")
     assert found.peak == (2000.0, 1500.0)
 
 

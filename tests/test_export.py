@@ -520,7 +520,8 @@ def test_an_export_is_used_without_partialnet_as_documented(exported, labelled, 
     section = document.read_text(encoding="utf-8").partition("### In programs without PartialNet")[2]
     names: dict = {}
     exec(re.search(r"```python\n(.*?)```", section, flags=re.DOTALL)[1], names)
-    expected = Classifier(opened).logits([Image.open("photo.jpg").convert("RGB")])
+    classifier = Classifier(opened)
+    expected = classifier.run(classifier.prepare([Image.open("photo.jpg").convert("RGB")]))
     np.testing.assert_allclose(names["logits"], expected, rtol=0, atol=1e-5)
     np.testing.assert_allclose(names["network"](names["images"])["logits"], expected, rtol=0, atol=1e-4)
     assert capsys.readouterr().out.split() == [CLASSES[int(expected.argmax())]] * 2

@@ -19,7 +19,7 @@ def test_deletion_and_insertion_of_a_known_network() -> None:
     good, bad = (deletion_and_insertion(explainer, picture, found, num_steps=16) for found in (right, wrong))
     assert good.areas()["deletion"] < bad.areas()["deletion"]
     assert good.areas()["insertion"] > bad.areas()["insertion"]
-    whole = explainer.probabilities(picture)[0]
+    whole = float(explainer.probabilities(explainer.prepare([picture]))[0, 0])
     assert (good.deletion[0], good.insertion[-1]) == pytest.approx((whole, whole))
     assert good.deletion[-1] == pytest.approx(0.5)  # nothing is left: both classes are equal
     # the square is a quarter of the image: with a quarter of the pixels everything is back

@@ -101,7 +101,7 @@ def test_answers_that_are_no_numbers(run_folder: Path, photos: Path, tmp_path: P
     result = command("predict", tmp_path, photos / "grey.png", "--json", "-")
     assert (result.code, result.out) == (2, "")
     assert result.err.splitlines() == [
-        f"partialnet: {str(photos / 'grey.png')!r}: the network's answer is not a number (NaN): it overflows.",
+        f"partialnet: {str(photos / 'grey.png')!r}: The network's answer is not a number (NaN): it overflows.",
         "partialnet: 1 of 1 images could not be classified.",
     ]
 

@@ -22,6 +22,7 @@ from ui_pages import CLASSES, photo_bytes
 from partialnet.checkpoint import create_checkpoint
 from partialnet.errors import UserError
 from partialnet.explain import Explainer, read_gates
+from partialnet.explain.run import open_networks as open_explained
 from partialnet.ui import Network, PageServer, Viewer, open_networks
 from partialnet.ui import answers as ui_answers
 from partialnet.ui import server as ui_server
@@ -66,7 +67,7 @@ def test_photo(page_server: PageServer, page_runs: tuple[Path, Path]) -> None:
     image = Image.open(io.BytesIO(photo_bytes())).convert("RGB")
     assert (decode(answer["picture"]) == np.asarray(image)).all()
     for network, found in zip(open_networks([str(run) for run in page_runs]), answer["networks"], strict=True):
-        probabilities = network.explainer.probabilities(image)
+        probabilities = network.explainer.probabilities(network.explainer.prepare([image]))[0]
         told = {row["name"]: row["probability"] for row in found["classes"]}
         assert told == pytest.approx(dict(zip(CLASSES, probabilities.tolist(), strict=True)))
         assert list(told.values()) == sorted(told.values(), reverse=True)
@@ -187,8 +188,9 @@ def test_other_kinds_of_networks(page_runs: tuple[Path, Path], tmp_path: Path, m
 
 def test_names_tell_networks_apart(page_runs: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(page_runs[0], tmp_path / "tiny")
-    names = [network.name for network in open_networks([str(page_runs[0]), str(tmp_path / "tiny"), str(page_runs[0])])]
-    assert names == ["tiny", str(tmp_path / "tiny")]
+    sources = [str(page_runs[0]), str(tmp_path / "tiny"), str(page_runs[0])]
+    for networks in (open_networks(sources), open_explained(sources, torch.device("cpu"))):
+        assert [network.name for network in networks] == ["tiny", str(tmp_path / "tiny")]
 
 
 def test_size_of_the_input(page_runs: tuple[Path, Path]) -> None:

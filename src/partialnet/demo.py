@@ -61,10 +61,11 @@ def _draw_predictions(path: Path, images: LabelledImages, checkpoint: Path) -> P
     classifier = Classifier(load(checkpoint))
     shown = [images.read(index) for index in range(len(images))]
     step = 64
-    logits = torch.cat([classifier.logits(shown[start : start + step]) for start in range(0, len(shown), step)])
-    right = int((logits.argmax(1).numpy() == images.labels).sum())
+    batches = (classifier.prepare(shown[start : start + step]) for start in range(0, len(shown), step))
+    probabilities = torch.cat([classifier.probabilities(batch) for batch in batches]).numpy()
+    right = int((probabilities.argmax(1) == images.labels).sum())
     title = f"Predictions: {right} of {len(shown)} test images right ({right / len(shown):.1%})"
-    plots.prediction_grid(path, shown, images.labels.tolist(), logits.softmax(1).numpy(), images.class_names, title)
+    plots.prediction_grid(path, shown, images.labels.tolist(), probabilities, images.class_names, title)
     return path
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -186,7 +185,7 @@ def evaluate(
         progress: Show a bar when it takes over two seconds.
 
     Raises:
-        UserError: The classes do not fit, none of the images can be read, or the GPU's memory does not suffice.
+        UserError: The classes do not fit, or none of the images can be read.
     """
     classifier = network if isinstance(network, Classifier) else Classifier(network, device)
     labels = match_classes(images, classifier)[images.labels]
@@ -202,7 +201,10 @@ def evaluate(
         for indices, batch, errors in loader:
             broken += [(index, images.name(index), reason) for index, reason in errors]
             if batch is not None:
-                values, classes, finite = _most_probable(classifier, torch.from_numpy(batch))
+                probabilities = classifier.probabilities(torch.from_numpy(batch))
+                best = probabilities.topk(min(_TOP, classifier.num_classes))
+                values, classes = best.values.numpy(), best.indices.numpy()
+                finite = np.isfinite(values).all(1)
                 predicted[indices] = np.where(finite, classes[:, 0], -1)
                 probability[indices] = np.where(finite, values[:, 0], 0)
                 in_top5[indices] = (classes == labels[indices, None]).any(1) & finite
@@ -211,16 +213,6 @@ def evaluate(
     if len(broken) == len(images):
         raise UserError(f"None of the {len(images)} images can be read; the first: {broken[0][2]}")
     return Evaluation(classifier.class_names, labels, predicted, probability, in_top5, tuple(broken), seconds)
-
-
-def _most_probable(classifier: Classifier, batch: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Probabilities and indices of the five most probable classes, (B, 5), and whether they are numbers, (B,)."""
-    try:
-        logits = classifier.run(batch)
-    except torch.OutOfMemoryError as error:
-        raise UserError(f"The GPU's memory does not suffice for {len(batch)} images at a time; take fewer.") from error
-    best = logits.softmax(1).topk(min(_TOP, logits.shape[1]))
-    return best.values.numpy(), best.indices.numpy(), best.values.isfinite().all(1).numpy()
 
 
 class _Preprocessed(Dataset[tuple[int, np.ndarray | str]]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -39,12 +40,20 @@ def is_exported(source: str | Path) -> bool:
     return Path(source).suffix in EXPORTED_SUFFIXES
 
 
-def short_name(source: str) -> str:
-    """What to call a network: the last part of its path, of its run folder for a checkpoint there, or its own name."""
-    path = Path(source)
-    if not path.exists():
-        return source
-    return path.resolve().parent.name if path.name == WEIGHTS_NAME else path.resolve().name
+def short_names(sources: Iterable[str]) -> dict[str, str]:
+    """What to call each network: the last part of its path, of its run folder for a checkpoint there, or its own name.
+
+    One whose name is taken is called by its whole source. Sources that are given twice count once.
+    """
+    names: dict[str, str] = {}
+    for source in dict.fromkeys(sources):
+        path, name = Path(source), source
+        if path.exists():
+            name = path.resolve().parent.name if path.name == WEIGHTS_NAME else path.resolve().name
+        if name in names.values():
+            name = source if source not in names.values() else f"{name} ({len(names) + 1})"
+        names[source] = name
+    return names
 
 
 def device_for(source: str | Path, name: str | None = None) -> torch.device:

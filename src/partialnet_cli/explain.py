@@ -101,7 +101,7 @@ def explain(
     from partialnet.explain import read_boxes
     from partialnet.explain.cam import CLASSLESS_METHODS, METHODS, library_class
     from partialnet.explain.report import draw_point_page
-    from partialnet.explain.run import Pictures, explain_images, open_network, play_with_all
+    from partialnet.explain.run import Pictures, explain_images, open_networks, play_with_all
 
     library_class(method or next(iter(METHODS)))  # a mistyped name or a missing library is told before anything is read
     point = _parse_position(position)
@@ -112,7 +112,7 @@ def explain(
         raise UserError("--category says what the boxes' categories are called; give the boxes with --boxes.")
     paths = find_images(images)
     place = find_device(device)
-    networks = [open_network(name, place, img_size) for name in dict.fromkeys((source, *against))]
+    networks = open_networks((source, *against), place, img_size)
     for network in networks:
         network.explainer.target_layer(stage)
     classes = [None if target is None else network.explainer.find_class(target) for network in networks]

@@ -102,7 +102,7 @@ def image_batches(classifier: Classifier, images: Iterable[Image.Image], batch_s
     """Photographs through the classifier's preprocessing, (B, C, H, W)."""
     images = iter(images)
     while batch := list(islice(images, batch_size)):
-        yield torch.stack([classifier.preprocess(image) for image in batch])
+        yield classifier.prepare(batch)
 
 
 def sample_photos(num_images: int = 32) -> list[Image.Image]:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from partialnet.errors import UserError
-from partialnet.images import read_image
+from partialnet.images import read_images
 
 from .checkpoint import DetectorCheckpoint
 from .drawing import DrawnObjects, draw_objects
@@ -82,11 +82,9 @@ def detect(
     """
     network: Any = detector.model.to(device).eval()
     names = tuple(detector.categories.values())
-    for path in paths:
-        try:
-            photo = read_image(path)
-        except UserError as error:
-            yield error
+    for _, photo in read_images(paths):
+        if isinstance(photo, UserError):
+            yield photo
             continue
         with torch.no_grad():
             (output,) = network.find([to_tensor(photo).to(device).float().div_(255)])

@@ -22,11 +22,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from partialnet.checkpoint import Checkpoint
 from partialnet.errors import UserError
 from partialnet.extras import require
 from partialnet.messages import did_you_mean
-from partialnet.preprocessing import Preprocessing, Region
+from partialnet.prediction import PhotoNetwork, finite
+from partialnet.preprocessing import Region
 
 from .layers import TargetLayer, target_layers
 
@@ -53,10 +53,9 @@ class ClassMap:
     """Where in an image a network finds a class.
 
     Attributes:
-        values: (H, W) of the image, float32 in [0, 1], 0 where the network does not look; 1 at the most important
-            place.
-        at_input: The same at the resolution of the network's input.
+        at_input: The map at the resolution of the network's input, float32 in [0, 1]; 1 at the most important place.
         region: The part of the image that fills the network's input, in pixels.
+        size: Width and height of the image.
         target: Index of the class; None for methods that look at no class.
         probability: What the network gives that class, in [0, 1]; None without a class.
         method: One of ``METHODS``.
@@ -64,14 +63,19 @@ class ClassMap:
         layer: Its last layer.
     """
 
-    values: np.ndarray
     at_input: np.ndarray
     region: Region
+    size: tuple[int, int]
     target: int | None
     probability: float | None
     method: str
     stage: int
     layer: str
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """The map over the image, (H, W), float32; 0 where the network does not look."""
+        return to_image(self.at_input, self.region, self.size)
 
     @property
     def empty(self) -> bool:
@@ -95,10 +99,9 @@ class ClassMap:
 
     def resized(self, size: tuple[int, int]) -> ClassMap:
         """The same map on the image resized to ``size`` (width, height)."""
-        across, down = size[0] / self.values.shape[1], size[1] / self.values.shape[0]
+        across, down = size[0] / self.size[0], size[1] / self.size[1]
         left, top, right, bottom = self.region
-        region = left * across, top * down, right * across, bottom * down
-        return replace(self, values=to_image(self.at_input, region, size), region=region)
+        return replace(self, region=(left * across, top * down, right * across, bottom * down), size=size)
 
     def statistics(self) -> dict[str, Any]:
         """Figures that describe the map.
@@ -120,30 +123,11 @@ class ClassMap:
         }
 
 
-class Explainer:
-    """A checkpoint ready to explain its answers.
+class Explainer(PhotoNetwork):
+    """A checkpoint ready to explain its answers; see ``PhotoNetwork`` for its arguments.
 
-    Args:
-        checkpoint: Any network for RGB images; one that returns features has no classes, and only
-            ``CLASSLESS_METHODS`` apply. It is set to evaluation mode.
-        device: Where the network is moved to and runs.
-
-    Raises:
-        UserError: The network is for other images than RGB, or has no layer to look at.
+    Of a network that returns features, and so has no classes, only ``CLASSLESS_METHODS`` apply.
     """
-
-    def __init__(self, checkpoint: Checkpoint, device: str | torch.device = "cpu") -> None:
-        channels, height, width = checkpoint.input_config["input_size"]
-        if channels != 3:
-            raise UserError(f"This network reads images of {channels} channels; only RGB images can be explained.")
-        self.checkpoint = checkpoint
-        self.device = torch.device(device)
-        self.model: nn.Module = checkpoint.model.eval().to(self.device)
-        self.num_classes = checkpoint.num_classes
-        self.class_names = checkpoint.class_labels
-        self.names_known = bool(checkpoint.class_names)
-        self.input_size: tuple[int, int] = (height, width)
-        self.preprocess = Preprocessing(checkpoint.input_config)
 
     @cached_property
     def layers(self) -> dict[int, TargetLayer]:
@@ -191,34 +175,6 @@ class Explainer:
             f"{self.num_classes - 1}.{hint}"
         )
 
-    def prepare(self, image: Image.Image) -> Tensor:
-        """An RGB image as the network takes it, (1, 3, H, W), on its device and in its data type."""
-        reference = next(self.model.parameters(), torch.empty(0))
-        return self.preprocess(image)[None].to(self.device, reference.dtype)
-
-    def probabilities(self, image: Image.Image | Tensor) -> np.ndarray:
-        """Probability of each class, (classes,), of an image; (B, classes) of preprocessed ones, (B, 3, H, W)."""
-        if not self.num_classes:
-            raise UserError("This network has no classes, it gives features only.")
-        batch = self.prepare(image) if isinstance(image, Image.Image) else image
-        try:
-            with torch.inference_mode():
-                answers = self.model(batch).float().softmax(1).cpu().numpy()
-        except torch.OutOfMemoryError:
-            raise
-        except (AssertionError, RuntimeError, ValueError) as error:
-            size = "×".join(map(str, batch.shape[2:]))
-            raise UserError(f"{self.checkpoint.architecture} cannot take images of {size} pixels: {error}") from error
-        return answers[0] if isinstance(image, Image.Image) else answers
-
-    def most_probable(self, image: Image.Image, count: int) -> list[tuple[str, float]]:
-        """Name and probability of the most probable classes, best first; empty for a network without classes."""
-        if not self.num_classes:
-            return []
-        probabilities = self.probabilities(image)
-        best = (-probabilities).argsort(kind="stable")[:count]
-        return [(self.class_names[index], float(probabilities[index])) for index in best]
-
     def class_map(
         self, image: Image.Image, target: int | None = None, method: str | None = None, stage: int | None = None
     ) -> ClassMap:
@@ -239,21 +195,20 @@ class Explainer:
             raise UserError(
                 f"This network has no classes, which {method} needs; choose {' or '.join(CLASSLESS_METHODS)}."
             )
-        probability = None
+        batch, probability = self.prepare([image]), None
         if method in CLASSLESS_METHODS:
             target = None
         else:
-            probabilities = self.probabilities(image)
+            probabilities = finite(self.probabilities(batch)[0])
             target = int(probabilities.argmax()) if target is None else target
             if not 0 <= target < self.num_classes:
                 raise UserError(f"There is no class {target}: the network has {self.num_classes}.")
             probability = float(probabilities[target])
-        at_input = self._run(self.prepare(image), target, method, layer)
+        at_input = self._map(batch, target, method, layer)
         region = self.preprocess.region(image.size)
-        values = to_image(at_input, region, image.size)
-        return ClassMap(values, at_input, region, target, probability, method, layer.stage, layer.name)
+        return ClassMap(at_input, region, image.size, target, probability, method, layer.stage, layer.name)
 
-    def _run(self, batch: Tensor, target: int | None, method: str, layer: TargetLayer) -> np.ndarray:
+    def _map(self, batch: Tensor, target: int | None, method: str, layer: TargetLayer) -> np.ndarray:
         """The library's map, (H, W) of the input, in [0, 1]."""
         create, class_target = library_class(method)
         cam: Any = create(self.model, [layer.module], layer.to_map)

@@ -26,7 +26,7 @@ class Finding:
 
     map: ClassMap | None
     statistics: dict[str, Any]
-    predicted: list[tuple[str, float]]
+    predicted: tuple[tuple[str, float], ...]
     target: str | None
     gates: Gates | None
     gate_figures: dict[str, Any] | None

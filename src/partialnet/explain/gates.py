@@ -135,7 +135,7 @@ def read_gates(explainer: Explainer, image: Image.Image) -> Gates:
         raise UserError("The network is folded, so its gates are merged; give the run it came from to see them.")
     model = explainer.model
     layers = [explainer.layers[stage] for stage in sorted(explainer.layers)]
-    batch = explainer.prepare(image)
+    batch = explainer.prepare([image])
     readers: dict[type[nn.Module], Callable[[Any, Sequence[Any]], np.ndarray]] = {
         SpatialGate: _spatial,
         GaussianSE: _channel,

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from partialnet.checkpoint import load
 from partialnet.errors import UserError
-from partialnet.images import read_image
-from partialnet.sources import short_name
+from partialnet.images import read_images
+from partialnet.sources import short_names
 
 from .boxes import BoxSet, play_pointing_game
 from .cam import Explainer
@@ -54,19 +54,21 @@ class ExplainedImages:
     written: Sequence[str]
 
 
-def open_network(source: str, device: torch.device, img_size: int | None = None) -> ExplainedNetwork:
-    """Open a network, ready to explain its answers.
+def open_networks(sources: Iterable[str], device: torch.device, img_size: int | None = None) -> list[ExplainedNetwork]:
+    """Open networks, ready to explain their answers, each with a name of its own.
 
     Args:
-        source: Run folder, checkpoint or model name; see ``partialnet.checkpoint.load``.
-        device: Where it runs.
-        img_size: Height and width of its input; None takes its own.
+        sources: Run folders, checkpoints or model names; see ``partialnet.checkpoint.load``.
+        device: Where they run.
+        img_size: Height and width of their input; None takes each one's own.
 
     Raises:
         UserError: Nothing usable is there, or the size does not fit.
     """
-    explainer = Explainer(load(source).resized(img_size), device)
-    return ExplainedNetwork(short_name(source), source, explainer, untrained=not Path(source).exists())
+    return [
+        ExplainedNetwork(name, source, Explainer(load(source).resized(img_size), device), not Path(source).exists())
+        for source, name in short_names(sources).items()
+    ]
 
 
 def explain_images(
@@ -101,11 +103,9 @@ def explain_images(
     unreadable: list[UserError] = []
     drawn: list[Image.Image] = []
     gate_pages: list[str] = []
-    for path in paths:
-        try:
-            image = read_image(path)
-        except UserError as error:
-            unreadable.append(error)
+    for path, image in read_images(paths):
+        if isinstance(image, UserError):
+            unreadable.append(image)
             continue
         findings = explain_image(image, networks, classes, method, stage, scores)
         index = len(read)

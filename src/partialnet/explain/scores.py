@@ -62,7 +62,7 @@ def deletion_and_insertion(
     """
     if class_map.target is None:
         raise ValueError(f"A map by {class_map.method} is of no class; its deletion and insertion are not defined.")
-    full = explainer.prepare(image)[0]
+    full = explainer.prepare([image])[0]
     grey = torch.zeros_like(full)  # zero is the mean after normalisation
     blurred = _blur(full)
     height, width = full.shape[1:]
@@ -99,7 +99,7 @@ def _answers(
         explainer.probabilities(torch.where(part, chosen[None], others[None]))[:, target]
         for part in masks.split(batch_size)
     ]
-    return np.concatenate(answers)
+    return torch.cat(answers).numpy()
 
 
 def _blur(image: Tensor) -> Tensor:

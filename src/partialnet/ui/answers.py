@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -22,12 +21,12 @@ from partialnet.explain.drawing import small_image
 from partialnet.images import decode_image
 from partialnet.layers import GaussianSE, SelfAttention2d, SpatialGate
 from partialnet.preprocessing import Region
-from partialnet.sources import device_for, is_exported, open_source, short_name
+from partialnet.sources import device_for, is_exported, open_source, short_names
 
 from .pictures import attention_picture, class_map_picture, data_url, tile_picture
 from .speed import measure_folding
 
-#: Pixels of a photograph at most: a map of as many numbers is made of it for each network.
+#: Pixels of a photograph at most: 64 million take up to a gigabyte on their way to the networks.
 MAX_PIXELS = 64_000_000
 #: Photographs that are remembered for further questions.
 MAX_PHOTOS = 4
@@ -39,7 +38,6 @@ _BINS = 20
 _NOT_TIMED = (
     "Exported files are not timed here; `partialnet bench --runtime` times the run they came from in their runtime."
 )
-_OVERFLOW = "The network's answer is not a number (NaN): it overflows."
 
 _Answer = TypeVar("_Answer")
 
@@ -125,17 +123,13 @@ def open_networks(sources: Sequence[str], device: str | None = "cpu", img_size: 
         UserError: One of them cannot be used, or not on that device.
     """
     networks: list[Network] = []
-    for source in dict.fromkeys(sources):
-        exported = is_exported(source)
-        place = device_for(source, device)
+    for source, name in short_names(sources).items():
+        exported, place = is_exported(source), device_for(source, device)
         checkpoint = open_source(source)
         if img_size is not None and exported:
             raise UserError(f"The image size of {source!r} is fixed; leave --img-size out.")
-        checkpoint, name = checkpoint.resized(img_size), short_name(source)
-        taken = [network.name for network in networks]
-        if name in taken:
-            name = source if source not in taken else f"{name} ({len(networks) + 1})"
-        networks.append(Network(name, Explainer(checkpoint, place), not Path(source).exists(), exported))
+        explainer = Explainer(checkpoint.resized(img_size), place)
+        networks.append(Network(name, explainer, not Path(source).exists(), exported))
     return networks
 
 
@@ -278,9 +272,6 @@ def _classify(network: Network, image: Image.Image) -> dict[str, Any]:
         best = network.explainer.most_probable(image, TOP)
     except UserError as error:
         return {"classes": [], "error": str(error)}
-    # a softmax gives numbers everywhere or nowhere
-    if not all(math.isfinite(probability) for _, probability in best):
-        return {"classes": [], "error": _OVERFLOW}
     return {"classes": [{"name": name, "probability": probability} for name, probability in best]}
 
 
@@ -296,8 +287,6 @@ def _class_map(
         found = explainer.class_map(image, names.index(target) if target in names else None, stage=stage)
     except UserError as error:
         return {"error": str(error)}
-    if found.probability is not None and not np.isfinite(found.probability):
-        return {"error": _OVERFLOW}
     return {
         "picture": class_map_picture(small, found),
         "target": None if found.target is None else names[found.target],
