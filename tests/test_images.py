@@ -6,6 +6,7 @@ import io
 import random
 import struct
 import time
+import tracemalloc
 import warnings
 import zlib
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from partialnet import images
 from partialnet.errors import UserError
 from partialnet.images import MAX_PIXELS, read_image, read_images, to_rgb
 
@@ -138,6 +140,17 @@ def test_16_bit_grayscale(suffix: str, tmp_path: Path) -> None:
     read = grey(pixels(save(Image.fromarray(values), tmp_path / f"deep{suffix}")))
     assert np.abs(read.astype(int) - RAMP * 255).max() <= 1
     assert (read[0, 0], read[-1, -1]) == (0, 255)
+
+
+def test_a_large_16_bit_image_takes_little_memory_beside_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.arange(1000 * 1000, dtype=np.uint32).reshape(1000, 1000).astype(np.uint16)
+    monkeypatch.setattr(images, "_PART", 70_001)
+    tracemalloc.start()
+    rgb = to_rgb(Image.fromarray(values))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (np.asarray(rgb) == (values / 257).round()[:, :, None]).all()
+    assert peak < 10 * values.size  # scaled all at once, in float64, it took 32
 
 
 def test_16_bit_big_endian(tmp_path: Path) -> None:

@@ -199,13 +199,22 @@ def test_size_of_the_input(page_runs: tuple[Path, Path]) -> None:
     assert gates.attention[0].values.shape[1:3] == (4, 4)
 
 
-def test_photos_are_forgotten_in_order(page_server: PageServer) -> None:
-    keys = [
-        ask(page_server, "POST", "/api/photos", photo_bytes(seed))[1]["photo"]
-        for seed in range(ui_answers.MAX_PHOTOS + 1)
-    ]
+def test_photos_are_forgotten_in_order(page_server: PageServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were not asked about for longest, once all together take more memory than they may."""
+    viewer = page_server.viewer
+    keys = [viewer.add_photo(photo_bytes(seed), "a.png")["photo"] for seed in range(5)]
     assert len(set(keys)) == len(keys)
-    assert [ask(page_server, "GET", f"/api/photos/{key}/maps")[0] for key in (keys[0], keys[1])] == [410, 200]
+    assert all(viewer.maps(key) for key in keys)
+    viewer.maps(keys[0])
+    size = viewer._photos[keys[0]].num_bytes
+    assert size > len(photo_bytes()) + 3 * 120 * 80
+    monkeypatch.setattr(ui_answers, "MAX_MEMORY", 3.5 * size)
+    keys.append(viewer.add_photo(photo_bytes(5), "a.png")["photo"])
+    assert list(viewer._photos) == [keys[4], keys[0], keys[5]]
+    status, answer = ask(page_server, "GET", f"/api/photos/{keys[1]}/maps")
+    assert (status, "choose it again" in answer["error"]) == (410, True)
+    monkeypatch.setattr(ui_answers, "MAX_MEMORY", 1)
+    assert viewer.maps(viewer.add_photo(photo_bytes(), "a.png")["photo"])
 
 
 # ---- what may go wrong

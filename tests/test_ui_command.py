@@ -39,6 +39,20 @@ def test_command_serves_and_ends(page_runs: tuple[Path, Path], tmp_path: Path, w
     assert process.err == ""
 
 
+def test_a_second_interrupt_ends_at_once(
+    page_runs: tuple[Path, Path], tmp_path: Path, warm_processes: WarmProcesses
+) -> None:
+    """Where a question in hand keeps the command from ending."""
+    slow = "import time, partialnet.ui; partialnet.ui.PageServer.server_close = lambda self: time.sleep(60)"
+    process = warm_processes.start("ui", page_runs[0], "--no-open", out=tmp_path / "out", before=slow)
+    process.wait_until(lambda: process.out.endswith("\n"))
+    process.send_signal(signal.SIGINT)
+    process.wait_until(lambda: process.out.endswith("closed.\n"))
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == -signal.SIGINT
+    assert process.err == ""
+
+
 def test_command_without_anything_to_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
     monkeypatch.chdir(tmp_path)
     assert_mistake(command("ui", "--no-open"), "`partialnet demo`")

@@ -29,6 +29,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+#: Pixels that are scaled to 8 bits at a time: in float64, on the way there, all of a large image would take gigabytes.
+_PART = 2**20
 #: Images of more pixels are refused, as they may be made to exhaust the memory ("decompression bombs"): PIL's limit.
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 
@@ -207,17 +209,21 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _to_eight_bits(values: np.ndarray) -> np.ndarray:
     """Where 8 bits do not hold them, 16-bit data by its full range, other data by its own; NaN becomes the least."""
     deep = values.dtype.kind == "u"
-    values = values.astype(np.float64)
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
-    if deep and high > 255:
-        values = values / 257
-    elif low < 0 or high > 255:
-        values = (values - low) / max(high - low, 1e-12) * 255
-    elif high <= 1:
-        values = values * 255
-    return values.round().clip(0, 255).astype(np.uint8)
+    flat, eight = values.ravel(), np.empty(values.size, np.uint8)
+    parts = [slice(start, start + _PART) for start in range(0, flat.size, _PART)]
+    finite = (flat[part][np.isfinite(flat[part])] for part in parts)
+    ranges = [(float(known.min()), float(known.max())) for known in finite if known.size]
+    low, high = min((low for low, _ in ranges), default=0.0), max((high for _, high in ranges), default=0.0)
+    for part in parts:
+        scaled = np.nan_to_num(flat[part].astype(np.float64), nan=low, posinf=high, neginf=low)
+        if deep and high > 255:
+            scaled /= 257
+        elif low < 0 or high > 255:
+            scaled = (scaled - low) / max(high - low, 1e-12) * 255
+        elif high <= 1:
+            scaled *= 255
+        eight[part] = scaled.round().clip(0, 255)
+    return eight.reshape(values.shape)
 
 
 def read_images(paths: Iterable[Path]) -> Iterator[tuple[Path, Image.Image | UserError]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 from pathlib import Path
 from threading import Thread
@@ -77,6 +78,8 @@ def ui(sources: tuple[str, ...], port: int, open_browser: bool, img_size: int | 
             _open_in_browser(server.url)
         server.serve_forever()
     except KeyboardInterrupt:
+        # Python waits for the question in hand; a second Ctrl-C ends that
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         click.echo("\nThe page is closed.")
     finally:
         server.server_close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -28,8 +29,8 @@ from .speed import measure_folding
 
 #: Pixels of a photograph at most: 64 million take up to a gigabyte on their way to the networks.
 MAX_PIXELS = 64_000_000
-#: Photographs that are remembered for further questions.
-MAX_PHOTOS = 4
+#: Bytes of the photographs that are remembered for further questions, with what was found in them.
+MAX_MEMORY = 256 * 2**20
 #: Questions that may wait for the networks.
 MAX_WAITING = 16
 #: Classes that are told.
@@ -153,6 +154,12 @@ class Photo:
     gates: tuple[Gates | None, ...]
     target: str | None
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it takes."""
+        found = [gate for gates in self.gates if gates for gate in (*gates.spatial, *gates.channel, *gates.attention)]
+        return len(self.content) + 3 * math.prod(self.small.size) + sum(gate.values.nbytes for gate in found)
+
 
 class Viewer:
     """Answers questions about photographs.
@@ -239,7 +246,7 @@ class Viewer:
         small = small_image(image)
         key = secrets.token_urlsafe(12)
         self._photos[key] = Photo(name, content, small, image.size, tuple(gates), target)
-        while len(self._photos) > MAX_PHOTOS:
+        while len(self._photos) > 1 and sum(photo.num_bytes for photo in self._photos.values()) > MAX_MEMORY:
             self._photos.popitem(last=False)
         maps = [_class_map(network, image, small, stage, target) for network in self.networks]
         for answer, shown in zip(answers, maps, strict=True):
@@ -249,7 +256,7 @@ class Viewer:
 
     def _find(self, key: str) -> Photo:
         if key not in self._photos:
-            raise Forgotten("That photograph is no longer remembered; choose it again.")
+            raise Forgotten("That photograph is no longer remembered, as others came after it; choose it again.")
         self._photos.move_to_end(key)
         return self._photos[key]
 
