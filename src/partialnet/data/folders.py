@@ -6,19 +6,15 @@ import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from partialnet.errors import UserError
-from partialnet.images import SUFFIXES, images_below, is_folder, read_image
+from partialnet.images import SUFFIXES, images_below, is_folder
 
-from .labelled_images import LabelledImages
-from .packed_names import PackedNames
+from .labelled_images import ImageFiles
 
 
-class FolderImages(LabelledImages):
+class FolderImages(ImageFiles):
     """``root/<class>/**/<image>``; classes and files are sorted by name, hidden ones left out.
-
-    Only paths are kept in memory, packed.
 
     Args:
         root: The folder.
@@ -30,41 +26,27 @@ class FolderImages(LabelledImages):
     """
 
     def __init__(self, root: str | Path, class_names: tuple[str, ...] | None = None, part: str = "") -> None:
-        self.root = Path(root)
-        folder = self.root / part
+        folder = Path(root) / part
         if not folder.is_dir():
             raise UserError(f"There is no folder {str(folder)!r}.")
-        self.class_names = class_names or class_folders(folder)
-        if not self.class_names:
+        class_names = class_names or class_folders(folder)
+        if not class_names:
             raise UserError(
                 f"Folder {str(folder)!r} holds no folders; it should hold one folder of images for each class."
             )
         names: list[str] = []
         counts: list[int] = []
-        for class_name in self.class_names:
+        for class_name in class_names:
             inside = folder / class_name
             found = sorted(images_below(inside)) if inside.is_dir() else []
             names += [f"{part}/{class_name}/{name}" if part else f"{class_name}/{name}" for name in found]
             counts.append(len(found))
-        empty = [name for name, count in zip(self.class_names, counts, strict=True) if not count]
+        empty = [name for name, count in zip(class_names, counts, strict=True) if not count]
         if len(empty) == len(counts):
             raise UserError(f"No folder in {str(folder)!r} holds an image ({', '.join(SUFFIXES)}).")
         if empty:
             raise UserError(f"Class folder {str(folder / empty[0])!r} holds no image; fill or remove it.")
-        self.labels = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
-        self._names = PackedNames(names)
-
-    def read(self, index: int) -> Image.Image:
-        """Image ``index`` as 8-bit RGB, upright."""
-        return read_image(self.root / self.name(index))
-
-    def read_reduced(self, index: int, min_side: int) -> Image.Image:
-        """Image ``index``, a JPEG perhaps in a smaller size."""
-        return read_image(self.root / self.name(index), min_side)
-
-    def name(self, index: int) -> str:
-        """Path below the root."""
-        return self._names[index]
+        super().__init__(Path(root), names, class_names, np.repeat(np.arange(len(counts), dtype=np.int64), counts))
 
 
 def class_folders(root: Path) -> tuple[str, ...]:

@@ -7,10 +7,15 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from partialnet.images import read_image
+
+from .packed_names import PackedNames
 
 
 class LabelledImages(ABC):
@@ -45,6 +50,28 @@ class LabelledImages(ABC):
     @abstractmethod
     def name(self, index: int) -> str:
         """What a person would find image ``index`` by: its path within the data set."""
+
+
+class ImageFiles(LabelledImages):
+    """Image files by their paths from the folder ``root``; only the paths are kept in memory, packed."""
+
+    def __init__(self, root: Path, names: Iterable[str], class_names: tuple[str, ...], labels: np.ndarray) -> None:
+        self.root = root
+        self.class_names = class_names
+        self.labels = labels
+        self._names = PackedNames(names)
+
+    def read(self, index: int) -> Image.Image:
+        """Image ``index`` as 8-bit RGB, upright."""
+        return read_image(self.root / self.name(index))
+
+    def read_reduced(self, index: int, min_side: int) -> Image.Image:
+        """Image ``index``, a JPEG perhaps in a smaller size."""
+        return read_image(self.root / self.name(index), min_side)
+
+    def name(self, index: int) -> str:
+        """Path from the root."""
+        return self._names[index]
 
 
 class Subset(LabelledImages):

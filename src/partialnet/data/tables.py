@@ -7,14 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from partialnet.errors import UserError
-from partialnet.images import read_image
 from partialnet.messages import listed
 
-from .labelled_images import ImageData, LabelledImages, classes_in_order
-from .packed_names import PackedNames
+from .labelled_images import ImageData, ImageFiles, classes_in_order
 from .splits import HELD_OUT, TRAINING, first_part, split_by_class
 
 #: Names of the columns, of which the first that is there is taken, in any case.
@@ -23,27 +20,13 @@ CLASS_COLUMNS = ("label", "class", "class_name", "target", "category")
 PART_COLUMNS = ("split", "part", "set", "subset")
 
 
-class TableImages(LabelledImages):
-    """The files of some rows, by their paths from the folder ``root``; only paths are kept in memory, packed."""
+class TableImages(ImageFiles):
+    """The files of some rows, by their paths from the folder ``root``."""
 
     def __init__(self, root: Path, files: Iterable[str], classes: Sequence[str]) -> None:
-        self.class_names = classes_in_order(set(classes))
-        numbers = {name: number for number, name in enumerate(self.class_names)}
-        self.labels = np.array([numbers[name] for name in classes], dtype=np.int64)
-        self._root = root
-        self._names = PackedNames(files)
-
-    def read(self, index: int) -> Image.Image:
-        """Image ``index`` as 8-bit RGB, upright."""
-        return read_image(self._root / self.name(index))
-
-    def read_reduced(self, index: int, min_side: int) -> Image.Image:
-        """Image ``index``, a JPEG perhaps in a smaller size."""
-        return read_image(self._root / self.name(index), min_side)
-
-    def name(self, index: int) -> str:
-        """Path as the table has it."""
-        return self._names[index]
+        class_names = classes_in_order(set(classes))
+        numbers = {name: number for number, name in enumerate(class_names)}
+        super().__init__(root, files, class_names, np.array([numbers[name] for name in classes], dtype=np.int64))
 
 
 def open_table(path: Path, val_share: float, seed: int) -> ImageData:
