@@ -20,10 +20,12 @@ from training_runs import ON_ONE_CORE, TINY, metrics
 
 import partialnet
 from partialnet.detection.batches import detection_train_loader
+from partialnet.detection.bench import count_detector
 from partialnet.detection.checkpoint import DetectorCheckpoint, create_detector, load_detector
 from partialnet.detection.config import DetectionConfig
 from partialnet.detection.data_sources import open_detection_data
 from partialnet.detection.evaluator import evaluate
+from partialnet.detection.exported import load_exported_detector
 from partialnet.detection.run import DetectorRun, evaluate_detector, train_detector
 from partialnet.detection.weights import load_weights
 from partialnet.training.settings import as_yaml
@@ -278,3 +280,55 @@ def test_detectors_with_and_without_masks_start_from_each_other(tmp_path: Path, 
         assert ("Its head for masks is not used." if masks else "The head for masks is new.") in report
         assert "NEW" not in report
         assert "NOT USED" not in report
+
+
+# -- other runtimes, and measuring -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+@pytest.mark.usefixtures("without_pictures")
+def test_boxes_are_exported_and_found_again(
+    format: str, masks: str, tmp_path: Path, randomize: Randomize, command: Command
+) -> None:
+    pytest.importorskip("openvino" if format == "openvino" else "onnxruntime")
+    detector = tiny(masks=False, score_thresh=0.1, detections_per_img=8)
+    randomize(detector.model)
+    detector.save(tmp_path / "run")
+    output = tmp_path / {"onnx": "detector.onnx", "openvino": "detector.xml"}[format]
+    photo = Path(masks) / "images" / "000.jpg"
+    told = command("detect", "export", tmp_path / "run", "-f", format, "--images", photo, "-o", output)
+    assert told.code == 0, told.err
+    assert "Exporting Faster R-CNN" in told.err
+    assert "of a score" in told.out
+    assert "masks" not in told.out
+    report = json.loads(output.with_name(f"{output.name}.json").read_text())["same_canvas"]
+    assert report["matched"] > 0
+    assert report["matched"] >= 0.9 * report["original"]
+    assert report["min_mask_iou"] is None
+    exported = load_exported_detector(output)
+    assert not exported.draws_masks
+    (found,) = exported.model([torch.rand(3, 48, 80)])
+    assert set(found) == {"boxes", "labels", "scores"}
+    if format == "openvino":  # from here on both are the same
+        return
+    common = ("--device", "cpu", "-o", tmp_path / "out", "--json", "-")
+    evaluation = json.loads(command("detect", "eval", output, masks, "-w", "0", *common).out)
+    assert evaluation["num_detections"] > 0
+    assert evaluation["masks"] is None
+    objects = json.loads(command("detect", "predict", output, photo, "--min-score", "0.1", *common).out)["objects"]
+    assert {one["mask"] for one in objects} == {None}
+
+
+def test_detectors_of_boxes_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
+    with_masks, without = (count_detector("resnet10t", (64, 96), 16, masks) for masks in (True, False))
+    assert with_masks.params_m.keys() - without.params_m.keys() == {"masks"}
+    assert with_masks.macs_g.keys() - without.macs_g.keys() == {"masks"}
+    assert without.total_macs_g == pytest.approx(with_masks.total_macs_g - with_masks.macs_g["masks"])
+    monkeypatch.setattr("partialnet.detection.bench._CANDIDATES", 3)
+    options = ("--img-size", "64", "96", "--pyramid-channels", "16", "--rounds", "1", "--seconds", "0")
+    told = command("detect", "bench", "resnet10t", "--no-masks", *options, "--json", "-")
+    assert told.code == 0, told.err
+    content = json.loads(told.out)
+    assert content["setting"]["masks"] is False
+    assert "masks" not in content["rows"][0]["params_m_by_part"]
+    assert content["rows"][0]["timing"]

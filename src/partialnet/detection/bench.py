@@ -124,7 +124,9 @@ class DetectorRow:
         }
 
 
-def count_detector(name: str, size: tuple[int, int] = SIZE, pyramid_channels: int = PYRAMID_CHANNELS) -> DetectorRow:
+def count_detector(
+    name: str, size: tuple[int, int] = SIZE, pyramid_channels: int = PYRAMID_CHANNELS, masks: bool = True
+) -> DetectorRow:
     """Parameters and multiply–adds of a detector, part by part, without running it.
 
     A multiply–add is one multiplication with its addition in a convolution, a dense layer or an attention product;
@@ -134,8 +136,9 @@ def count_detector(name: str, size: tuple[int, int] = SIZE, pyramid_channels: in
         name: Backbone.
         size: Height and width of the image, multiples of 32.
         pyramid_channels: Channels of the pyramid, the width of the heads.
+        masks: Whether it has a head for masks.
     """
-    detector = create_mask_rcnn(name, NUM_CATEGORIES, pyramid_channels=pyramid_channels)
+    detector = create_mask_rcnn(name, NUM_CATEGORIES, pyramid_channels=pyramid_channels, masks=masks)
     params = {part: number / 1e6 for part, number in count_parameters(detector).items()}
     params["backbone"] += params.pop("output norms")
     folded: Any = copy.deepcopy(fold(detector)).to("meta")
@@ -155,18 +158,20 @@ def count_detector(name: str, size: tuple[int, int] = SIZE, pyramid_channels: in
     heads = folded.roi_heads
     boxes = torch.empty(PROPOSALS, pyramid_channels, 7, 7, device="meta")
     counted("boxes", lambda: heads.box_predictor(heads.box_head(boxes)))
-    masks = torch.empty(DETECTIONS, pyramid_channels, 14, 14, device="meta")
-    counted("masks", lambda: heads.mask_predictor(heads.mask_head(masks)))
-    as_in_paper = (tuple(size), pyramid_channels) == (SIZE, PYRAMID_CHANNELS)
+    if masks:
+        regions = torch.empty(DETECTIONS, pyramid_channels, 14, 14, device="meta")
+        counted("masks", lambda: heads.mask_predictor(heads.mask_head(regions)))
+    as_in_paper = masks and (tuple(size), pyramid_channels) == (SIZE, PYRAMID_CHANNELS)
     return DetectorRow(name, pyramid_channels, params, macs, paper=PAPER.get(name) if as_in_paper else None)
 
 
 class _Contestant:
     """A whole detector with one image, as a user calls it."""
 
-    def __init__(self, name: str, pyramid_channels: int, size: tuple[int, int], device: str) -> None:
+    def __init__(self, name: str, pyramid_channels: int, size: tuple[int, int], device: str, masks: bool) -> None:
+        sides = (min(size), max(size))
         detector: Any = create_mask_rcnn(
-            name, NUM_CATEGORIES, img_size=(min(size), max(size)), pyramid_channels=pyramid_channels
+            name, NUM_CATEGORIES, img_size=sides, pyramid_channels=pyramid_channels, masks=masks
         )
         form: Runtime | None = "torch" if device == "cpu" else None
         image = torch.rand(1, 3, *_LAYOUT_SIZE)
@@ -200,6 +205,7 @@ def bench_detectors(
     *,
     size: tuple[int, int] = SIZE,
     pyramid_channels: Sequence[int] = (PYRAMID_CHANNELS,),
+    masks: bool = True,
     device: str = "cpu",
     threads: int = 1,
     seconds: float = 0.0,
@@ -213,6 +219,7 @@ def bench_detectors(
         against: One of them, that the ratios refer to; of several widths the first.
         size: Height and width of the image, multiples of 32.
         pyramid_channels: Channels of the pyramid, the width of the heads; each backbone is measured with each.
+        masks: Whether they have a head for masks.
         device: "cpu" or "cuda".
         threads: CPU threads.
         seconds: Time to spend on measuring.
@@ -233,9 +240,9 @@ def bench_detectors(
         return tqdm(kinds, desc=task, unit="detector", delay=2, disable=None if progress else True)
 
     # all are counted first, which finds out about names that cannot be built
-    counts = {kind: count_detector(kind[0], size, kind[1]) for kind in with_bar("counting")}
+    counts = {kind: count_detector(kind[0], size, kind[1], masks) for kind in with_bar("counting")}
     with torch_settings(threads):
-        contestants = {_label(kind): _Contestant(*kind, size, device) for kind in with_bar("preparing")}
+        contestants = {_label(kind): _Contestant(*kind, size, device, masks) for kind in with_bar("preparing")}
         wait = synchronizer(torch.device(device))
         reference = _label((against, pyramid_channels[0]))
         timings = interleave(contestants, reference, seconds, min_rounds, 1, wait, "measuring", progress)

@@ -37,7 +37,7 @@ from partialnet.extras import require
 from partialnet.images import read_image
 
 from .checkpoint import DetectorCheckpoint
-from .exported import INPUTS, OUTPUTS, Canvas, CanvasGraph, load_exported_detector
+from .exported import INPUTS, Canvas, CanvasGraph, load_exported_detector
 from .masks import paste_windows
 from .model import Detector
 from .resizing import padded_size
@@ -64,7 +64,7 @@ class Parity:
         matched: Pairs of one from each with the same category and boxes of an IoU of at least ``SAME_IOU``.
         max_box_error: Largest difference of a box's side in matched pairs, in pixels of the image; None without pairs.
         max_score_error: Largest difference of scores in matched pairs.
-        min_mask_iou: Smallest IoU of the masks, cut at 0.5, in matched pairs; of two empty masks 1.
+        min_mask_iou: Smallest IoU of the masks, cut at 0.5, in matched pairs; of two empty masks 1; None without masks.
         max_unmatched_score: Highest score of a detection without partner; None if all have one.
     """
 
@@ -130,7 +130,7 @@ def export_detector(
 
     The graph takes one normalised image on a canvas, ``images``, (1, 3, H, W), and the ``image_size`` of the part of it
     that the image takes, (2,), int64. It gives ``boxes``, (N, 4), xyxy pixels of the canvas, ``labels``, (N,), from 1
-    on, ``scores``, (N,), and ``masks``, (N, 28, 28), within the boxes.
+    on, ``scores``, (N,), and, if the detector has masks, ``masks``, (N, 28, 28), within the boxes.
     ``load_exported_detector`` does what is around it. The comparison is stored beside the file, as ``<file>.json``.
     Files appear whole or not at all.
 
@@ -213,8 +213,8 @@ def _write(
 
 
 def write_detector_onnx(graph: CanvasGraph, canvas: tuple[int, int], any_size: bool, path: Path) -> None:
-    """Write a detector's graph as ONNX: inputs as in ``INPUTS``, outputs as in ``OUTPUTS``, a row for each object."""
-    open_axes = {name: {0: "detections"} for name in OUTPUTS}
+    """Write a detector's graph as ONNX: inputs as in ``INPUTS``, ``graph.outputs``, a row for each object."""
+    open_axes = {name: {0: "detections"} for name in graph.outputs}
     if any_size:
         open_axes["images"] = {2: "height", 3: "width"}
     with torch.no_grad(), quiet():
@@ -226,7 +226,7 @@ def write_detector_onnx(graph: CanvasGraph, canvas: tuple[int, int], any_size: b
             dynamo=False,
             opset_version=_OPSET,
             input_names=list(INPUTS),
-            output_names=list(OUTPUTS),
+            output_names=list(graph.outputs),
             dynamic_axes=open_axes,
         )
 
@@ -250,7 +250,7 @@ def _verify(
             for given, model in zip(answers, (exported, on_canvas, checkpoint.model), strict=True):
                 given += cast(Detector | Canvas, model).find([photo])
     for found in answers[0]:
-        if not all(bool(found[name].isfinite().all()) for name in ("boxes", "scores", "box_masks")):
+        if not all(bool(values.isfinite().all()) for values in found.values()):
             raise UserError("The exported detector answers NaN or infinity; nothing was written.")
     return compare_detections(answers[1], answers[0], sizes), compare_detections(answers[2], answers[0], sizes)
 
@@ -274,11 +274,12 @@ def compare_detections(
         for i, j in pairs:
             box_errors.append(float((first["boxes"][i] - second["boxes"][j]).abs().max()))
             score_errors.append(abs(float(first["scores"][i] - second["scores"][j])))
-            one, other = (
-                next(paste_windows(found["box_masks"][k, None], found["boxes"][k, None], size))
-                for found, k in ((first, i), (second, j))
-            )
-            mask_ious.append(one.iou(other))
+            if "box_masks" in first:
+                one, other = (
+                    next(paste_windows(found["box_masks"][k, None], found["boxes"][k, None], size))
+                    for found, k in ((first, i), (second, j))
+                )
+                mask_ious.append(one.iou(other))
         for found, place in ((first, 0), (second, 1)):
             partners = {pair[place] for pair in pairs}
             unmatched += [float(score) for k, score in enumerate(found["scores"]) if k not in partners]

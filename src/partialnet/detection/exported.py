@@ -23,7 +23,7 @@ from .resizing import DetectorTransform, padded_size, resize_image, resized_size
 #: What a graph takes: a normalised canvas, (1, 3, H, W), and height and width of the image in its upper left corner,
 #: (2,), int64, as nothing is to be found beside it.
 INPUTS = ("images", "image_size")
-#: What it gives: boxes, (N, 4), xyxy pixels; labels, (N,), from 1 on; scores, (N,); masks, (N, S, S)
+#: What it gives: boxes, (N, 4), xyxy pixels; labels, (N,), from 1 on; scores, (N,); masks, (N, S, S), of Mask R-CNN
 OUTPUTS = ("boxes", "labels", "scores", "masks")
 
 
@@ -53,8 +53,9 @@ class Canvas(nn.Module):
         """RGB images, (3, H, W) in [0, 1] each, to what torchvision's detectors answer in evaluation."""
         found = self.find(images)
         for image, one in zip(images, found, strict=True):
-            size = (int(image.shape[-2]), int(image.shape[-1]))
-            one["masks"] = paste_masks_in_image(one.pop("box_masks"), one["boxes"], size)
+            if "box_masks" in one:
+                size = (int(image.shape[-2]), int(image.shape[-1]))
+                one["masks"] = paste_masks_in_image(one.pop("box_masks"), one["boxes"], size)
         return found
 
     @torch.no_grad()
@@ -68,9 +69,10 @@ class Canvas(nn.Module):
         image = self.transform.normalize(resize_image(image, resized))
         height, width = self.size or padded_size(resized, self.transform.size_divisible)
         padding = (0, width - resized[1], 0, height - resized[0])
-        boxes, labels, scores, masks = self.run(F.pad(image[None], padding), torch.tensor(resized))
+        boxes, labels, scores, *masks = self.run(F.pad(image[None], padding), torch.tensor(resized))
         boxes = resize_boxes(boxes, list(resized), list(original))
-        return {"boxes": boxes, "labels": labels, "scores": scores, "box_masks": masks[:, None]}
+        found = {"boxes": boxes, "labels": labels, "scores": scores}
+        return {**found, "box_masks": masks[0][:, None]} if masks else found
 
 
 def load_exported_detector(path: str | Path) -> DetectorCheckpoint:
@@ -105,19 +107,25 @@ class CanvasGraph(nn.Module):
     """A detector from a normalised canvas on to its detections as tensors; see ``INPUTS`` and ``OUTPUTS``.
 
     Args:
-        detector: torchvision's Mask R-CNN, in evaluation mode.
+        detector: A ``Detector`` in evaluation mode.
+
+    Attributes:
+        outputs: Names of what it gives, among ``OUTPUTS``.
     """
 
     def __init__(self, detector: Any) -> None:
         super().__init__()
+        self.outputs = OUTPUTS if detector.has_masks else OUTPUTS[:-1]
         self.backbone, self.rpn, self.roi_heads = detector.backbone, detector.rpn, detector.roi_heads
         self.eval()
 
-    def forward(self, canvas: Tensor, image_size: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Boxes, labels, scores and masks, (N, S, S), in the part of the canvas that the image takes."""
+    def forward(self, canvas: Tensor, image_size: Tensor) -> tuple[Tensor, ...]:
+        """Boxes, labels, scores and perhaps masks, (N, S, S), in the part of the canvas that the image takes."""
         # numbers that are traced stay tensors
         sizes: Any = [tuple(image_size.unbind() if torch.jit.is_tracing() else image_size.tolist())]
         features = self.backbone(canvas)
         proposals, _ = self.rpn(ImageList(canvas, sizes), features)
         ((found,), _) = self.roi_heads(features, proposals, sizes)
-        return found["boxes"], found["labels"], found["scores"], found["masks"][:, 0]
+        if "masks" in found:
+            found["masks"] = found["masks"][:, 0]
+        return tuple(found[name] for name in self.outputs)

@@ -31,6 +31,7 @@ from ..json_output import JsonOutput, json_option
     default=(256,),
     help="Channels of the pyramid, the width of the heads; repeatable, for each backbone with each.",
 )
+@click.option("--masks/--no-masks", default=True, help="Whether they find masks, too.")
 @click.option("--count", "count_only", is_flag=True, help="Count parameters and multiply–adds only.")
 @click.option("-t", "--threads", type=click.IntRange(min=1), default=1, help="CPU threads.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where to run.")
@@ -43,6 +44,7 @@ def bench(
     against: str | None,
     img_size: tuple[int, int],
     pyramid_channels: tuple[int, ...],
+    masks: bool,
     count_only: bool,
     threads: int,
     device: str,
@@ -51,7 +53,7 @@ def bench(
     json_output: JsonOutput,
     csv_path: Path | None,
 ) -> None:
-    """Time Mask R-CNN with the backbones MODELS, in turn, as whole detectors.
+    """Time Mask R-CNN, or without masks Faster R-CNN, with the backbones MODELS, in turn, as whole detectors.
 
     MODELS are names of timm's registry; without any, PartialNet-S, -M and -L and the backbones of the paper's Table 11
     (PVT v2 instead of PVT) are measured. One image at a time, folded, in float32, with random weights that pass on 1000
@@ -84,13 +86,14 @@ def bench(
             raise UserError(f"The image's sides {img_size[0]}×{img_size[1]} must be multiples of 32.")
         kinds = [(name, channels) for name in names for channels in widths]
         bar = tqdm(kinds, desc="counting", unit="detector", delay=2, disable=None)
-        rows = [count_detector(name, img_size, channels) for name, channels in bar]
+        rows = [count_detector(name, img_size, channels, masks) for name, channels in bar]
     else:
         rows = bench_detectors(
             names,
             reference,
             size=img_size,
             pyramid_channels=widths,
+            masks=masks,
             device=device,
             threads=threads,
             seconds=seconds,
@@ -104,6 +107,7 @@ def bench(
         "threads": threads,
         "against": reference,
         "pyramid_channels": widths,
+        "masks": masks,
         "proposals": PROPOSALS,
         "detections": DETECTIONS,
     }

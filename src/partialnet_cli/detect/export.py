@@ -71,7 +71,7 @@ def export(
         output = Path(f"{name}{SUFFIXES[format]}")
     check_files(output, source, json_output.path)
     photos = find_images([images]) if images else []
-    click.echo(f"Exporting Mask R-CNN with {checkpoint.backbone} to {format} …", err=True)
+    click.echo(f"Exporting {checkpoint.kind} with {checkpoint.backbone} to {format} …", err=True)
     result = export_detector(checkpoint, output, format, canvas, photos, progress=True, any_size=any_size)
     written = [f"{result.path} ({result.size_mb:.1f} MB)", f"{result.path}.json"]
     written += json_output.write(result.as_dict())
@@ -103,9 +103,10 @@ def _told(parity: Parity) -> str:
         text += f", {extra} others"
     if parity.max_box_error is not None:
         text += (
-            f"; largest difference of a box {parity.max_box_error:.2g} pixels, of a score "
-            f"{parity.max_score_error:.2g}, smallest IoU of masks {parity.min_mask_iou:.3f}"
+            f"; largest difference of a box {parity.max_box_error:.2g} pixels, of a score {parity.max_score_error:.2g}"
         )
+    if parity.min_mask_iou is not None:
+        text += f", smallest IoU of masks {parity.min_mask_iou:.3f}"
     if parity.max_unmatched_score is not None:
         text += f"; highest score without partner {parity.max_unmatched_score:.2f}"
     return text
