@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import sqlite3
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers.logger import DummyLogger
+from training_runs import Train
 
 from partialnet.errors import UserError
+from partialnet.training import loggers
 from partialnet.training.config import TrainConfig
 from partialnet.training.loggers import TRACKED_NAME, create_loggers
+from partialnet.training.run import ClassifierRun
 
 
 def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,3 +63,25 @@ def test_a_service_that_cannot_begin(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://nowhere")
     with pytest.raises(UserError, match=r"^The logger mlflow (is not installed|cannot begin)[^\n]*$"):
         create_loggers(TrainConfig(loggers=("mlflow",)), "photos", tmp_path / "run", first_epoch=1, continues=False)
+
+
+def test_killed_before_the_first_state(train_tiny: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begun anew, it is the same run at the service unless its settings are others."""
+    begun: list[str] = []
+
+    def begin(folder: Path, run: str | None) -> tuple[Logger, str]:
+        begun.append(run or f"run-{len(begun)}")
+        return DummyLogger(), begun[-1]
+
+    def kill(*arguments: Any) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loggers, "_mlflow", begin)
+    for seed in (0, 0, 1):
+        with monkeypatch.context() as patch:
+            patch.setattr(ClassifierRun, "draw_beginning", kill)
+            with pytest.raises(KeyboardInterrupt):
+                train_tiny(loggers=("mlflow",), resume=True, seed=seed)
+    train_tiny(loggers=("mlflow",), resume=True, seed=1)
+    assert begun == ["run-0", "run-0", "run-2", "run-2"]
+    assert json.loads((tmp_path / "run" / TRACKED_NAME).read_text()) == {"mlflow": "run-2"}

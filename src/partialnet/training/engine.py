@@ -180,7 +180,10 @@ def _prepare(
     command = (*kind.command, source, "--config", str(folder / CONFIG_NAME), "-o", str(folder), "--resume")
     keeper = RunKeeper(folder, states, signals, about, command, tell)
     epochs = state.progress["epoch"] if state is not None else 0
-    loggers = create_loggers(config, source, folder, epochs + 1, state is not None) if first else []
+    settings = as_yaml(config, f"Trained on {source}").encode()
+    # one that was killed before its first state begins anew, but as the same run unless something else was asked for
+    continues = state is not None or (resume and not _differs(folder / CONFIG_NAME, settings))
+    loggers = create_loggers(config, source, folder, epochs + 1, continues) if first else []
     trainer = create_trainer(config, machine, states, [keeper, ProgressBar()], loggers)
     if first:
         _announce(kind, task, weights, world_size, state)
@@ -188,11 +191,15 @@ def _prepare(
         lock.acquire()
         _check_folder(folder, resume, state is not None)  # another process may have made it meanwhile
         keeper.remove_leftovers()
-        write_atomically(folder / CONFIG_NAME, as_yaml(config, f"Trained on {source}").encode())
+        write_atomically(folder / CONFIG_NAME, settings)
         if state is None:
             (folder / BROKEN_NAME).unlink(missing_ok=True)  # of a run that stopped for it at its beginning
             kind.draw_beginning(task, folder)
     return trainer, task, keeper, state.path if state is not None else None
+
+
+def _differs(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() != content
 
 
 def _create_task(

@@ -25,8 +25,8 @@ PROJECT = "partialnet"
 def create_loggers(config: RunConfig, source: str, folder: Path, first_epoch: int, continues: bool) -> list[Logger]:
     """TensorBoard and what else is asked for; epochs from ``first_epoch`` on replace those logged before.
 
-    A run that continues goes on as the same one at a service. Services get ``source``, what is learnt from, among the
-    settings as "data".
+    A run that continues goes on as the same one at a service, also one that was killed before its first state: its
+    name there is kept from the start. Services get ``source``, what is learnt from, among the settings as "data".
 
     Raises:
         UserError: A logger's library is not installed, or it cannot begin to log.
@@ -49,9 +49,10 @@ def create_loggers(config: RunConfig, source: str, folder: Path, first_epoch: in
             raise UserError(f"The logger {name} is not installed; `pip install {name}` does that.") from error
         except Exception as error:  # of the service, its library or the network
             raise UserError(f"The logger {name} cannot begin: {' '.join(str(error).split())}") from error
-        tracked[name] = run
         found.append(logger)
-    write_json(folder / TRACKED_NAME, tracked)
+        if tracked.get(name) != run:
+            tracked[name] = run
+            write_json(folder / TRACKED_NAME, tracked)
     return found
 
 
