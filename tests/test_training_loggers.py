@@ -10,13 +10,15 @@ from typing import Any, NoReturn
 import pytest
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
-from training_runs import Train
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from training_runs import FINISHED, Train, metrics
 
 from partialnet.errors import UserError
 from partialnet.training import loggers
 from partialnet.training.config import TrainConfig
 from partialnet.training.loggers import TRACKED_NAME, create_loggers
-from partialnet.training.run import ClassifierRun
+from partialnet.training.run import ClassifierRun, TrainResult
 
 
 def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,3 +87,16 @@ def test_killed_before_the_first_state(train_tiny: Train, tmp_path: Path, monkey
     train_tiny(loggers=("mlflow",), resume=True, seed=1)
     assert begun == ["run-0", "run-0", "run-2", "run-2"]
     assert json.loads((tmp_path / "run" / TRACKED_NAME).read_text()) == {"mlflow": "run-2"}
+
+
+def test_tensorboard_compares_runs(finished_run: TrainResult) -> None:
+    """The tab of hyperparameters finds the settings, and the metrics that the scalars of the run are to be read for."""
+    events = EventAccumulator(str(finished_run.folder / "tensorboard")).Reload()
+    content = {tag: HParamsPluginData.FromString(data) for tag, data in events.PluginTagToContent("hparams").items()}
+    settings = content["_hparams_/session_start_info"].session_start_info.hparams
+    assert settings["lr"].number_value == FINISHED.lr
+    assert settings["model"].string_value == "partialnet_t0"
+    compared = {info.name.tag for info in content["_hparams_/experiment"].experiment.metric_infos}
+    assert compared == set(events.Tags()["scalars"]) - {"epoch"}
+    values = [event.value for event in events.Scalars("val_accuracy")]
+    assert values == pytest.approx([row["val_accuracy"] for row in metrics(finished_run.folder)])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from torch.utils.tensorboard.summary import hparams
 
 from partialnet.errors import UserError
 from partialnet.files import write_json
@@ -31,10 +33,8 @@ def create_loggers(config: RunConfig, source: str, folder: Path, first_epoch: in
     Raises:
         UserError: A logger's library is not installed, or it cannot begin to log.
     """
-    # an empty version puts the events right into RUN/tensorboard
-    found: list[Logger] = [
-        TensorBoardLogger(folder, name="tensorboard", version="", purge_step=first_epoch if first_epoch > 1 else None)
-    ]
+    settings = {"data": source, **asdict(config)}
+    found: list[Logger] = [_TensorBoard(folder, first_epoch, settings)]
     if not config.loggers:
         return found
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def create_loggers(config: RunConfig, source: str, folder: Path, first_epoch: in
         try:
             logger, run = create[name](folder, tracked.get(name))
             if name not in tracked:
-                logger.log_hyperparams({"data": source, **asdict(config)})
+                logger.log_hyperparams(settings)
         except ModuleNotFoundError as error:
             raise UserError(f"The logger {name} is not installed; `pip install {name}` does that.") from error
         except Exception as error:  # of the service, its library or the network
@@ -54,6 +54,26 @@ def create_loggers(config: RunConfig, source: str, folder: Path, first_epoch: in
             tracked[name] = run
             write_json(folder / TRACKED_NAME, tracked)
     return found
+
+
+class _TensorBoard(TensorBoardLogger):
+    """Events right in ``RUN/tensorboard``, with the settings for the tab that compares runs by their last metrics."""
+
+    def __init__(self, folder: Path, first_epoch: int, settings: Mapping[str, Any]) -> None:
+        purge_step = first_epoch if first_epoch > 1 else None
+        super().__init__(folder, name="tensorboard", version="", purge_step=purge_step)
+        self._settings = {
+            name: value if isinstance(value, bool | int | float | str) else str(value)
+            for name, value in settings.items()
+        }
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """An epoch's metrics; with those of the first one, the settings, and by which metrics to compare."""
+        super().log_metrics(dict(metrics), step)
+        if step == 1:
+            # not by log_hyperparams, which would log the metrics again
+            for summary in hparams(self._settings, dict(metrics)):
+                self.experiment.file_writer.add_summary(summary)
 
 
 def _wandb(folder: Path, run: str | None) -> tuple[Logger, str]:
