@@ -205,7 +205,7 @@ def test_prediction_draws_and_tells(trained: Path, data: str, tmp_path: Path, co
             assert found["category"] in {"square", "kite", "blob"}
     told = command(*arguments, "--json", tmp_path / "found.jsonl")
     assert told.code == 2
-    assert f"Written: 2 pictures in {tmp_path / 'drawn'}, {tmp_path / 'found.jsonl'}." in told.out
+    assert f"Written:\n  2 pictures in {tmp_path / 'drawn'}\n  {tmp_path / 'found.jsonl'}\n" in told.out
 
 
 def test_the_choice_of_boxes_is_the_users(tmp_path: Path, randomize: Randomize, command: Command) -> None:

@@ -57,8 +57,9 @@ def test_pictures_and_figures_of_a_folder(explain: Command, run_folder: Path, ph
     assert all(min(size_of(path)) > 400 for path in out.iterdir())
     lines = text.splitlines()
     assert lines[0].startswith(f"{photos / '0.png'}   ")
-    assert "Written: " in text
-    assert "Next, to measure" in lines[-1]
+    assert f"Written:\n  3 pictures in {out}\n  {tmp_path / 'figures.json'}\n" in text
+    assert lines[-1].startswith("Next: partialnet explain ")
+    assert "--scores" in lines[-1]
     figures = json.loads((tmp_path / "figures.json").read_text())
     (network,) = figures["networks"]
     assert (network["method"], network["stage"], network["layer"]) == ("gradcam", 4, "stages.3")
@@ -86,7 +87,8 @@ def test_several_networks_side_by_side_with_scores(
         assert network["mean_areas"]["deletion"] == pytest.approx(mean)
         assert all(0 <= area <= 1 for area in network["mean_areas"].values())
     assert {path.name for path in tmp_path.iterdir()} == {"maps.png", "scores.png"}
-    assert "deletion" in err  # the table does not stand in the JSON's way
+    assert "deletion" not in err
+    assert f"Written: 2 pictures in {tmp_path}\n" in err
 
 
 def test_all_networks_show_the_class_that_the_first_predicts(

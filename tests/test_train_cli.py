@@ -72,7 +72,7 @@ def test_ending(command: Command, calls: Calls) -> None:
     assert calls[0][2:] == (Path("out dir"), True)
     assert "Accuracy 87.5% on 8 held-out images" in out
     assert str(Path("out dir/model.safetensors")) in out
-    for line in ("partialnet predict 'out dir' IMAGE…", "partialnet export 'out dir'"):
+    for line in ("partialnet predict 'out dir' IMAGES", "partialnet export 'out dir'"):
         assert line in out
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import click
 
 from partialnet.errors import UserError
-from partialnet.files import check_destinations, write_atomically, write_csv
+from partialnet.files import write_atomically, write_csv
 from partialnet.training.config import TrainConfig
 from partialnet.training.settings import read_settings
 
 from .bench import parse_runtimes
-from .json_output import JsonOutput, json_option
 from .next_command import next_command
+from .results import Results, result_options
 from .settings import GroupedCommand, configure, default_recipe, given_settings, run_folder, setting_options
 
 _TABLES = ("3", "4", "6", "12")
@@ -51,12 +51,10 @@ _NETWORK_SETTINGS = ("model", "model_args", "img_size", "device")
     default=16,
     help="Images at a time for the throughput; the latency is that of one image.",
 )
-@json_option("everything and the environment")
-@click.option(
-    "--csv", "csv_path", metavar="FILE", type=click.Path(path_type=Path), help="Write a line for each row and runtime."
-)
-@click.option(
-    "--markdown", "markdown_path", metavar="FILE", type=click.Path(path_type=Path), help="Write the tables as Markdown."
+@result_options(
+    json="everything and the environment",
+    csv="a line for each row and runtime as CSV",
+    markdown="the tables as Markdown",
 )
 @click.option(
     "-o",
@@ -80,9 +78,7 @@ def ablate(
     bench_threads: int,
     processor_time: bool,
     bench_batch_size: int,
-    json_output: JsonOutput,
-    csv_path: Path | None,
-    markdown_path: Path | None,
+    results: Results,
     output: Path | None,
     recipe: str | None,
     config_file: str | None,
@@ -114,7 +110,6 @@ def ablate(
     config, name = configure(TrainConfig, recipe, default_recipe(data), config_file, given)
     chosen = TABLES[int(table)]
     rows = chosen.select(names)
-    check_destinations(json_output.path, csv_path, markdown_path)
 
     from partialnet.ablation.measure import Conditions
     from partialnet.ablation.report import as_markdown, as_text, csv_records
@@ -129,32 +124,20 @@ def ablate(
     trainings = None if data is None else Trainings(data, run_folder(output, data, "ablation"), seeds, name)
     ablation = run_ablation(chosen, rows, config, conditions, trainings, lambda text: click.echo(text, err=True))
     content = ablation.as_dict()
-    if not json_output.prints:
-        click.echo(as_text(content))
-    written = []
-    if json_output.wanted:
-        written += json_output.write({"environment": environment(), **content})
-    if csv_path:
-        records = csv_records(ablation)
-        write_csv(csv_path, records, list(records[0]))
-        written.append(str(csv_path))
-    if markdown_path:
-        write_atomically(markdown_path, as_markdown(content).encode())
-        written.append(str(markdown_path))
-    if json_output.prints:
-        return
-    click.echo()
-    if written:
-        click.echo(f"Written: {', '.join(written)}")
+    results.say(as_text(content))
+    results.write_json({"environment": environment(), **content})
+    records = csv_records(ablation)
+    results.write("csv", lambda path: write_csv(path, records, list(records[0])))
+    results.write("markdown", lambda path: write_atomically(path, as_markdown(content).encode()))
     if ablation.trained:
         first = next(iter(ablation.trained.values())).folders[0]
-        click.echo(f"Run folders: {first.parent}/")
-        click.echo(f"Next: {next_command('predict', first)} IMAGE…")
-    elif not written:
-        click.echo("Next: add --json, --csv or --markdown FILE to keep the result, or --data DATA to train every row.")
+        results.written.append(f"run folders in {first.parent}")
+        results.finish(next_command("predict", first, "IMAGES"))
+    elif not results.written:
+        results.finish("add --json, --csv or --markdown FILE to keep the result, or --data DATA to train every row.")
     else:
         with_data = next_command("ablate", "--table", table, "--data", "DATA")
-        click.echo(f"Next: {with_data} trains every row and adds its accuracy.")
+        results.finish(f"{with_data}   (trains every row and adds its accuracy)")
 
 
 def _refuse_training_options(ctx: click.Context, names: list[str]) -> None:

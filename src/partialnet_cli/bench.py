@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
 from partialnet.errors import UserError
 
-from .json_output import JsonOutput, json_option
+from .failures import fail
+from .results import Results, result_options, tell_written
 
 if TYPE_CHECKING:
     from partialnet.bench.comparison import Conditions
@@ -50,9 +51,7 @@ if TYPE_CHECKING:
     type=click.FloatRange(min=0, min_open=True),
     help="Time to measure each runtime; for a preset each latency and each throughput.  [default: 10; 4 for a preset]",
 )
-@json_option("the rows and the environment")
-@click.option("--csv", "csv_path", metavar="FILE", type=click.Path(path_type=Path), help="Write the rows.")
-@click.option("--plot", "plot_path", metavar="FILE", type=click.Path(path_type=Path), help="Write a bar chart as PNG.")
+@result_options(json="the rows and the environment", csv="the rows as CSV", plot="a bar chart as PNG")
 @click.option(
     "-o",
     "--output",
@@ -70,9 +69,7 @@ def bench(
     img_size: int | None,
     device: str,
     seconds: float | None,
-    json_output: JsonOutput,
-    csv_path: Path | None,
-    plot_path: Path | None,
+    results: Results,
     output: Path | None,
 ) -> None:
     """Time networks in turn, in one process, ready for inference.
@@ -95,7 +92,7 @@ def bench(
     """
     runtimes = parse_runtimes(runtime)
     if preset is not None:
-        if json_output.wanted or csv_path or plot_path or img_size:
+        if results.wanted or img_size:
             raise UserError("A preset chooses its image sizes and writes all its files into a folder: give -o only.")
         from partialnet.bench.comparison import Conditions
 
@@ -109,29 +106,23 @@ def bench(
     if not sources:
         raise UserError("Name at least one SOURCE, or a --preset; see partialnet bench --help.")
     from partialnet.bench.contestants import Setting
-    from partialnet.files import check_destinations
 
-    check_destinations(json_output.path, csv_path, plot_path)
-    if plot_path is not None and plot_path.suffix != ".png":
-        raise UserError(f"The plot is a PNG; {str(plot_path)!r} should end in .png.")
+    plot = results.files["plot"]
+    if plot is not None and plot.suffix != ".png":
+        raise UserError(f"The plot is a PNG; {str(plot)!r} should end in .png.")
     settings = [Setting(name, precision, threads, batch_size or 1, img_size, device) for name in runtimes]
     rows, failures, interruption = _measure_models(sources, settings, against, seconds or 10.0)
     if not rows:
-        _fail(failures)
-    if not json_output.prints:
-        _print_rows(rows, settings[0])
-    written = _write_rows(rows, failures, interruption is not None, json_output, csv_path, plot_path)
-    if not json_output.prints:
-        if written:
-            click.echo(f"Written: {', '.join(written)}")
-        else:
-            click.echo("Next: add --json, --csv or --plot FILE to keep the result.")
+        fail(failures)
+    results.say(_as_text(rows, settings[0]))
+    _write_rows(rows, failures, interruption is not None, results)
+    results.finish(None if results.written else "add --json, --csv or --plot FILE to keep the result.")
     if interruption is not None:
         for failure in failures:
             click.echo(f"partialnet: {failure}", err=True)
         raise interruption
     if failures:
-        _fail(failures)
+        fail(failures)
 
 
 def _measure_models(
@@ -162,53 +153,30 @@ def _measure_models(
     return rows, failures, None
 
 
-def _print_rows(rows: Sequence[Row], setting: Setting) -> None:
+def _as_text(rows: Sequence[Row], setting: Setting) -> str:
     from partialnet.bench.environment import place
     from partialnet.bench.report import as_table
 
     where = place(setting.device, setting.threads)
-    click.echo(as_table(rows))
-    click.echo(
-        "\nMACs: multiply–adds of the folded network for one image; "
+    return (
+        f"{as_table(rows)}\n\nMACs: multiply–adds of the folded network for one image; "
         f"ratio: time ÷ that of {rows[0].against} in the same round; {where}, {setting.precision}."
     )
 
 
-def _write_rows(
-    rows: Sequence[Row],
-    failures: list[str],
-    interrupted: bool,
-    json_output: JsonOutput,
-    csv_path: Path | None,
-    plot_path: Path | None,
-) -> list[str]:
-    """Write or print what was asked for; the names of the files."""
+def _write_rows(rows: Sequence[Row], failures: list[str], interrupted: bool, results: Results) -> None:
+    """Write or print what was asked for."""
     from partialnet.bench import environment
     from partialnet.bench.speed_bars import speed_bars
     from partialnet.files import write_csv
 
     records = [row.as_dict() for row in rows]
-    written = []
-    if json_output.wanted:
-        content = {"rows": records, "failures": failures, "interrupted": interrupted}
-        written += json_output.write({"environment": environment(), **content})
-    if csv_path:
-        sizes = ("×".join(map(str, row.input_size)) for row in rows)
-        lines = [{**record, "input_size": size} for record, size in zip(records, sizes, strict=True)]
-        write_csv(csv_path, lines, list(records[0]))
-        written.append(str(csv_path))
-    if plot_path:
-        speed_bars(plot_path, rows)
-        written.append(str(plot_path))
-    return written
-
-
-def _fail(failures: Sequence[str]) -> NoReturn:
-    """End with a sentence for each failure on stderr, and the exit code of a user's mistake."""
-    *others, last = failures
-    for failure in others:
-        click.echo(f"partialnet: {failure}", err=True)
-    raise UserError(last)
+    content = {"rows": records, "failures": failures, "interrupted": interrupted}
+    results.write_json({"environment": environment(), **content})
+    sizes = ("×".join(map(str, row.input_size)) for row in rows)
+    lines = [{**record, "input_size": size} for record, size in zip(records, sizes, strict=True)]
+    results.write("csv", lambda path: write_csv(path, lines, list(records[0])))
+    results.write("plot", lambda path: speed_bars(path, rows))
 
 
 def parse_runtimes(text: str) -> list[str]:
@@ -225,7 +193,7 @@ def parse_runtimes(text: str) -> list[str]:
 
 
 def _bench_preset(conditions: Conditions, names: tuple[str, ...], runtimes: list[str], output: Path | None) -> None:
-    from partialnet.bench.comparison import measure_rows, open_comparison, select
+    from partialnet.bench.comparison import RESULT_NAME, measure_rows, open_comparison, select
     from partialnet.bench.preset_report import as_text, notes, write_report
     from partialnet.bench.presets import PRESETS
 
@@ -253,8 +221,7 @@ def _bench_preset(conditions: Conditions, names: tuple[str, ...], runtimes: list
     click.echo()
     for note in notes(comparison):
         click.echo(note)
-    click.echo(f"\nWritten: {folder / 'comparison.json'}, {', '.join(map(str, written))}")
-    if comparison.num_untried(rows):
-        click.echo("Next: the same command without models measures the remaining rows into the same folder.")
+    remaining = "the same command without models measures the remaining rows into the same folder."
+    tell_written([folder / RESULT_NAME, *written], remaining if comparison.num_untried(rows) else None)
     if failed:
-        _fail(failed)
+        fail(failed)

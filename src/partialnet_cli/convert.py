@@ -10,8 +10,8 @@ from partialnet.checkpoint import load
 from partialnet.errors import UserError
 from partialnet.surgery.converted import convert_checkpoint
 
-from .json_output import JsonOutput, json_option
 from .next_command import next_command
+from .results import Results, result_options
 
 
 @click.command()
@@ -46,7 +46,7 @@ from .next_command import next_command
     type=click.Path(path_type=Path, file_okay=False),
     help="Run folder to write.  [default: runs/SOURCE-pat]",
 )
-@json_option("the report")
+@result_options(json="the report")
 def convert(
     source: str,
     select: tuple[str, ...],
@@ -55,7 +55,7 @@ def convert(
     attention_scope: str,
     dry_run: bool,
     output: Path | None,
-    json_output: JsonOutput,
+    results: Results,
 ) -> None:
     """Replace convolutions of SOURCE with PATConv.
 
@@ -87,22 +87,19 @@ def convert(
     )
     if not dry_run:
         converted.save(output)
-    written = [] if dry_run else [f"{output}/"]
+        results.written.append(output)
     converted_to = None if dry_run else str(output)
-    written += json_output.write({**surgery.as_dict(), "recipe": surgery.recipe, "written": converted_to})
-    if json_output.prints:
-        return
-    click.echo(surgery.table())
-    if written:
-        click.echo(f"\nWritten: {', '.join(written)}")
+    results.write_json({**surgery.as_dict(), "recipe": surgery.recipe, "written": converted_to})
+    results.say(surgery.table())
     if not surgery.replaced:
-        click.echo("\nNothing would be replaced; choose other layers with --select or another --split-ratio.")
+        results.say("\nNothing would be replaced; choose other layers with --select or another --split-ratio.")
+        results.finish()
     elif dry_run:
         options = [f"--select={pattern}" for pattern in select]
         options += [f"--split-ratio={split_ratio:g}"] if split_ratio != 1 / 4 else []
         options += [f"--attention={attention}"] if attention != "gaussian_se" else []
         options += [f"--attention-scope={attention_scope}"] if attention_scope != "partial" else []
-        command = next_command("convert", source, *options, "-o", output)
-        click.echo(f"\nNothing was converted yet. Next: {command}")
+        results.say("\nNothing was converted yet.")
+        results.finish(next_command("convert", source, *options, "-o", output))
     else:
-        click.echo(f"\nNext: {next_command('train', 'DATA', '--model', output)}")
+        results.finish(next_command("train", "DATA", "--model", output))

@@ -10,7 +10,7 @@ import click
 from partialnet.errors import UserError
 
 from .next_command import next_command
-from .run_messages import list_files
+from .results import tell_written
 
 
 @click.command()
@@ -45,11 +45,9 @@ def demo(output: Path | None, seed: int) -> None:
             shutil.rmtree(folder, ignore_errors=True)
         raise
     click.echo(
-        f"\nAccuracy {result.accuracy:.1%} on {result.num_test} held-out images, in the epoch that does best on them. "
-        "Written:"
+        f"\nAccuracy {result.accuracy:.1%} on {result.num_test} held-out images, in the epoch that does best on them."
     )
-    list_files(result.files)
-    click.echo(f"\nNext: {next_command('predict', result.checkpoint, result.folder / 'samples')}")
+    tell_written(result.files, next_command("predict", result.checkpoint, result.folder / "samples"))
 
 
 def _free_folder() -> Path:

@@ -10,12 +10,12 @@ import click
 import numpy as np
 
 from partialnet.data import FolderImages, LabelledImages, Subset, spread
-from partialnet.files import check_destinations, write_csv
+from partialnet.files import write_csv
 from partialnet.text_width import left_aligned, text_width
 
 from .device_option import device_option
-from .json_output import JsonOutput, json_option
 from .next_command import next_command
+from .results import Results, result_options
 
 if TYPE_CHECKING:
     from partialnet.evaluation import Evaluation
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _ALL_CLASSES = 30
 _WORST_CLASSES = 10
 _BROKEN_SHOWN = 20
+_COLUMNS = ("path", "label", "predicted", "probability")
 
 
 @click.command("eval")
@@ -37,11 +38,7 @@ _BROKEN_SHOWN = 20
 )
 @device_option
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Take N images only, evenly over the data.")
-@json_option("all figures")
-@click.option(
-    "--csv", "csv_path", metavar="FILE", type=click.Path(path_type=Path), help="Write one row for each image."
-)
-@click.option("--confusion", metavar="FILE", type=click.Path(path_type=Path), help="Draw the confusion matrix, as PNG.")
+@result_options(json="all figures", csv="one row for each image as CSV", confusion="the confusion matrix as PNG")
 def evaluate(
     source: str,
     data: str,
@@ -50,9 +47,7 @@ def evaluate(
     workers: int | None,
     device: str | None,
     limit: int | None,
-    json_output: JsonOutput,
-    csv_path: Path | None,
-    confusion: Path | None,
+    results: Results,
 ) -> None:
     """Measure the accuracy of SOURCE on the labelled images of DATA.
 
@@ -64,13 +59,13 @@ def evaluate(
     Example: partialnet eval runs/flowers flowers/val --csv answers.csv
     """
 
+    from partialnet.bench.environment import environment
     from partialnet.data.sources import evaluation_folder, evaluation_part, is_folder, num_learnt
     from partialnet.evaluation import evaluate as run_evaluation
     from partialnet.evaluation import match_classes
     from partialnet.prediction import Classifier
     from partialnet.sources import device_for, open_source
 
-    check_destinations(json_output.path, csv_path, confusion)
     images: LabelledImages
     if is_folder(data):
         folder = evaluation_folder(data, split)
@@ -95,17 +90,16 @@ def evaluate(
         click.echo(note, err=True)
     workers = _default_workers(len(images)) if workers is None else workers
     result = run_evaluation(classifier, images, batch_size, workers, progress=True)
-    if not json_output.prints:
-        _print(result)
+    results.say(_as_text(result))
     _warn(result)
-    written = _write(result, images, source, evaluated, json_output, csv_path, confusion)
-    if json_output.prints:
-        return
-    if written:
-        click.echo(f"Written: {', '.join(written)}")
-    else:
-        command = next_command("eval", source, data, "--csv", "answers.csv", "--confusion", "confusion.png")
-        click.echo(f"\nNext, to see every answer: {command}")
+    results.write_json({"network": source, "data": evaluated, **result.as_dict(), "environment": environment()})
+    results.write("csv", lambda path: write_csv(path, result.rows(images), _COLUMNS))
+    if np.any(result.predicted >= 0):
+        results.write("confusion", lambda path: _draw_confusion(path, result))
+    elif results.files["confusion"] is not None:
+        click.echo("Warning: no answer is a number, so there are no confusions to draw.", err=True)
+    every_answer = next_command("eval", source, data, "--csv", "answers.csv", "--confusion", "confusion.png")
+    results.finish(None if results.written else f"{every_answer}   (shows every answer)")
 
 
 def _notes(found: tuple[str, ...], classifier: Classifier) -> list[str]:
@@ -127,22 +121,23 @@ def _default_workers(num_images: int) -> int:
     return 0 if num_images < 500 else min(cores - 1, 8)
 
 
-def _print(result: Evaluation) -> None:
-    click.echo(f"{result.top1:7.2%}  right, top 1: {result.num_right} of {result.num_images} images")
+def _as_text(result: Evaluation) -> str:
+    lines = [f"{result.top1:7.2%}  right, top 1: {result.num_right} of {result.num_images} images"]
     if result.top5 is not None:
-        click.echo(f"{result.top5:7.2%}  right, top 5")
-    click.echo(f"{result.calibration_error:7.2%}  expected calibration error")
-    click.echo(f"{result.images_per_second:7.0f}  images/s, with reading them ({result.seconds:.1f} s)")
+        lines.append(f"{result.top5:7.2%}  right, top 5")
+    lines.append(f"{result.calibration_error:7.2%}  expected calibration error")
+    lines.append(f"{result.images_per_second:7.0f}  images/s, with reading them ({result.seconds:.1f} s)")
     classes = result.classes
     shown = classes
     if len(classes) > _ALL_CLASSES:
         shown = tuple(sorted(classes, key=lambda item: item.accuracy)[:_WORST_CLASSES])
-        click.echo(f"\nThe {_WORST_CLASSES} worst of {len(classes)} classes:")
+        lines.append(f"\nThe {_WORST_CLASSES} worst of {len(classes)} classes:")
     width = max(5, *(text_width(item.name) for item in shown))
-    click.echo(f"\n{'class':{width}}  images  accuracy  most often taken for")
+    lines.append(f"\n{'class':{width}}  images  accuracy  most often taken for")
     for item in shown:
         taken = f"{item.confused_with} ({item.num_confused})" if item.confused_with is not None else ""
-        click.echo(f"{left_aligned(item.name, width)}  {item.num_images:6}  {item.accuracy:8.1%}  {taken}".rstrip())
+        lines.append(f"{left_aligned(item.name, width)}  {item.num_images:6}  {item.accuracy:8.1%}  {taken}".rstrip())
+    return "\n".join(lines)
 
 
 def _warn(result: Evaluation) -> None:
@@ -156,38 +151,14 @@ def _warn(result: Evaluation) -> None:
             click.echo(f"  and {len(result.broken) - _BROKEN_SHOWN} more; --json lists all", err=True)
 
 
-def _write(
-    result: Evaluation,
-    images: LabelledImages,
-    source: str,
-    data: str,
-    json_output: JsonOutput,
-    csv_path: Path | None,
-    confusion: Path | None,
-) -> list[str]:
-    """Write what was asked for; the names of the files."""
+def _draw_confusion(path: Path, result: Evaluation) -> None:
+    from partialnet.plots import confusion_matrix
 
-    from partialnet.bench.environment import environment
-
-    written = []
-    if json_output.wanted:
-        content = {"network": source, "data": data, **result.as_dict(), "environment": environment()}
-        written += json_output.write(content)
-    if csv_path is not None:
-        write_csv(csv_path, result.rows(images), ("path", "label", "predicted", "probability"))
-        written.append(str(csv_path))
     answered = result.predicted >= 0
-    if confusion is not None and not answered.any():
-        click.echo("Warning: no answer is a number, so there are no confusions to draw.", err=True)
-    elif confusion is not None:
-        from partialnet.plots import confusion_matrix
-
-        labels, predicted = result.labels[answered], result.predicted[answered]
-        # classes that neither occur nor are predicted would be empty rows and columns
-        shown = np.union1d(labels, predicted)
-        names = [result.class_names[index] for index in shown]
-        rows, columns = (np.searchsorted(shown, part).tolist() for part in (labels, predicted))
-        title = f"{result.num_right} of {result.num_images} images right ({result.top1:.1%})"
-        confusion_matrix(confusion, rows, columns, names, title)
-        written.append(str(confusion))
-    return written
+    labels, predicted = result.labels[answered], result.predicted[answered]
+    # classes that neither occur nor are predicted would be empty rows and columns
+    shown = np.union1d(labels, predicted)
+    names = [result.class_names[index] for index in shown]
+    rows, columns = (np.searchsorted(shown, part).tolist() for part in (labels, predicted))
+    title = f"{result.num_right} of {result.num_images} images right ({result.top1:.1%})"
+    confusion_matrix(path, rows, columns, names, title)

@@ -16,8 +16,9 @@ from partialnet.layers import SelfAttention2d
 from partialnet.text_width import left_aligned, text_width
 
 from .device_option import device_option
-from .json_output import JsonOutput, json_option
+from .failures import fail
 from .next_command import next_command
+from .results import Results, result_options
 
 if TYPE_CHECKING:
     from partialnet.explain import Explainer
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 @click.option(
     "--gates", "num_gates", type=click.IntRange(min=0), default=3, help="Images whose gates and attention are drawn."
 )
-@json_option("all figures")
+@result_options(json="all figures")
 @click.option(
     "-o",
     "--output",
@@ -78,7 +79,7 @@ def explain(
     category: tuple[str, ...],
     draw: int,
     num_gates: int,
-    json_output: JsonOutput,
+    results: Results,
     output: Path,
     device: str | None,
 ) -> None:
@@ -123,7 +124,7 @@ def explain(
     # with boxes the game goes over all images, and the maps of what is predicted over those that are drawn
     chosen = paths[:draw] if box_set else paths
     # lines that scroll by on a terminal are progress enough; None shows a bar on a terminal, but not in a file
-    hide_bar = True if sys.stdout.isatty() and not json_output.prints else None
+    hide_bar = True if sys.stdout.isatty() and not results.prints_json else None
     explained = explain_images(
         tqdm(chosen, desc="explaining", unit="image", delay=2, disable=hide_bar),
         networks,
@@ -132,28 +133,23 @@ def explain(
         stage,
         scores,
         Pictures(output, draw, num_gates, point),
-        on_image=lambda line: None if json_output.prints else click.echo(line),
+        on_image=results.say,
         say=lambda sentence: click.echo(sentence, err=True),
     )
-    written = [*explained.written]
+    pictures = [*explained.written]
     if scores and explained.read:
-        _print_scores(networks, err=json_output.prints)
+        _print_scores(networks, results)
     if box_set is not None:
         play_with_all(networks, paths, box_set, matched, method, stage)
-        written += draw_point_page(networks[0], box_set, matched[0], method, stage, output)
-        _print_game(networks, err=json_output.prints)
-    if json_output.wanted:
-        written += json_output.write(_figures(networks, explained))
-    for failure in explained.unreadable:
-        click.echo(f"partialnet: {failure}", err=True)
-    if written:
-        shown = written if len(written) <= 6 else [*written[:5], f"and {len(written) - 5} more in {output}"]
-        click.echo(f"Written: {', '.join(shown)}", err=json_output.prints)
-    if not json_output.prints and explained.read and not scores:
-        command = next_command("explain", source, *images, "--scores", "-o", output)
-        click.echo(f"\nNext, to measure how faithful the maps are: {command}")
+        pictures += draw_point_page(networks[0], box_set, matched[0], method, stage, output)
+        _print_game(networks, results)
+    results.add_pictures(len(pictures), output)
+    results.write_json(_figures(networks, explained))
+    with_scores = next_command("explain", source, *images, "--scores", "-o", output)
+    with_scores += "   (measures how faithful the maps are)"
+    results.finish(with_scores if explained.read and not scores else None)
     if explained.unreadable:
-        raise UserError(f"{len(explained.unreadable)} of {len(chosen)} images could not be read.")
+        fail([*explained.unreadable, f"{len(explained.unreadable)} of {len(chosen)} images could not be read."])
 
 
 def _notes(networks: Sequence[ExplainedNetwork], method: str | None, position: str | None) -> list[str]:
@@ -202,35 +198,33 @@ def _match(explainer: Explainer, boxes: BoxSet, given: Sequence[str]) -> dict[st
     return match_categories(explainer, boxes, pairs)
 
 
-def _print_scores(networks: Sequence[ExplainedNetwork], err: bool) -> None:
+def _print_scores(networks: Sequence[ExplainedNetwork], results: Results) -> None:
     from partialnet.explain.findings import mean_areas
 
     heading = "area under the curve"
     width = max(text_width(text) for text in (heading, *(network.name for network in networks)))
-    click.echo(f"\n{heading:{width}}  deletion (middle first)  insertion (middle first)", err=err)
+    results.say(f"\n{heading:{width}}  deletion (middle first)  insertion (middle first)")
     for network in networks:
         mean = mean_areas(network)
-        click.echo(
+        results.say(
             f"{left_aligned(network.name, width)}  {mean['deletion']:8.3f} ({mean['deletion_center']:.3f}){'':9}"
             f"{mean['insertion']:9.3f} ({mean['insertion_center']:.3f})",
-            err=err,
         )
-    click.echo("A good map has a small area for deletion and a large one for insertion.", err=err)
+    results.say("A good map has a small area for deletion and a large one for insertion.")
 
 
-def _print_game(networks: Sequence[ExplainedNetwork], err: bool) -> None:
+def _print_game(networks: Sequence[ExplainedNetwork], results: Results) -> None:
     width = max(8, *(text_width(network.name) for network in networks))
-    click.echo(f"\n{'pointing':{width}}  rounds    hits  middle  chance   mean over categories", err=err)
+    results.say(f"\n{'pointing':{width}}  rounds    hits  middle  chance   mean over categories")
     for network in networks:
         assert network.game is not None
         name, result = left_aligned(network.name, width), network.game.as_dict()
         if not result["num_points"]:
-            click.echo(f"{name}  none: no image holds a category that the network has", err=err)
+            results.say(f"{name}  none: no image holds a category that the network has")
             continue
-        click.echo(
+        results.say(
             f"{name}  {result['num_points']:6}  {result['hits']:6.1%}  {result['center_hits']:6.1%}  "
             f"{result['chance']:6.1%}   {result['mean_hits']:6.1%} of {len(result['categories'])}",
-            err=err,
         )
         for path, reason in network.game.skipped[:10]:
             click.echo(f"  left out: {path}: {reason}", err=True)

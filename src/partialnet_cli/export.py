@@ -13,8 +13,8 @@ from partialnet.data.folders import class_folders
 from partialnet.errors import UserError
 from partialnet.images import find_images
 
-from .json_output import JsonOutput, json_option
 from .next_command import next_command
+from .results import Results, result_options
 
 if TYPE_CHECKING:
     from partialnet.deploy.export import Export
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="File to write.  [default: SOURCE_PRECISION.onnx, .xml or .safetensors]",
 )
-@json_option("the report")
+@result_options(json="the report")
 def export(
     source: str,
     format: str,
@@ -53,7 +53,7 @@ def export(
     dynamic_batch: bool,
     calibration: str | None,
     output: Path | None,
-    json_output: JsonOutput,
+    results: Results,
 ) -> None:
     """Export SOURCE for other runtimes, folded.
 
@@ -75,14 +75,13 @@ def export(
     images = find_images([calibration]) if calibration else []
     checkpoint = load(source)
     check_export(output, format, precision, bool(images))
-    check_files(output, source, json_output.path)
+    check_files(output, source, results.files["json"])
     labelled = _labelled(calibration, checkpoint) if calibration and Path(source).exists() else None
     click.echo(f"Exporting {checkpoint.architecture} to {format} in {precision} …", err=True)
     result = run_export(checkpoint, output, format, precision, img_size, dynamic_batch, images, labelled, progress=True)
-    written = [f"{result.path} ({result.size_mb:.1f} MB)", f"{result.path}.json"]
-    written += json_output.write(result.as_dict())
-    if not json_output.prints:
-        click.echo(_as_text(result))
+    results.written += [f"{result.path} ({result.size_mb:.1f} MB)", f"{result.path}.json"]
+    results.write_json(result.as_dict())
+    results.say(_as_text(result))
     for kind, agreement in result.agreement.items():
         if agreement.num_not_finite:
             click.echo(
@@ -97,15 +96,13 @@ def export(
             f"{LEAST_AGREEMENT:.0%}; {instead}.",
             err=True,
         )
-    if json_output.prints:
-        return
-    click.echo(f"Written: {', '.join(written)}")
-    if result.accuracy is not None:
-        click.echo(f"\nNext: {next_command('eval', result.path, calibration)}")
-    elif Path(source).exists():
-        click.echo(f"\nNext: {next_command('predict', result.path)} IMAGE…")
+    if not Path(source).exists():
+        results.say("Its weights are random: it can be timed, but its predictions mean nothing.")
+        results.finish()
+    elif result.accuracy is not None:
+        results.finish(next_command("eval", result.path, calibration))
     else:
-        click.echo("Its weights are random: it can be timed, but its predictions mean nothing.")
+        results.finish(next_command("predict", result.path, "IMAGES"))
 
 
 def _as_text(result: Export) -> str:

@@ -11,8 +11,8 @@ from partialnet.checkpoint import Checkpoint, create_checkpoint, load
 from partialnet.complexity import PAPER, Complexity, measure
 from partialnet.search import load_plan
 
-from .json_output import JsonOutput, json_option
 from .next_command import next_command
+from .results import Results, result_options
 
 
 @click.command()
@@ -23,8 +23,8 @@ from .next_command import next_command
     type=click.IntRange(min=32),
     help="Height and width of the image to count for.  [default: the model's own]",
 )
-@json_option("structure and cost")
-def info(source: str | None, plan_source: str | None, img_size: int | None, json_output: JsonOutput) -> None:
+@result_options(json="structure and cost")
+def info(source: str | None, plan_source: str | None, img_size: int | None, results: Results) -> None:
     """Show the structure and cost of SOURCE, in training form and folded for inference.
 
     SOURCE is a run folder, its model.safetensors, a checkpoint of timm's training script or of the authors, or a model
@@ -43,19 +43,15 @@ def info(source: str | None, plan_source: str | None, img_size: int | None, json
     size = (channels, height, width)
     complexity = measure(checkpoint.model, size)
     paper = _paper(checkpoint, size)
-    written = json_output.write(_as_dict(checkpoint, complexity, paper))
-    if json_output.prints:
-        return
-    click.echo(_as_text(checkpoint, complexity, paper))
-    if written:
-        click.echo(f"Written: {', '.join(written)}")
+    results.write_json(_as_dict(checkpoint, complexity, paper))
+    results.say(_as_text(checkpoint, complexity, paper))
     if source is None:
         size_option = ["--img-size", str(height)] if height == width else []  # train's recipe may have another
-        click.echo(f"\nNext: {next_command('train', 'DATA', '--plan', plan_source, *size_option)}")
+        results.finish(next_command("train", "DATA", "--plan", plan_source, *size_option))
     elif not Path(source).exists():
-        click.echo("\nNext: partialnet demo   (trains a network that partialnet predict can use)")
-    elif checkpoint.num_classes:
-        click.echo(f"\nNext: {next_command('predict', source)} IMAGE…")
+        results.finish("partialnet demo   (trains a network that partialnet predict can use)")
+    else:
+        results.finish(next_command("predict", source, "IMAGES") if checkpoint.num_classes else None)
 
 
 def _open(source: str | None, plan_source: str | None) -> Checkpoint:

@@ -13,7 +13,8 @@ from partialnet.errors import UserError
 from partialnet.images import find_images
 
 from .device_option import device_option
-from .json_output import JsonOutput, json_option
+from .failures import fail
+from .results import Results, result_options
 
 if TYPE_CHECKING:
     from partialnet.prediction import Prediction
@@ -25,14 +26,14 @@ if TYPE_CHECKING:
 @click.option("-k", "--topk", type=click.IntRange(min=1), default=5, help="Classes to print.")
 @click.option("-b", "--batch-size", type=click.IntRange(min=1), default=16, help="Images at a time.")
 @device_option
-@json_option("one object a line for each image")
+@result_options(json="one object a line for each image")
 def predict(
     source: str,
     images: tuple[str, ...],
     topk: int,
     batch_size: int,
     device: str | None,
-    json_output: JsonOutput,
+    results: Results,
 ) -> None:
     """Classify IMAGES with SOURCE.
 
@@ -50,25 +51,20 @@ def predict(
     paths = find_images(images)
     classifier = Classifier(open_source(source, trained=True), device_for(source, device))
     failures: list[UserError] = []
-    records = []
     # results that scroll by on a terminal are progress enough; a bar is for output that goes elsewhere
     hide_bar = True if sys.stdout.isatty() else None
-    results = classifier.predict(paths, topk, batch_size)
-    for path, result in tqdm(results, total=len(paths), desc="predicting", unit="image", delay=2, disable=hide_bar):
+    predictions = classifier.predict(paths, topk, batch_size)
+    for path, result in tqdm(predictions, total=len(paths), desc="predicting", unit="image", delay=2, disable=hide_bar):
         if isinstance(result, UserError):
             failures.append(result)
             continue
         classes = [{"class": name, "probability": probability} for name, probability in result.classes]
-        records.append({"image": str(path), "classes": classes})
-        json_output.print_line(records[-1])
-        if not json_output.prints:
-            click.echo(_as_text(path, result))
-    if written := json_output.write_lines(records):
-        click.echo(f"Written: {', '.join(written)}")
-    for error in failures:
-        click.echo(f"partialnet: {error}", err=True)
+        results.add_line({"image": str(path), "classes": classes})
+        results.say(_as_text(path, result))
+    results.write_lines()
+    results.finish()
     if failures:
-        raise UserError(f"{len(failures)} of {len(paths)} images could not be classified.")
+        fail([*failures, f"{len(failures)} of {len(paths)} images could not be classified."])
 
 
 def _as_text(path: Path, result: Prediction) -> str:

@@ -1,8 +1,7 @@
-"""What the commands that train print before and after a run."""
+"""What the commands that train print before a run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -24,9 +23,3 @@ def announce_run(config: RunConfig, recipe: str, folder: Path) -> None:
 
     if is_first_process():
         click.echo(f"Recipe {recipe}, {config.model}; run folder {folder}.", err=True)
-
-
-def list_files(files: Iterable[Path]) -> None:
-    """The files that a run has written, a line each."""
-    for file in files:
-        click.echo(f"  {file}{'/' if file.is_dir() else ''}")

@@ -12,7 +12,8 @@ from partialnet.search.config import SearchConfig
 from partialnet.training.settings import parse_setting
 
 from .next_command import next_command
-from .run_messages import announce_run, list_files, print_settings
+from .results import tell_written
+from .run_messages import announce_run, print_settings
 from .settings import (
     GroupedCommand,
     configure,
@@ -103,10 +104,8 @@ def search(
     result = run(config, data, folder, resume)
     click.echo(f"\n{plan_table(result.plan)}\n")
     click.echo(_verdict(result))
-    click.echo("Written:")
-    list_files(result.files)
     planned = Path("runs") / f"{folder.name}-planned"
-    click.echo(f"\nNext: {_training(data, folder, [*shared, '-o', str(planned)])}")
+    tell_written(result.files, _training(data, folder, [*shared, "-o", str(planned)]))
 
 
 def _sweep(
@@ -131,9 +130,7 @@ def _sweep(
         )
     if failed := [f"{theta:g}" for theta, plan in result.plans.items() if not plan.satisfied]:
         click.echo(f"\nThe constraint ζ ≤ κ is not met for θ = {', '.join(failed)}.")
-    click.echo("\nWritten:")
-    list_files(result.files)
-    click.echo(f"\nNext: {_training(data, result.files[-1], shared)}")
+    tell_written(result.files, _training(data, result.files[-1], shared))
 
 
 def _training(data: str, plan: Path, options: list[str]) -> str:

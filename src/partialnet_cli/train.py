@@ -12,7 +12,8 @@ from partialnet.search import load_plan
 from partialnet.training.config import TrainConfig
 
 from .next_command import next_command
-from .run_messages import announce_run, list_files, print_settings
+from .results import tell_written
+from .run_messages import announce_run, print_settings
 from .settings import (
     GroupedCommand,
     configure,
@@ -71,12 +72,11 @@ def train(
 
     announce_run(config, name, folder)
     result = run(config, data, folder, resume)
-    click.echo(f"\nAccuracy {result.accuracy:.1%} on {result.num_val} held-out images. Written:")
-    list_files(result.files)
-    click.echo(f"\nNext: {next_command('predict', folder)} IMAGE…")
+    click.echo(f"\nAccuracy {result.accuracy:.1%} on {result.num_val} held-out images.")
+    following = [next_command("predict", folder, "IMAGES")]
     if _has_held_out_folder(data):
-        click.echo(f"      {next_command('eval', folder, data)}")
-    click.echo(f"      {next_command('export', folder)}")
+        following.append(next_command("eval", folder, data))
+    tell_written(result.files, *following, next_command("export", folder))
 
 
 def _planned(source: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 from tqdm import tqdm
 
 from partialnet.errors import UserError
-from partialnet.files import check_destinations
 
-from ..json_output import JsonOutput, json_option
+from ..results import Results, result_options
 
 
 @click.command()
@@ -37,8 +34,7 @@ from ..json_output import JsonOutput, json_option
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where to run.")
 @click.option("--rounds", type=click.IntRange(min=1), default=3, help="Times that each is run, at least.")
 @click.option("--seconds", type=click.FloatRange(min=0), default=30, help="Time to measure, at least.")
-@json_option("the rows and the environment")
-@click.option("--csv", "csv_path", metavar="FILE", type=click.Path(path_type=Path), help="Write the rows.")
+@result_options(json="the rows and the environment", csv="the rows as CSV")
 def bench(
     models: tuple[str, ...],
     against: str | None,
@@ -50,8 +46,7 @@ def bench(
     device: str,
     rounds: int,
     seconds: float,
-    json_output: JsonOutput,
-    csv_path: Path | None,
+    results: Results,
 ) -> None:
     """Time Mask R-CNN, or without masks Faster R-CNN, with the backbones MODELS, in turn, as whole detectors.
 
@@ -74,7 +69,6 @@ def bench(
     )
     from partialnet.devices import find_device
 
-    check_destinations(json_output.path, csv_path)
     names = list(dict.fromkeys(models)) or list(MODELS)
     find_device(device)
     reference = against or ("resnet50" if "resnet50" in names else names[0])
@@ -111,21 +105,11 @@ def bench(
         "proposals": PROPOSALS,
         "detections": DETECTIONS,
     }
-    if not json_output.prints:
-        click.echo(as_table(rows))
-    if not (count_only or json_output.prints):
+    results.say(as_table(rows))
+    if not count_only:
         against_all = f"{reference} with {widths[0]} channels" if len(widths) > 1 else reference
-        click.echo(f"\nratio: time ÷ that of {against_all} in the same round; {place(device, threads)}, fp32.")
-    written = []
-    if json_output.wanted:
-        content = {"environment": environment(), "setting": setting, "rows": [row.as_dict() for row in rows]}
-        written += json_output.write(content)
-    if csv_path:
-        write_detector_csv(csv_path, rows)
-        written.append(str(csv_path))
-    if json_output.prints:
-        return
-    if written:
-        click.echo(f"Written: {', '.join(written)}")
-    else:
-        click.echo("Next: add --json or --csv FILE to keep the result.")
+        results.say(f"\nratio: time ÷ that of {against_all} in the same round; {place(device, threads)}, fp32.")
+    content = {"environment": environment(), "setting": setting, "rows": [row.as_dict() for row in rows]}
+    results.write_json(content)
+    results.write("csv", lambda path: write_detector_csv(path, rows))
+    results.finish(None if results.written else "add --json or --csv FILE to keep the result.")

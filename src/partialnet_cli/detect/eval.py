@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from ..device_option import device_option
-from ..json_output import JsonOutput, json_option
 from ..next_command import next_command
+from ..results import Results, result_options
 
 #: Names told of images that cannot be read; the JSON file has all.
 _BROKEN_SHOWN = 3
@@ -33,7 +33,7 @@ _BROKEN_SHOWN = 3
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder to write to.  [default: SOURCE/evaluation, or evaluation where SOURCE is a file]",
 )
-@json_option("the figures of evaluation.json")
+@result_options(json="the figures of evaluation.json")
 def evaluate(
     source: str,
     data: str,
@@ -43,7 +43,7 @@ def evaluate(
     device: str | None,
     fold: bool,
     output: Path | None,
-    json_output: JsonOutput,
+    results: Results,
 ) -> None:
     """Measure SOURCE on the objects of DATA: the twelve COCO numbers for boxes and for masks, and each category.
 
@@ -96,13 +96,8 @@ def evaluate(
     write_json(folder / "evaluation.json", content)
     write_detections(folder / "detections.json", result.detections)
     draw_results(folder, images, result.evaluation, result.detections)
-    written = json_output.write(content)
-    if json_output.prints:
-        return
-    click.echo(table(result.evaluation))
-    click.echo("\nWritten:")
     for name in ("evaluation.json", "detections.json", PRECISION_RECALL_NAME, COMPARISON_NAME):
-        click.echo(f"  {folder / name}")
-    for file in written:
-        click.echo(f"  {file}")
-    click.echo(f"\nNext: {next_command('detect', 'predict', source)} IMAGE…")
+        results.written.append(folder / name)
+    results.write_json(content)
+    results.say(table(result.evaluation))
+    results.finish(next_command("detect", "predict", source, "IMAGES"))

@@ -10,8 +10,8 @@ import click
 from partialnet.errors import UserError
 from partialnet.images import find_images
 
-from ..json_output import JsonOutput, json_option
 from ..next_command import next_command
+from ..results import Results, result_options
 
 if TYPE_CHECKING:
     from partialnet.detection.export import Parity
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), help="File to write.  [default: SOURCE.onnx or SOURCE.xml here]"
 )
-@json_option("the report")
+@result_options(json="the report")
 def export(
     source: str,
     format: str,
@@ -48,7 +48,7 @@ def export(
     any_size: bool,
     images: str | None,
     output: Path | None,
-    json_output: JsonOutput,
+    results: Results,
 ) -> None:
     """Export SOURCE, a detector, for other runtimes, folded, with box selection (NMS) inside.
 
@@ -69,17 +69,16 @@ def export(
     if output is None:
         name = Path(source).resolve().name if Path(source).is_dir() else Path(source).stem
         output = Path(f"{name}{SUFFIXES[format]}")
-    check_files(output, source, json_output.path)
+    check_files(output, source, results.files["json"])
     photos = find_images([images]) if images else []
     click.echo(f"Exporting {checkpoint.kind} with {checkpoint.backbone} to {format} …", err=True)
     result = export_detector(checkpoint, output, format, canvas, photos, progress=True, any_size=any_size)
-    written = [f"{result.path} ({result.size_mb:.1f} MB)", f"{result.path}.json"]
-    written += json_output.write(result.as_dict())
-    if not json_output.prints:
-        if result.canvas:
-            canvas_size = f"{result.canvas[0]}×{result.canvas[1]}"
-            click.echo(f"  Against PyTorch on the same canvas, {canvas_size}: {_told(result.same_canvas)}")
-        click.echo(f"  Against PyTorch with sizes of its own choice: {_told(result.own_sizes)}")
+    results.written += [f"{result.path} ({result.size_mb:.1f} MB)", f"{result.path}.json"]
+    results.write_json(result.as_dict())
+    if result.canvas:
+        canvas_size = f"{result.canvas[0]}×{result.canvas[1]}"
+        results.say(f"  Against PyTorch on the same canvas, {canvas_size}: {_told(result.same_canvas)}")
+    results.say(f"  Against PyTorch with sizes of its own choice: {_told(result.own_sizes)}")
     if not result.same_canvas.original + result.same_canvas.exported:
         click.echo(
             "Warning: neither found anything, so the comparison says little; give --images with objects.", err=True
@@ -91,10 +90,7 @@ def export(
             "The canvas costs some of PyTorch's detections; --any-size keeps them, and --canvas takes another.",
             err=True,
         )
-    if json_output.prints:
-        return
-    click.echo(f"Written: {', '.join(written)}")
-    click.echo(f"\nNext: {next_command('detect', 'predict', result.path)} IMAGE…")
+    results.finish(next_command("detect", "predict", result.path, "IMAGES"))
 
 
 def _told(parity: Parity) -> str:

@@ -15,7 +15,8 @@ from partialnet.files import distinct_files, write_atomically
 from partialnet.images import find_images
 
 from ..device_option import device_option
-from ..json_output import JsonOutput, json_option
+from ..failures import fail
+from ..results import Results, result_options
 
 
 @click.command()
@@ -39,7 +40,7 @@ from ..json_output import JsonOutput, json_option
     default=Path("detections"),
     help="Folder for the pictures.",
 )
-@json_option("one object a line for each image")
+@result_options(json="one object a line for each image")
 def predict(
     source: str,
     images: tuple[str, ...],
@@ -48,7 +49,7 @@ def predict(
     max_objects: int | None,
     device: str | None,
     output: Path,
-    json_output: JsonOutput,
+    results: Results,
 ) -> None:
     """Find the objects in IMAGES and draw them: boxes, masks, names and scores.
 
@@ -88,10 +89,9 @@ def predict(
         detector = detector.fold()
     output.mkdir(parents=True, exist_ok=True)
     unreadable: list[UserError] = []
-    records = []
-    results = detect(detector, paths, min_score, where)
+    detections = detect(detector, paths, min_score, where)
     for path, picture, result in tqdm(
-        zip(paths, pictures, results, strict=True),
+        zip(paths, pictures, detections, strict=True),
         total=len(paths),
         desc="detecting",
         unit="image",
@@ -105,19 +105,13 @@ def predict(
         result.draw().save(content, format="png")
         write_atomically(picture, content.getvalue())
         objects = [found.as_json() for found in result.objects]
-        records.append({"image": str(path), "picture": str(picture), "objects": objects})
-        json_output.print_line(records[-1])
-        if not json_output.prints:
-            counts = Counter(found.category for found in result.objects)
-            named = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
-            click.echo(f"{path}   {named}   → {picture}")
-    written = json_output.write_lines(records)
-    for error in unreadable:
-        click.echo(f"partialnet: {error}", err=True)
-    if records and not json_output.prints:
-        drawn = "1 picture" if len(records) == 1 else f"{len(records)} pictures"
-        files = ", ".join([f"{drawn} in {output}", *written])
-        more = " More objects, less sure: --min-score 0.3" if min_score > 0.3 else ""
-        click.echo(f"\nWritten: {files}.{more}")
+        results.add_line({"image": str(path), "picture": str(picture), "objects": objects})
+        counts = Counter(found.category for found in result.objects)
+        named = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
+        results.say(f"{path}   {named}   → {picture}")
+    num_drawn = len(paths) - len(unreadable)
+    results.add_pictures(num_drawn, output)
+    results.write_lines()
+    results.finish("add --min-score 0.3 to see more objects, less sure." if num_drawn and min_score > 0.3 else None)
     if unreadable:
-        raise UserError(f"{len(unreadable)} of {len(paths)} images could not be read.")
+        fail([*unreadable, f"{len(unreadable)} of {len(paths)} images could not be read."])

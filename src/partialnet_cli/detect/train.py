@@ -10,7 +10,8 @@ import click
 from partialnet.detection.config import DetectionConfig
 
 from ..next_command import next_command
-from ..run_messages import announce_run, list_files, print_settings
+from ..results import tell_written
+from ..run_messages import announce_run, print_settings
 from ..settings import GroupedCommand, configure, given_settings, run_folder, run_options, setting_options
 
 
@@ -61,8 +62,10 @@ def train(
 
     announce_run(config, name, folder)
     result = train_detector(config, data, folder, resume)
-    click.echo(f"\n{table(result.evaluation)}\n\nWritten:")
-    list_files(result.files)
-    click.echo(f"\nNext: {next_command('detect', 'predict', folder)} IMAGE…")
-    click.echo(f"      {next_command('detect', 'eval', folder, config.validation or data)}")
-    click.echo(f"      {next_command('detect', 'export', folder)}")
+    click.echo(f"\n{table(result.evaluation)}")
+    tell_written(
+        result.files,
+        next_command("detect", "predict", folder, "IMAGES"),
+        next_command("detect", "eval", folder, config.validation or data),
+        next_command("detect", "export", folder),
+    )
