@@ -156,7 +156,7 @@ def test_command_with_every_runtime(command: Command, tmp_path: Path) -> None:
     written = ("--json", files["json"], "--csv", files["csv"], "--plot", files["png"])
     assert command("bench", small, "test_resnet", *runtimes, *written).code == 0
     rows = json.loads(files["json"].read_text())["rows"]
-    assert [(row["runtime"], row["model"]) for row in rows] == [
+    assert [(row["runtime"], row["network"]) for row in rows] == [
         (runtime, model) for runtime in ("eager", "onnxruntime", "openvino") for model in (small, "test_resnet")
     ]
     assert all(row["median_ms"] > 0 and row["rounds"] >= 7 and row["input_size"] == [3, 64, 64] for row in rows)
@@ -269,7 +269,7 @@ def test_what_was_measured_is_kept_when_a_later_runtime_fails(
     assert "Nothing is timed in onnxruntime, as all ratios refer to test_resnet." in done.err
     assert "test_efficientnet" in done.out
     content = json.loads(files["json"].read_text())
-    assert [(row["model"], row["runtime"]) for row in content["rows"]] == [
+    assert [(row["network"], row["runtime"]) for row in content["rows"]] == [
         ("test_resnet", "eager"),
         ("test_efficientnet", "eager"),
     ]
@@ -294,7 +294,7 @@ def test_what_was_measured_is_kept_when_a_person_stops_it(
     assert "Interrupted; not measured: onnxruntime." in done.err
     assert "test_resnet" in done.out
     content = json.loads(files["json"].read_text())
-    assert [(row["model"], row["runtime"]) for row in content["rows"]] == [("test_resnet", "eager")]
+    assert [(row["network"], row["runtime"]) for row in content["rows"]] == [("test_resnet", "eager")]
     assert content["interrupted"] is True
     assert len(files["csv"].read_text().splitlines()) == 2
     assert files["png"].exists()

@@ -516,6 +516,8 @@ def test_measuring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ratios[0] == 1
     assert "partialnet_t0" in as_table(rows)
     write_detector_csv(tmp_path / "rows.csv", rows)
-    assert (tmp_path / "rows.csv").read_text().count("\n") == 3
+    table = (tmp_path / "rows.csv").read_text()
+    assert table.count("\n") == 3
+    assert table.startswith("backbone,pyramid_channels,")
     with pytest.raises(UserError, match="multiples of 32"):
         bench_detectors(["resnet10t"], "resnet10t", size=(60, 90))

@@ -103,7 +103,7 @@ def test_evaluation_is_that_of_the_run(trained: Path, data: str, tmp_path: Path,
         told = command("detect", "eval", trained, source, *options, *common)
         assert f"Evaluating {'the 3 of 10' if source == data else 'all 3'} images of " in told.err
         figures = json.loads(told.out)
-        assert figures["num_images"] == 3
+        assert (figures["network"], figures["num_images"]) == (str(trained), 3)
         found = (figures["boxes"]["ap"] + figures["masks"]["ap"]) / 2
         assert found == pytest.approx(best, abs=1e-4)
         assert json.loads((output / "evaluation.json").read_text()) == figures

@@ -27,7 +27,7 @@ class Row:
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {
-            "model": self.model,
+            "network": self.model,
             **{name: value for name, value in asdict(self.setting).items() if name != "img_size"},
             "input_size": list(self.input_size),
             "folded_params_m": round(self.folded_params_m, 4),
@@ -40,9 +40,9 @@ class Row:
 
 def as_table(rows: Sequence[Row]) -> str:
     """A table for a terminal, fastest first within each runtime."""
-    width = max(text_width(text) for text in ("model", *(row.model for row in rows)))
+    width = max(text_width(text) for text in ("network", *(row.model for row in rows)))
     lines = [
-        f"{'runtime':12}{'model':{width + 2}}{'folded params M':>15}{'MACs G':>9}{'ms':>10}{'quartiles':>18}"
+        f"{'runtime':12}{'network':{width + 2}}{'folded params M':>15}{'MACs G':>9}{'ms':>10}{'quartiles':>18}"
         f"{'images/s':>11}{'ratio':>8}{'quartiles':>14}"
     ]
     for row in sorted(rows, key=lambda row: (row.setting.runtime, row.timing.median_ms)):

@@ -111,7 +111,7 @@ class DetectorRow:
         """For JSON."""
         timing = None if self.timing is None else {k: round(v, 4) for k, v in asdict(self.timing).items()}
         return {
-            "model": self.model,
+            "backbone": self.model,
             "pyramid_channels": self.pyramid_channels,
             "params_m": round(self.total_params_m, 4),
             "params_m_by_part": {name: round(value, 4) for name, value in self.params_m.items()},

@@ -86,7 +86,7 @@ def evaluate(
         count = f"{len(result.broken)} of {len(images)} images"
         click.echo(f"{count} cannot be read, or have another size than the file says: left out ({names}).", err=True)
     content = {
-        "detector": source,
+        "network": source,
         "data": data,
         **result.evaluation.as_json(),
         "faults": faults_as_json(images.faults),
