@@ -22,7 +22,7 @@ import partialnet.demo
 from partialnet.checkpoint import create_checkpoint
 from partialnet_cli.group import Subcommand
 from partialnet_cli.main import cli, main
-from partialnet_cli.settings import run_folder as default_run_folder
+from partialnet_cli.runs import run_folder as default_run_folder
 
 
 def test_process_predicts_quietly(run_folder: Path, photos: Path) -> None:

@@ -180,7 +180,18 @@ def test_too_little_memory_on_a_gpu_is_one_sentence(command: Command, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Missing argument 'DATA'"),
+        (["train"], "table of files and classes as CSV, digits, torchvision:NAME, hfds/NAME or wds/FOLDER."),
+        (["search"], "table of files and classes as CSV"),
+        (["detect", "train"], "a folder in the COCO, YOLO or Pascal VOC format"),
+    ],
+)
+def test_missing_data_is_told_with_all_kinds_of_it(arguments: list[str], message: str, command: Command) -> None:
+    assert_mistake(command(*arguments), "Missing argument 'DATA': ", message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         (["photos", "--epoch", "3"], "--epochs"),
         (["photos", "--lr", "fast"], "lr is 'fast'"),
         (["photos", "--recipe", "imagnet"], "Did you mean imagenet"),

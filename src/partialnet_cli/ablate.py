@@ -15,7 +15,8 @@ from partialnet.training.settings import read_settings
 from .bench import parse_runtimes
 from .next_command import next_command
 from .results import Results, result_options
-from .settings import GroupedCommand, configure, default_recipe, given_settings, run_folder, setting_options
+from .runs import default_recipe, run_folder
+from .settings import GroupedCommand, configure, given_settings, setting_options
 
 _TABLES = ("3", "4", "6", "12")
 #: Settings of a training that also shape what is counted and timed.
@@ -107,7 +108,7 @@ def ablate(
         _refuse_training_options(ctx, [*given, *from_file])
     if "model" not in from_file:
         given.setdefault("model", PAPER_MODEL)
-    config, name = configure(TrainConfig, recipe, default_recipe(data), config_file, given)
+    config, name = configure(TrainConfig, recipe, default_recipe(TrainConfig, data), config_file, given)
     chosen = TABLES[int(table)]
     rows = chosen.select(names)
 

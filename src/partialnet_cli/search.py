@@ -7,22 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from partialnet.data.sources import KINDS_OF_DATA
 from partialnet.errors import UserError
 from partialnet.search.config import SearchConfig
 from partialnet.training.settings import parse_setting
 
 from .next_command import next_command
 from .results import tell_written
-from .run_messages import announce_run, print_settings
-from .settings import (
-    GroupedCommand,
-    configure,
-    default_recipe,
-    given_settings,
-    run_folder,
-    run_options,
-    setting_options,
-)
+from .runs import Run, RunOptions, default_recipe, run_options
+from .settings import GroupedCommand, given_settings, setting_options
 
 if TYPE_CHECKING:
     from partialnet.search import Plan
@@ -41,8 +34,7 @@ class Thetas(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 
 @click.command(cls=GroupedCommand)
-@click.argument("data", required=False)
-@run_options(SearchConfig, "digits or small", "runs/DATA-MODEL-search")
+@run_options(SearchConfig, KINDS_OF_DATA, "-search")
 @click.option(
     "--theta",
     type=Thetas(),
@@ -55,12 +47,7 @@ class Thetas(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 def search(
     ctx: click.Context,
     /,
-    data: str | None,
-    recipe: str | None,
-    config_file: str | None,
-    output: Path | None,
-    resume: bool,
-    print_config: bool,
+    run_options: RunOptions[SearchConfig],
     theta: tuple[float, ...] | None,
     ray: str | None,
     **options: Any,
@@ -82,45 +69,31 @@ def search(
     given = given_settings(ctx, options)
     if theta is not None and len(theta) == 1:
         given["theta"] = theta[0]
-    config, name = configure(SearchConfig, recipe, default_recipe(data), config_file, given, output)
-    if print_config:
-        print_settings(config, name, "search")
-        return
-    if data is None:
-        raise click.UsageError("Missing argument 'DATA': a folder of class folders, digits, torchvision:NAME, …", ctx)
-    folder = run_folder(output, data, f"{config.model}-search")
-    announce_run(config, name, folder)
+    run = run_options.prepare(given)
     # what the planned network is to be trained with too
-    shared = [] if name == default_recipe(data) else ["--recipe", name]
+    shared = [] if run.recipe == default_recipe(SearchConfig, run.data) else ["--recipe", run.recipe]
     shared += ["--img-size", str(given["img_size"])] if "img_size" in given else []
     if theta is not None and len(theta) > 1:
-        _sweep(config, theta, data, folder, resume, ray, shared)
+        _sweep(run, theta, ray, shared)
         return
     if ray is not None:
         raise UserError("--ray searches several θ in parallel; give several, such as --theta 2,4,8.")
 
-    from partialnet.search.run import search as run
+    from partialnet.search.run import search as start
 
-    result = run(config, data, folder, resume)
+    result = start(run.config, run.data, run.folder, run.resume)
     click.echo(f"\n{plan_table(result.plan)}\n")
     click.echo(_verdict(result))
-    planned = Path("runs") / f"{folder.name}-planned"
-    tell_written(result.files, _training(data, folder, [*shared, "-o", str(planned)]))
+    planned = Path("runs") / f"{run.folder.name}-planned"
+    tell_written(result.files, _training(run.data, run.folder, [*shared, "-o", str(planned)]))
 
 
-def _sweep(
-    config: SearchConfig,
-    thetas: tuple[float, ...],
-    data: str,
-    folder: Path,
-    resume: bool,
-    ray: str | None,
-    shared: list[str],
-) -> None:
+def _sweep(run: Run[SearchConfig], thetas: tuple[float, ...], ray: str | None, shared: list[str]) -> None:
     from partialnet.search.ray_cluster import RayCluster
     from partialnet.search.sweep import sweep
 
-    result = sweep(config, thetas, data, folder, resume, RayCluster(ray) if ray is not None else None)
+    cluster = RayCluster(ray) if ray is not None else None
+    result = sweep(run.config, thetas, run.data, run.folder, run.resume, cluster)
     click.echo(f"\n{'θ':>6}{'ζ/κ':>8}{'mean ratio':>12}{'accuracy':>10}{'G MACs':>9}   split ratio of each layer")
     for theta, plan in result.plans.items():
         ratios = " ".join(f"{ratio:.3g}" for ratio in plan.split_ratios.values())
@@ -130,7 +103,7 @@ def _sweep(
         )
     if failed := [f"{theta:g}" for theta, plan in result.plans.items() if not plan.satisfied]:
         click.echo(f"\nThe constraint ζ ≤ κ is not met for θ = {', '.join(failed)}.")
-    tell_written(result.files, _training(data, result.files[-1], shared))
+    tell_written(result.files, _training(run.data, result.files[-1], shared))
 
 
 def _training(data: str, plan: Path, options: list[str]) -> str:

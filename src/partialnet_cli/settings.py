@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from click.core import ParameterSource
 from partialnet.checkpoint.stored_network import WEIGHTS_NAME
 from partialnet.errors import UserError
 from partialnet.training.config import RunConfig
-from partialnet.training.recipes import apply_recipe, recipe_names
+from partialnet.training.recipes import apply_recipe
 from partialnet.training.settings import (
     Settings,
     create_settings,
@@ -100,31 +99,6 @@ def setting_options(kind: type[Settings], without: tuple[str, ...] = ()) -> Call
     return decorate
 
 
-def run_options(kind: type[RunConfig], default: str, folder: str) -> Callable[[Callable[..., Any]], Any]:
-    """The options of all commands that train: recipe, file of settings, run folder, resume, print.
-
-    Args:
-        kind: Class of the configuration.
-        default: The recipe where none is named, in words.
-        folder: The run folder where none is named, in words.
-    """
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        for decorator in decorators:
-            command = decorator(command)
-        return command
-
-    recipes = f"Settings to start from: {', '.join(recipe_names(kind))}.  [default: {default}]"
-    decorators = (
-        click.option("--print-config", is_flag=True, help="Print all settings as YAML and stop."),
-        click.option("--resume", is_flag=True, help="Continue the run in the run folder if there is one."),
-        click.option("-o", "--output", type=click.Path(path_type=Path), help=f"Run folder.  [default: {folder}]"),
-        click.option("--config", "config_file", help="YAML file of settings that override the recipe's."),
-        click.option("--recipe", help=recipes),
-    )
-    return decorate
-
-
 def given_settings(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
     """The settings that were given on the command line."""
     given = {
@@ -181,22 +155,6 @@ def _is_run(model: str, output: Path | None) -> bool:
     if not timm.is_model(model.split(".")[0]):
         return True
     return (folder / WEIGHTS_NAME).is_file() and (output is None or output.resolve() != folder.resolve())
-
-
-def default_recipe(data: str | None) -> str:
-    """The recipe for images where none is named."""
-    return "digits" if data == "digits" else "small"
-
-
-def run_folder(output: Path | None, data: str, name: str) -> Path:
-    """The run folder: the one that was asked for, or one named after the data and ``name``."""
-    return output or Path("runs") / f"{_short(data) or 'images'}-{_short(name)}"
-
-
-def _short(source: str) -> str:
-    """The last part of a path or of a name such as torchvision:CIFAR10, fit for a folder's name."""
-    last = re.split(r"[/:\\]", source.rstrip("/\\"))[-1]
-    return re.sub(r"[^\w.-]+", "-", last).strip("-.")
 
 
 def _model_args(pairs: tuple[str, ...]) -> dict[str, Any]:

@@ -7,39 +7,26 @@ from typing import Any
 
 import click
 
+from partialnet.data.sources import KINDS_OF_DATA
 from partialnet.errors import UserError
 from partialnet.search import load_plan
 from partialnet.training.config import TrainConfig
 
 from .next_command import next_command
 from .results import tell_written
-from .run_messages import announce_run, print_settings
-from .settings import (
-    GroupedCommand,
-    configure,
-    default_recipe,
-    given_settings,
-    run_folder,
-    run_options,
-    setting_options,
-)
+from .runs import RunOptions, run_options
+from .settings import GroupedCommand, given_settings, setting_options
 
 
 @click.command(cls=GroupedCommand)
-@click.argument("data", required=False)
-@run_options(TrainConfig, "digits or small", "runs/DATA-MODEL")
+@run_options(TrainConfig, KINDS_OF_DATA)
 @click.option("--plan", help="Network with the split ratios of a search: its plan.json or run folder.")
 @setting_options(TrainConfig)
 @click.pass_context
 def train(
     ctx: click.Context,
     /,
-    data: str | None,
-    recipe: str | None,
-    config_file: str | None,
-    output: Path | None,
-    resume: bool,
-    print_config: bool,
+    run_options: RunOptions[TrainConfig],
     plan: str | None,
     **options: Any,
 ) -> None:
@@ -60,23 +47,16 @@ def train(
     given = given_settings(ctx, options)
     if plan is not None:
         given = _planned(plan, given)
-    config, name = configure(TrainConfig, recipe, default_recipe(data), config_file, given, output)
-    if print_config:
-        print_settings(config, name, "train")
-        return
-    if data is None:
-        raise click.UsageError("Missing argument 'DATA': a folder of class folders, digits, torchvision:NAME, …", ctx)
-    folder = run_folder(output, data, config.model)
+    run = run_options.prepare(given)
 
-    from partialnet.training.run import train as run
+    from partialnet.training.run import train as start
 
-    announce_run(config, name, folder)
-    result = run(config, data, folder, resume)
+    result = start(run.config, run.data, run.folder, run.resume)
     click.echo(f"\nAccuracy {result.accuracy:.1%} on {result.num_val} held-out images.")
-    following = [next_command("predict", folder, "IMAGES")]
-    if _has_held_out_folder(data):
-        following.append(next_command("eval", folder, data))
-    tell_written(result.files, *following, next_command("export", folder))
+    following = [next_command("predict", run.folder, "IMAGES")]
+    if _has_held_out_folder(run.data):
+        following.append(next_command("eval", run.folder, run.data))
+    tell_written(result.files, *following, next_command("export", run.folder))
 
 
 def _planned(source: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,11 @@ from .splits import HELD_OUT, TRAINING, first_part, part_of, split_by_class
 
 #: How sources other than folders and "digits" begin, and what separates the beginning from the name.
 SCHEMES = {"torchvision": ":", "hfds": "/", "wds": "/"}
+#: What data may be, in words.
+KINDS_OF_DATA = (
+    "a folder with one folder of images for each class, a table of files and classes as CSV, digits, torchvision:NAME, "
+    "hfds/NAME or wds/FOLDER"
+)
 
 
 def open_data(source: str, val_share: float = 0.1, seed: int = 0, root: str | Path = "data") -> ImageData:
@@ -225,4 +230,4 @@ def _hint(source: str) -> str:
     names = {name.lower(): name for name in torchvision_names()}
     if near := get_close_matches(source.lower(), names, 1, cutoff=0.8):
         return f"did you mean 'torchvision:{names[near[0]]}'?"
-    return "it may be a folder, a table as CSV, 'digits', torchvision:NAME, hfds/NAME or wds/SHARDS."
+    return f"it may be {KINDS_OF_DATA}."

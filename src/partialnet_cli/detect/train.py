@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -11,24 +10,18 @@ from partialnet.detection.config import DetectionConfig
 
 from ..next_command import next_command
 from ..results import tell_written
-from ..run_messages import announce_run, print_settings
-from ..settings import GroupedCommand, configure, given_settings, run_folder, run_options, setting_options
+from ..runs import RunOptions, run_options
+from ..settings import GroupedCommand, given_settings, setting_options
 
 
 @click.command(cls=GroupedCommand)
-@click.argument("data", required=False)
-@run_options(DetectionConfig, "small", "runs/DATA-MODEL-detector")
+@run_options(DetectionConfig, "a folder in the COCO, YOLO or Pascal VOC format, or IMAGES,JSON", "-detector")
 @setting_options(DetectionConfig)
 @click.pass_context
 def train(
     ctx: click.Context,
     /,
-    data: str | None,
-    recipe: str | None,
-    config_file: str | None,
-    output: Path | None,
-    resume: bool,
-    print_config: bool,
+    run_options: RunOptions[DetectionConfig],
     **options: Any,
 ) -> None:
     """Train Mask R-CNN on DATA, or Faster R-CNN where it has boxes only, with any timm network as its backbone.
@@ -47,25 +40,16 @@ def train(
     Examples: partialnet detect train coco/ --recipe coco_1x --model partialnet_s --weights runs/net
               partialnet detect train photos/,boxes.json -o runs/boxes
     """
-    config, name = configure(DetectionConfig, recipe, "small", config_file, given_settings(ctx, options), output)
-    if print_config:
-        print_settings(config, name, "detect train")
-        return
-    if data is None:
-        raise click.UsageError(
-            "Missing argument 'DATA': a folder in the COCO, YOLO or Pascal VOC format, or IMAGES,JSON.", ctx
-        )
-    folder = run_folder(output, data, f"{config.model}-detector")
+    run = run_options.prepare(given_settings(ctx, options))
 
     from partialnet.detection.evaluator import table
     from partialnet.detection.run import train_detector
 
-    announce_run(config, name, folder)
-    result = train_detector(config, data, folder, resume)
+    result = train_detector(run.config, run.data, run.folder, run.resume)
     click.echo(f"\n{table(result.evaluation)}")
     tell_written(
         result.files,
-        next_command("detect", "predict", folder, "IMAGES"),
-        next_command("detect", "eval", folder, config.validation or data),
-        next_command("detect", "export", folder),
+        next_command("detect", "predict", run.folder, "IMAGES"),
+        next_command("detect", "eval", run.folder, run.config.validation or run.data),
+        next_command("detect", "export", run.folder),
     )
