@@ -201,8 +201,9 @@ def test_of_poses_the_boxes_are_read(root: Path) -> None:
     [
         ("train: images\nval: images\n", r"data.yaml' has no names of classes; add a line such as names: \[cat, dog\]"),
         ("names: 3\n", "has no names of classes"),
-        ("names: [a, b\n", "data.yaml' is no YAML file"),
-        ("names: !!python/object/apply:os.getcwd []\n", "data.yaml' is no YAML file"),
+        ("names: [a, b\n", "data.yaml' is not a YAML file: expected ',' or ']', .* in line 2"),
+        ('names: [a, b]\ntrain: "a\\0b"\n', "is neither a folder nor a list of files"),
+        ("names: !!python/object/apply:os.getcwd []\n", "data.yaml' is not a YAML file: could not determine"),
         (
             "names: [a, b]\ntrain: images/there\n",
             "images/there', where the images of '.*data.yaml' should be, is neither",

@@ -25,6 +25,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]}?" if near else f" Choose one of {', '.join(choices)}."
 
 
+def yaml_problem(error: Exception) -> str:
+    """What PyYAML found wrong with a text, and in which line."""
+    place = getattr(error, "problem_mark", None)
+    line = f" in line {place.line + 1}" if place is not None else ""
+    return f"{getattr(error, 'problem', None) or 'it cannot be read'}{line}"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, or its kind where it says nothing."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -22,7 +22,7 @@ import yaml
 from partialnet.data.splits import HELD_OUT, part_of
 from partialnet.errors import UserError
 from partialnet.images import image_sizes, images_below
-from partialnet.messages import first_line, listed
+from partialnet.messages import first_line, listed, yaml_problem
 
 from .annotation_file import Part, images_with_objects, with_progress
 from .annotations import DetectionImages
@@ -86,7 +86,7 @@ def parts_of_yaml(path: Path) -> dict[str, Part]:
     except OSError as error:
         raise UserError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{str(path)!r} is no YAML file: {first_line(error)}.") from None
+        raise UserError(f"{str(path)!r} is not a YAML file: {yaml_problem(error)}.") from None
     content = content if isinstance(content, dict) else {}
     names = content.get("names")
     if not names or not isinstance(names, (list, dict)):
@@ -201,7 +201,7 @@ def _image_files(source: Path, named_by: Path) -> Iterator[str]:
     else:
         try:
             lines = source.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError):
+        except (OSError, ValueError):  # also of names that no file can have
             raise UserError(
                 f"{str(source)!r}, where the images of {str(named_by)!r} should be, is neither a folder nor a list of "
                 "files; mend the paths in it."

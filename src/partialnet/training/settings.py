@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import yaml
 
 from partialnet.errors import UserError
+from partialnet.messages import yaml_problem
 
 
 def setting(
@@ -171,11 +172,7 @@ def read_settings(path: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path!r} is no text in UTF-8: {error}.") from None
     except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        line = f" in line {place.line + 1}" if place is not None else ""
-        raise UserError(
-            f"{path!r} is not a YAML file: {getattr(error, 'problem', None) or 'it cannot be read'}{line}."
-        ) from None
+        raise UserError(f"{path!r} is not a YAML file: {yaml_problem(error)}.") from None
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
