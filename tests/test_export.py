@@ -458,6 +458,31 @@ def test_a_folder_in_which_nothing_can_be_written_is_told(checkpoint, tmp_path, 
         export(checkpoint, tmp_path / "net.onnx")
 
 
+@pytest.mark.parametrize("file", ["net.onnx", "net.xml", "net.safetensors"])
+def test_a_full_disk_is_told_with_the_files_name(file, checkpoint, tmp_path, command: Command):
+    resource = pytest.importorskip("resource")  # not on Windows
+    checkpoint.save(tmp_path / "run")
+    format = {".onnx": "onnx", ".xml": "openvino", ".safetensors": "torch"}[Path(file).suffix]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))  # a file of more bytes fails as on a full disk
+    try:
+        done = command("export", tmp_path / "run", "-f", format, "-o", tmp_path / "out" / file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert done.code == 2
+    assert done.err.splitlines()[-1].startswith(f"partialnet: {str(tmp_path / 'out' / file)!r} cannot be written: ")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("file", ["net.xml", "net.bin", "net.xml.json"])
+def test_an_export_that_is_read_only_stays(file, checkpoint, tmp_path):
+    (tmp_path / "net.xml").touch()
+    (tmp_path / file).touch(0o444)
+    (tmp_path / file).chmod(0o444)
+    with pytest.raises(UserError, match=f"{file}' cannot be written: it is read-only"):
+        export(checkpoint, tmp_path / "net.xml", "openvino")
+
+
 def test_an_export_that_is_terminated_leaves_nothing(checkpoint, tmp_path, monkeypatch, command: Command):
     def stop(*args):
         assert list(tmp_path.glob("out/.net.onnx.*"))

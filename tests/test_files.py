@@ -98,6 +98,19 @@ def test_results_for_a_folder_that_takes_no_files_are_refused(tmp_path: Path, mo
     check_destinations(Path(os.devnull), Path("/dev/stdout"))
 
 
+def test_a_file_that_is_read_only_stays(tmp_path: Path) -> None:
+    path, link = tmp_path / "results.json", tmp_path / "link.json"
+    write_atomically(path, b"old")
+    path.chmod(0o444)
+    for write in (lambda: write_atomically(path, b"new"), lambda: check_destinations(path)):
+        with pytest.raises(UserError, match=r"results.json' cannot be written: it is read-only\.$"):
+            write()
+    assert path.read_bytes() == b"old"
+    link.symlink_to(path)
+    write_atomically(link, b"new")  # of a link only the link is replaced
+    assert (path.read_bytes(), link.read_bytes()) == (b"old", b"new")
+
+
 def test_distinct_files_on_any_disk(tmp_path: Path) -> None:
     files = distinct_files(tmp_path, ["a-2", "a", "a", "A", "b"], ".png")
     assert [file.name for file in files] == ["a-2.png", "a.png", "a-3.png", "A-4.png", "b.png"]

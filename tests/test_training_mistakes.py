@@ -51,6 +51,16 @@ def test_mistakes(settings: dict[str, Any], message: str, train_tiny: Train, tmp
     assert not (tmp_path / "run").exists()
 
 
+def test_checkpoints_that_are_read_only_are_told_before_the_training(train_tiny: Train, tmp_path: Path) -> None:
+    kept = tmp_path / "kept" / "last" / "model.safetensors"
+    kept.parent.mkdir(parents=True)
+    kept.touch()
+    kept.chmod(0o444)
+    with pytest.raises(UserError, match=r"last/model.safetensors' cannot be written: it is read-only\."):
+        train_tiny("kept")
+    assert list(kept.parent.parent.iterdir()) == [kept.parent]
+
+
 def test_broken_images_are_listed(train_tiny: Train, tmp_path: Path) -> None:
     data = write_photos(tmp_path / "data", 12)
     sound = {name: (data / name).read_bytes() for name in ("red/03.png", "blue/07.png")}

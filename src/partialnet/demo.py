@@ -11,6 +11,7 @@ from . import plots
 from .checkpoint import load
 from .data.labelled_images import LabelledImages
 from .data.sources import open_data
+from .images import write_png
 from .prediction import Classifier
 from .training.config import TrainConfig
 from .training.recipes import load_recipe
@@ -74,5 +75,5 @@ def _write_samples(folder: Path, images: LabelledImages) -> Path:
     folder.mkdir(exist_ok=True)
     for index in range(min(SAMPLES, len(images))):
         name = images.class_names[int(images.labels[index])]
-        images.read(index).save(folder / f"{index:02d}_is_{name}.png")
+        write_png(folder / f"{index:02d}_is_{name}.png", images.read(index))
     return folder

@@ -26,7 +26,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     What is no file, such as a pipe or ``/dev/stdout``, gets the content and stays what it is.
 
     Raises:
-        UserError: There cannot be a file of this name.
+        UserError: There cannot be a file of this name, or it is read-only.
         OSError: It cannot be written whole; one of ``NO_ROOM`` says that the disk is full.
     """
     if _is_stream(path):
@@ -35,6 +35,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         except OSError as error:
             raise UserError(f"{str(path)!r} cannot be written: {error.strerror}.") from error
         return
+    refuse_read_only(path)
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
@@ -79,6 +80,20 @@ def _write_to_stream(path: Path, content: bytes) -> None:
         file.write(content)
 
 
+def refuse_read_only(*paths: Path) -> None:
+    """Refuse files that are marked read-only, which nobody would be asked for when another file takes their place.
+
+    Raises:
+        UserError: One of the files is.
+    """
+    for path in paths:
+        if path.is_symlink() or not path.is_file():
+            continue  # of a link only the link is replaced
+        # root may write everything, but asks for no less
+        if not (path.stat().st_mode & 0o222 and os.access(path, os.W_OK)):
+            raise UserError(f"{str(path)!r} cannot be written: it is read-only.")
+
+
 def check_destinations(*paths: Path | None) -> None:
     """Refuse files that could not be written, before the work begins whose results they will hold.
 
@@ -86,7 +101,8 @@ def check_destinations(*paths: Path | None) -> None:
         paths: The files; None is left out.
 
     Raises:
-        UserError: A file's folder is missing or takes no files, the file is a folder, or it is to hold two results.
+        UserError: A file's folder is missing or takes no files, the file is a folder or read-only, or it is to hold
+            two results.
     """
     named = [path for path in paths if path is not None]
     for number, path in enumerate(named):
@@ -96,6 +112,7 @@ def check_destinations(*paths: Path | None) -> None:
             raise UserError(f"{str(path)!r} is a folder; name a file in it.")
         if not (_is_stream(path) or os.access(path.parent, os.W_OK)):
             raise UserError(f"{str(path)!r} cannot be written: {os.strerror(errno.EACCES)}.")
+        refuse_read_only(path)
         if path.resolve() in [other.resolve() for other in named[:number]]:
             raise UserError(f"{str(path)!r} is named for two results; the second would replace the first.")
 

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .errors import UserError
+from .files import write_atomically
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 #: What a file may hold, whatever its name, as PIL calls it: not all that PIL reads, as EPS would start Ghostscript.
@@ -123,6 +124,13 @@ def read_image(path: str | Path, min_side: int | None = None, upright: bool = Tr
         UserError: The file is missing, no image, damaged, or has more than ``MAX_PIXELS`` pixels.
     """
     return _read(path, str(path), min_side, upright)
+
+
+def write_png(path: Path, image: Image.Image) -> None:
+    """Write an image as PNG, whole or not at all; see ``write_atomically``."""
+    content = io.BytesIO()
+    image.save(content, format="png")
+    write_atomically(path, content.getvalue())
 
 
 def image_sizes(path: str | Path) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -196,6 +196,7 @@ def _bench_preset(conditions: Conditions, names: tuple[str, ...], runtimes: list
     from partialnet.bench.comparison import RESULT_NAME, measure_rows, open_comparison, select
     from partialnet.bench.preset_report import as_text, notes, write_report
     from partialnet.bench.presets import PRESETS
+    from partialnet.files import check_destinations
 
     rows = PRESETS[conditions.preset]
     chosen = select(rows, names)
@@ -205,6 +206,7 @@ def _bench_preset(conditions: Conditions, names: tuple[str, ...], runtimes: list
     if comparison.measurements:
         click.echo(f"Continuing in {folder}: {len(comparison.measurements)} rows are finished.", err=True)
     folder.mkdir(parents=True, exist_ok=True)
+    check_destinations(folder / RESULT_NAME)
     try:
         failed = measure_rows(chosen, runtimes, comparison, folder, lambda text: click.echo(text, err=True))
     except KeyboardInterrupt:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from partialnet.checkpoint.stored_network import WEIGHTS_NAME
 from partialnet.errors import UserError
 from partialnet.extras import require
-from partialnet.files import write_json
+from partialnet.files import refuse_read_only, write_json
 from partialnet.layers.inference import Runtime
+from partialnet.messages import first_line
 
 from .runtimes import CONFIG_KEY
 
@@ -25,8 +28,8 @@ def prepare_output(output: Path, format: str) -> None:
     """Refuse a file that cannot be written in this format; make its folder.
 
     Raises:
-        UserError: Its name ends otherwise, it is a folder or its folder cannot be made, its weights would replace
-            another file, or a package is missing.
+        UserError: Its name ends otherwise, it is a folder or read-only, its folder cannot be made, its weights would
+            replace another file, or a package is missing.
     """
     if output.suffix != SUFFIXES[format]:
         raise UserError(f"{str(output)!r} should end in {SUFFIXES[format]} for {format}.")
@@ -39,6 +42,7 @@ def prepare_output(output: Path, format: str) -> None:
             raise UserError(
                 f"The weights would be written to {str(weights)!r}, which is no export's; choose another file."
             )
+    refuse_read_only(*files_of(output))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -70,16 +74,21 @@ def files_of(output: Path) -> list[Path]:
     return [*_network_files(output), _report(output)]
 
 
-def workspace_for(output: Path) -> tempfile.TemporaryDirectory[str]:
+@contextmanager
+def workspace_for(output: Path) -> Iterator[str]:
     """A hidden folder on the disk of ``output``, so that finished files only have to be moved.
 
     Raises:
-        UserError: Nothing can be written there.
+        UserError: Nothing can be written there, or not all of it, as on a full disk.
     """
+    hidden = f".{output.name}."
     try:
-        return tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.")
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=hidden) as folder:
+            yield folder
     except OSError as error:
-        raise UserError(f"{str(output)!r} cannot be written: {error.strerror}.") from error
+        if error.filename is not None and hidden not in str(error.filename):
+            raise  # of a file that is read
+        raise UserError(f"{str(output)!r} cannot be written: {error.strerror or first_line(error)}.") from error
 
 
 def save_onnx(model: Any, path: Path, config: Mapping[str, Any]) -> None:
@@ -93,7 +102,11 @@ def save_onnx(model: Any, path: Path, config: Mapping[str, Any]) -> None:
 def save_openvino(model: Any, path: Path, config: Mapping[str, Any], half: bool = False) -> None:
     """Write an ``openvino.Model`` with the network's configuration in it; ``half`` stores weights in 16 bits."""
     model.set_rt_info(json.dumps(config), [CONFIG_KEY])
-    require("openvino", "openvino").save_model(model, path, compress_to_fp16=half)
+    try:
+        require("openvino", "openvino").save_model(model, path, compress_to_fp16=half)
+    except RuntimeError as error:  # which does not say why
+        reason = f"OpenVINO could not write all of it, as on a full disk ({first_line(error)})"
+        raise OSError(errno.EIO, reason, str(path)) from error
 
 
 def size_mb(path: Path) -> float:

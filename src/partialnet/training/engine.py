@@ -25,7 +25,7 @@ from partialnet.checkpoint.stored_network import CONFIG_NAME as CHECKPOINT_CONFI
 from partialnet.checkpoint.stored_network import WEIGHTS_NAME
 from partialnet.compilation import why_not_compiled
 from partialnet.errors import RunInterrupted, UserError
-from partialnet.files import write_atomically
+from partialnet.files import refuse_read_only, write_atomically
 
 from .config import RunConfig
 from .items import TrainingData
@@ -277,7 +277,7 @@ def _check_folder(folder: Path, resume: bool, has_state: bool) -> None:
     """Refuse to write over another run.
 
     Raises:
-        UserError: ``folder`` is a file, or holds a run that is not to be continued.
+        UserError: ``folder`` is a file, or holds a run that is not to be continued or files that are read-only.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{str(folder)!r} is a file; choose a folder for the run.")
@@ -289,6 +289,8 @@ def _check_folder(folder: Path, resume: bool, has_state: bool) -> None:
         )
     if not resume and any((folder / name).exists() for name in (STATES_NAME, WEIGHTS_NAME, METRICS_NAME)):
         raise UserError(f"{str(folder)!r} holds a run already; continue it with --resume or choose another folder.")
+    # a run whose checkpoints cannot be replaced would go on for nothing
+    refuse_read_only(*(place / name for place in (folder, folder / LAST_NAME) for name in FILES))
 
 
 def _about(

@@ -64,7 +64,7 @@ def evaluate(
     from partialnet.detection.pictures import COMPARISON_NAME, PRECISION_RECALL_NAME, draw_results
     from partialnet.detection.run import evaluate_detector
     from partialnet.detection.sources import open_detector
-    from partialnet.files import write_json
+    from partialnet.files import check_destinations, write_json
     from partialnet.sources import device_for
 
     found = device_for(source, device)
@@ -80,6 +80,8 @@ def evaluate(
         detector = detector.fold()
     folder = output or (Path(source) / "evaluation" if Path(source).is_dir() else Path("evaluation"))
     folder.mkdir(parents=True, exist_ok=True)  # what speaks against it is to be told before the work
+    files = [folder / name for name in ("evaluation.json", "detections.json", PRECISION_RECALL_NAME, COMPARISON_NAME)]
+    check_destinations(*files)
     result = evaluate_detector(detector, images, found, batch_size, workers, sys.stderr.isatty())
     if result.broken:
         names = ", ".join(result.broken[:_BROKEN_SHOWN]) + (", …" if len(result.broken) > _BROKEN_SHOWN else "")
@@ -93,11 +95,10 @@ def evaluate(
         "broken_images": list(result.broken),
         "environment": environment(),
     }
-    write_json(folder / "evaluation.json", content)
-    write_detections(folder / "detections.json", result.detections)
+    write_json(files[0], content)
+    write_detections(files[1], result.detections)
     draw_results(folder, images, result.evaluation, result.detections)
-    for name in ("evaluation.json", "detections.json", PRECISION_RECALL_NAME, COMPARISON_NAME):
-        results.written.append(folder / name)
+    results.written += files
     results.write_json(content)
     results.say(table(result.evaluation))
     results.finish(next_command("detect", "predict", source, "IMAGES"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections import Counter
 from pathlib import Path
@@ -11,8 +10,8 @@ import click
 from tqdm import tqdm
 
 from partialnet.errors import UserError
-from partialnet.files import distinct_files, write_atomically
-from partialnet.images import find_images
+from partialnet.files import distinct_files, refuse_read_only
+from partialnet.images import find_images, write_png
 
 from ..device_option import device_option
 from ..failures import fail
@@ -69,6 +68,7 @@ def predict(
     # unlike Path.resolve, which refuses links in a circle; as images they are told with the others that cannot be read
     if overwritten := set(map(os.path.realpath, paths)) & set(map(os.path.realpath, pictures)):
         raise UserError(f"The pictures would replace {min(overwritten)!r}; name another folder with -o.")
+    refuse_read_only(*pictures)
     where = device_for(source, device)
     exported = is_exported(source)
     if exported and (nms is not None or max_objects is not None):
@@ -101,9 +101,7 @@ def predict(
         if isinstance(result, UserError):
             unreadable.append(result)
             continue
-        content = io.BytesIO()
-        result.draw().save(content, format="png")
-        write_atomically(picture, content.getvalue())
+        write_png(picture, result.draw())
         objects = [found.as_json() for found in result.objects]
         results.add_line({"image": str(path), "picture": str(picture), "objects": objects})
         counts = Counter(found.category for found in result.objects)
