@@ -28,7 +28,7 @@ from partialnet.timm_configuration import configuration_of
 from partialnet.torchvision_networks import ARCHITECTURE, PREFIX
 
 from .foreign import build_released, read_foreign, variant_of
-from .stored_network import load_tensors, read_network, save_network, serialize_network
+from .stored_network import load_tensors, read_network, save_network, serialize_network, using_configuration
 from .timm_training import TimmTraining
 
 _INPUT_KEYS = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
@@ -201,7 +201,7 @@ def load(source: str | Path) -> Checkpoint:
 def _load_safetensors(path: Path) -> Checkpoint:
     stored = read_network(path, "classification")
     config = stored.config
-    try:
+    with using_configuration(stored.path):
         pretrained = config["pretrained_cfg"]
         model_args = {**config.get("model_args", {}), "num_classes": config["num_classes"]}
         names = pretrained.get("label_names") or config.get("label_names") or ()
@@ -212,9 +212,6 @@ def _load_safetensors(path: Path) -> Checkpoint:
         if folded := config.get("folded"):
             size = None if folded is True else (int(folded[0]), int(folded[1]))
             checkpoint = checkpoint.fold(size, config.get("runtime"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"it has no {error}" if isinstance(error, KeyError) else error
-        raise UserError(f"The configuration in {str(stored.path)!r} cannot be used: {reason}") from error
     load_tensors(checkpoint.model, stored.tensors, stored.path)
     return checkpoint
 

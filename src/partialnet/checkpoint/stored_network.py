@@ -8,7 +8,8 @@ apart.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,16 @@ class StoredNetwork:
     path: Path
     config: dict[str, Any]
     tensors: dict[str, Tensor]
+
+
+@contextmanager
+def using_configuration(path: str | Path) -> Iterator[None]:
+    """What the configuration in a file lacks, or has in another form, becomes one sentence that names the file."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise UserError(f"The configuration in {str(path)!r} cannot be used: {reason}") from error
 
 
 def save_network(folder: str | Path, model: nn.Module, config: Mapping[str, Any]) -> Path:

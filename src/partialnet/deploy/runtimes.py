@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from partialnet.checkpoint import Checkpoint
 from partialnet.checkpoint.classifier import check_configuration
-from partialnet.checkpoint.stored_network import TASKS
+from partialnet.checkpoint.stored_network import TASKS, using_configuration
 from partialnet.errors import UserError
 from partialnet.extras import require
 from partialnet.messages import first_line
@@ -62,7 +62,7 @@ def load_exported(path: str | Path) -> Checkpoint:
     """
     exported = open_exported(path, "classification")
     config = exported.config
-    try:
+    with using_configuration(path):
         model = ExportedModel(lambda images: exported.run(images)[0], exported.input_shape[0], config)
         pretrained = config["pretrained_cfg"]
         checkpoint = Checkpoint(
@@ -76,9 +76,6 @@ def load_exported(path: str | Path) -> Checkpoint:
         size, taken = checkpoint.input_config["input_size"], exported.input_shape[1:]
         if any(side not in (None, given) for side, given in zip(taken, size, strict=True)):
             raise ValueError(f"it says input_size={size!r}, but the graph takes {list(taken)}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"it has no {error}" if isinstance(error, KeyError) else error
-        raise UserError(f"The configuration in {str(path)!r} cannot be used: {reason}") from error
     return checkpoint
 
 

@@ -12,7 +12,13 @@ import timm
 import torch
 from torch import nn
 
-from partialnet.checkpoint.stored_network import load_tensors, read_network, save_network, serialize_network
+from partialnet.checkpoint.stored_network import (
+    load_tensors,
+    read_network,
+    save_network,
+    serialize_network,
+    using_configuration,
+)
 from partialnet.errors import UserError
 from partialnet.folding import fold
 from partialnet.layers.inference import Runtime
@@ -164,7 +170,7 @@ def load_detector(source: str | Path) -> DetectorCheckpoint:
     """
     stored = read_network(source, "detection")
     config = stored.config
-    try:
+    with using_configuration(stored.path):
         if config["detector"] not in (_WITH_MASKS, _WITHOUT_MASKS):
             raise ValueError(f"the detector {config['detector']!r} is unknown")
         settings = {**config["settings"], "img_size": config["img_size"]}
@@ -175,9 +181,6 @@ def load_detector(source: str | Path) -> DetectorCheckpoint:
         detector.training = dict(config.get("training") or {})
         if config.get("folded"):
             detector = detector.fold()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"The configuration in {str(stored.path)!r} cannot be used: {reason}") from error
     load_tensors(detector.model, stored.tensors, stored.path)
     return detector
 

@@ -14,8 +14,8 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.transform import resize_boxes
 
+from partialnet.checkpoint.stored_network import using_configuration
 from partialnet.deploy.runtimes import open_exported
-from partialnet.errors import UserError
 
 from .checkpoint import DetectorCheckpoint, parse_categories
 from .resizing import DetectorTransform, padded_size, resize_image, resized_size
@@ -83,7 +83,7 @@ def load_exported_detector(path: str | Path) -> DetectorCheckpoint:
     """
     exported = open_exported(path, "detection")
     config = exported.config
-    try:
+    with using_configuration(path):
         canvas = None if config["canvas"] is None else (int(config["canvas"][0]), int(config["canvas"][1]))
         short, long = config["img_size"]
         transform = DetectorTransform(
@@ -91,9 +91,6 @@ def load_exported_detector(path: str | Path) -> DetectorCheckpoint:
         )
         categories = parse_categories(config["categories"])
         backbone, settings = config["architecture"], config["settings"]
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        reason = f"it has no {error}" if isinstance(error, KeyError) else error
-        raise UserError(f"The configuration in {str(path)!r} cannot be used: {reason}") from error
 
     def run(canvas: Tensor, image_size: Tensor) -> list[Tensor]:
         outputs = exported.run(np.ascontiguousarray(canvas.detach().float().cpu().numpy()), image_size.numpy())
