@@ -131,7 +131,7 @@ def detection_eval_loader(
     return batch_loader(batches, workers, pin_memory)
 
 
-class _TrainBatches(Dataset[DetectionBatch | UserError]):
+class _TrainBatches(Dataset[DetectionBatch]):
     """Item k is batch k of one epoch for one process."""
 
     def __init__(
@@ -157,13 +157,7 @@ class _TrainBatches(Dataset[DetectionBatch | UserError]):
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, number: int) -> DetectionBatch | UserError:
-        try:
-            return self._batch(number)
-        except UserError as error:
-            return error
-
-    def _batch(self, number: int) -> DetectionBatch:
+    def __getitem__(self, number: int) -> DetectionBatch:
         images = self.images
         img_size = self._img_size(number)
         broken: list[int] = []

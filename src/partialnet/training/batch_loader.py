@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from partialnet.errors import UserError
 
@@ -52,7 +52,7 @@ def read_or_replace(
 
 
 def batch_loader(batches: Any, workers: int, pin_memory: bool, first: int = 0) -> DataLoader[Any]:
-    """The items of ``batches`` in order, each a whole batch or a ``UserError``, which is then raised.
+    """The items of ``batches`` in order, each a whole batch; a ``UserError`` that one raises is raised here.
 
     Args:
         batches: A ``Dataset`` that makes a batch from its number; it must be possible to pickle it.
@@ -63,7 +63,7 @@ def batch_loader(batches: Any, workers: int, pin_memory: bool, first: int = 0) -
     numbers = range(len(batches))[first:]
     workers = min(workers, len(numbers))
     return _BatchLoader(
-        batches,
+        _Handed(batches),
         batch_size=None,  # an item of the data set is a whole batch
         sampler=numbers,
         num_workers=workers,
@@ -73,8 +73,24 @@ def batch_loader(batches: Any, workers: int, pin_memory: bool, first: int = 0) -
     )
 
 
+class _Handed(Dataset[Any]):
+    """Batches as readers hand them over: a user's mistake as an item; torch would wrap its message in a traceback."""
+
+    def __init__(self, batches: Any) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> Any:
+        try:
+            return self.batches[number]
+        except UserError as error:
+            return error
+
+
 class _BatchLoader(DataLoader[Any]):
-    """A loader whose readers hand over a user's mistake as an item; torch would wrap its message in a traceback."""
+    """A loader of ``_Handed`` batches."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         for item in super().__iter__():

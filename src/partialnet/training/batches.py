@@ -111,7 +111,7 @@ def eval_loader(
     return batch_loader(batches, config.workers, config.device != "cpu")
 
 
-class _TrainBatches(Dataset[Batch | UserError]):
+class _TrainBatches(Dataset[Batch]):
     """Item k is batch k of one epoch for one process."""
 
     def __init__(
@@ -152,13 +152,7 @@ class _TrainBatches(Dataset[Batch | UserError]):
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, number: int) -> Batch | UserError:
-        try:
-            return self._batch(number)
-        except UserError as error:
-            return error
-
-    def _batch(self, number: int) -> Batch:
+    def __getitem__(self, number: int) -> Batch:
         config = self.config
         size = self._size(number)
         broken: list[int] = []
@@ -241,7 +235,7 @@ class _TrainBatches(Dataset[Batch | UserError]):
         )
 
 
-class _EvalBatches(Dataset[Batch | UserError]):
+class _EvalBatches(Dataset[Batch]):
     """Item k is batch k of one process's share of the images."""
 
     def __init__(
