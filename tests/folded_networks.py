@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch
+from folding import outputs, relative_error, snapshot
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from partialnet import fold
 from partialnet.layers.affine import ChannelAffine, FeatureAffine
-
-Nodes = Tensor | list["Nodes"] | dict[str, "Nodes"]
 
 
 @torch.no_grad()
@@ -29,12 +28,6 @@ def trained(model: nn.Module) -> nn.Module:
     return model.double().eval()
 
 
-def flat(result: Nodes) -> list[Tensor]:
-    if isinstance(result, Tensor):
-        return [result]
-    return [t for part in (result.values() if isinstance(result, dict) else result) for t in flat(part)]
-
-
 def batch_norms(model: nn.Module) -> list[str]:
     kinds = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)
     return [name for name, module in model.named_modules() if isinstance(module, kinds) or "BatchNorm" in str(module)]
@@ -44,20 +37,13 @@ def affines(model: nn.Module) -> int:
     return sum(isinstance(module, (ChannelAffine, FeatureAffine)) for module in model.modules())
 
 
-@torch.no_grad()
 def check(model: nn.Module, *inputs: Tensor, tolerance: float = 1e-9) -> nn.Module:
     """The folded network, after checking it, its original, and what a second folding makes of it."""
-    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    expected = flat(model(*[x.clone() for x in inputs]))
+    state = snapshot(model)
     folded = fold(model)
-    got, again = (flat(network(*[x.clone() for x in inputs])) for network in (folded, fold(folded)))
-    assert len(got) == len(expected)
-    for right, ours, twice in zip(expected, got, again, strict=True):
-        assert ours.shape == right.shape
-        assert ours.dtype == right.dtype
-        assert (right[0] - right[-1]).abs().max() > 1e-4 * right.abs().max()
-        assert (ours - right).abs().max() <= tolerance * right.abs().max()
-        assert torch.equal(ours, twice)
+    assert relative_error(model, folded, *inputs) <= tolerance
+    pairs = zip(outputs(folded, *inputs), outputs(fold(folded), *inputs), strict=True)
+    assert all(torch.equal(once, twice) for once, twice in pairs)
     assert batch_norms(folded) == []
     assert not any(module.training for module in folded.modules())
     assert list(model.state_dict()) == list(state)

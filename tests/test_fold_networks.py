@@ -11,7 +11,8 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
-from folded_networks import Parts, affines, batch_norms, check, flat, images, trained
+from folded_networks import Parts, affines, batch_norms, check, images, trained
+from folding import outputs
 from timm.layers import BatchNormAct2d, Conv2dSame, DropPath, LayerScale2d, StdConv2d, freeze_batch_norm_2d
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
@@ -345,9 +346,8 @@ def test_network(name: str) -> None:
     other = fold(trained(build()))
     other.load_state_dict(torch.load(buffer, weights_only=True))
     x = images(3, 16, 16)
-    with torch.no_grad():
-        for expected, got in zip(flat(folded(x)), flat(other(x)), strict=True):
-            assert torch.equal(expected, got)
+    for expected, got in zip(outputs(folded, x), outputs(other, x), strict=True):
+        assert torch.equal(expected, got)
 
 
 def test_hooks_see_what_they_saw() -> None:
@@ -418,10 +418,10 @@ def test_folded_network_compiles_and_exports() -> None:
     folded = fold(trained(nn.Sequential(Neck())).float())
     x = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
-        expected = flat(folded(x))
+        expected = outputs(folded, x)
         compiled = torch.compile(folded, fullgraph=True, backend="eager")
         for network in (compiled, torch.export.export(folded, (x,)).module()):
-            for right, got in zip(expected, flat(network(x)), strict=True):
+            for right, got in zip(expected, outputs(network, x), strict=True):
                 torch.testing.assert_close(got, right)
 
 

@@ -9,7 +9,6 @@ import shutil
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import pytest
 import torch
 from conftest import TINY
 from PIL import Image
-from ui_pages import CLASSES, photo_bytes
+from ui_pages import CLASSES, photo_bytes, serving
 
 from partialnet.checkpoint import create_checkpoint
 from partialnet.errors import UserError
@@ -349,19 +348,12 @@ def test_many_at_once_get_their_own_answers(page_server: PageServer) -> None:
 
 def test_too_many_questions(page_runs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ui_answers, "MAX_WAITING", 1)
-    viewer = Viewer(open_networks([str(page_runs[0])]))
-    server = PageServer(viewer)
-    Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        viewer._places.acquire()
+    with serving(page_runs) as server:
+        server.viewer._places.acquire()
         status, answer = ask(server, "GET", "/api/networks")
         assert (status, "busy" in answer["error"]) == (503, True)
-        viewer._places.release()
+        server.viewer._places.release()
         assert ask(server, "GET", "/api/networks")[0] == 200
-    finally:
-        server.shutdown()
-        server.server_close()
-        viewer.close()
 
 
 def test_failure_is_told_and_survived(page_server: PageServer, monkeypatch: pytest.MonkeyPatch) -> None:
