@@ -230,12 +230,18 @@ def test_what_does_not_exist_is_told() -> None:
         Explainer(create_checkpoint("partialnet_t0", in_chans=1))
 
 
-def test_a_map_that_is_not_a_number_is_refused() -> None:
+@pytest.mark.parametrize("parameter", ["classifier.weight", "classifier.bias"])
+def test_what_is_not_a_number_is_refused(parameter: str) -> None:
+    """The map, the answer, or both."""
     checkpoint = network()
     with torch.no_grad():
-        checkpoint.model.get_parameter("classifier.weight").fill_(float("nan"))
+        checkpoint.model.get_parameter(parameter).fill_(float("nan"))
+    explainer = Explainer(checkpoint)
     with pytest.raises(UserError, match="not a number"):
-        Explainer(checkpoint).class_map(image(), 1)
+        explainer.class_map(image(), 1)
+    with pytest.raises(UserError, match="not a number"):
+        explainer.most_probable(image(), 3)
+    assert explainer.class_map(image(), method="eigencam").target is None
 
 
 def test_an_empty_map_says_so() -> None:
