@@ -6,13 +6,15 @@ import errno
 import os
 import shutil
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 import torch
+from commands import Command
 from training_runs import Train, tensors
 
 import partialnet.training.states
-from partialnet.errors import UserError
+from partialnet.errors import RunInterrupted, UserError
 from partialnet.training.classifier import ClassifierTask
 from partialnet.training.engine import pictures_may_fail
 from partialnet.training.keeper import RunKeeper
@@ -113,3 +115,36 @@ def test_everything_is_on_the_device_before_a_stopped_epoch_is_finished(
     monkeypatch.setattr(RunKeeper, "_finish_epoch", lambda *a, **k: (order.append("finished"), finish(*a, **k))[1])
     train_tiny("run", epochs=1)
     assert order == ["brought", "finished", "finished"]
+
+
+def lose_reader(monkeypatch: pytest.MonkeyPatch, function: str, signal: str) -> None:
+    """What torch raises, wherever a process is, when one that reads for it has been killed."""
+
+    def fail(*arguments: Any, **options: Any) -> NoReturn:
+        raise RuntimeError(f"DataLoader worker (pid 7) is killed by signal: {signal}. ")
+
+    monkeypatch.setattr(function, fail)
+
+
+def test_a_reading_process_is_killed(train_tiny: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    lose_reader(monkeypatch, "lightning.Trainer.fit", "Killed")
+    with pytest.raises(
+        RunInterrupted, match=r"^A reading process was lost.* Continue with: partialnet train .*--resume"
+    ):
+        train_tiny()
+
+
+def test_shared_memory_is_short(train_tiny: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container; a scheduler must not try again and again."""
+    lose_reader(monkeypatch, "lightning.Trainer.fit", "Bus error")
+    with pytest.raises(UserError, match="--shm-size"):
+        train_tiny()
+
+
+def test_a_reading_process_is_killed_elsewhere(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lose_reader(monkeypatch, "partialnet.demo.run_demo", "Killed")
+    result = command("demo", "-o", tmp_path / "run")
+    assert result.code == 2
+    assert result.err.splitlines()[-1].startswith("partialnet: A reading process was lost")

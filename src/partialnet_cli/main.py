@@ -85,6 +85,7 @@ def main(args: list[str] | None = None) -> None:
         from torch import OutOfMemoryError
 
         from partialnet.errors import RunInterrupted, UserError
+        from partialnet.training.batch_loader import lost_reader
 
         if isinstance(error, UserError):
             _fail(str(error), 2)
@@ -92,6 +93,8 @@ def main(args: list[str] | None = None) -> None:
             _fail(str(error), 75)
         if isinstance(error, OutOfMemoryError):
             _fail("The GPU is out of memory; use smaller images, or fewer at a time (a smaller batch size).", 2)
+        if (lost := lost_reader(error)) is not None:
+            _fail(str(lost), 2)
         raise
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from partialnet.errors import UserError
+from partialnet.errors import RunInterrupted, UserError
 
 from .seeding import REPLACEMENT, generator
 from .signals import STOP_SIGNALS
@@ -48,7 +48,23 @@ def read_or_replace(
             broken.append(index)
         others = others or generator(REPLACEMENT, seed, wanted)
         index = int(others.integers(count))
-    raise UserError(f"None of {MAX_REPLACEMENTS} images could be read, {name(wanted)!r} among them.")
+    raise UserError(
+        f"None of {MAX_REPLACEMENTS} images could be read, {name(wanted)!r} among them; if the data is gone, bring it "
+        "back and continue with --resume."
+    )
+
+
+def lost_reader(error: BaseException) -> UserError | RunInterrupted | None:
+    """What to raise, instead of torch's error, where a reading process was lost; None if the error is another one."""
+    if not (isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")):
+        return None
+    if "Bus error" in str(error):  # it would come again and again
+        return UserError(
+            "A reading process found no shared memory; give the container more (--shm-size), or use --workers 0."
+        )
+    return RunInterrupted(
+        "A reading process was lost, as where memory is short and the system kills it; fewer --workers take less."
+    )
 
 
 def batch_loader(batches: Any, workers: int, pin_memory: bool, first: int = 0) -> DataLoader[Any]:

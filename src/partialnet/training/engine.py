@@ -27,6 +27,7 @@ from partialnet.compilation import why_not_compiled
 from partialnet.errors import RunInterrupted, UserError
 from partialnet.files import refuse_read_only, write_atomically
 
+from .batch_loader import lost_reader
 from .config import RunConfig
 from .items import TrainingData
 from .keeper import BROKEN_NAME, LAST_NAME, METRICS_NAME, RunKeeper
@@ -253,6 +254,11 @@ def _fit(trainer: L.Trainer, task: Task, keeper: RunKeeper, state: Path | None) 
     except BackendCompilerFailed as error:
         raise UserError(f"The network cannot be trained with --compile: {why_not_compiled(error)}") from error
     except RuntimeError as error:
+        reader = lost_reader(error)
+        if isinstance(reader, RunInterrupted):
+            raise RunInterrupted(reader.what, keeper.resume_command) from error
+        if reader is not None:
+            raise reader from error
         if not (isinstance(trainer.strategy, WatchedStrategy) and tells_of_loss(error)):
             raise
         lost = trainer.strategy.lost_process()
@@ -336,7 +342,7 @@ def _check_agreement(before: Mapping[str, Any], now: Mapping[str, Any], config: 
         )
     differing = differences(before, config, now["data"])
     if before["processes"] != now["processes"]:
-        differing.append(f"there were {before['processes']} processes and are {now['processes']}")
+        differing.append(f"the number of processes was {before['processes']} and is {now['processes']}")
     if differing:
         raise UserError(
             f"The run in {str(folder)!r} cannot continue like this: {'; '.join(differing)}. "
