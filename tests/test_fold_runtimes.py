@@ -24,7 +24,12 @@ from partialnet.layers.spatial_gate import PositionGate, SplitSpatialGate
 from partialnet.models.folded_block import EagerPartialNetBlock
 
 #: A layer that is in a network folded for the runtime alone
-FORMS = {"torch": EagerPartialNetBlock, "onnxruntime": SplitSpatialGate, "openvino": MapSelfAttention}
+FORMS = {
+    "torch": EagerPartialNetBlock,
+    "onnxruntime": SplitSpatialGate,
+    "openvino": MapSelfAttention,
+    "litert": SplitSpatialGate,
+}
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -11,7 +11,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 #: Extras whose packages the tests do without.
-UNTESTED = {"hf", "test", "dev"}
+UNTESTED = {"hf", "litert", "test", "dev"}
 
 
 def allowed() -> list[Requirement]:

@@ -52,9 +52,9 @@ def evaluate(
     """Measure the accuracy of SOURCE on the labelled images of DATA.
 
     SOURCE is a run folder, its model.safetensors, a checkpoint of timm's training script or of the authors, or an
-    exported .onnx or .xml file. DATA is a folder with one folder of images for each class, named like the network's
-    classes, in any order; or a folder that contains such folders as val or test. Images that cannot be read are left
-    out and reported.
+    exported .onnx, .xml or .tflite file. DATA is a folder with one folder of images for each class, named like the
+    network's classes, in any order; or a folder that contains such folders as val or test. Images that cannot be read
+    are left out and reported.
 
     Example: partialnet eval runs/flowers flowers/val --csv answers.csv
     """

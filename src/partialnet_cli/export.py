@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("source")
-@click.option("-f", "--format", type=click.Choice(["onnx", "openvino", "torch"]), default="onnx", help="Runtime.")
+@click.option(
+    "-f", "--format", type=click.Choice(["onnx", "openvino", "litert", "torch"]), default="onnx", help="Runtime."
+)
 @click.option(
     "-p",
     "--precision",
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="File to write.  [default: SOURCE_PRECISION.onnx, .xml or .safetensors]",
+    help="File to write.  [default: SOURCE_PRECISION.onnx, .xml, .tflite or .safetensors]",
 )
 @result_options(json="the report")
 def export(
@@ -74,7 +76,7 @@ def export(
         output = Path(f"{name}_{precision}{SUFFIXES[format]}")
     images = find_images([calibration]) if calibration else []
     checkpoint = load(source)
-    check_export(output, format, precision, bool(images))
+    check_export(output, format, precision, bool(images), dynamic_batch)
     check_files(output, source, results.files["json"])
     labelled = _labelled(calibration, checkpoint) if calibration and Path(source).exists() else None
     click.echo(f"Exporting {checkpoint.architecture} to {format} in {precision} …", err=True)

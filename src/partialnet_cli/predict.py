@@ -38,9 +38,9 @@ def predict(
     """Classify IMAGES with SOURCE.
 
     SOURCE is a run folder, its model.safetensors, a checkpoint of timm's training script or of the authors, or an
-    exported .onnx or .xml file. IMAGES are files, folders (searched recursively) and quoted glob patterns. Images that
-    cannot be read, or to which the network answers NaN, are reported at the end, and the exit code is then 2; all
-    others are classified.
+    exported .onnx, .xml or .tflite file. IMAGES are files, folders (searched recursively) and quoted glob patterns.
+    Images that cannot be read, or to which the network answers NaN, are reported at the end, and the exit code is then
+    2; all others are classified.
 
     Example: partialnet predict runs/demo photos/ "more/*.png" --topk 3
     """

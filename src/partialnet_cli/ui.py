@@ -47,8 +47,8 @@ def ui(sources: tuple[str, ...], port: int, open_browser: bool, img_size: int | 
     click, and how fast it is folded. Several networks are shown side by side.
 
     SOURCE is a run folder, its model.safetensors, a checkpoint of timm's training script or of the authors, an exported
-    .onnx or .xml file, or a model name (timm's, torchvision:NAME; then with random weights). Without any, runs/demo is
-    shown.
+    .onnx, .xml or .tflite file, or a model name (timm's, torchvision:NAME; then with random weights). Without any,
+    runs/demo is shown.
 
     The page is served on this machine only and works without a network connection. Ctrl-C ends it.
 

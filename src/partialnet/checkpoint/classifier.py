@@ -188,7 +188,7 @@ def load(source: str | Path) -> Checkpoint:
     if path.is_dir():
         return _load_safetensors(path)
     if path.is_file():
-        if path.suffix in (".onnx", ".xml"):
+        if path.suffix in (".onnx", ".xml", ".tflite"):
             raise UserError(
                 f"{str(source)!r} is an exported file, which predict and eval take; give the run it came from."
             )

@@ -1,1 +1,1 @@
-"""Deployment: export to ONNX, OpenVINO or a folded checkpoint, and run what was exported."""
+"""Deployment: export to ONNX, OpenVINO, LiteRT or a folded checkpoint, and run what was exported."""

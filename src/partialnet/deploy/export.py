@@ -31,15 +31,17 @@ from .exported_files import (
     workspace_for,
     write_report,
 )
+from .litert import convert_litert, with_entry, with_half_weights
 from .others_messages import quiet, refusing
 from .photos import Photos, collect_photos
 from .precision import TORCH_DTYPES, convert_onnx, convert_openvino
-from .runtimes import load_exported
+from .runtimes import CONFIG_KEY, load_exported
 from .verify import Accuracy, Agreement, compare_accuracy, compare_logits, image_batches, random_batches
 
 PRECISIONS: dict[str, tuple[str, ...]] = {
     "onnx": ("fp32", "fp16", "int8"),
     "openvino": ("fp32", "fp16", "bf16", "int8"),
+    "litert": ("fp32", "fp16"),
     "torch": ("fp32", "fp16", "bf16"),
 }
 #: Share of images on which an export must name PyTorch's class, or one in fp32 is written too.
@@ -62,7 +64,7 @@ class Export:
         agreement: Comparison with PyTorch, by kind of image.
         held_out: Whether no photograph of the comparison was used for calibration.
         accuracy: Comparison on labelled images; None where there are none.
-        operators: Number of operators of each kind in the float ONNX graph.
+        operators: Number of operators of each kind in the float ONNX graph; none for formats made without it.
         kept: An export in fp32 that was written too, because this one agrees too rarely.
     """
 
@@ -105,11 +107,12 @@ def export(
 
     Args:
         checkpoint: The network, its classes and preprocessing.
-        output: File to write: ``.onnx``, ``.xml`` with a ``.bin`` beside it, or ``.safetensors``.
-        format: "onnx", "openvino" or "torch", a folded checkpoint.
+        output: File to write: ``.onnx``, ``.xml`` with a ``.bin`` beside it, ``.tflite`` or ``.safetensors``.
+        format: "onnx", "openvino", "litert" or "torch", a folded checkpoint.
         precision: "fp32", "fp16", "bf16" (OpenVINO, torch) or "int8" (ONNX, OpenVINO), which needs images.
         img_size: Height and width in pixels; None keeps the network's own.
-        dynamic_batch: Accept any number of images at a time; otherwise one. The torch format always accepts any.
+        dynamic_batch: Accept any number of images at a time; otherwise one. The torch format always accepts any, LiteRT
+            one.
         calibration: Image files to calibrate int8 with, and to compare on.
         labelled: Images in place of ``calibration`` whose classes the network has; the accuracy is compared too. From
             100 images on, int8 is compared on others than it is calibrated with.
@@ -119,7 +122,7 @@ def export(
         UserError: The combination is not offered, a package is missing, the network is no classifier or none that the
             format can hold, or it or the exported one answers NaN.
     """
-    check_export(output, format, precision, calibrated=bool(calibration) or labelled is not None)
+    check_export(output, format, precision, bool(calibration) or labelled is not None, dynamic_batch)
     fixed_size = img_size is not None or format != "torch"
     checkpoint = checkpoint.resized(img_size)
     classifier = Classifier(checkpoint)
@@ -146,7 +149,7 @@ def _free_name(path: Path) -> Path:
     )
 
 
-def check_export(output: Path, format: str, precision: str, calibrated: bool) -> None:
+def check_export(output: Path, format: str, precision: str, calibrated: bool, dynamic_batch: bool = False) -> None:
     """Refuse what cannot become an export, before any work; make the folder of ``output``.
 
     Args:
@@ -154,6 +157,7 @@ def check_export(output: Path, format: str, precision: str, calibrated: bool) ->
         format: See ``export``.
         precision: See ``export``.
         calibrated: Whether there are images for int8.
+        dynamic_batch: See ``export``.
 
     Raises:
         UserError: The combination is not offered, a package is missing, or the file cannot be written.
@@ -164,6 +168,8 @@ def check_export(output: Path, format: str, precision: str, calibrated: bool) ->
         raise UserError(
             "int8 needs images like those that the network will see: give a folder of at least 100 with --calibration."
         )
+    if format == "litert" and dynamic_batch:
+        raise UserError("litert-torch converts no open number of images; export one image at a time to litert.")
     if format == "openvino" and precision == "int8":
         require("nncf", "quantize")
     prepare_output(output, format)
@@ -214,7 +220,7 @@ class _Draft:
             agreement,
             self.photos.held_out,
             accuracy,
-            {} if format == "torch" else self._operators(),
+            {} if format in ("torch", "litert") else self._operators(),
         )
 
     @cached_property
@@ -227,12 +233,20 @@ class _Draft:
     @cached_property
     def graph(self) -> Path:
         """The network as a float ONNX file."""
-        # a dynamic batch is traced with two images, because PyTorch specialises on a size of one
-        shape = (2 if self.dynamic_batch else 1, *self.checkpoint.input_config["input_size"])
         path = self.workspace / "float.onnx"
         with refusing(f"{self.checkpoint.architecture} cannot be exported to ONNX"):
-            write_onnx(self.folded.model, shape, path, self.dynamic_batch)
+            write_onnx(self.folded.model, self._shape, path, self.dynamic_batch)
         return path
+
+    @cached_property
+    def litert(self) -> bytes:
+        """The network as the content of a float LiteRT file."""
+        return convert_litert(self.folded.model, self._shape)
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        # a dynamic batch is traced with two images, because PyTorch specialises on a size of one
+        return (2 if self.dynamic_batch else 1, *self.checkpoint.input_config["input_size"])
 
     def _operators(self) -> dict[str, int]:
         import onnx
@@ -240,11 +254,15 @@ class _Draft:
         return dict(Counter(node.op_type for node in onnx.load(self.graph).graph.node))
 
     def _finish(self, path: Path, format: str, precision: str) -> None:
+        config = self.checkpoint.config()
+        if format == "litert":
+            content = with_half_weights(self.litert) if precision == "fp16" else self.litert
+            path.write_bytes(with_entry(content, CONFIG_KEY, config))
+            return
         photos = self.photos.images(self.photos.calibration) if precision == "int8" else ()
         batches = [batch.numpy() for batch in image_batches(self.classifier, photos, batch_size=1)]
         with quiet():
             model = (convert_onnx if format == "onnx" else convert_openvino)(self.graph, precision, batches)
-        config = self.checkpoint.config()
         if format == "onnx":
             save_onnx(model, path, config)
         else:

@@ -19,9 +19,9 @@ from partialnet.messages import first_line
 
 from .runtimes import CONFIG_KEY
 
-SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".safetensors"}
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "litert": ".tflite", "torch": ".safetensors"}
 #: Which form of our layers suits a format; a PyTorch file has the plain one, whose parameters have the usual names.
-FORMS: dict[str, Runtime] = {"onnx": "onnxruntime", "openvino": "openvino"}
+FORMS: dict[str, Runtime] = {"onnx": "onnxruntime", "openvino": "openvino", "litert": "litert"}
 
 
 def prepare_output(output: Path, format: str) -> None:
@@ -35,6 +35,8 @@ def prepare_output(output: Path, format: str) -> None:
         raise UserError(f"{str(output)!r} should end in {SUFFIXES[format]} for {format}.")
     if format == "openvino":
         require("openvino", "openvino")
+    if format == "litert":
+        require("litert_torch", "litert")
     if output.is_dir():
         raise UserError(f"{str(output)!r} is a folder; name a file to write.")
     for weights in _network_files(output)[:-1]:

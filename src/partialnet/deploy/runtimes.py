@@ -1,4 +1,4 @@
-"""Run exported files: onnxruntime and OpenVINO behind the interface of a torch module."""
+"""Run exported files: onnxruntime, OpenVINO and LiteRT behind the interface of a torch module."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ from partialnet.errors import UserError
 from partialnet.extras import require
 from partialnet.messages import first_line
 
+from .litert import open_litert, read_entry
+
 #: Key of the configuration in an exported file's metadata.
 CONFIG_KEY = "partialnet"
-EXPORTED_SUFFIXES = (".onnx", ".xml")
+EXPORTED_SUFFIXES = (".onnx", ".xml", ".tflite")
 _STRANGER = "{!r} was not written by `partialnet export`: it does not name its classes."
 
 
@@ -55,7 +57,7 @@ class ExportedModel(nn.Module):
 
 
 def load_exported(path: str | Path) -> Checkpoint:
-    """Open an exported ``.onnx`` or OpenVINO ``.xml`` file for ``partialnet.prediction``.
+    """Open an exported ``.onnx``, OpenVINO ``.xml`` or ``.tflite`` file for ``partialnet.prediction``.
 
     Raises:
         UserError: The file is damaged, was not exported by ``partialnet export``, or its runtime is not installed.
@@ -95,7 +97,11 @@ class ExportedFile:
 
 
 def open_exported(path: str | Path, task: str) -> ExportedFile:
-    """Open an exported ``.onnx`` or ``.xml`` file of a task, one of ``partialnet.checkpoint.stored_network.TASKS``.
+    """Open an exported ``.onnx``, ``.xml`` or ``.tflite`` file of a task.
+
+    Args:
+        path: The file.
+        task: One of ``partialnet.checkpoint.stored_network.TASKS``.
 
     Raises:
         UserError: The file is missing or damaged, is not ours or of another task, or its runtime is not installed.
@@ -103,7 +109,8 @@ def open_exported(path: str | Path, task: str) -> ExportedFile:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"There is no file {str(path)!r}.")
-    run, input_shape, text = (_open_onnx if path.suffix == ".onnx" else _open_openvino)(path)
+    open_file = {".onnx": _open_onnx, ".xml": _open_openvino, ".tflite": _open_litert}[path.suffix]
+    run, input_shape, text = open_file(path)
     config = _parse_config(text, path)
     found = config.get("task", "classification")
     if found != task:
@@ -152,6 +159,15 @@ def _open_openvino(path: Path) -> _Opened:
         return [results[index] for index in range(len(model.outputs))]
 
     return run, shape, text
+
+
+def _open_litert(path: Path) -> _Opened:
+    content = path.read_bytes()
+    try:
+        run, input_shape = open_litert(content)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"{str(path)!r} is damaged or not a LiteRT file: {first_line(error)}") from error
+    return run, input_shape, read_entry(content, CONFIG_KEY)
 
 
 @functools.cache

@@ -40,9 +40,10 @@ def fold(model: nn.Module, img_size: int | tuple[int, int] | None = None, runtim
         img_size: Height and width, in pixels, of all images to come, or one number for both: the relative position
             bias then becomes a constant. None keeps the network open to any size.
         runtime: Write the layers as "torch" (eager, or compiled on the CPU, in the channels_last layout),
-            "onnxruntime" or "openvino" runs them fastest; parameters are then named and shaped for it. "torch" also
-            makes matrix products of other networks' convolutions that are; without autograd, our blocks then pass
-            over hooks of their parts. None keeps one plain form for all.
+            "onnxruntime" or "openvino" runs them fastest, or as "litert" takes them with the fewest transposes;
+            parameters are then named and shaped for it. "torch" also makes matrix products of other networks'
+            convolutions that are; without autograd, our blocks then pass over hooks of their parts. None keeps one
+            plain form for all.
 
     Raises:
         ValueError: ``model`` is no network or in training mode, the runtime is unknown, ``img_size`` is no size, or

@@ -304,7 +304,7 @@ class GaussianGate(nn.Module):
     @torch.jit.ignore
     def for_runtime(self, runtime: Runtime) -> nn.Module:
         """The form that suits a runtime."""
-        return MapGaussianGate(self) if runtime == "openvino" and self.dense else self
+        return MapGaussianGate(self) if runtime in ("openvino", "litert") and self.dense else self
 
     def _gate(self, mean: Tensor, std: Tensor) -> Tensor:
         mean, std = mean.to(self.weight.dtype), std.to(self.weight.dtype)
@@ -320,7 +320,7 @@ class MapGaussianGate(nn.Module):
     """Folded Gaussian-SE on maps of one position, (B, C, H, W) → (B, C, H, W).
 
     For OpenVINO, where a convolution with its gate is one layer, and a dense layer on one row of values an expensive
-    one.
+    one; for LiteRT, which transposes the whole map to compute statistics without positions.
 
     Args:
         gate: Gate whose statistics are mixed by a dense layer.

@@ -1,6 +1,7 @@
-"""Folded layers in the form that onnxruntime or OpenVINO runs fastest; every form computes the same function.
+"""Folded layers in the form that a runtime outside PyTorch runs best; every form computes the same function.
 
-onnxruntime makes one pass over memory for each elementwise operation, OpenVINO fuses them.
+onnxruntime makes one pass over memory for each elementwise operation, OpenVINO fuses them. LiteRT keeps channels last,
+and transposes maps before and behind whatever sees them otherwise than as maps.
 ``partialnet.fold(..., runtime=...)`` puts these layers in; those for eager PyTorch are in ``eager``, and an attention's
 form stands beside the attention.
 """
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 from .affine import with_weights
 
 #: What a folded network can be made for.
-Runtime = Literal["torch", "onnxruntime", "openvino"]
-RUNTIMES: tuple[Runtime, ...] = ("torch", "onnxruntime", "openvino")
+Runtime = Literal["torch", "onnxruntime", "openvino", "litert"]
+RUNTIMES: tuple[Runtime, ...] = ("torch", "onnxruntime", "openvino", "litert")
 
 
 class TokenNorm(nn.Module):
@@ -34,7 +35,8 @@ class TokenNorm(nn.Module):
 class MapNorm(nn.Module):
     """LayerNorm over channels, without affine, written out on the map, (B, C, H, W) → (B, C, H, W).
 
-    For OpenVINO, which lays the whole block out anew if the norm's input is transposed.
+    For OpenVINO, which lays the whole block out anew if the norm's input is transposed, and LiteRT, which would
+    transpose twice.
     """
 
     def __init__(self, eps: float) -> None:

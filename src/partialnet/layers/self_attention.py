@@ -343,7 +343,7 @@ class FoldedSelfAttention2d(nn.Module):
         norm: nn.Module = TokenNorm(self.norm)
         if not isinstance(self.norm, nn.LayerNorm):
             norm = self.norm
-        elif runtime == "openvino":
+        elif runtime in ("openvino", "litert"):
             norm = MapNorm(self.norm.eps)
         return MapSelfAttention(self, norm)
 
@@ -356,7 +356,8 @@ class MapSelfAttention(nn.Module):
     """Self-attention whose dense layers are 1×1 convolutions on the map, (B, C, H, W) → (B, C, H, W).
 
     For onnxruntime and OpenVINO: their convolutions are faster than their dense layers on few tokens, and heads are
-    then cut out of the map without transposing. Three separate convolutions save the split of one.
+    then cut out of the map without transposing. Three separate convolutions save the split of one. For LiteRT, which
+    transposes tokens more often.
 
     Args:
         attention: Folded self-attention.

@@ -134,7 +134,7 @@ class SplitSpatialGate(nn.Module):
     """The MLP's second convolution and PAT_sp's gate on its leading outputs, (B, hidden, H, W) → (B, C, H, W).
 
     For onnxruntime, where a gate for all channels, of which half are not gated, costs more than a concatenation, and
-    two convolutions less than one and a split.
+    two convolutions less than one and a split; and for LiteRT, which transposes the whole map for the other gate.
 
     Args:
         fc: 1×1 convolution whose leading outputs are gated.

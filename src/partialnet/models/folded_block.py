@@ -85,7 +85,7 @@ class FoldedPartialNetBlock(nn.Module):
         """The form that suits a runtime."""
         if runtime == "torch" and isinstance(self.gate, (FoldedSpatialGate, nn.Identity)):
             return EagerPartialNetBlock(self)
-        if runtime == "onnxruntime" and isinstance(self.gate, FoldedSpatialGate):
+        if runtime in ("onnxruntime", "litert") and isinstance(self.gate, FoldedSpatialGate):
             split = copy.copy(self)  # its second convolution gates, too
             split._modules = {**self._modules, "fc2": self.gate.split_gate(self.fc2), "gate": nn.Identity()}
             return split
