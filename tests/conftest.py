@@ -135,6 +135,15 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_run(tmp_path_factory.mktemp("runs") / "tiny", **TINY)
 
 
+@pytest.fixture
+def own_run(tmp_path: Path, randomize: Randomize) -> Path:
+    """A tiny network that the test alone has, and may damage."""
+    from stored_networks import tiny
+
+    tiny(randomize).save(tmp_path / "run")
+    return tmp_path / "run"
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Good images of every kind, in a nested folder, beside a text that is no image."""

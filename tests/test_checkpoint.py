@@ -22,13 +22,6 @@ from partialnet.checkpoint.stored_network import CONFIG_NAME, WEIGHTS_NAME
 from partialnet.errors import UserError
 from partialnet.models import PartialNet
 
-
-@pytest.fixture
-def run_folder(tmp_path: Path, randomize: Randomize) -> Path:
-    tiny(randomize).save(tmp_path / "run")
-    return tmp_path / "run"
-
-
 # -- writing and reading ---------------------------------------------------------------------------------------------
 
 
@@ -48,12 +41,12 @@ def test_round_trip(tmp_path: Path, randomize: Randomize) -> None:
         assert not loaded.model.training
 
 
-def test_saving_again_gives_the_same(run_folder: Path, tmp_path: Path) -> None:
+def test_saving_again_gives_the_same(own_run: Path, tmp_path: Path) -> None:
     """All but the order of the header's entries, which the safetensors library shuffles."""
-    load(run_folder).save(tmp_path / "again")
-    assert (tmp_path / "again" / CONFIG_NAME).read_bytes() == (run_folder / CONFIG_NAME).read_bytes()
+    load(own_run).save(tmp_path / "again")
+    assert (tmp_path / "again" / CONFIG_NAME).read_bytes() == (own_run / CONFIG_NAME).read_bytes()
     contents = []
-    for folder in (run_folder, tmp_path / "again"):
+    for folder in (own_run, tmp_path / "again"):
         content = (folder / WEIGHTS_NAME).read_bytes()
         end = 8 + struct.unpack("<Q", content[:8])[0]
         contents.append((json.loads(content[8:end]), content[end:]))
@@ -96,19 +89,19 @@ def test_channels_last_network(tmp_path: Path, randomize: Randomize) -> None:
     assert_bitwise_equal(load(tmp_path).model.state_dict(), expected)
 
 
-def test_file_alone_is_enough(run_folder: Path, tmp_path: Path) -> None:
-    expected = load(run_folder)
+def test_file_alone_is_enough(own_run: Path, tmp_path: Path) -> None:
+    expected = load(own_run)
     (tmp_path / "elsewhere").mkdir()
-    moved = shutil.move(run_folder / WEIGHTS_NAME, tmp_path / "elsewhere" / "renamed.safetensors")
-    shutil.rmtree(run_folder)
+    moved = shutil.move(own_run / WEIGHTS_NAME, tmp_path / "elsewhere" / "renamed.safetensors")
+    shutil.rmtree(own_run)
     loaded = load(moved)
     assert_bitwise_equal(loaded.model.state_dict(), expected.model.state_dict())
     assert (loaded.class_names, loaded.input_config) == (expected.class_names, expected.input_config)
 
 
-def test_timm_reads_the_run_folder(run_folder: Path) -> None:
-    model = timm.create_model(f"local-dir:{run_folder}", pretrained=True).eval()
-    assert torch.equal(logits(model), logits(load(run_folder).model))
+def test_timm_reads_the_own_run(own_run: Path) -> None:
+    model = timm.create_model(f"local-dir:{own_run}", pretrained=True).eval()
+    assert torch.equal(logits(model), logits(load(own_run).model))
     assert model.num_classes == 3
     assert model.pretrained_cfg["mean"] == [0.1, 0.2, 0.3]
     assert tuple(timm.data.resolve_data_config(model=model)["input_size"]) == (3, 64, 64)

@@ -32,35 +32,28 @@ from partialnet.checkpoint.stored_network import CONFIG_NAME, WEIGHTS_NAME
 from partialnet.detection.checkpoint import load_detector
 from partialnet.errors import UserError
 
-
-@pytest.fixture
-def run_folder(tmp_path: Path, randomize: Randomize) -> Path:
-    tiny(randomize).save(tmp_path / "run")
-    return tmp_path / "run"
-
-
 # -- damaged files ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 100, 2000, 0.25, 0.5, 0.9, -1000, -1])
-def test_truncated_safetensors(length: float, run_folder: Path) -> None:
-    path = run_folder / WEIGHTS_NAME
+def test_truncated_safetensors(length: float, own_run: Path) -> None:
+    path = own_run / WEIGHTS_NAME
     content = path.read_bytes()
     cut = int(length * len(content)) if isinstance(length, float) else length
     path.write_bytes(content[:cut])
-    assert_refused(run_folder, str(path))
+    assert_refused(own_run, str(path))
 
 
-def test_bytes_behind_the_end(run_folder: Path) -> None:
-    path = run_folder / WEIGHTS_NAME
+def test_bytes_behind_the_end(own_run: Path) -> None:
+    path = own_run / WEIGHTS_NAME
     path.write_bytes(path.read_bytes() + b"more")
     assert_refused(path, str(path))
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_corrupt_header(seed: int, run_folder: Path) -> None:
+def test_corrupt_header(seed: int, own_run: Path) -> None:
     """Some bytes of the header changed: a sentence, or, where the change is harmless, the same network."""
-    path = run_folder / WEIGHTS_NAME
+    path = own_run / WEIGHTS_NAME
     content = bytearray(path.read_bytes())
     expected = load(path).model.state_dict()
     draw = random.Random(seed)
@@ -127,18 +120,18 @@ def test_torchscript_is_told_without_the_readers_advice(tmp_path: Path) -> None:
     assert "likely succeed" not in str(error.value)
 
 
-def test_configuration_without_preprocessing(run_folder: Path, tmp_path: Path) -> None:
+def test_configuration_without_preprocessing(own_run: Path, tmp_path: Path) -> None:
     """As of a folder that was written by hand."""
-    content = (run_folder / WEIGHTS_NAME).read_bytes()
+    content = (own_run / WEIGHTS_NAME).read_bytes()
     (tmp_path / WEIGHTS_NAME).write_bytes(content)
     edit_header(tmp_path / WEIGHTS_NAME, lambda config: {"architecture": "partialnet_t0", "num_classes": 3})
     with pytest.raises(UserError, match="cannot be used: it has no 'pretrained_cfg'"):
         load(tmp_path)
 
 
-def test_weights_of_another_network(run_folder: Path, tmp_path: Path) -> None:
+def test_weights_of_another_network(own_run: Path, tmp_path: Path) -> None:
     """The header says partialnet_t0, the tensors are ResNet's, or of another width."""
-    with safetensors.safe_open(run_folder / WEIGHTS_NAME, "pt") as file:
+    with safetensors.safe_open(own_run / WEIGHTS_NAME, "pt") as file:
         metadata = file.metadata()
     for model in (timm.create_model("resnet10t"), timm.create_model("partialnet_t0"), nn.Linear(2, 2)):
         path = tmp_path / "alien.safetensors"
@@ -191,10 +184,10 @@ CORRUPTIONS: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 @pytest.mark.parametrize("change", CORRUPTIONS)
-def test_corrupt_configuration(change: str, run_folder: Path) -> None:
+def test_corrupt_configuration(change: str, own_run: Path) -> None:
     """Whoever edits a configuration by hand is told what is wrong with it when the checkpoint is loaded."""
-    edit_header(run_folder / WEIGHTS_NAME, CORRUPTIONS[change])
-    assert_refused(run_folder)
+    edit_header(own_run / WEIGHTS_NAME, CORRUPTIONS[change])
+    assert_refused(own_run)
 
 
 # -- hostile files ---------------------------------------------------------------------------------------------------
@@ -231,39 +224,39 @@ class Evil:
 )
 @pytest.mark.parametrize("place", ["header", "config.json"])
 def test_configuration_that_would_load_something(
-    changes: dict[str, Any], place: str, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], place: str, own_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forbid_network(monkeypatch)
     marker = tmp_path / "marker"
     torch.save(Evil(marker), tmp_path / "evil.pth")
-    text = json.dumps(changes).replace("EVIL", str(tmp_path / "evil.pth")).replace("FOLDER", str(run_folder))
+    text = json.dumps(changes).replace("EVIL", str(tmp_path / "evil.pth")).replace("FOLDER", str(own_run))
     changes = json.loads(text)
 
     def change(config: dict[str, Any]) -> None:
         config["model_args"] |= changes.get("model_args", {})
         config |= {key: value for key, value in changes.items() if key != "model_args"}
 
-    edit_header(run_folder / WEIGHTS_NAME, change)
+    edit_header(own_run / WEIGHTS_NAME, change)
     if place == "config.json":
-        with safetensors.safe_open(run_folder / WEIGHTS_NAME, "pt") as file:
-            (run_folder / CONFIG_NAME).write_text(file.metadata()["partialnet"])
+        with safetensors.safe_open(own_run / WEIGHTS_NAME, "pt") as file:
+            (own_run / CONFIG_NAME).write_text(file.metadata()["partialnet"])
         safetensors.torch.save_file(
-            safetensors.torch.load_file(run_folder / WEIGHTS_NAME), run_folder / WEIGHTS_NAME, {"format": "pt"}
+            safetensors.torch.load_file(own_run / WEIGHTS_NAME), own_run / WEIGHTS_NAME, {"format": "pt"}
         )
-    assert_refused(run_folder)
+    assert_refused(own_run)
     assert not marker.exists()
 
 
-def test_places_to_download_from_are_ignored(run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_places_to_download_from_are_ignored(own_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forbid_network(monkeypatch)
     torch.save(Evil(tmp_path / "marker"), tmp_path / "evil.pth")
     edit_header(
-        run_folder / WEIGHTS_NAME,
+        own_run / WEIGHTS_NAME,
         lambda config: config["pretrained_cfg"].update(
             file=str(tmp_path / "evil.pth"), url="https://example.org/evil.pth", hf_hub_id="someone/evil"
         ),
     )
-    assert load(run_folder).architecture == "partialnet_t0"
+    assert load(own_run).architecture == "partialnet_t0"
     assert not (tmp_path / "marker").exists()
 
 

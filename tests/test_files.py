@@ -22,12 +22,6 @@ from partialnet.errors import UserError
 from partialnet.files import check_destinations, distinct_files, write_atomically, write_csv, write_json
 
 
-@pytest.fixture
-def run_folder(tmp_path: Path, randomize: Randomize) -> Path:
-    tiny(randomize).save(tmp_path / "run")
-    return tmp_path / "run"
-
-
 def test_write_atomically(tmp_path: Path) -> None:
     path = tmp_path / "file"
     for content in (b"first", b"second, longer", b""):
@@ -78,16 +72,16 @@ def test_failing_write_leaves_the_old_file(call: str, tmp_path: Path, monkeypatc
 
 
 def test_failing_save_leaves_the_old_checkpoint(
-    run_folder: Path, randomize: Randomize, monkeypatch: pytest.MonkeyPatch
+    own_run: Path, randomize: Randomize, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    before = {file.name: file.read_bytes() for file in run_folder.iterdir()}
+    before = {file.name: file.read_bytes() for file in own_run.iterdir()}
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space left"):
-        tiny(randomize).save(run_folder)
-    assert {file.name: file.read_bytes() for file in run_folder.iterdir()} == before
+        tiny(randomize).save(own_run)
+    assert {file.name: file.read_bytes() for file in own_run.iterdir()} == before
 
 
 def test_results_for_a_folder_that_takes_no_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
