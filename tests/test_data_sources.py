@@ -10,11 +10,12 @@ import struct
 import sys
 import tarfile
 import types
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 from PIL import Image
 
 from partialnet.data import ImageData, LabelledImages
@@ -313,6 +314,73 @@ def test_torchvision_without_parts(tmp_path: Path) -> None:
     check(data)
     assert data.class_names == ("Forest", "River")
     assert (len(data.train), len(data.validation)) == (16, 4)
+
+
+def write_cifar10(root: Path) -> None:
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir()
+    for part in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
+        rows = {"data": np.repeat(np.arange(4, dtype=np.uint8), 3 * 32 * 32).reshape(4, -1), "labels": [0, 1, 1, 0]}
+        (folder / part).write_bytes(pickle.dumps(rows))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["airplane", "automobile"]}))
+
+
+def write_stl10(root: Path) -> None:
+    folder = root / "stl10_binary"
+    folder.mkdir()
+    for part in ("train", "test"):
+        (folder / f"{part}_X.bin").write_bytes(np.repeat(np.arange(4, dtype=np.uint8), 3 * 96 * 96).tobytes())
+        (folder / f"{part}_y.bin").write_bytes(bytes([1, 2, 2, 1]))
+    (folder / "unlabeled_X.bin").touch()
+    (folder / "class_names.txt").write_text("airplane\nbird\n")
+
+
+def write_pets(root: Path) -> None:
+    folder = root / "oxford-iiit-pet"
+    (folder / "images").mkdir(parents=True)
+    (folder / "annotations").mkdir()
+    breeds = (("Birman", 1), ("great_pyrenees", 2))
+    lines = [f"{breed}_{number} {label} 1 1\n" for breed, label in breeds for number in (1, 2)]
+    for part in ("trainval", "test"):
+        (folder / "annotations" / f"{part}.txt").write_text("".join(lines[i] for i in (0, 2, 3, 1)))
+    for index, line in enumerate(lines):
+        picture(index).save(folder / "images" / f"{line.split()[0]}.jpg")
+
+
+def write_flowers(root: Path) -> None:
+    folder = root / "flowers-102"
+    (folder / "jpg").mkdir(parents=True)
+    for number in range(1, 9):
+        picture(number).save(folder / "jpg" / f"image_{number:05d}.jpg")
+    scipy.io.savemat(folder / "imagelabels.mat", {"labels": np.array([[1, 2, 2, 1, 1, 2, 2, 1]], np.uint8)})
+    ids = {name: np.array([numbers], np.uint16) for name, numbers in (("trnid", [1, 2, 3, 4]), ("valid", [5, 6, 7, 8]))}
+    scipy.io.savemat(folder / "setid.mat", {**ids, "tstid": np.array([[8]], np.uint16)})
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "copies", "first"),
+    [
+        ("CIFAR10", write_cifar10, 5, "airplane"),
+        ("STL10", write_stl10, 1, "airplane"),
+        ("OxfordIIITPet", write_pets, 1, "Birman"),
+        ("Flowers102", write_flowers, 1, "pink primrose"),
+    ],
+)
+def test_torchvision_formats(
+    name: str, write: Callable[[Path], None], copies: int, first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files in the formats of the real ones, whose checksums they lack."""
+    for module in ("cifar", "stl10", "flowers102"):
+        integrity = f"torchvision.datasets.{module}.check_integrity"
+        monkeypatch.setattr(integrity, lambda path, md5=None: Path(path).is_file())
+    write(tmp_path)
+    data = open_data(f"torchvision:{name}", root=tmp_path)
+    assert data.train.labels.tolist() == [0, 1, 1, 0] * copies
+    assert data.validation.labels.tolist() == [0, 1, 1, 0]
+    assert data.class_names[0] == first
+    assert data.train.class_names == data.validation.class_names
+    assert data.train.read(1).mode == "RGB"
+    assert data.train.read(1).tobytes() != data.train.read(2).tobytes()
 
 
 def test_torchvision_that_cannot_be_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
