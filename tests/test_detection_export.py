@@ -17,7 +17,8 @@ from conftest import randomize_parameters
 from PIL import Image
 from torch import Tensor
 
-from partialnet.deploy.runtimes import load_exported
+from partialnet.deploy.exported_files import SUFFIXES
+from partialnet.deploy.runtimes import load_exported, openvino_core
 from partialnet.detection import export
 from partialnet.detection.checkpoint import DetectorCheckpoint, create_detector, load_detector
 from partialnet.detection.export import compare_detections, default_canvas, export_detector
@@ -101,6 +102,84 @@ def test_exported_detector_answers_as_pytorch(
     check_that_nothing_is_found_beside_the_image(detector.model, again.model)
     with pytest.raises(UserError, match="is a detector"):
         load_exported(output)
+
+
+@pytest.mark.parametrize(("format", "precision"), [("onnx", "fp16"), ("openvino", "bf16")])
+def test_half_precision_spares_boxes(
+    format: str,
+    precision: str,
+    detector: DetectorCheckpoint,
+    photos: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if format == "openvino":
+        pytest.importorskip("openvino")
+    monkeypatch.setattr("partialnet.deploy.export.LEAST_AGREEMENT", 0)
+    result = export_detector(detector, tmp_path / f"half{SUFFIXES[format]}", format, precision, images=photos[:1])
+    assert result.precision == precision
+    assert result.size_mb < 2 * result.params_m + 1.5
+    assert result.same_canvas.original > 10
+    # random weights put scores so close together that rounding reorders them
+    assert result.same_canvas.share > 0.5
+    # boxes in half precision would be multiples of a sixteenth of a pixel or more between 64 and 128
+    (found,) = load_exported_detector(result.path).model([torch.rand(3, 96, 128)])
+    coordinates = found["boxes"][(found["boxes"] > 64) & (found["boxes"] < 127)]
+    assert (coordinates * 16 != (coordinates * 16).round()).any()
+    if format == "openvino":
+        # in bf16 the edges of regions would be rounded by up to two pixels on a canvas of a thousand
+        compiled = openvino_core().compile_model(result.path, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
+        information = [operator.get_rt_info() for operator in compiled.get_runtime_model().get_ops()]
+        pooling = [entry["runtimePrecision"].value for entry in information if entry["layerType"].value == "ROIAlign"]
+        assert pooling == ["f32"] * 8
+
+
+@pytest.mark.parametrize("format", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
+def test_int8_spares_what_decides_boxes(
+    format: str,
+    detector: DetectorCheckpoint,
+    photos: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if format == "openvino":
+        pytest.importorskip("nncf")
+    monkeypatch.setattr("partialnet.deploy.export.LEAST_AGREEMENT", 1.01 if format == "onnx" else 0)
+    output = tmp_path / f"small{SUFFIXES[format]}"
+    result = export_detector(detector, output, format, "int8", images=photos[:2])
+    assert (result.same_canvas.num_images, result.held_out) == (2, False)
+    assert result.same_canvas.share > 0.1  # random weights put scores close together
+    if format == "onnx":
+        assert result.size_mb < 2.5 * result.params_m + 1.5
+        assert result.kept is not None
+        assert json.loads(output.with_name("small.onnx.json").read_text())["kept"] == "small_fp32.onnx"
+        assert load_exported_detector(result.kept).categories == CATEGORIES
+        assert json.loads(result.kept.with_name("small_fp32.onnx.json").read_text())["precision"] == "fp32"
+    if format == "onnx":
+        graph = onnx.load(output).graph
+        quantized = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+        layers = {node.name: node.input[1] in quantized for node in graph.node if node.op_type in ("Conv", "Gemm")}
+    else:
+        layers = {
+            operator.get_friendly_name(): "FakeQuantize" in kinds_before(operator.input_value(1).get_node())
+            for operator in openvino_core().read_model(output).get_ops()
+            if operator.get_type_name() == "Convolution"
+        }
+    assert any(name.startswith("/backbone/maps/") and given for name, given in layers.items())
+    for part in ("/backbone/fpn/", "/rpn/head/conv/", "/roi_heads/mask_head/"):
+        assert all(given for name, given in layers.items() if name.startswith(part))
+    last = [given for name, given in layers.items() if "bbox_pred" in name or "cls_" in name or "fcn_logits" in name]
+    assert len(last) > 10
+    assert not any(last)
+
+
+def kinds_before(operator: Any) -> set[str]:
+    """Kinds of the operators that a weight goes through, a FakeQuantize in the end."""
+    kinds = {operator.get_type_name()}
+    while operator.get_type_name() not in ("Constant", "FakeQuantize"):
+        operator = operator.input_value(0).get_node()
+        kinds.add(operator.get_type_name())
+    return kinds
 
 
 def test_a_graph_of_any_size_keeps_the_sizes_of_images(
@@ -193,6 +272,12 @@ def test_comparison_by_hand() -> None:
     # torchvision's pasting adds a pixel at every edge: rows 9 to 19, and 9 to 18
     assert parity.min_mask_iou == pytest.approx(10 / 11)
     assert parity.max_unmatched_score == pytest.approx(0.4)
+    assert (parity.sure, parity.sure_matched, parity.sure_share) == (4, 4, 1)
+    nothing = answer([], [], [])
+    nothing["boxes"] = torch.zeros(0, 4)
+    lost = compare_detections([first, first], [second, nothing], [(20, 20)] * 2)
+    assert (lost.sure, lost.sure_matched) == (6, 4)
+    assert compare_detections([nothing], [nothing], [(20, 20)]).sure_share == 1
 
 
 def test_command(
@@ -210,6 +295,11 @@ def test_command(
     assert json.loads(as_json.out)["format"] == "onnx"
     assert "Warning: less than" in as_json.err
     monkeypatch.setattr(export, "LEAST_MATCHED", 0.99)
+    monkeypatch.setattr("partialnet.deploy.export.LEAST_AGREEMENT", 1.01)
+    rarely = command(*arguments, "--precision", "fp16")
+    assert "to onnx in fp16" in rarely.err
+    assert "fp16 agrees with PyTorch on" in rarely.err
+    assert f"{output.with_stem('detector_fp32')} was written too" in rarely.err
     assert "--any-size keeps them" in command(*arguments, "--images", photos[1]).err
     of_any_size = command(*arguments, "--any-size")
     assert "same canvas" not in of_any_size.out
@@ -230,7 +320,7 @@ def test_many_large_photos_are_compared_in_little_memory(
     def refuse(*_: Any) -> Tensor:
         raise AssertionError("masks in full size")
 
-    monkeypatch.setattr(export, "read_image", read_image)
+    monkeypatch.setattr("partialnet.deploy.photos.read_image", read_image)
     monkeypatch.setattr("partialnet.detection.exported.paste_masks_in_image", refuse)
     monkeypatch.setattr("torchvision.models.detection.transform.paste_masks_in_image", refuse)
     result = export_detector(detector, tmp_path / "detector.onnx", images=paths)
@@ -258,6 +348,10 @@ def test_mistakes_are_told(detector: DetectorCheckpoint, tmp_path: Path) -> None
         export_detector(detector, Path(__file__) / "detector.onnx")
     with pytest.raises(UserError, match="folded already"):
         export_detector(detector.fold(), tmp_path / "detector.onnx")
+    with pytest.raises(UserError, match="onnx is exported in fp32, fp16, int8, not in bf16"):
+        export_detector(detector, tmp_path / "detector.onnx", precision="bf16")
+    with pytest.raises(UserError, match="int8 needs images"):
+        export_detector(detector, tmp_path / "detector.onnx", precision="int8")
     assert not list(tmp_path.iterdir())
     (tmp_path / "broken.onnx").write_bytes(b"no graph")
     with pytest.raises(UserError, match="damaged"):

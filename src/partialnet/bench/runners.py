@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from partialnet.deploy.export import write_onnx
 from partialnet.deploy.precision import TORCH_DTYPES, convert_onnx, convert_openvino
+from partialnet.deploy.quantize import Inputs
 from partialnet.deploy.runtimes import openvino_core
 from partialnet.errors import UserError
 from partialnet.extras import require
@@ -131,6 +132,6 @@ def exported_runner(
         return kind(path, images.numpy(), precision, threads)
 
 
-def _noise(images: np.ndarray) -> list[np.ndarray]:
+def _noise(images: np.ndarray) -> list[Inputs]:
     random = np.random.default_rng(0)
-    return [random.standard_normal(images.shape, np.float32) for _ in range(_CALIBRATION_BATCHES)]
+    return [{"images": random.standard_normal(images.shape, np.float32)} for _ in range(_CALIBRATION_BATCHES)]

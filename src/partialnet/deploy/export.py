@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -132,11 +132,31 @@ def export(
         with refusing(f"{checkpoint.architecture} cannot be folded"):
             folded = checkpoint.fold((height, width) if fixed_size else None, FORMS.get(format))
         draft = _Draft(Path(workspace), checkpoint, classifier, folded, photos, dynamic_batch, progress)
-        result = draft.write(output, format, precision)
-        if precision != "fp32" and result.same_class < LEAST_AGREEMENT:
-            kept = draft.write(_free_name(output.with_stem(f"{output.stem}_fp32")), format, "fp32")
-            write_report(kept.path, kept.as_dict())
-            result = replace(result, kept=kept.path)
+        return write_with_float(
+            lambda path, chosen: draft.write(path, format, chosen), lambda result: result.same_class, output, precision
+        )
+
+
+_Written = TypeVar("_Written", bound=Any)
+
+
+def write_with_float(
+    write: Callable[[Path, str], _Written], agreement: Callable[[_Written], float], output: Path, precision: str
+) -> _Written:
+    """Write an export and its report, and if it agrees too rarely with PyTorch, another one in fp32.
+
+    Args:
+        write: Writes a file in a precision and tells of it: ``Export`` or another dataclass with ``path``, ``kept`` and
+            ``as_dict``.
+        agreement: How far what was written agrees, in [0, 1].
+        output: File to write.
+        precision: Its precision.
+    """
+    result = write(output, precision)
+    if precision != "fp32" and agreement(result) < LEAST_AGREEMENT:
+        kept = write(_free_name(output.with_stem(f"{output.stem}_fp32")), "fp32")
+        write_report(kept.path, kept.as_dict())
+        result = replace(result, kept=kept.path)
     write_report(output, result.as_dict())
     return result
 
@@ -260,7 +280,7 @@ class _Draft:
             path.write_bytes(with_entry(content, CONFIG_KEY, config))
             return
         photos = self.photos.images(self.photos.calibration) if precision == "int8" else ()
-        batches = [batch.numpy() for batch in image_batches(self.classifier, photos, batch_size=1)]
+        batches = [{"images": batch.numpy()} for batch in image_batches(self.classifier, photos, batch_size=1)]
         with quiet():
             model = (convert_onnx if format == "onnx" else convert_openvino)(self.graph, precision, batches)
         if format == "onnx":

@@ -19,6 +19,8 @@ from .verify import sample_photos
 CALIBRATION_IMAGES = 300
 #: Labelled images that the accuracy is measured on, at most.
 TEST_IMAGES = 2000
+#: Cut-outs of sample photographs that stand in where no images are given.
+SAMPLE_IMAGES = 32
 #: With fewer images than this, none can be spared from calibration for the comparison.
 LEAST_TO_DIVIDE = 100
 
@@ -59,13 +61,24 @@ class Photos:
             raise UserError("None of the calibration images can be read.")
 
 
-def collect_photos(files: Sequence[Path], labelled: LabelledImages | None, calibrated: bool) -> Photos:
+def collect_photos(
+    files: Sequence[Path],
+    labelled: LabelledImages | None,
+    calibrated: bool,
+    *,
+    most_to_calibrate: int = CALIBRATION_IMAGES,
+    most_to_compare: int = CALIBRATION_IMAGES,
+    num_samples: int = SAMPLE_IMAGES,
+) -> Photos:
     """Divide labelled images, else files, else cut-outs of scikit-learn's photographs.
 
     Args:
         files: Image files without labels.
         labelled: Images with classes of the network.
         calibrated: Whether something is to be calibrated; if not, every image is there to compare on.
+        most_to_calibrate: Images to calibrate with at most.
+        most_to_compare: Images to compare on at most.
+        num_samples: Cut-outs.
     """
     read: Callable[[int], Image.Image]
     if labelled is not None:
@@ -73,11 +86,11 @@ def collect_photos(files: Sequence[Path], labelled: LabelledImages | None, calib
     elif files:
         read, count = (lambda number: read_image(files[number])), len(files)
     else:
-        samples = sample_photos()
+        samples = sample_photos(num_samples)
         read, count = samples.__getitem__, len(samples)
     everything = np.arange(count)
     held_out = not calibrated or count >= LEAST_TO_DIVIDE
-    calibration = spread(everything, min(CALIBRATION_IMAGES, count // 2) if held_out else CALIBRATION_IMAGES)
+    calibration = spread(everything, min(most_to_calibrate, count // 2) if held_out else most_to_calibrate)
     others = np.setdiff1d(everything, calibration) if calibrated and held_out else everything
     test = None if labelled is None else Subset(labelled, spread(others, TEST_IMAGES))
-    return Photos(read, calibration, spread(others, CALIBRATION_IMAGES), test, held_out)
+    return Photos(read, calibration, spread(others, most_to_compare), test, held_out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,26 @@ import torch
 
 from partialnet.extras import require
 
-from .quantize import quantize_onnx, quantize_openvino
+from .quantize import Batches, quantize_onnx, quantize_openvino
 from .runtimes import openvino_core
 
 #: What PyTorch computes in, or stores, for a precision.
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def convert_onnx(path: Path, precision: str, calibration: Sequence[np.ndarray] = ()) -> Any:
+def convert_onnx(
+    path: Path,
+    precision: str,
+    calibration: Batches = (),
+    in_float: Callable[[str], bool] = lambda name: False,
+) -> Any:
     """The network of a float ONNX file as an ``onnx.ModelProto`` with float32 input and output.
 
     Args:
         path: The file.
         precision: "fp32", "fp16" for the whole graph, or "int8" for convolutions and dense layers.
-        calibration: Preprocessed images for int8, each array as the network takes it.
+        calibration: Preprocessed images for int8.
+        in_float: Whether int8 leaves a layer of this name in float.
 
     Raises:
         ValueError: It is another precision, which onnxruntime does not run on the CPU.
@@ -34,7 +40,7 @@ def convert_onnx(path: Path, precision: str, calibration: Sequence[np.ndarray] =
     if precision not in ("fp32", "fp16", "int8"):
         raise ValueError(f"onnxruntime runs no {precision} on the CPU.")
     if precision == "int8":
-        return quantize_onnx(path, calibration)
+        return quantize_onnx(path, calibration, in_float)
     model = onnx.load(path)
     if precision == "fp16":
         from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -43,14 +49,39 @@ def convert_onnx(path: Path, precision: str, calibration: Sequence[np.ndarray] =
     return model
 
 
-def convert_openvino(path: Path, precision: str, calibration: Sequence[np.ndarray] = ()) -> Any:
+def halve_weights(model: Any, chosen: Callable[[str], bool]) -> None:
+    """Store weights of an ``onnx.ModelProto`` in 16 bits, in place; they become float32 again when it is loaded.
+
+    For graphs with arithmetic that half precision is too coarse for: onnxruntime's converter would round what passes
+    between operators that it leaves in float32.
+
+    Args:
+        model: The network.
+        chosen: Whether the weights of an operator of this name are stored so.
+    """
+    import onnx
+
+    graph = model.graph
+    used = {name for node in graph.node if chosen(node.name) for name in node.input}
+    casts = []
+    for weight in graph.initializer:
+        if weight.name in used and weight.data_type == onnx.TensorProto.FLOAT:
+            stored, name = f"{weight.name}_half", weight.name
+            weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight).astype(np.float16), stored))
+            casts.append(onnx.helper.make_node("Cast", [stored], [name], f"{name}/Cast", to=onnx.TensorProto.FLOAT))
+    operators = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(operators)
+
+
+def convert_openvino(path: Path, precision: str, calibration: Batches = ()) -> Any:
     """The network of a float ONNX file as an ``openvino.Model`` that needs the file no longer.
 
     Args:
         path: The file.
         precision: "int8" quantises convolutions; the others leave the network as it is, for their precision is chosen
             when weights are stored and when the model is compiled.
-        calibration: Preprocessed images for int8, each array as the network takes it.
+        calibration: Preprocessed images for int8.
 
     Raises:
         UserError: OpenVINO, or NNCF for int8, is not installed.
@@ -59,3 +90,17 @@ def convert_openvino(path: Path, precision: str, calibration: Sequence[np.ndarra
     # OpenVINO maps files into memory, and would read from one that was deleted or overwritten
     model = openvino_core().read_model(path.read_bytes())
     return quantize_openvino(model, calibration) if precision == "int8" else model
+
+
+def compute_in_float32(model: Any, chosen: Callable[[str], bool]) -> None:
+    """Have an OpenVINO model, once it is stored, compute some operators in float32 whatever precision it is run in.
+
+    Args:
+        model: An ``openvino.Model``; changed in place.
+        chosen: Whether an operator of this name is to be computed so.
+    """
+    for operator in model.get_ops():
+        name = operator.get_friendly_name()
+        # what importing adds is named by its kind
+        if name != operator.get_name() and chosen(name):
+            operator.get_rt_info()["precise_0"] = ""

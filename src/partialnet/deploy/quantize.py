@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -27,23 +27,42 @@ _FLOAT_OPERATORS = (
 _LIMITS = (["Clamp"], ["Maximum", "Minimum"], ["Relu", "Minimum"])
 
 
-def quantize_openvino(model: Any, batches: Sequence[np.ndarray]) -> Any:
+#: What a network is given at a time: its inputs by their names.
+Inputs = Mapping[str, np.ndarray]
+
+
+class Batches(Protocol):
+    """What to calibrate with: gone through more than once, so that images can be read only when they are needed."""
+
+    def __iter__(self) -> Iterator[Inputs]: ...
+
+    def __len__(self) -> int: ...
+
+
+def quantize_openvino(model: Any, batches: Batches, in_float: Callable[[str], bool] = lambda name: False) -> Any:
     """Quantise an OpenVINO model's convolutions with NNCF, except gates; everything else stays in float.
 
     Args:
-        model: An ``openvino.Model`` with one input.
-        batches: Preprocessed calibration images, each (B, C, H, W) float32.
+        model: An ``openvino.Model``.
+        batches: What to calibrate with.
+        in_float: Whether an operator of this name stays in float, too.
     """
     nncf = require("nncf", "quantize")
     logging.getLogger("nncf").setLevel(logging.ERROR)
+    names = [*_gates(model), *(name for name in map(_name, model.get_ops()) if in_float(name))]
     return nncf.quantize(
         model,
-        nncf.Dataset(list(batches)),
+        nncf.Dataset(batches),
         preset=nncf.QuantizationPreset.PERFORMANCE,
         subset_size=len(batches),
         advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
-        ignored_scope=nncf.IgnoredScope(types=list(_FLOAT_OPERATORS), names=_gates(model), validate=False),
+        ignored_scope=nncf.IgnoredScope(types=list(_FLOAT_OPERATORS), names=names, validate=False),
     )
+
+
+def _name(operator: Any) -> str:
+    name: str = operator.get_friendly_name()
+    return name
 
 
 def _gates(model: Any) -> list[str]:
@@ -78,12 +97,13 @@ def _types_behind(operator: Any, count: int) -> list[str]:
     return types
 
 
-def quantize_onnx(path: Path, batches: Sequence[np.ndarray]) -> Any:
+def quantize_onnx(path: Path, batches: Batches, in_float: Callable[[str], bool] = lambda name: False) -> Any:
     """Quantise convolutions and dense layers of an ONNX file in the QDQ format; everything else stays in float.
 
     Args:
         path: Float model.
-        batches: Preprocessed calibration images, each (B, C, H, W) float32.
+        batches: What to calibrate with.
+        in_float: Whether a convolution or dense layer of this name stays in float, too.
 
     Returns:
         An ``onnx.ModelProto``.
@@ -96,9 +116,8 @@ def quantize_onnx(path: Path, batches: Sequence[np.ndarray]) -> Any:
         def __init__(self) -> None:
             self.batches = iter(batches)
 
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            batch = next(self.batches, None)
-            return None if batch is None else {"images": batch}
+        def get_next(self) -> Inputs | None:
+            return next(self.batches, None)
 
     with tempfile.TemporaryDirectory() as folder:
         prepared, target = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
@@ -109,6 +128,7 @@ def quantize_onnx(path: Path, batches: Sequence[np.ndarray]) -> Any:
             Reader(),
             quant_format=quantization.QuantFormat.QDQ,
             op_types_to_quantize=["Conv", "Gemm"],
+            nodes_to_exclude=[node.name for node in onnx.load(prepared).graph.node if in_float(node.name)],
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,

@@ -105,7 +105,7 @@ def image_batches(classifier: Classifier, images: Iterable[Image.Image], batch_s
         yield classifier.prepare(batch)
 
 
-def sample_photos(num_images: int = 32) -> list[Image.Image]:
+def sample_photos(num_images: int) -> list[Image.Image]:
     """Random cut-outs of the two photographs that come with scikit-learn, for users who name no folder."""
     from sklearn.datasets import load_sample_images
 

@@ -9,32 +9,25 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import box_iou
 from torchvision.transforms.functional import to_tensor
 from tqdm import tqdm
 
-from partialnet.data.labelled_images import spread
-from partialnet.deploy.exported_files import (
-    FORMS,
-    prepare_output,
-    put_in_place,
-    save_onnx,
-    save_openvino,
-    size_mb,
-    workspace_for,
-    write_report,
-)
+from partialnet.deploy.export import check_export, write_with_float
+from partialnet.deploy.exported_files import FORMS, put_in_place, save_onnx, save_openvino, size_mb, workspace_for
 from partialnet.deploy.others_messages import quiet, refusing
-from partialnet.deploy.verify import sample_photos
+from partialnet.deploy.photos import Photos, collect_photos
+from partialnet.deploy.precision import compute_in_float32, convert_onnx, halve_weights
+from partialnet.deploy.quantize import Inputs, quantize_openvino
 from partialnet.errors import UserError
 from partialnet.extras import require
-from partialnet.images import read_image
 
 from .checkpoint import DetectorCheckpoint
 from .exported import INPUTS, Canvas, CanvasGraph, load_exported_detector
@@ -45,12 +38,30 @@ from .resizing import padded_size
 FORMATS = ("onnx", "openvino")
 #: Images to compare on at most, and how many cut-outs of sample photographs stand in where none are given.
 MAX_IMAGES, SAMPLE_IMAGES = 16, 4
+#: Images that int8 is calibrated with at most: each has thousands of places and a thousand regions to show.
+CALIBRATION_IMAGES = 100
 #: Two detections of one category are the same from this IoU of their boxes on.
 SAME_IOU = 0.5
 #: With a smaller share of detections found again, the command warns.
 LEAST_MATCHED = 0.99
+#: Detections from this score on are those that count in lower precisions; `detect predict` draws them.
+SURE_SCORE = 0.5
 _OPSET = 18
 _DIVISIBLE = 32
+#: Where the network's layers are in a graph, by how the operators' names begin. The others choose boxes and compute
+#: with them: in half precision boxes would be off by whole pixels.
+_NETWORK = (
+    "/backbone/",
+    "/rpn/head/",
+    *(f"/roi_heads/{part}/" for part in ("box_head", "box_predictor", "mask_head", "mask_predictor")),
+)
+#: Layers that int8 leaves in float: what they answer are the boxes, scores and masks.
+_LAST_LAYERS = (
+    "/rpn/head/cls_logits",
+    "/rpn/head/bbox_pred",
+    "/roi_heads/box_predictor/",
+    "/roi_heads/mask_predictor/",
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,8 @@ class Parity:
         max_score_error: Largest difference of scores in matched pairs.
         min_mask_iou: Smallest IoU of the masks, cut at 0.5, in matched pairs; of two empty masks 1; None without masks.
         max_unmatched_score: Highest score of a detection without partner; None if all have one.
+        sure: Detections of both that score at least ``SURE_SCORE``.
+        sure_matched: Those of them that have a partner, whatever it scores.
     """
 
     num_images: int
@@ -76,12 +89,19 @@ class Parity:
     max_score_error: float | None
     min_mask_iou: float | None
     max_unmatched_score: float | None
+    sure: int
+    sure_matched: int
 
     @property
     def share(self) -> float:
         """Share, in [0, 1], of all detections of both that have a partner; 1 where there are none."""
         total = self.original + self.exported
         return 2 * self.matched / total if total else 1.0
+
+    @property
+    def sure_share(self) -> float:
+        """Share, in [0, 1], of detections from ``SURE_SCORE`` on that have a partner; of all where none score that."""
+        return self.sure_matched / self.sure if self.sure else self.share
 
 
 @dataclass(frozen=True)
@@ -91,25 +111,31 @@ class DetectorExport:
     Attributes:
         path: The exported file.
         format: "onnx" or "openvino".
+        precision: Its number format.
         canvas: Height and width that it takes, in pixels; None for any, in multiples of 32.
         size_mb: Size of all its files in megabytes (10⁶ bytes).
         params_m: Parameters of the folded detector in millions.
         same_canvas: Comparison with the unfolded detector in PyTorch on the same canvas.
         own_sizes: Comparison with the detector in PyTorch as it is used otherwise, which fills images up to multiples
             of 32 only: what the fixed size costs.
+        held_out: Whether no photograph of the comparison was used for calibration.
+        kept: An export in fp32 that was written too, because this one agrees too rarely.
     """
 
     path: Path
     format: str
+    precision: str
     canvas: tuple[int, int] | None
     size_mb: float
     params_m: float
     same_canvas: Parity
     own_sizes: Parity
+    held_out: bool
+    kept: Path | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON, without folders."""
-        return {**asdict(self), "path": self.path.name}
+        return {**asdict(self), "path": self.path.name, "kept": self.kept.name if self.kept else None}
 
 
 def default_canvas(img_size: tuple[int, int]) -> tuple[int, int]:
@@ -121,6 +147,7 @@ def export_detector(
     checkpoint: DetectorCheckpoint,
     output: Path,
     format: str = "onnx",
+    precision: str = "fp32",
     canvas: tuple[int, int] | None = None,
     images: Sequence[Path] = (),
     progress: bool = False,
@@ -138,9 +165,11 @@ def export_detector(
         checkpoint: The detector, on any device; it stays as it is.
         output: File to write: ``.onnx``, or ``.xml`` with a ``.bin`` beside it.
         format: "onnx" or "openvino".
+        precision: "fp32", "fp16", "bf16" (OpenVINO) or "int8", which needs images. Boxes are computed in float32.
         canvas: Height and width in pixels, multiples of 32; None takes the detector's sides, for landscape images.
-        images: Image files to compare on; at most 16, spread over all, are used. Without any, cut-outs of two
-            photographs serve.
+        images: Image files to compare on, and to calibrate int8 with; at most 16, spread over all, are compared on.
+            Without any, cut-outs of two photographs serve. From 100 images on, int8 is compared on others than it is
+            calibrated with.
         progress: Show a bar while comparing.
         any_size: Take canvases of any size, in multiples of 32, as PyTorch does, instead of one.
 
@@ -158,58 +187,142 @@ def export_detector(
     canvas = None if any_size else traced
     if checkpoint.folded:
         raise UserError("The detector is folded already; give the run it came from.")
-    chosen = [images[number] for number in spread(np.arange(len(images)), MAX_IMAGES).tolist()]
-    for _ in _photos(chosen):
-        pass  # one that cannot be read is told before the work
-    prepare_output(output, format)
+    check_export(output, format, precision, calibrated=bool(images))
+    photos = collect_photos(
+        images,
+        None,
+        calibrated=precision == "int8",
+        most_to_calibrate=CALIBRATION_IMAGES,
+        most_to_compare=MAX_IMAGES,
+        num_samples=SAMPLE_IMAGES,
+    )
+    for number in photos.comparison.tolist():
+        photos.read(number)  # one that cannot be read is told before the work
     # tracing and the comparison give it images on the CPU
     checkpoint = replace(checkpoint, model=copy.deepcopy(checkpoint.model).to("cpu").eval())
     with workspace_for(output) as workspace:
-        finished = Path(workspace) / output.name
-        named = f"The detector with {checkpoint.backbone}"
-        with refusing(f"{named} cannot be folded"):
+        with refusing(f"The detector with {checkpoint.backbone} cannot be folded"):
             folded = checkpoint.fold_for(canvas, FORMS[format])
-        heads, transform = cast(Any, folded).roi_heads, cast(Any, checkpoint.model).transform
-        config = {
-            **checkpoint.config(),
-            "canvas": None if canvas is None else list(canvas),
-            "size_divisible": transform.size_divisible,
-            "inference_precision": "f32",
-        }
-        config["settings"] = {**config["settings"], "score_thresh": heads.score_thresh}
-        with refusing(f"{named} cannot be exported to {format}"):
-            _write(CanvasGraph(folded), traced, any_size, finished, format, config)
+        draft = _Draft(Path(workspace), checkpoint, folded, format, canvas, traced, photos, progress)
+        return write_with_float(draft.write, lambda result: result.same_canvas.sure_share, output, precision)
+
+
+@dataclass
+class _Draft:
+    """A folded detector on its way to its files."""
+
+    workspace: Path
+    checkpoint: DetectorCheckpoint
+    folded: nn.Module
+    format: str
+    canvas: tuple[int, int] | None
+    traced: tuple[int, int]
+    photos: Photos
+    progress: bool
+
+    def write(self, output: Path, precision: str) -> DetectorExport:
+        """Convert, store the configuration, compare, put the files in place and describe."""
+        finished = self.workspace / output.name
+        graph = self.graph
+        with refusing(f"{self._named} cannot be exported to {self.format} in {precision}"):
+            self._finish(graph, finished, precision)
             exported = cast(Canvas, load_exported_detector(finished).model)
             # the runtime may have loaded what it cannot run
-            exported.run(torch.zeros(1, 3, *traced), torch.tensor(traced))
-        same_canvas, own_sizes = _verify(checkpoint, exported, canvas, chosen, progress)
+            exported.run(torch.zeros(1, 3, *self.traced), torch.tensor(self.traced))
+        same_canvas, own_sizes = self._verify(exported)
         size = size_mb(finished)
         put_in_place(finished, output)
-    params_m = sum(parameter.numel() for parameter in folded.parameters()) / 1e6
-    result = DetectorExport(output, format, canvas, size, params_m, same_canvas, own_sizes)
-    write_report(output, result.as_dict())
-    return result
+        params_m = sum(parameter.numel() for parameter in self.folded.parameters()) / 1e6
+        held_out = self.photos.held_out
+        return DetectorExport(
+            output, self.format, precision, self.canvas, size, params_m, same_canvas, own_sizes, held_out
+        )
+
+    @property
+    def _named(self) -> str:
+        return f"The detector with {self.checkpoint.backbone}"
+
+    @cached_property
+    def graph(self) -> Path:
+        """The detector as a float ONNX file."""
+        path = self.workspace / "float.onnx"
+        with refusing(f"{self._named} cannot be exported to {self.format}"):
+            write_detector_onnx(CanvasGraph(self.folded), self.traced, self.canvas is None, path)
+        return path
+
+    @cached_property
+    def on_canvas(self) -> Canvas:
+        """The unfolded detector in PyTorch on the same canvas."""
+        transform: Any = self.checkpoint.model.transform
+        return Canvas(CanvasGraph(self.checkpoint.model), self.canvas, transform)
+
+    def _finish(self, graph: Path, path: Path, precision: str) -> None:
+        heads, transform = cast(Any, self.folded).roi_heads, cast(Any, self.checkpoint.model).transform
+        config = {
+            **self.checkpoint.config(),
+            "canvas": None if self.canvas is None else list(self.canvas),
+            "size_divisible": transform.size_divisible,
+            "inference_precision": "bf16" if precision == "bf16" else "f32",
+        }
+        config["settings"] = {**config["settings"], "score_thresh": heads.score_thresh}
+        calibration = _Canvases(self.photos, self.on_canvas, self.progress)
+        with quiet():
+            if self.format == "onnx":
+                model = convert_onnx(graph, "fp32" if precision == "fp16" else precision, calibration, _left_by_int8)
+                if precision == "fp16":
+                    halve_weights(model, _is_layer)
+                save_onnx(model, path, config)
+                return
+            # NNCF needs the branches of conditions tidied, as the converter leaves them
+            model = require("openvino", "openvino").convert_model(graph)
+            if precision == "int8":
+                model = quantize_openvino(model, calibration, _left_by_int8)
+            compute_in_float32(model, lambda name: not _is_layer(name))
+            save_openvino(model, path, config, half=precision in ("fp16", "bf16"))
+
+    def _verify(self, exported: Canvas) -> tuple[Parity, Parity]:
+        # masks stay in their boxes: those of sixteen of a camera's photographs in full would take hundreds of gigabytes
+        answers: tuple[list[dict[str, Tensor]], ...] = ([], [], [])
+        sizes: list[tuple[int, int]] = []
+        numbers, hidden = self.photos.comparison, None if self.progress else True
+        images = map(to_tensor, self.photos.images(numbers))
+        for photo in tqdm(images, desc="comparing", total=len(numbers), unit="image", delay=2, disable=hidden):
+            sizes.append((int(photo.shape[-2]), int(photo.shape[-1])))
+            with torch.inference_mode():
+                for given, model in zip(answers, (exported, self.on_canvas, self.checkpoint.model), strict=True):
+                    given += cast(Detector | Canvas, model).find([photo])
+        for found in answers[0]:
+            if not all(bool(values.isfinite().all()) for values in found.values()):
+                raise UserError("The exported detector answers NaN or infinity; nothing was written.")
+        return compare_detections(answers[1], answers[0], sizes), compare_detections(answers[2], answers[0], sizes)
 
 
-def _photos(paths: Sequence[Path]) -> Iterator[Tensor]:
-    """Images, (3, H, W) in [0, 1] each, one after the other."""
-    if not paths:
-        yield from map(to_tensor, sample_photos(SAMPLE_IMAGES))
-    for path in paths:
-        yield to_tensor(read_image(path))
+def _is_layer(name: str) -> bool:
+    """Whether an operator of this name belongs to the network's layers."""
+    return name.startswith(_NETWORK)
 
 
-def _write(
-    graph: CanvasGraph, canvas: tuple[int, int], any_size: bool, path: Path, format: str, config: dict[str, Any]
-) -> None:
-    import onnx
+def _left_by_int8(name: str) -> bool:
+    return not _is_layer(name) or name.startswith(_LAST_LAYERS)
 
-    onnx_path = path.with_suffix(".onnx")
-    write_detector_onnx(graph, canvas, any_size, onnx_path)
-    if format == "onnx":
-        save_onnx(onnx.load(onnx_path), path, config)
-    else:
-        save_openvino(require("openvino", "openvino").convert_model(onnx_path), path, config)
+
+@dataclass
+class _Canvases:
+    """Photographs to calibrate with as the graph takes them, read each time that they are needed."""
+
+    photos: Photos
+    canvas: Canvas
+    progress: bool
+
+    def __len__(self) -> int:
+        return len(self.photos.calibration)
+
+    def __iter__(self) -> Iterator[Inputs]:
+        hidden = None if self.progress else True
+        images = self.photos.images(self.photos.calibration)
+        for photo in tqdm(images, desc="calibrating", total=len(self), unit="image", delay=2, disable=hidden):
+            canvas, image_size = self.canvas.place(to_tensor(photo))
+            yield dict(zip(INPUTS, (canvas.numpy(), np.array(image_size)), strict=True))
 
 
 def write_detector_onnx(graph: CanvasGraph, canvas: tuple[int, int], any_size: bool, path: Path) -> None:
@@ -231,30 +344,6 @@ def write_detector_onnx(graph: CanvasGraph, canvas: tuple[int, int], any_size: b
         )
 
 
-def _verify(
-    checkpoint: DetectorCheckpoint,
-    exported: Canvas,
-    canvas: tuple[int, int] | None,
-    photos: Sequence[Path],
-    progress: bool,
-) -> tuple[Parity, Parity]:
-    transform: Any = checkpoint.model.transform
-    on_canvas = Canvas(CanvasGraph(checkpoint.model), canvas, transform)
-    # masks stay in their boxes: those of sixteen of a camera's photographs in full would take hundreds of gigabytes
-    answers: tuple[list[dict[str, Tensor]], ...] = ([], [], [])
-    sizes: list[tuple[int, int]] = []
-    total, hidden = len(photos) or SAMPLE_IMAGES, None if progress else True
-    for photo in tqdm(_photos(photos), desc="comparing", total=total, unit="image", delay=2, disable=hidden):
-        sizes.append((int(photo.shape[-2]), int(photo.shape[-1])))
-        with torch.inference_mode():
-            for given, model in zip(answers, (exported, on_canvas, checkpoint.model), strict=True):
-                given += cast(Detector | Canvas, model).find([photo])
-    for found in answers[0]:
-        if not all(bool(values.isfinite().all()) for values in found.values()):
-            raise UserError("The exported detector answers NaN or infinity; nothing was written.")
-    return compare_detections(answers[1], answers[0], sizes), compare_detections(answers[2], answers[0], sizes)
-
-
 def compare_detections(
     original: Sequence[dict[str, Tensor]], exported: Sequence[dict[str, Tensor]], sizes: Sequence[tuple[int, int]]
 ) -> Parity:
@@ -269,6 +358,7 @@ def compare_detections(
     score_errors: list[float] = []
     mask_ious: list[float] = []
     unmatched: list[float] = []
+    sure = sure_matched = 0
     for first, second, size in zip(original, exported, sizes, strict=True):
         pairs = _pairs(first, second)
         for i, j in pairs:
@@ -283,6 +373,8 @@ def compare_detections(
         for found, place in ((first, 0), (second, 1)):
             partners = {pair[place] for pair in pairs}
             unmatched += [float(score) for k, score in enumerate(found["scores"]) if k not in partners]
+            above = {k for k, score in enumerate(found["scores"].tolist()) if score >= SURE_SCORE}
+            sure, sure_matched = sure + len(above), sure_matched + len(above & partners)
     return Parity(
         len(original),
         sum(len(found["scores"]) for found in original),
@@ -292,6 +384,8 @@ def compare_detections(
         max(score_errors, default=None),
         min(mask_ious, default=None),
         max(unmatched, default=None),
+        sure,
+        sure_matched,
     )
 
 

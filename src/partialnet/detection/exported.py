@@ -63,14 +63,17 @@ class Canvas(nn.Module):
         """The same with ``box_masks`` in the place of ``masks``; see ``Detector.find``."""
         return [self._detect(image) for image in images]
 
-    def _detect(self, image: Tensor) -> dict[str, Tensor]:
-        original = (int(image.shape[-2]), int(image.shape[-1]))
-        resized = resized_size(original, self.transform.img_size, self.size)
+    def place(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """An RGB image, (3, H, W) in [0, 1], normalised on its canvas, (1, 3, H, W), and its height and width there."""
+        resized = resized_size((int(image.shape[-2]), int(image.shape[-1])), self.transform.img_size, self.size)
         image = self.transform.normalize(resize_image(image, resized))
         height, width = self.size or padded_size(resized, self.transform.size_divisible)
-        padding = (0, width - resized[1], 0, height - resized[0])
-        boxes, labels, scores, *masks = self.run(F.pad(image[None], padding), torch.tensor(resized))
-        boxes = resize_boxes(boxes, list(resized), list(original))
+        return F.pad(image[None], (0, width - resized[1], 0, height - resized[0])), resized
+
+    def _detect(self, image: Tensor) -> dict[str, Tensor]:
+        canvas, resized = self.place(image)
+        boxes, labels, scores, *masks = self.run(canvas, torch.tensor(resized))
+        boxes = resize_boxes(boxes, list(resized), list(image.shape[-2:]))
         found = {"boxes": boxes, "labels": labels, "scores": scores}
         return {**found, "box_masks": masks[0][:, None]} if masks else found
 

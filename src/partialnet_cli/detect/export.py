@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 @click.argument("source")
 @click.option("-f", "--format", type=click.Choice(["onnx", "openvino"]), default="onnx", help="Runtime.")
 @click.option(
+    "-p",
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
+    default="fp32",
+    help="Number format; bf16 is for OpenVINO, int8 needs --calibration.",
+)
+@click.option(
     "--canvas",
     nargs=2,
     type=click.IntRange(min=32),
@@ -33,34 +40,39 @@ if TYPE_CHECKING:
     help="Take canvases of any size in multiples of 32, so that images keep the sizes that PyTorch gives them.",
 )
 @click.option(
+    "--calibration",
     "--images",
     type=click.Path(exists=True),
-    help="Photographs to compare with PyTorch on; at most 16 are used.  [default: crops of two from scikit-learn]",
+    help="Folder of photographs like those to come; int8 is calibrated on at most 100, and every export compared on at "
+    "most 16.  [default: crops of two from scikit-learn]",
 )
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="File to write.  [default: SOURCE.onnx or SOURCE.xml here]"
+    "-o", "--output", type=click.Path(path_type=Path), help="File to write.  [default: SOURCE_PRECISION.onnx or .xml]"
 )
 @result_options(json="the report")
 def export(
     source: str,
     format: str,
+    precision: str,
     canvas: tuple[int, int] | None,
     any_size: bool,
-    images: str | None,
+    calibration: str | None,
     output: Path | None,
     results: Results,
 ) -> None:
     """Export SOURCE, a detector, for other runtimes, folded, with box selection (NMS) inside.
 
     SOURCE is a detector's run folder or its model.safetensors. The file takes one image at a time, on a canvas of a
-    fixed size or of any, and carries categories and preprocessing. Before it is put in place it is compared with
-    PyTorch; the comparison is printed and stored beside it as JSON.
+    fixed size or of any, and carries categories and preprocessing. Whatever the precision, boxes are computed in
+    float32. Before the file is put in place it is compared with PyTorch; the comparison is printed and stored beside it
+    as JSON.
 
-    Example: partialnet detect export runs/coco --format openvino --images photos/ -o detector.xml
+    Example: partialnet detect export runs/coco --format openvino --calibration photos/ -o detector.xml
     """
+    from partialnet.deploy.export import LEAST_AGREEMENT, check_export
     from partialnet.deploy.exported_files import SUFFIXES, check_files
     from partialnet.detection.checkpoint import load_detector
-    from partialnet.detection.export import LEAST_MATCHED, export_detector
+    from partialnet.detection.export import LEAST_MATCHED, SURE_SCORE, export_detector
     from partialnet.sources import is_exported
 
     if is_exported(source):
@@ -68,24 +80,35 @@ def export(
     checkpoint = load_detector(source)
     if output is None:
         name = Path(source).resolve().name if Path(source).is_dir() else Path(source).stem
-        output = Path(f"{name}{SUFFIXES[format]}")
+        output = Path(f"{name}_{precision}{SUFFIXES[format]}")
+    images = find_images([calibration]) if calibration else []
+    check_export(output, format, precision, bool(images))
     check_files(output, source, results.files["json"])
-    photos = find_images([images]) if images else []
-    click.echo(f"Exporting {checkpoint.kind} with {checkpoint.backbone} to {format} …", err=True)
-    result = export_detector(checkpoint, output, format, canvas, photos, progress=True, any_size=any_size)
+    click.echo(f"Exporting {checkpoint.kind} with {checkpoint.backbone} to {format} in {precision} …", err=True)
+    result = export_detector(checkpoint, output, format, precision, canvas, images, progress=True, any_size=any_size)
     results.written += [f"{result.path} ({result.size_mb:.1f} MB)", f"{result.path}.json"]
     results.write_json(result.as_dict())
+    if not result.held_out:
+        results.say("  The photographs below are those that it was calibrated with: too few to hold some out.")
     if result.canvas:
         canvas_size = f"{result.canvas[0]}×{result.canvas[1]}"
         results.say(f"  Against PyTorch on the same canvas, {canvas_size}: {_told(result.same_canvas)}")
     results.say(f"  Against PyTorch with sizes of its own choice: {_told(result.own_sizes)}")
-    if not result.same_canvas.original + result.same_canvas.exported:
+    same_canvas = result.same_canvas
+    if not same_canvas.original + same_canvas.exported:
         click.echo(
-            "Warning: neither found anything, so the comparison says little; give --images with objects.", err=True
+            "Warning: neither found anything, so the comparison says little; give --calibration with objects.", err=True
         )
-    elif result.same_canvas.share < LEAST_MATCHED:
+    elif result.kept is not None:
+        of_scores = f" that score {SURE_SCORE} or more" if same_canvas.sure else ""
+        click.echo(
+            f"Warning: {precision} agrees with PyTorch on {same_canvas.sure_share:.1%} of the detections{of_scores}, "
+            f"less than {LEAST_AGREEMENT:.0%}; {result.kept} was written too.",
+            err=True,
+        )
+    elif precision == "fp32" and same_canvas.share < LEAST_MATCHED:
         click.echo(f"Warning: less than {LEAST_MATCHED:.0%} of the detections are found again.", err=True)
-    elif result.own_sizes.share < LEAST_MATCHED:
+    elif same_canvas.share >= LEAST_MATCHED > result.own_sizes.share:
         click.echo(
             "The canvas costs some of PyTorch's detections; --any-size keeps them, and --canvas takes another.",
             err=True,
@@ -94,9 +117,13 @@ def export(
 
 
 def _told(parity: Parity) -> str:
+    from partialnet.detection.export import SURE_SCORE
+
     text = f"{parity.matched} of {parity.original} detections in {parity.num_images} images found again"
     if extra := parity.exported - parity.matched:
         text += f", {extra} others"
+    if parity.sure:
+        text += f"; of those that score {SURE_SCORE} or more {parity.sure_share:.1%}"
     if parity.max_box_error is not None:
         text += (
             f"; largest difference of a box {parity.max_box_error:.2g} pixels, of a score {parity.max_score_error:.2g}"
