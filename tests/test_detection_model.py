@@ -206,6 +206,43 @@ def test_frozen_norms_do_not_learn_but_new_ones_do() -> None:
     assert all(name.startswith("backbone.out_norms.") for name in changed)
 
 
+@pytest.mark.parametrize(
+    ("name", "num_stages", "frozen"),
+    [
+        ("partialnet_t0", 1, ("patch_embed.", "stages_0.")),
+        ("partialnet_t0", 3, ("patch_embed.", "stages_0.", "stages_1.", "stages_2.")),
+        ("resnet10t", 2, ("conv1.", "bn1.", "layer1.", "layer2.")),
+        ("mobilenetv3_small_050", 1, ("conv_stem.", "bn1.", "blocks.0.")),
+    ],
+)
+def test_frozen_stages_stay_as_they_are(name: str, num_stages: int, frozen: tuple[str, ...]) -> None:
+    arguments = TINY if name == "partialnet_t0" else {}
+    model = create_mask_rcnn(
+        name, 3, model_args=arguments, drop_path_rate=0.5, pyramid_channels=16, num_proposals=20, masks=False
+    )
+    maps = model.backbone.maps
+    maps.freeze(num_stages)
+    model.train()
+    learning = {name: parameter.requires_grad for name, parameter in maps.body.named_parameters()}
+    assert learning == {name: not name.startswith(frozen) for name in learning}
+    assert not all(learning.values())
+    assert any(learning.values())
+    for place, module in maps.body.named_modules():  # stochastic depth in them, too
+        if place:
+            assert module.training == (not f"{place}.".startswith(frozen)), place
+    before = {name: value.clone() for name, value in maps.body.state_dict().items() if "running" in name}
+    with torch.no_grad():
+        model.backbone(torch.rand(2, 3, 64, 96))
+    for name, value in maps.body.state_dict().items():
+        if name in before:
+            assert value.equal(before[name]) == name.startswith(frozen), name
+
+
+def test_more_frozen_stages_than_there_are_are_refused() -> None:
+    with pytest.raises(UserError, match="frozen_stages is 5, but the backbone has only 4 stages"):
+        tiny().model.backbone.maps.freeze(5)
+
+
 # -- groups of parameters ----------------------------------------------------------------------------------------------
 
 

@@ -398,6 +398,7 @@ def test_training_sizes_follow_the_image_size() -> None:
         (["--mixup", "0.1"], "--mixup"),
         (["--model-args", "features_only=true"], "may not contain features_only"),
         (["--weights", "nowhere"], "nowhere"),
+        (["--frozen-stages", "1"], "frozen_stages without weights"),
     ],
 )
 def test_mistakes_are_one_sentence(
@@ -455,6 +456,18 @@ def test_normalisation_of_other_weights_survives_a_resume(data: str, trained: Pa
     for folder in (tmp_path / "run", tmp_path / "run" / "last"):
         found = load_detector(folder)
         assert (found.mean, found.std) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_frozen_stages_are_those_of_the_weights(data: str, trained: Path, tmp_path: Path) -> None:
+    config = replace(CONFIG, weights=str(trained), frozen_stages=2, epochs=1, warmup_epochs=0.0)
+    train_detector(config, data, tmp_path / "run")
+    before, after = (load_detector(folder).model.state_dict() for folder in (trained, tmp_path / "run"))
+    body, frozen = "backbone.maps.body.", ("patch_embed.", "stages_0.", "stages_1.")
+    for name in before:
+        if name.startswith(body) and before[name].is_floating_point():
+            stays = name.removeprefix(body).startswith(frozen)
+            assert after[name].equal(before[name]) == stays or not before[name].any(), name
 
 
 def test_a_state_of_other_groups_of_parameters_is_refused(

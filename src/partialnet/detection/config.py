@@ -46,6 +46,9 @@ class DetectionConfig(RunConfig):
     )
     masks: bool | None = _network(None, "learn masks, too; none does so if the data has any")
     frozen_bn: bool = _network(False, "keep the backbone's BatchNorms as they are, for small batches")
+    frozen_stages: int | None = _network(
+        None, "stages of the backbone to keep as they are, with the stem and all their BatchNorms", least=1
+    )
     num_proposals: int = _network(
         1000, "proposals in an image that the heads look at, twice as many in training; fewer are faster", least=1
     )
@@ -122,3 +125,5 @@ class DetectionConfig(RunConfig):
         if len(self.img_size) != 2 or self.img_size[0] > self.img_size[1]:
             sides = ",".join(map(str, self.img_size))
             raise UserError(f"img_size is {sides} but must be the shorter and the longer side, such as 800,1333.")
+        if self.frozen_stages is not None and self.weights is None:
+            raise UserError("frozen_stages without weights would keep random layers as they are; give weights.")

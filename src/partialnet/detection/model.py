@@ -81,6 +81,46 @@ class FeatureMaps(nn.Module):
         self.channels_last = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
         self.body = body
         self._check_output(name)
+        #: Names of the modules in ``body`` that never learn.
+        self._frozen: tuple[str, ...] = ()
+
+    def freeze(self, num_stages: int) -> None:
+        """Keep the stem and the first stages as they are, statistics of BatchNorms and all.
+
+        These are the layers that a feature map comes from: that of the least stride for one stage, the next for two.
+
+        Args:
+            num_stages: Number of stages, at least 1.
+
+        Raises:
+            UserError: There are fewer stages.
+        """
+        if num_stages > len(self.strides):
+            raise UserError(f"frozen_stages is {num_stages}, but the backbone has only {len(self.strides)} stages.")
+        parameters = dict(self.body.named_parameters())
+        first = next(iter(parameters.values()))
+        training = self.training
+        self.eval()
+        with torch.enable_grad():
+            image = torch.zeros(1, 3, *_PROBE, device=first.device, dtype=first.dtype)
+            last = self(image)[num_stages - 1].sum()
+            learning = [parameter for parameter in parameters.values() if parameter.requires_grad]
+            gradients = torch.autograd.grad(last, learning, allow_unused=True)
+        for parameter, gradient in zip(learning, gradients, strict=True):
+            parameter.requires_grad_(gradient is None)
+        self._frozen = tuple(
+            name
+            for name, module in self.body.named_modules()
+            if (own := list(module.parameters())) and not any(parameter.requires_grad for parameter in own)
+        )
+        self.train(training)
+
+    def train(self, mode: bool = True) -> FeatureMaps:
+        """Training or evaluation mode, always the latter for what is frozen."""
+        super().train(mode)
+        for name in self._frozen:
+            self.body.get_submodule(name).eval()
+        return self
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Images, (B, 3, H, W), to their maps, finest first."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tqdm import tqdm
@@ -22,6 +22,7 @@ from .config import DetectionConfig
 from .data_sources import DetectionData, open_detection_data
 from .evaluator import Detection, DetectionEvaluation, evaluate, in_order
 from .inference import find_objects
+from .model import Detector
 from .outlines import mask_functions
 from .task import DetectorTask
 from .weights import load_weights
@@ -100,6 +101,8 @@ class DetectorRun(RunKind[DetectionConfig, DetectionData, DetectorTask, Detectio
         categories = dict(zip(ids, data.class_names, strict=True))
         checkpoint = create_detector(config.model, categories, **config.detector_settings(data.train))
         weights = "Weights: new." if config.weights is None else load_weights(checkpoint, config.weights)
+        if config.frozen_stages is not None:
+            cast(Detector, checkpoint.model).backbone.maps.freeze(config.frozen_stages)
         num_batches = len(detection_train_loader(data.train, config, epoch=0, world_size=world_size))
         return DetectorTask(checkpoint, config, data, num_batches), weights
 
