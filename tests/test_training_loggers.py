@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sqlite3
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +14,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.loggers.logger import DummyLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.summary.writer.record_writer import RecordWriter
 from training_runs import FINISHED, Train, metrics
 
 from partialnet.errors import UserError
@@ -100,3 +103,23 @@ def test_tensorboard_compares_runs(finished_run: TrainResult) -> None:
     assert compared == set(events.Tags()["scalars"]) - {"epoch"}
     values = [event.value for event in events.Scalars("val_accuracy")]
     assert values == pytest.approx([row["val_accuracy"] for row in metrics(finished_run.folder)])
+
+
+def test_the_event_file_cannot_be_written(
+    train_tiny: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its thread dies, which costs the run nothing but TensorBoard's curves."""
+
+    write, written = RecordWriter.write, []
+
+    def fill(writer: RecordWriter, data: bytes) -> None:
+        if written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written.append(data)
+        write(writer, data)
+
+    monkeypatch.setattr(RecordWriter, "write", fill)
+    assert train_tiny(epochs=3).epochs == 3
+    told = capsys.readouterr().err
+    assert "\nTensorBoard cannot log epoch 3 (No space left on device); training goes on." in told
+    assert "Traceback" not in told

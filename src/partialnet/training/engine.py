@@ -32,7 +32,7 @@ from .config import RunConfig
 from .items import TrainingData
 from .keeper import BROKEN_NAME, LAST_NAME, METRICS_NAME, RunKeeper
 from .lock import RunLock
-from .loggers import create_loggers
+from .loggers import create_loggers, quiet_event_writer
 from .lost_processes import WatchedStrategy, tells_of_loss
 from .machine import create_trainer, find_machine, quiet_lightning, threads
 from .progress_bar import ProgressBar
@@ -118,7 +118,7 @@ def run(
             another process trains into the folder.
         RunInterrupted: A signal asked to stop; the run's state is saved.
     """
-    with quiet_lightning(), RunLock(folder) as lock:
+    with quiet_lightning(), quiet_event_writer(), RunLock(folder) as lock:
         with StopSignals() as signals:
             trainer, task, keeper, state = _prepare(kind, config, source, folder, resume, signals, lock)
             with threads(config, trainer.num_devices):

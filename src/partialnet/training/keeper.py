@@ -201,7 +201,8 @@ class RunKeeper(L.Callback):
             try:
                 logger.log_metrics(values, step=epoch)
             except Exception as error:  # of the disk, the service, its library or the network
-                reason = " ".join(describe(error).split())
+                cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+                reason = " ".join(describe(cause).split())
                 self.say(f"{type(logger).__name__} cannot log epoch {epoch} ({reason}); training goes on.")
 
     def _write_checkpoints(self, task: Task, row: dict[str, float], metrics: dict[str, float]) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ def create_loggers(config: RunConfig, source: str, folder: Path, first_epoch: in
         UserError: A logger's library is not installed, or it cannot begin to log.
     """
     settings = {"data": source, **asdict(config)}
-    found: list[Logger] = [_TensorBoard(folder, first_epoch, settings)]
+    found: list[Logger] = [TensorBoard(folder, first_epoch, settings)]
     if not config.loggers:
         return found
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +58,7 @@ def create_loggers(config: RunConfig, source: str, folder: Path, first_epoch: in
     return found
 
 
-class _TensorBoard(TensorBoardLogger):
+class TensorBoard(TensorBoardLogger):
     """Events right in ``RUN/tensorboard``, with the settings for the tab that compares runs by their last metrics."""
 
     def __init__(self, folder: Path, first_epoch: int, settings: Mapping[str, Any]) -> None:
@@ -74,6 +76,27 @@ class _TensorBoard(TensorBoardLogger):
             # not by log_hyperparams, which would log the metrics again
             for summary in hparams(self._settings, dict(metrics)):
                 self.experiment.file_writer.add_summary(summary)
+
+    def finalize(self, status: str) -> None:
+        """Close the file; where that fails, the run must not: `metrics.csv` has it all."""
+        with suppress(OSError):
+            super().finalize(status)
+
+
+@contextmanager
+def quiet_event_writer() -> Iterator[None]:
+    """No traceback of the thread that writes TensorBoard's file, as on a full disk; the next epoch's log tells it."""
+    before = threading.excepthook
+
+    def hook(failure: threading.ExceptHookArgs) -> None:
+        if type(failure.thread).__module__ != "tensorboard.summary.writer.event_file_writer":
+            before(failure)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _wandb(folder: Path, run: str | None) -> tuple[Logger, str]:
