@@ -14,6 +14,7 @@ from partialnet.training.settings import read_settings
 
 from .bench import parse_runtimes
 from .next_command import next_command
+from .ranges import FloatRange, IntRange
 from .results import Results, result_options
 from .runs import default_recipe, run_folder
 from .settings import GroupedCommand, configure, given_settings, setting_options
@@ -25,22 +26,25 @@ _NETWORK_SETTINGS = ("model", "model_args", "img_size", "device")
 
 @click.command(cls=GroupedCommand)
 @click.option("--table", type=click.Choice(_TABLES), required=True, help="Table of the paper.")
-@click.option("--data", help="Train every row on this data, as `partialnet train` does, and report its accuracy.")
-@click.option("--row", "names", multiple=True, help="Only this row; repeatable.")
-@click.option("--seeds", type=click.IntRange(min=1), default=1, help="Seeds to train each row with.")
+@click.option(
+    "--data", metavar="DATA", help="Train every row on this data, as `partialnet train` does, and report its accuracy."
+)
+@click.option("--row", "names", metavar="NAME", multiple=True, help="Only this row; repeatable.")
+@click.option("--seeds", type=IntRange(min=1), default=1, help="Seeds to train each row with.")
 @click.option(
     "-r",
     "--runtime",
+    metavar="NAME,…",
     default="eager",
     help="What to time in: eager, compile, onnxruntime, openvino, or several with commas.",
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0),
+    type=FloatRange(min=0),
     default=10.0,
     help="Time for the latencies in a runtime, and as much for the throughputs; 0 times nothing.",
 )
-@click.option("--bench-threads", type=click.IntRange(min=1), default=1, help="CPU threads of the timing.")
+@click.option("--bench-threads", type=IntRange(min=1), default=1, help="CPU threads of the timing.")
 @click.option(
     "--processor-time",
     is_flag=True,
@@ -48,23 +52,24 @@ _NETWORK_SETTINGS = ("model", "model_args", "img_size", "device")
 )
 @click.option(
     "--bench-batch-size",
-    type=click.IntRange(min=1),
+    type=IntRange(min=1),
     default=16,
     help="Images at a time for the throughput; the latency is that of one image.",
+)
+@click.option("--recipe", metavar="NAME", help="Settings to start from, for every row.  [default: digits or small]")
+@click.option("--config", "config_file", metavar="FILE", help="YAML file of settings that override the recipe's.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the run folders of --data.  [default: runs/DATA-ablation]",
 )
 @result_options(
     json="everything and the environment",
     csv="a line for each row and runtime as CSV",
     markdown="the tables as Markdown",
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for the run folders of --data.  [default: runs/DATA-ablation]",
-)
-@click.option("--recipe", help="Settings that every row is trained with.  [default: digits or small]")
-@click.option("--config", "config_file", help="YAML file of settings, which replace the recipe's.")
 @setting_options(TrainConfig)
 @click.pass_context
 def ablate(

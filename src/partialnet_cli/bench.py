@@ -11,6 +11,7 @@ import click
 from partialnet.errors import UserError
 
 from .failures import fail
+from .ranges import FloatRange, IntRange
 from .results import Results, result_options, tell_written
 
 if TYPE_CHECKING:
@@ -33,31 +34,40 @@ if TYPE_CHECKING:
     help="Network that the ratios refer to.  [default: timm's FasterNet of the first model's size, or the first model; "
     "resnet50 for a preset]",
 )
-@click.option("-r", "--runtime", default="eager", help="eager, compile, onnxruntime, openvino, or several with commas.")
+@click.option(
+    "-r",
+    "--runtime",
+    metavar="NAME,…",
+    default="eager",
+    help="What to time in: eager, compile, onnxruntime, openvino, or several with commas.",
+)
 @click.option(
     "-p", "--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8"]), default="fp32", help="Number format."
 )
-@click.option("-t", "--threads", type=click.IntRange(min=1), default=1, help="CPU threads.")
+@click.option("-t", "--threads", type=IntRange(min=1), default=1, help="CPU threads.")
 @click.option(
     "-b",
     "--batch-size",
-    type=click.IntRange(min=1),
+    type=IntRange(min=1),
     help="Images at a time.  [default: 1; 16 for a preset's throughput]",
 )
-@click.option("--img-size", type=click.IntRange(min=32), help="Height and width.  [default: each network's own]")
+@click.option(
+    "--img-size", type=IntRange(min=32), help="Height and width of the images.  [default: each network's own]"
+)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where to run.")
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FloatRange(min=0, min_open=True),
     help="Time to measure each runtime; for a preset each latency and each throughput.  [default: 10; 4 for a preset]",
 )
-@result_options(json="the rows and the environment", csv="the rows as CSV", plot="a bar chart as PNG")
 @click.option(
     "-o",
     "--output",
+    metavar="FOLDER",
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for a preset's files.  [default: bench_PRESET_PRECISION_THREADSt]",
 )
+@result_options(json="the rows and the environment", csv="the rows as CSV", plot="a bar chart as PNG")
 def bench(
     sources: tuple[str, ...],
     preset: str | None,

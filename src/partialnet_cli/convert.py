@@ -11,6 +11,7 @@ from partialnet.errors import UserError
 from partialnet.surgery.converted import convert_checkpoint
 
 from .next_command import next_command
+from .ranges import FloatRange
 from .results import Results, result_options
 
 
@@ -24,12 +25,13 @@ from .results import Results, result_options
 )
 @click.option(
     "--split-ratio",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=FloatRange(0, 1, min_open=True, max_open=True),
     default=0.25,
     help="Share of the channels that is convolved.",
 )
 @click.option(
     "--attention",
+    metavar="NAME",
     default="gaussian_se",
     help="What the other channels get: gaussian_se, srm, spatial_gate, self_attention, one of timm's, or none.",
 )
@@ -43,8 +45,9 @@ from .results import Results, result_options
 @click.option(
     "-o",
     "--output",
+    metavar="FOLDER",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Run folder to write.  [default: runs/SOURCE-pat]",
+    help="Run folder.  [default: runs/SOURCE-pat]",
 )
 @result_options(json="the report")
 def convert(
@@ -60,7 +63,7 @@ def convert(
     """Replace convolutions of SOURCE with PATConv.
 
     SOURCE is a run folder, its model.safetensors, a checkpoint of timm's training script or of the authors, or a model
-    name (timm's, torchvision:NAME); for a network of your own see partialnet --import and examples/own_network.py.
+    name (timm's, torchvision:NAME); for a network of your own see `partialnet --import` and examples/own_network.py.
 
     Prints, layer by layer, what was replaced, what not and why, and writes a run folder that train, predict, eval,
     export and bench take. Leading blocks of regular kernels are carried over; the network must be trained again.

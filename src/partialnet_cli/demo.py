@@ -10,6 +10,7 @@ import click
 from partialnet.errors import UserError
 
 from .next_command import next_command
+from .ranges import IntRange
 from .results import tell_written
 
 
@@ -17,10 +18,11 @@ from .results import tell_written
 @click.option(
     "-o",
     "--output",
+    metavar="FOLDER",
     type=click.Path(path_type=Path),
-    help="Run folder to make.  [default: runs/demo, or the next free runs/demo-2, …]",
+    help="Run folder.  [default: runs/demo, or the next free runs/demo-2, …]",
 )
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Seed of weights, order and augmentation.")
+@click.option("--seed", type=IntRange(0, 2**32 - 1), default=0, help="Seed of weights, order and augmentation.")
 def demo(output: Path | None, seed: int) -> None:
     """Train partialnet_t0 on handwritten digits, from scratch, on the CPU.
 

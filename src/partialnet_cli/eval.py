@@ -15,6 +15,7 @@ from partialnet.text_width import left_aligned, text_width
 
 from .device_option import device_option
 from .next_command import next_command
+from .ranges import IntRange
 from .results import Results, result_options
 
 if TYPE_CHECKING:
@@ -32,12 +33,12 @@ _COLUMNS = ("path", "label", "predicted", "probability")
 @click.argument("source")
 @click.argument("data")
 @click.option("--split", metavar="NAME", help="Part of DATA, such as test.  [default: val or test, where there is one]")
-@click.option("-b", "--batch-size", type=click.IntRange(min=1), default=32, help="Images at a time.")
+@click.option("-b", "--batch-size", type=IntRange(min=1), default=32, help="Images at a time.")
 @click.option(
-    "-w", "--workers", type=click.IntRange(min=0), help="Processes that read images.  [default: by images and cores]"
+    "-w", "--workers", type=IntRange(min=0), help="Processes that read images.  [default: by images and cores]"
 )
 @device_option
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Take N images only, evenly over the data.")
+@click.option("--limit", type=IntRange(min=1), metavar="N", help="Take N images only, evenly over the data.")
 @result_options(json="all figures", csv="one row for each image as CSV", confusion="the confusion matrix as PNG")
 def evaluate(
     source: str,
@@ -53,8 +54,8 @@ def evaluate(
 
     SOURCE is a run folder, its model.safetensors, a checkpoint of timm's training script or of the authors, or an
     exported .onnx, .xml or .tflite file. DATA is a folder with one folder of images for each class, named like the
-    network's classes, in any order; or a folder that contains such folders as val or test. Images that cannot be read
-    are left out and reported.
+    network's classes, in any order; a folder that contains such folders as val or test; or any other DATA of
+    `partialnet train`, of which the held-out part is taken. Images that cannot be read are left out and reported.
 
     Example: partialnet eval runs/flowers flowers/val --csv answers.csv
     """

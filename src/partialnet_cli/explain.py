@@ -18,6 +18,7 @@ from partialnet.text_width import left_aligned, text_width
 from .device_option import device_option
 from .failures import fail
 from .next_command import next_command
+from .ranges import IntRange
 from .results import Results, result_options
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 @click.option(
     "--method", metavar="NAME", help="gradcam, layercam, eigencam, …; see docs/explain.md.  [default: gradcam]"
 )
-@click.option("--stage", type=click.IntRange(min=1), help="Stage whose output is shown.  [default: the last]")
+@click.option("--stage", type=IntRange(min=1), help="Stage whose output is shown.  [default: the last]")
 @click.option("--against", multiple=True, metavar="SOURCE", help="Another network to show beside it; repeatable.")
 @click.option(
     "--position",
@@ -44,27 +45,28 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--img-size",
-    type=click.IntRange(min=32),
-    help="Height and width of the networks' input; a larger one gives finer maps.  [default: each one's own]",
+    type=IntRange(min=32),
+    help="Height and width of the images; larger ones give finer maps.  [default: each network's own]",
 )
 @click.option("--scores", is_flag=True, help="Delete and insert pixels in the map's order; takes about 60 more runs.")
 @click.option("--boxes", metavar="JSON", help="COCO file of instances: play the pointing game on all IMAGES in it.")
 @click.option(
     "--category", multiple=True, metavar="CLASS=CATEGORY", help="Category of the boxes that a class stands for."
 )
-@click.option("--draw", type=click.IntRange(min=0), default=12, help="Images whose maps are drawn.")
+@click.option("--draw", type=IntRange(min=0), default=12, help="Images whose maps are drawn.")
 @click.option(
-    "--gates", "num_gates", type=click.IntRange(min=0), default=3, help="Images whose gates and attention are drawn."
+    "--gates", "num_gates", type=IntRange(min=0), default=3, help="Images whose gates and attention are drawn."
 )
-@result_options(json="all figures")
+@device_option
 @click.option(
     "-o",
     "--output",
+    metavar="FOLDER",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("explained"),
     help="Folder for the pictures.",
 )
-@device_option
+@result_options(json="all figures")
 def explain(
     source: str,
     images: tuple[str, ...],
@@ -94,7 +96,7 @@ def explain(
 
     \b
     Examples: partialnet explain runs/flowers rose.jpg
-              partialnet explain runs/flowers photos/ --against runs/resnet --scores --json f.json
+              partialnet explain runs/flowers photos/ --against runs/resnet --scores --json maps.json
               partialnet explain runs/flowers rose.jpg --target tulip --stage 3 --position 120,80
     """
 

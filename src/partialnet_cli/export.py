@@ -14,6 +14,7 @@ from partialnet.errors import UserError
 from partialnet.images import find_images
 
 from .next_command import next_command
+from .ranges import IntRange
 from .results import Results, result_options
 
 if TYPE_CHECKING:
@@ -32,10 +33,11 @@ if TYPE_CHECKING:
     default="fp32",
     help="Number format; bf16 is for OpenVINO and torch, int8 needs --calibration.",
 )
-@click.option("--img-size", type=click.IntRange(min=32), help="Height and width in pixels.  [default: the model's own]")
+@click.option("--img-size", type=IntRange(min=32), help="Height and width of the images.  [default: the network's own]")
 @click.option("--dynamic-batch", is_flag=True, help="Accept any number of images at a time.  [default: one]")
 @click.option(
     "--calibration",
+    metavar="FOLDER",
     type=click.Path(exists=True, file_okay=False),
     help="Folder of images like those to come; int8 is calibrated and every export compared on them. Folders of "
     "classes inside are labels.",
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--output",
+    metavar="FILE",
     type=click.Path(path_type=Path),
     help="File to write.  [default: SOURCE_PRECISION.onnx, .xml, .tflite or .safetensors]",
 )

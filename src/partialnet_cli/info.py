@@ -12,16 +12,19 @@ from partialnet.complexity import PAPER, Complexity, measure
 from partialnet.search import load_plan
 
 from .next_command import next_command
+from .ranges import IntRange
 from .results import Results, result_options
 
 
 @click.command()
 @click.argument("source", required=False)
-@click.option("--plan", "plan_source", help="Show the network of a search instead: its plan.json or run folder.")
+@click.option(
+    "--plan", "plan_source", metavar="PLAN", help="Show the network of a search instead: its plan.json or run folder."
+)
 @click.option(
     "--img-size",
-    type=click.IntRange(min=32),
-    help="Height and width of the image to count for.  [default: the model's own]",
+    type=IntRange(min=32),
+    help="Height and width of the image to count for.  [default: the network's own]",
 )
 @result_options(json="structure and cost")
 def info(source: str | None, plan_source: str | None, img_size: int | None, results: Results) -> None:

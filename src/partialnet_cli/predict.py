@@ -14,6 +14,7 @@ from partialnet.images import find_images
 
 from .device_option import device_option
 from .failures import fail
+from .ranges import IntRange
 from .results import Results, result_options
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("source")
 @click.argument("images", nargs=-1, required=True)
-@click.option("-k", "--topk", type=click.IntRange(min=1), default=5, help="Classes to print.")
-@click.option("-b", "--batch-size", type=click.IntRange(min=1), default=16, help="Images at a time.")
+@click.option("-k", "--topk", type=IntRange(min=1), default=5, help="Classes to print.")
+@click.option("-b", "--batch-size", type=IntRange(min=1), default=16, help="Images at a time.")
 @device_option
 @result_options(json="one object a line for each image")
 def predict(

@@ -95,9 +95,11 @@ def run_options(kind: type[RunConfig], data_kinds: str, suffix: str = "") -> Cal
     decorators = (
         click.option("--print-config", is_flag=True, help="Print all settings as YAML and stop."),
         click.option("--resume", is_flag=True, help="Continue the run in the run folder if there is one."),
-        click.option("-o", "--output", type=click.Path(path_type=Path), help=folder),
-        click.option("--config", "config_file", help="YAML file of settings that override the recipe's."),
-        click.option("--recipe", help=recipes),
+        click.option("-o", "--output", metavar="FOLDER", type=click.Path(path_type=Path), help=folder),
+        click.option(
+            "--config", "config_file", metavar="FILE", help="YAML file of settings that override the recipe's."
+        ),
+        click.option("--recipe", metavar="NAME", help=recipes),
         click.argument("data", required=False),
     )
 

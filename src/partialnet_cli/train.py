@@ -20,7 +20,7 @@ from .settings import GroupedCommand, given_settings, setting_options
 
 @click.command(cls=GroupedCommand)
 @run_options(TrainConfig, KINDS_OF_DATA)
-@click.option("--plan", help="Network with the split ratios of a search: its plan.json or run folder.")
+@click.option("--plan", metavar="PLAN", help="Network with the split ratios of a search: its plan.json or run folder.")
 @setting_options(TrainConfig)
 @click.pass_context
 def train(

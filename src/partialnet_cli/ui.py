@@ -14,6 +14,7 @@ import click
 from partialnet.errors import UserError
 
 from .device_option import device_option
+from .ranges import IntRange
 
 _DEMO = Path("runs/demo")
 
@@ -22,7 +23,7 @@ _DEMO = Path("runs/demo")
 @click.argument("sources", nargs=-1, metavar="[SOURCE]...")
 @click.option(
     "--port",
-    type=click.IntRange(0, 65535),
+    type=IntRange(0, 65535),
     default=0,
     show_default=False,
     help="Port of 127.0.0.1 to listen on.  [default: any free one]",
@@ -36,8 +37,8 @@ _DEMO = Path("runs/demo")
 )
 @click.option(
     "--img-size",
-    type=click.IntRange(32, 1024),
-    help="Height and width of the networks' input; a larger one gives finer maps.  [default: each one's own]",
+    type=IntRange(32, 1024),
+    help="Height and width of the images; larger ones give finer maps.  [default: each network's own]",
 )
 @device_option
 def ui(sources: tuple[str, ...], port: int, open_browser: bool, img_size: int | None, device: str | None) -> None:

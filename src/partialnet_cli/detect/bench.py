@@ -7,16 +7,19 @@ from tqdm import tqdm
 
 from partialnet.errors import UserError
 
+from ..ranges import FloatRange, IntRange
 from ..results import Results, result_options
 
 
 @click.command()
 @click.argument("models", nargs=-1)
-@click.option("-a", "--against", help="Backbone that the ratios refer to.  [default: resnet50, or the first]")
+@click.option(
+    "-a", "--against", metavar="MODEL", help="Backbone that the ratios refer to.  [default: resnet50, or the first]"
+)
 @click.option(
     "--img-size",
     nargs=2,
-    type=click.IntRange(min=64),
+    type=IntRange(min=64),
     default=(800, 1280),
     metavar="HEIGHT WIDTH",
     help="Size of the image, in multiples of 32.",
@@ -24,16 +27,16 @@ from ..results import Results, result_options
 @click.option(
     "--pyramid-channels",
     multiple=True,
-    type=click.IntRange(min=1),
+    type=IntRange(min=1),
     default=(256,),
     help="Channels of the pyramid, the width of the heads; repeatable, for each backbone with each.",
 )
 @click.option("--masks/--no-masks", default=True, help="Whether they find masks, too.")
 @click.option("--count", "count_only", is_flag=True, help="Count parameters and multiply–adds only.")
-@click.option("-t", "--threads", type=click.IntRange(min=1), default=1, help="CPU threads.")
+@click.option("-t", "--threads", type=IntRange(min=1), default=1, help="CPU threads.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where to run.")
-@click.option("--rounds", type=click.IntRange(min=1), default=3, help="Times that each is run, at least.")
-@click.option("--seconds", type=click.FloatRange(min=0), default=30, help="Time to measure, at least.")
+@click.option("--rounds", type=IntRange(min=1), default=3, help="Times that each is run, at least.")
+@click.option("--seconds", type=FloatRange(min=0), default=30, help="Time to measure, at least.")
 @result_options(json="the rows and the environment", csv="the rows as CSV")
 def bench(
     models: tuple[str, ...],
@@ -54,7 +57,8 @@ def bench(
     (PVT v2 instead of PVT) are measured. One image at a time, folded, in float32, with random weights that pass on 1000
     proposals and 100 detections. The paper's figures are in brackets; its images/s are for a GPU.
 
-    Example: partialnet detect bench partialnet_s fasternet_s --against fasternet_s --json detectors.json
+    \b
+    Example: partialnet detect bench partialnet_s fasternet_s --json detectors.json
     """
 
     from partialnet.bench.environment import environment, place

@@ -9,6 +9,7 @@ import click
 
 from ..device_option import device_option
 from ..next_command import next_command
+from ..ranges import IntRange
 from ..results import Results, result_options
 
 #: Names told of images that cannot be read; the JSON file has all.
@@ -23,15 +24,16 @@ _BROKEN_SHOWN = 3
     metavar="NAME",
     help="Part of DATA, such as test; all for data without parts.  [default: val or test, else what the run held out]",
 )
-@click.option("-b", "--batch-size", type=click.IntRange(min=1), default=1, help="Images at a time.")
-@click.option("-w", "--workers", type=click.IntRange(min=0), default=2, help="Reading processes.")
+@click.option("-b", "--batch-size", type=IntRange(min=1), default=1, help="Images at a time.")
+@click.option("-w", "--workers", type=IntRange(min=0), default=2, help="Processes that read images.")
 @device_option
 @click.option("--fold/--no-fold", default=True, help="Fold the network first; same detections.")
 @click.option(
     "-o",
     "--output",
+    metavar="FOLDER",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder to write to.  [default: SOURCE/evaluation, or evaluation where SOURCE is a file]",
+    help="Folder for the results.  [default: SOURCE/evaluation, or evaluation where SOURCE is a file]",
 )
 @result_options(json="the figures of evaluation.json")
 def evaluate(

@@ -11,6 +11,7 @@ from partialnet.errors import UserError
 from partialnet.images import find_images
 
 from ..next_command import next_command
+from ..ranges import IntRange
 from ..results import Results, result_options
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 @click.option(
     "--canvas",
     nargs=2,
-    type=click.IntRange(min=32),
+    type=IntRange(min=32),
     metavar="HEIGHT WIDTH",
     help="Size that images are laid on, in multiples of 32.  [default: the detector's sides, for landscape images]",
 )
@@ -42,12 +43,17 @@ if TYPE_CHECKING:
 @click.option(
     "--calibration",
     "--images",
+    metavar="FOLDER",
     type=click.Path(exists=True),
     help="Folder of photographs like those to come; int8 is calibrated on at most 100, and every export compared on at "
     "most 16.  [default: crops of two from scikit-learn]",
 )
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="File to write.  [default: SOURCE_PRECISION.onnx or .xml]"
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="File to write.  [default: SOURCE_PRECISION.onnx or .xml]",
 )
 @result_options(json="the report")
 def export(
@@ -67,7 +73,8 @@ def export(
     float32. Before the file is put in place it is compared with PyTorch; the comparison is printed and stored beside it
     as JSON.
 
-    Example: partialnet detect export runs/coco --format openvino --calibration photos/ -o detector.xml
+    \b
+    Example: partialnet detect export runs/boxes --format openvino --calibration photos/
     """
     from partialnet.deploy.export import LEAST_AGREEMENT, check_export
     from partialnet.deploy.exported_files import SUFFIXES, check_files

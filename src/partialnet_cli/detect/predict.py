@@ -15,26 +15,28 @@ from partialnet.images import find_images, write_png
 
 from ..device_option import device_option
 from ..failures import fail
+from ..ranges import FloatRange, IntRange
 from ..results import Results, result_options
 
 
 @click.command()
 @click.argument("source")
 @click.argument("images", nargs=-1, required=True)
-@click.option("--min-score", type=click.FloatRange(0, 1), default=0.5, help="Leave out objects that score lower.")
+@click.option("--min-score", type=FloatRange(0, 1), default=0.5, help="Leave out objects that score lower.")
 @click.option(
     "--nms",
-    type=click.FloatRange(0, 1),
+    type=FloatRange(0, 1),
     metavar="IOU",
     help="Of two boxes of one category that overlap more, leave out the less sure one.  [default: the detector's, 0.5]",
 )
 @click.option(
-    "--max-objects", type=click.IntRange(min=1), help="Objects on an image at most.  [default: the detector's, 100]"
+    "--max-objects", type=IntRange(min=1), help="Objects on an image at most.  [default: the detector's, 100]"
 )
 @device_option
 @click.option(
     "-o",
     "--output",
+    metavar="FOLDER",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("detections"),
     help="Folder for the pictures.",
@@ -53,8 +55,8 @@ def predict(
     """Find the objects in IMAGES and draw them: boxes, masks, names and scores.
 
     SOURCE is a detector's run folder, its model.safetensors, or an exported .onnx or .xml file. IMAGES are files,
-    folders (searched recursively) and quoted glob patterns. Images that cannot be read are told at the end and the exit
-    code is then 2; all others are drawn.
+    folders (searched recursively) and quoted glob patterns. Images that cannot be read are reported at the end, and the
+    exit code is then 2; all others are drawn.
 
     Example: partialnet detect predict runs/boxes photos/ -o drawn
     """
