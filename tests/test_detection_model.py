@@ -537,6 +537,30 @@ def test_counts_agree_with_closed_forms(c: int) -> None:
     assert row.params_m["masks"] * 1e6 == pytest.approx(masks)
 
 
+def test_measuring_a_trained_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its run folder or its file, with its own width, categories and heads, beside a backbone of another width."""
+    monkeypatch.setattr("partialnet.detection.bench._CANDIDATES", 3)
+    categories = {1: "cat", 7: "dog"}
+    settings: dict[str, Any] = {"pyramid_channels": 16, "model_args": {"depths": (1, 1, 1, 1)}, "masks": False}
+    file = create_detector("partialnet_t0", categories, img_size=(40, 50), **settings).save(tmp_path / "run")
+    run = str(tmp_path / "run")
+    rows = bench_detectors(["resnet10t", run], run, size=(64, 96), pyramid_channels=(8,), min_rounds=1, progress=False)
+    assert [(row.model, row.pyramid_channels) for row in rows] == [("resnet10t", 8), (run, 16)]
+    assert rows[1].timing is not None
+    assert rows[1].timing.ratio == 1
+    assert "masks" in rows[0].macs_g
+    counted = count_detector(str(file), (64, 96))
+    assert counted.macs_g == rows[1].macs_g
+    assert "masks" not in counted.macs_g
+    boxes = 16 * 49 * 64 + 64 + 64 * 64 + 64 + 65 * 3 * 5
+    assert counted.params_m["boxes"] * 1e6 == pytest.approx(boxes)
+    create_detector("partialnet_t0", categories, **settings).fold().save(tmp_path / "folded")
+    with pytest.raises(UserError, match="is folded already"):
+        count_detector(str(tmp_path / "folded"), (64, 96))
+    with pytest.raises(UserError):
+        count_detector(str(tmp_path), (64, 96))
+
+
 def test_measuring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("partialnet.detection.bench._CANDIDATES", 3)
     rows = bench_detectors(

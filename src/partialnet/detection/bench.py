@@ -27,7 +27,9 @@ from partialnet.files import write_csv
 from partialnet.folding import fold
 from partialnet.layers.inference import Runtime
 
-from .model import PYRAMID_CHANNELS, count_parameters, create_mask_rcnn
+from .checkpoint import load_detector
+from .model import PYRAMID_CHANNELS, Detector, count_parameters, create_mask_rcnn
+from .resizing import DetectorTransform
 
 #: Height and width of the image, in pixels: what the paper counts and measures at.
 SIZE = (800, 1280)
@@ -80,7 +82,7 @@ class DetectorRow:
     """One detector.
 
     Attributes:
-        model: Its backbone.
+        model: Its backbone, or the run folder or file that it was read from.
         pyramid_channels: Channels of its pyramid, the width of its heads.
         params_m: Parameters of each part in millions, in training form.
         macs_g: Multiply–adds of each part in 10⁹ for one image, folded.
@@ -133,12 +135,13 @@ def count_detector(
     element-wise work, pooling of regions and the choice of boxes are not counted.
 
     Args:
-        name: Backbone.
+        name: Backbone, or the run folder or checkpoint of a trained detector.
         size: Height and width of the image, multiples of 32.
-        pyramid_channels: Channels of the pyramid, the width of the heads.
-        masks: Whether it has a head for masks.
+        pyramid_channels: Channels of the pyramid, the width of the heads; a trained detector has its own.
+        masks: Whether it has a head for masks; a trained detector has its own.
     """
-    detector = create_mask_rcnn(name, NUM_CATEGORIES, pyramid_channels=pyramid_channels, masks=masks)
+    detector: Any = _build(name, pyramid_channels, size, masks)
+    pyramid_channels, masks = detector.backbone.out_channels, detector.roi_heads.has_mask()
     params = {part: number / 1e6 for part, number in count_parameters(detector).items()}
     params["backbone"] += params.pop("output norms")
     folded: Any = copy.deepcopy(fold(detector)).to("meta")
@@ -165,14 +168,41 @@ def count_detector(
     return DetectorRow(name, pyramid_channels, params, macs, paper=PAPER.get(name) if as_in_paper else None)
 
 
+def _is_trained(name: str) -> bool:
+    return Path(name).exists()
+
+
+def _build(name: str, pyramid_channels: int, size: tuple[int, int], masks: bool) -> Detector:
+    """A trained detector of this path, else an untrained one on this backbone, for images of ``size`` as they are."""
+    sides = (min(size), max(size))
+    if not _is_trained(name):
+        return create_mask_rcnn(name, NUM_CATEGORIES, img_size=sides, pyramid_channels=pyramid_channels, masks=masks)
+    checkpoint = load_detector(name)
+    if checkpoint.folded:
+        raise UserError(f"The detector of {name!r} is folded already; give the run it came from.")
+    model: Any = checkpoint.model
+    model.transform = DetectorTransform(sides, checkpoint.mean, checkpoint.std, model.transform.size_divisible)
+    return model
+
+
+def detectors_to_measure(models: Sequence[str], pyramid_channels: Sequence[int]) -> list[tuple[str, int]]:
+    """Each backbone with each number of channels, and each trained detector with its own.
+
+    Raises:
+        UserError: A path holds no detector.
+    """
+    kinds: list[tuple[str, int]] = []
+    for name in models:
+        own: Any = load_detector(name).model.backbone if _is_trained(name) else None
+        kinds += [(name, own.out_channels)] if own is not None else [(name, channels) for channels in pyramid_channels]
+    return kinds
+
+
 class _Contestant:
     """A whole detector with one image, as a user calls it."""
 
     def __init__(self, name: str, pyramid_channels: int, size: tuple[int, int], device: str, masks: bool) -> None:
-        sides = (min(size), max(size))
-        detector: Any = create_mask_rcnn(
-            name, NUM_CATEGORIES, img_size=sides, pyramid_channels=pyramid_channels, masks=masks
-        )
+        detector: Any = _build(name, pyramid_channels, size, masks)
         form: Runtime | None = "torch" if device == "cpu" else None
         image = torch.rand(1, 3, *_LAYOUT_SIZE)
         self.layout = fastest_form([fold(detector.backbone, runtime=form)], image, Setting(device=device)).layout
@@ -215,7 +245,7 @@ def bench_detectors(
     """Count and time detectors, in turn, one image at a time, folded, in float32.
 
     Args:
-        models: Backbones.
+        models: Backbones, and run folders or checkpoints of trained detectors, which have their own pyramid and heads.
         against: One of them, that the ratios refer to; of several widths the first.
         size: Height and width of the image, multiples of 32.
         pyramid_channels: Channels of the pyramid, the width of the heads; each backbone is measured with each.
@@ -234,7 +264,7 @@ def bench_detectors(
     if against not in models:
         raise UserError(f"{against!r} is not among the networks to measure: {', '.join(models)}.")
 
-    kinds = [(name, channels) for name in models for channels in pyramid_channels]
+    kinds = detectors_to_measure(models, pyramid_channels)
 
     def with_bar(task: str) -> Iterable[tuple[str, int]]:
         return tqdm(kinds, desc=task, unit="detector", delay=2, disable=None if progress else True)
@@ -244,7 +274,7 @@ def bench_detectors(
     with torch_settings(threads):
         contestants = {_label(kind): _Contestant(*kind, size, device, masks) for kind in with_bar("preparing")}
         wait = synchronizer(torch.device(device))
-        reference = _label((against, pyramid_channels[0]))
+        reference = _label(next(kind for kind in kinds if kind[0] == against))
         timings = interleave(contestants, reference, seconds, min_rounds, 1, wait, "measuring", progress)
     layouts = {
         name: "channels_last" if contestant.layout is torch.channels_last else "contiguous"

@@ -14,7 +14,7 @@ from ..results import Results, result_options
 @click.command()
 @click.argument("models", nargs=-1)
 @click.option(
-    "-a", "--against", metavar="MODEL", help="Backbone that the ratios refer to.  [default: resnet50, or the first]"
+    "-a", "--against", metavar="MODEL", help="Detector that the ratios refer to.  [default: resnet50, or the first]"
 )
 @click.option(
     "--img-size",
@@ -29,9 +29,10 @@ from ..results import Results, result_options
     multiple=True,
     type=IntRange(min=1),
     default=(256,),
-    help="Channels of the pyramid, the width of the heads; repeatable, for each backbone with each.",
+    help="Channels of the pyramid, the width of the heads; repeatable, for each backbone with each. Trained detectors "
+    "have their own.",
 )
-@click.option("--masks/--no-masks", default=True, help="Whether they find masks, too.")
+@click.option("--masks/--no-masks", default=True, help="Whether those on backbones find masks, too.")
 @click.option("--count", "count_only", is_flag=True, help="Count parameters and multiply–adds only.")
 @click.option("-t", "--threads", type=IntRange(min=1), default=1, help="CPU threads.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where to run.")
@@ -53,9 +54,10 @@ def bench(
 ) -> None:
     """Time Mask R-CNN, or without masks Faster R-CNN, with the backbones MODELS, in turn, as whole detectors.
 
-    MODELS are names of timm's registry; without any, PartialNet-S, -M and -L and the backbones of the paper's Table 11
-    (PVT v2 instead of PVT) are measured. One image at a time, folded, in float32, with random weights that pass on 1000
-    proposals and 100 detections. The paper's figures are in brackets; its images/s are for a GPU.
+    MODELS are names of timm's registry, and run folders or model.safetensors files of trained detectors; without any,
+    PartialNet-S, -M and -L and the backbones of the paper's Table 11 (PVT v2 instead of PVT) are measured. One image at
+    a time, folded, in float32; backbones with random weights. All pass on as much as they can of 1000 proposals and 100
+    detections. The paper's figures are in brackets; its images/s are for a GPU.
 
     \b
     Example: partialnet detect bench partialnet_s fasternet_s --json detectors.json
@@ -69,6 +71,7 @@ def bench(
         as_table,
         bench_detectors,
         count_detector,
+        detectors_to_measure,
         write_detector_csv,
     )
     from partialnet.devices import find_device
@@ -82,7 +85,7 @@ def bench(
     if count_only:
         if any(side % 32 for side in img_size):
             raise UserError(f"The image's sides {img_size[0]}×{img_size[1]} must be multiples of 32.")
-        kinds = [(name, channels) for name in names for channels in widths]
+        kinds = detectors_to_measure(names, widths)
         bar = tqdm(kinds, desc="counting", unit="detector", delay=2, disable=None)
         rows = [count_detector(name, img_size, channels, masks) for name, channels in bar]
     else:
