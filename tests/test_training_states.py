@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import pytest
 import torch
 from commands import Command
-from training_runs import Train, tensors
+from training_runs import Train, tensors, write_photos
 
 import partialnet.training.states
 from partialnet.errors import RunInterrupted, UserError
@@ -148,3 +148,24 @@ def test_a_reading_process_is_killed_elsewhere(
     result = command("demo", "-o", tmp_path / "run")
     assert result.code == 2
     assert result.err.splitlines()[-1].startswith("partialnet: A reading process was lost")
+
+
+def test_data_is_gone_before_the_validation(train_tiny: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a disk that is no longer mounted; the run ends as one that was never interrupted once it is back."""
+    data, elsewhere = write_photos(tmp_path / "data", 12), tmp_path / "elsewhere"
+    validate, epochs = ClassifierTask.validate, []
+
+    def unmount(task: ClassifierTask, *arguments: Any) -> dict[str, float]:
+        epochs.append(task.progress.epoch)
+        if len(epochs) == 2:
+            data.rename(elsewhere)
+        return validate(task, *arguments)
+
+    monkeypatch.setattr(ClassifierTask, "validate", unmount)
+    with pytest.raises(UserError, match="if the data is gone, bring it back and use --resume"):
+        train_tiny(data=data, epochs=2)
+    elsewhere.rename(data)
+    again, whole = train_tiny(data=data, epochs=2, resume=True), train_tiny("whole", data=data, epochs=2)
+    last = [tensors(result.folder / "last" / "model.safetensors") for result in (again, whole)]
+    assert all(torch.equal(tensor, last[1][name]) for name, tensor in last[0].items())
+    assert not (again.folder / "broken_images.txt").exists()

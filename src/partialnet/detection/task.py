@@ -99,7 +99,9 @@ class DetectorTask(Task):
         self.progress.broken.update(images.name(index) for index in found.broken)
         detections, indices = gather(found.detections, found.indices)
         if not indices:
-            raise UserError("None of the validation images can be read.")
+            raise UserError(
+                "None of the validation images can be read; if the data is gone, bring it back and use --resume."
+            )
         metrics: list[dict[str, float] | None] = [None]
         if trainer.is_global_zero:
             evaluation = evaluate(images, detections, indices, self.start.draws_masks)

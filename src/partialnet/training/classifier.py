@@ -106,7 +106,9 @@ class ClassifierTask(Task):
         self.progress.broken.update(images.name(index) for index in broken)
         loss, right, number = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         if not number:
-            raise UserError("None of the validation images can be read.")
+            raise UserError(
+                "None of the validation images can be read; if the data is gone, bring it back and use --resume."
+            )
         return {"val_loss": loss / number, "val_accuracy": right / number}
 
     def metrics(self, sums: list[float], validation: dict[str, float]) -> dict[str, float]:
