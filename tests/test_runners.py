@@ -21,7 +21,8 @@ from partialnet.bench.runners import OnnxRuntimeRunner, OpenVINORunner, TorchRun
 from partialnet.checkpoint import load
 from partialnet.deploy.export import write_onnx
 from partialnet.deploy.others_messages import quiet
-from partialnet.deploy.quantize import _gates
+from partialnet.deploy.precision import convert_onnx, convert_openvino
+from partialnet.deploy.quantize import _float_products
 from partialnet.deploy.runtimes import openvino_core
 from partialnet.errors import UserError
 from partialnet.folding import fold
@@ -184,4 +185,36 @@ def test_gates_are_found_that_int8_leaves_in_float(fresh: bool, randomize: Rando
     write_onnx(fold(model.eval() if fresh else randomize(model.eval()), 32, "openvino"), (1, 3, 32, 32), path)
     network = openvino_core().read_model(path)
     # a gate of channels and one of positions in each block
-    assert len(_gates(network)) == 4
+    assert len(_float_products(network)) == 4
+
+
+class _Tokens(nn.Module):
+    """Attention without weights between two dense layers, on (B, tokens, features)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = nn.Linear(48, 32), nn.Linear(32, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.before(images.flatten(1, 2).transpose(1, 2))
+        return self.after((x @ x.transpose(1, 2)).softmax(-1) @ x).mean(1)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_int8_of_tokens(runtime: str, tmp_path: Path) -> None:
+    """Dense layers are quantised, products of two activations are not."""
+    torch.manual_seed(0)
+    path = tmp_path / "network.onnx"
+    images = torch.randn(2, 3, 16, 16)
+    write_onnx(_Tokens().eval(), images.shape, path)
+    with quiet():
+        if runtime == "onnxruntime":
+            nodes = convert_onnx(path, "int8", [{"images": images.numpy()}]).graph.node
+            makers = {name: node.op_type for node in nodes for name in node.output}
+            layers = [node for node in nodes if node.op_type in ("Gemm", "MatMul", "FusedMatMul")]
+            weights = [makers[layer.input[1]] for layer in layers]
+        else:
+            operators = convert_openvino(path, "int8", [{"images": images.numpy()}]).get_ordered_ops()
+            layers = [operator for operator in operators if operator.get_type_name() == "MatMul"]
+            weights = [layer.input_value(1).get_node().get_type_name() for layer in layers]
+    assert [weight in ("DequantizeLinear", "Multiply") for weight in weights] == [True, False, False, True]

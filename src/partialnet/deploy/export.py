@@ -34,7 +34,7 @@ from .exported_files import (
 from .litert import convert_litert, with_entry, with_half_weights
 from .others_messages import quiet, refusing
 from .photos import Photos, collect_photos
-from .precision import TORCH_DTYPES, convert_onnx, convert_openvino
+from .precision import INFERENCE_PRECISIONS, TORCH_DTYPES, convert_onnx, convert_openvino
 from .runtimes import CONFIG_KEY, load_exported
 from .verify import Accuracy, Agreement, compare_accuracy, compare_logits, image_batches, random_batches
 
@@ -286,7 +286,7 @@ class _Draft:
         if format == "onnx":
             save_onnx(model, path, config)
         else:
-            config["inference_precision"] = "bf16" if precision == "bf16" else "f32"
+            config["inference_precision"] = INFERENCE_PRECISIONS[precision]
             save_openvino(model, path, config, half=precision in ("fp16", "bf16"))
 
 

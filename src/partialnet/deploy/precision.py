@@ -17,6 +17,10 @@ from .runtimes import openvino_core
 #: What PyTorch computes in, or stores, for a precision.
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
+#: What OpenVINO shall compute in for a precision of an exported file, in int8 what is left in float. Processors
+#: without bf16 take float32 in its place.
+INFERENCE_PRECISIONS = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "bf16"}
+
 
 def convert_onnx(
     path: Path,
@@ -79,8 +83,8 @@ def convert_openvino(path: Path, precision: str, calibration: Batches = ()) -> A
 
     Args:
         path: The file.
-        precision: "int8" quantises convolutions; the others leave the network as it is, for their precision is chosen
-            when weights are stored and when the model is compiled.
+        precision: "int8" quantises convolutions and dense layers; the others leave the network as it is, for their
+            precision is chosen when weights are stored and when the model is compiled.
         calibration: Preprocessed images for int8.
 
     Raises:

@@ -20,7 +20,7 @@ from partialnet.extras import require
 #: with the float network, and the conversions between them cost time.
 _FLOAT_OPERATORS = (
     *("MVN", "ReduceMean", "Sqrt", "HSigmoid", "HardSigmoid", "Softmax", "SoftMax", "Gelu"),
-    *("Add", "Subtract", "Multiply", "Divide", "MatMul", "Concat", "Split", "VariadicSplit"),
+    *("Add", "Subtract", "Multiply", "Divide", "Concat"),
 )
 
 #: Operators that limit a hard sigmoid to 0 … 6, as the exporters of PyTorch's versions write them.
@@ -40,7 +40,7 @@ class Batches(Protocol):
 
 
 def quantize_openvino(model: Any, batches: Batches, in_float: Callable[[str], bool] = lambda name: False) -> Any:
-    """Quantise an OpenVINO model's convolutions with NNCF, except gates; everything else stays in float.
+    """Quantise an OpenVINO model's convolutions and dense layers with NNCF, except gates; the rest stays in float.
 
     Args:
         model: An ``openvino.Model``.
@@ -49,30 +49,37 @@ def quantize_openvino(model: Any, batches: Batches, in_float: Callable[[str], bo
     """
     nncf = require("nncf", "quantize")
     logging.getLogger("nncf").setLevel(logging.ERROR)
-    names = [*_gates(model), *(name for name in map(_name, model.get_ops()) if in_float(name))]
+    named = [operator.get_friendly_name() for operator in model.get_ops() if in_float(operator.get_friendly_name())]
     return nncf.quantize(
         model,
         nncf.Dataset(batches),
         preset=nncf.QuantizationPreset.PERFORMANCE,
         subset_size=len(batches),
         advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
-        ignored_scope=nncf.IgnoredScope(types=list(_FLOAT_OPERATORS), names=names, validate=False),
+        ignored_scope=nncf.IgnoredScope(
+            types=list(_FLOAT_OPERATORS), names=_float_products(model) + named, validate=False
+        ),
     )
 
 
-def _name(operator: Any) -> str:
-    name: str = operator.get_friendly_name()
-    return name
-
-
-def _gates(model: Any) -> list[str]:
-    """Names of the convolutions to a single channel, and of those before a hard sigmoid."""
-    convolutions = [operator for operator in model.get_ops() if operator.get_type_name() == "Convolution"]
-    return [
-        operator.get_friendly_name()
-        for operator in convolutions
-        if operator.input(1).get_partial_shape()[0] == 1 or _precedes_hard_sigmoid(operator)
+def _float_products(model: Any) -> list[str]:
+    """Names of the convolutions and matrix products that stay in float: gates, and products of two activations."""
+    operators = model.get_ops()
+    products = [
+        operator for operator in operators if operator.get_type_name() == "MatMul" and not _has_weight(operator)
     ]
+    layers = [operator for operator in operators if operator.get_type_name() in ("Convolution", "MatMul")]
+    return [operator.get_friendly_name() for operator in products + [layer for layer in layers if _is_gate(layer)]]
+
+
+def _has_weight(product: Any) -> bool:
+    return any(product.input_value(side).get_node().get_type_name() == "Constant" for side in (0, 1))
+
+
+def _is_gate(layer: Any) -> bool:
+    """Whether it is a convolution to a single channel, or any layer before a hard sigmoid."""
+    to_one_channel = layer.get_type_name() == "Convolution" and layer.input(1).get_partial_shape()[0] == 1
+    return to_one_channel or _precedes_hard_sigmoid(layer)
 
 
 def _precedes_hard_sigmoid(operator: Any) -> bool:
