@@ -218,3 +218,19 @@ def test_int8_of_tokens(runtime: str, tmp_path: Path) -> None:
             layers = [operator for operator in operators if operator.get_type_name() == "MatMul"]
             weights = [layer.input_value(1).get_node().get_type_name() for layer in layers]
     assert [weight in ("DequantizeLinear", "Multiply") for weight in weights] == [True, False, False, True]
+
+
+def test_onnx_int8_of_partial_convolutions(tmp_path: Path) -> None:
+    """Maps are split and put together in int8, statistics of gates in float."""
+    path = tmp_path / "network.onnx"
+    model = timm.create_model("partialnet_t0", depths=(1, 1), mixers=("pat_ch", "pat_ch"), embed_dim=8)
+    write_onnx(fold(model.eval(), runtime="onnxruntime"), (1, 3, 32, 32), path)
+    images = np.random.default_rng(0).random((1, 3, 32, 32), np.float32)
+    nodes = convert_onnx(path, "int8", [{"images": images}]).graph.node
+    makers = {name: node.op_type for node in nodes for name in node.output}
+    splits = [makers[node.input[0]] for node in nodes if node.op_type == "Split"]
+    concatenations = [{makers[name] for name in node.input} for node in nodes if node.op_type == "Concat"]
+    assert splits == ["DequantizeLinear"] * 2
+    # of PAT_ch, of the MLP's gated and other half, and of means and deviations
+    assert [kinds == {"DequantizeLinear"} for kinds in concatenations].count(True) == 4
+    assert len(concatenations) == 6

@@ -24,7 +24,7 @@ from partialnet.deploy.export import check_export, write_with_float
 from partialnet.deploy.exported_files import FORMS, put_in_place, save_onnx, save_openvino, size_mb, workspace_for
 from partialnet.deploy.others_messages import quiet, refusing
 from partialnet.deploy.photos import Photos, collect_photos
-from partialnet.deploy.precision import compute_in_float32, convert_onnx, halve_weights
+from partialnet.deploy.precision import INFERENCE_PRECISIONS, compute_in_float32, convert_onnx, halve_weights
 from partialnet.deploy.quantize import Inputs, quantize_openvino
 from partialnet.errors import UserError
 from partialnet.extras import require
@@ -262,7 +262,7 @@ class _Draft:
             **self.checkpoint.config(),
             "canvas": None if self.canvas is None else list(self.canvas),
             "size_divisible": transform.size_divisible,
-            "inference_precision": "bf16" if precision == "bf16" else "f32",
+            "inference_precision": INFERENCE_PRECISIONS[precision],
         }
         config["settings"] = {**config["settings"], "score_thresh": heads.score_thresh}
         calibration = _Canvases(self.photos, self.on_canvas, self.progress)
