@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("source")
 @click.option(
-    "-f", "--format", type=click.Choice(["onnx", "openvino", "litert", "torch"]), default="onnx", help="Runtime."
+    "-f",
+    "--format",
+    type=click.Choice(["onnx", "openvino", "litert", "torch"]),
+    default="onnx",
+    help="Runtime; litert is for phones and small devices, torch a checkpoint for PyTorch.",
 )
 @click.option(
     "-p",
