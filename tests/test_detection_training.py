@@ -428,7 +428,7 @@ def test_an_exported_file_is_evaluated_too(data: str, tmp_path: Path) -> None:
     settings = {"model_args": CONFIG.model_args, "pyramid_channels": 32, "img_size": (64, 96), "num_proposals": 40}
     detector = create_detector("partialnet_t0", categories, **settings)
     images = evaluated_images(data, tuple(categories.values()))
-    export_detector(detector, tmp_path / "detector.onnx", "onnx", (64, 96))
+    export_detector(detector, tmp_path / "detector.onnx", canvas=(64, 96))
     exported = open_detector(tmp_path / "detector.onnx")
     ours = evaluate_detector(exported, images, workers=0)
     assert ours.evaluation.num_images == len(images)

@@ -251,6 +251,7 @@ def test_sweep_on_a_ray_cluster(photos: Path, tmp_path: Path, monkeypatch: pytes
     sweep(config, [2.0, 4.0], "photos", tmp_path / "here", search_points=None)
     result = sweep(config, [2.0, 4.0], "photos", tmp_path / "there", search_points=RayCluster("local"))
     assert not ray.is_initialized()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     for theta, plan in result.plans.items():
         here = tmp_path / "here" / f"theta-{theta:g}"
         assert plan.split_ratios == load_plan(here).split_ratios

@@ -37,6 +37,6 @@ def test_networks_in_the_table_of_bench() -> None:
     names = ("resnet18", "runs/고양이")
     rows = [Row(name, "resnet18", Setting(), (3, 32, 32), timing, 11.69, 1.814) for name in names]
     head, first, second = as_table(rows).splitlines()
-    assert head.startswith("runtime     model        folded params M   MACs G")
+    assert head.startswith("runtime     network      folded params M   MACs G")
     assert first.startswith("eager       resnet18               11.69    1.814")
     assert second.startswith("eager       runs/고양이            11.69    1.814")  # takes three columns more

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import signal
 import socket
 import tempfile
+import threading
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
@@ -52,10 +54,15 @@ class RayCluster:
             return
         ray = self._ray
         _check_reachable(self.address)
+        handler = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(None if self.address == "local" else self.address, log_to_driver=False, logging_level="warning")
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UserError(f"The Ray cluster {self.address!r} cannot be reached: {first_line(error)}") from error
+        finally:
+            # Ray puts a handler of its own in its place, which it never takes away
+            if handler is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)
         try:
             self._search(points, _absolute(data))
         finally:
