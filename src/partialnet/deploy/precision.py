@@ -105,6 +105,8 @@ def compute_in_float32(model: Any, chosen: Callable[[str], bool]) -> None:
     """
     for operator in model.get_ops():
         name = operator.get_friendly_name()
+        # OpenVINO 2025 takes marked integers for others than the unmarked ones beside them
+        in_float = any(port.get_element_type().is_real() for port in (*operator.inputs(), *operator.outputs()))
         # what importing adds is named by its kind
-        if name != operator.get_name() and chosen(name):
+        if in_float and name != operator.get_name() and chosen(name):
             operator.get_rt_info()["precise_0"] = ""
