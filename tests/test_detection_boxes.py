@@ -14,15 +14,15 @@ import torch
 from coco_sets import CATEGORIES, evaluated_images, run_lengths, write_set
 from commands import Command
 from conftest import Randomize
+from detector_runs import CONFIG
 from PIL import Image
 from stored_networks import assert_bitwise_equal
-from training_runs import ON_ONE_CORE, TINY, metrics
+from training_runs import TINY, metrics
 
 import partialnet
 from partialnet.detection.batches import detection_train_loader
 from partialnet.detection.bench import count_detector
 from partialnet.detection.checkpoint import DetectorCheckpoint, create_detector, load_detector
-from partialnet.detection.config import DetectionConfig
 from partialnet.detection.data_sources import open_detection_data
 from partialnet.detection.evaluator import evaluate
 from partialnet.detection.exported import load_exported_detector
@@ -30,20 +30,6 @@ from partialnet.detection.run import DetectorRun, evaluate_detector, train_detec
 from partialnet.detection.weights import load_weights
 from partialnet.training.settings import as_yaml
 
-CONFIG = DetectionConfig(
-    model_args=TINY,
-    img_size=(48, 80),
-    pyramid_channels=16,
-    num_proposals=20,
-    num_sampled=16,
-    epochs=2,
-    batch_size=2,
-    warmup_epochs=0.5,
-    lr=1e-3,
-    lr_scaling="none",
-    val_share=0.3,
-    **ON_ONE_CORE,
-)
 NO_MASKS = "The data has no masks, so only boxes are learnt."
 
 

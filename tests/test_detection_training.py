@@ -16,10 +16,11 @@ import yaml
 from coco_sets import CATEGORIES, evaluated_images, make_content, write_images, write_set
 from commands import Command, assert_mistake
 from conftest import Randomize
+from detector_runs import CONFIG
 from PIL import Image
 from stored_networks import assert_bitwise_equal
 from torchvision.ops import box_iou
-from training_runs import DRAW_NOTHING, ON_ONE_CORE, TINY, metrics
+from training_runs import DRAW_NOTHING, metrics
 from warm_processes import WarmProcesses
 
 from partialnet.checkpoint import load
@@ -31,21 +32,6 @@ from partialnet.detection.run import DetectorRun, evaluate_detector, train_detec
 from partialnet.errors import UserError
 from partialnet.training.recipes import apply_recipe, recipe_names
 from partialnet.training.settings import as_yaml, create_settings
-
-CONFIG = DetectionConfig(
-    model_args=TINY,
-    img_size=(48, 80),
-    pyramid_channels=32,
-    num_proposals=20,
-    num_sampled=16,
-    epochs=2,
-    batch_size=2,
-    warmup_epochs=0.5,
-    lr=1e-3,
-    lr_scaling="none",
-    val_share=0.3,
-    **ON_ONE_CORE,
-)
 
 
 @pytest.fixture(scope="module")

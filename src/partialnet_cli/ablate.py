@@ -12,11 +12,11 @@ from partialnet.files import write_atomically, write_csv
 from partialnet.training.config import TrainConfig
 from partialnet.training.settings import read_settings
 
-from .bench import parse_runtimes
 from .next_command import next_command
 from .ranges import FloatRange, IntRange
 from .results import Results, result_options
 from .runs import default_recipe, run_folder
+from .runtime_option import parse_runtimes, runtime_option
 from .settings import GroupedCommand, configure, given_settings, setting_options
 
 _TABLES = ("3", "4", "6", "12")
@@ -31,13 +31,7 @@ _NETWORK_SETTINGS = ("model", "model_args", "img_size", "device")
 )
 @click.option("--row", "names", metavar="NAME", multiple=True, help="Only this row; repeatable.")
 @click.option("--seeds", type=IntRange(min=1), default=1, help="Seeds to train each row with.")
-@click.option(
-    "-r",
-    "--runtime",
-    metavar="NAME,…",
-    default="eager",
-    help="What to time in: eager, compile, onnxruntime, openvino, or several with commas.",
-)
+@runtime_option
 @click.option(
     "--seconds",
     type=FloatRange(min=0),

@@ -13,6 +13,7 @@ from partialnet.errors import UserError
 from .failures import fail
 from .ranges import FloatRange, IntRange
 from .results import Results, result_options, tell_written
+from .runtime_option import parse_runtimes, runtime_option
 
 if TYPE_CHECKING:
     from partialnet.bench.comparison import Conditions
@@ -34,13 +35,7 @@ if TYPE_CHECKING:
     help="Network that the ratios refer to.  [default: timm's FasterNet of the first model's size, or the first model; "
     "resnet50 for a preset]",
 )
-@click.option(
-    "-r",
-    "--runtime",
-    metavar="NAME,…",
-    default="eager",
-    help="What to time in: eager, compile, onnxruntime, openvino, or several with commas.",
-)
+@runtime_option
 @click.option(
     "-p", "--precision", type=click.Choice(["fp32", "fp16", "bf16", "int8"]), default="fp32", help="Number format."
 )
@@ -187,19 +182,6 @@ def _write_rows(rows: Sequence[Row], failures: list[str], interrupted: bool, res
     lines = [{**record, "input_size": size} for record, size in zip(records, sizes, strict=True)]
     results.write("csv", lambda path: write_csv(path, lines, list(records[0])))
     results.write("plot", lambda path: speed_bars(path, rows))
-
-
-def parse_runtimes(text: str) -> list[str]:
-    """Names of runtimes, separated by commas; an unknown one raises UserError."""
-    from partialnet.bench.contestants import RUNTIMES
-
-    runtimes = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    for name in runtimes:
-        if name not in RUNTIMES:
-            raise UserError(f"There is no runtime {name!r}; choose among {', '.join(RUNTIMES)}.")
-    if not runtimes:
-        raise UserError(f"Name a runtime; choose among {', '.join(RUNTIMES)}.")
-    return runtimes
 
 
 def _bench_preset(conditions: Conditions, names: tuple[str, ...], runtimes: list[str], output: Path | None) -> None:
