@@ -23,7 +23,6 @@ from .network import classifier_parameters
 from .pictures import CURVES_NAME
 from .task import Task
 from .teacher import Teacher, distillation_loss
-from .validation import validate
 
 
 class ClassifierTask(Task):
@@ -75,9 +74,7 @@ class ClassifierTask(Task):
     def training_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross-entropy in nats, with the teacher's part; and loss times images, images that were right, images."""
         config = self.config
-        images = batch.images
-        if config.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = self._images(batch)
         logits = self.network(images)
         # soft targets are smoothed already
         smoothing = config.label_smoothing if batch.targets.ndim == 1 else 0.0
@@ -85,10 +82,7 @@ class ClassifierTask(Task):
         if (teacher := self._teacher[0]) is not None:
             distance = distillation_loss(logits, teacher(images), config.teacher_temperature)
             loss = (1 - config.teacher_weight) * loss + config.teacher_weight * distance
-        with torch.no_grad():
-            right = (logits.argmax(1) == batch.labels).sum()
-            number = loss.new_full((), len(batch))  # unlike torch.tensor, this does not make a GPU wait
-            return loss, torch.stack((loss.detach() * number, right, number))
+        return loss, _sums(loss.detach() * len(batch), logits, batch)
 
     def validate(self, show: bool, after_batch: Callable[[], None]) -> dict[str, float]:
         """Loss and accuracy of the held-out images of all processes.
@@ -101,8 +95,16 @@ class ClassifierTask(Task):
         # None shows a bar on a terminal, but not in a file
         bar = tqdm(batches, desc="validating", unit="batch", leave=False, delay=2, disable=None if show else True)
         device = trainer.strategy.root_device
-        with self.evaluation_mode() as network:
-            sums, broken = validate(network, bar, device, self.config.channels_last, after_batch)
+        sums = torch.zeros(3, dtype=torch.float64, device=device)
+        broken: list[int] = []
+        with torch.no_grad(), self.evaluation_mode() as network:
+            for batch in bar:
+                broken += batch.broken
+                if len(batch):
+                    batch = batch.to(device, non_blocking=True)
+                    logits = network(self._images(batch)).float()
+                    sums += _sums(F.cross_entropy(logits, batch.labels, reduction="sum"), logits, batch).double()
+                after_batch()
         self.progress.broken.update(images.name(index) for index in broken)
         loss, right, number = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         if not number:
@@ -110,6 +112,12 @@ class ClassifierTask(Task):
                 "None of the validation images can be read; if the data is gone, bring it back and use --resume."
             )
         return {"val_loss": loss / number, "val_accuracy": right / number}
+
+    def _images(self, batch: Batch) -> Tensor:
+        """The images in the memory layout of the network."""
+        if self.config.channels_last:
+            return batch.images.contiguous(memory_format=torch.channels_last)
+        return batch.images
 
     def metrics(self, sums: list[float], validation: dict[str, float]) -> dict[str, float]:
         """Mean losses in nats and accuracies in [0, 1].
@@ -157,3 +165,10 @@ class ClassifierTask(Task):
         self.start = replace(self.start, input_config=self.input_config)
         if self._teacher[0] is not None:
             self._teacher[0].expect(self.input_config)
+
+
+def _sums(loss: Tensor, logits: Tensor, batch: Batch) -> Tensor:
+    """The summed loss of a batch, how many of its images were right, and how many there are; (3,)."""
+    right = (logits.argmax(1) == batch.labels).sum()
+    number = loss.new_full((), len(batch))  # unlike torch.tensor, this does not make a GPU wait
+    return torch.stack((loss, right, number))
