@@ -126,7 +126,7 @@ def run(
         if not trainer.is_global_zero:
             sys.exit(0)
         if not task.progress.best_epoch:
-            raise UserError(task.nothing_kept(folder))
+            raise UserError(f"No checkpoint could be written to {str(folder)!r}.")
         with threads(config, trainer.num_devices):
             return kind.finish(task, folder)
 

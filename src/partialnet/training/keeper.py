@@ -97,11 +97,11 @@ class RunKeeper(L.Callback):
         stop, _ = self._agree(trainer, _task(pl_module), False)
         if stop:
             self.interrupt("before the first step")
-        self._start_clock(_task(pl_module))
+        self._epoch_start = time.perf_counter()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the epoch's clock."""
-        self._start_clock(_task(pl_module))
+        self._epoch_start = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: TrainingBatch, batch_idx: int
@@ -281,9 +281,6 @@ class RunKeeper(L.Callback):
         """Stop the run."""
         name = self.signals.received or "a signal to another process"
         raise RunInterrupted(f"Stopped by {name} {where}.", self.resume_command)
-
-    def _start_clock(self, task: Task) -> None:
-        self._epoch_start = time.perf_counter()
 
 
 def _task(module: L.LightningModule) -> Task:

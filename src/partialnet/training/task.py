@@ -111,10 +111,6 @@ class Task(L.LightningModule):
         few = f"{learn:,}" if learn < 10_000 else f"{learn / 1e6:.2f} M"  # of a last layer alone
         return f"{few} of {every / 1e6:.2f} M parameters learn"
 
-    def nothing_kept(self, folder: Path) -> str:
-        """Why there is no checkpoint at the end, in a sentence."""
-        return f"No checkpoint could be written to {str(folder)!r}."
-
     # -- the same for all -------------------------------------------------------------------------------------------
 
     @property
