@@ -83,7 +83,7 @@ def run_compare(options: argparse.Namespace) -> dict[str, Any]:
     if nearest != 1 / 4:
         networks[f"fixed 1/{round(1 / nearest)}"] = {**ARGUMENTS, "split_ratio": nearest}
     shared = {"model": MODEL, "epochs": options.epochs, "threads": options.threads, "workers": 0}
-    configs = {label: load_recipe("cifar10", shared, model_args=arguments) for label, arguments in networks.items()}
+    configs = {label: load_recipe("cifar10", model_args=arguments, **shared) for label, arguments in networks.items()}
     trainings = train_with_seeds(configs, options.seeds, options.data, options.runs / "compare", options.jobs)
     found = {(label, seed): epochs[-1]["val_accuracy"] for label, seed, epochs in trainings}
     rows = []

@@ -41,8 +41,7 @@ def draw_results(
 ) -> None:
     """Curves of the run, and the confusion matrix and the worst mistakes of its best checkpoint."""
     summary = f"{evaluation.num_right} of {evaluation.num_images} held-out images right ({evaluation.top1:.1%})"
-    if rows:
-        plots.learning_curves(folder / CURVES_NAME, rows, summary)
+    plots.learning_curves(folder / CURVES_NAME, rows, summary)
     answered = evaluation.predicted >= 0
     labels, predicted = evaluation.labels[answered].tolist(), evaluation.predicted[answered].tolist()
     plots.confusion_matrix(folder / CONFUSION_NAME, labels, predicted, evaluation.class_names, summary)

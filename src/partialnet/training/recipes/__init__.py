@@ -50,14 +50,14 @@ def recipe_values(name: str, model: str | None = None, kind: type[RunConfig] = T
     return {**content, **models.get(content.get("model", kind().model), {})}
 
 
-def load_recipe(name: str, values: Mapping[str, Any] | None = None, **settings: Any) -> TrainConfig:
+def load_recipe(name: str, **settings: Any) -> TrainConfig:
     """A recipe's configuration for training a classifier, with some settings replaced; see ``apply_recipe``.
 
     Example:
         >>> load_recipe("digits", epochs=1).epochs
         1
     """
-    return apply_recipe(TrainConfig, name, {**(values or {}), **settings})
+    return apply_recipe(TrainConfig, name, settings)
 
 
 def apply_recipe(kind: type[ConfigT], name: str, replaced: Mapping[str, Any]) -> ConfigT:
