@@ -101,8 +101,8 @@ def train_rows(
         try:
             train(config, data, folders[key], resume=True)
         except RunInterrupted as interruption:
-            where = str(interruption).partition(" Continue with:")[0]
-            raise RunInterrupted(f"{where} The same command continues with {folders[key]}.") from interruption
+            told = f"{interruption.what} The same command continues with {folders[key]}."
+            raise RunInterrupted(told) from interruption
     names = list(dict.fromkeys(name for _, name in configs))
     return {name: _collect(name, folders) for name in names}
 

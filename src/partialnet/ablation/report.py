@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .accuracy import TrainedRow
-from .measure import Cost, Speed
+from .measure import Conditions, Cost, Speed
 from .tables import PAPER_MACHINES, PAPER_MODEL, AblationTable, Row
 
 RUNTIME_NAMES = {
@@ -30,12 +30,10 @@ class Ablation:
         model: Name of the variant.
         costs: Size of each row's network, by the row's name.
         against: Name of the row that speeds are compared with.
-        threads: CPU threads that were timed with.
-        device: Device that was timed on.
+        conditions: How rows were timed.
         speeds: For each runtime the speed of each row, by name.
         training: Data and configuration of the trainings; empty without.
         trained: Accuracies of each row, by name; empty without data.
-        processor_time: Whether the times are what the processor spent, instead of what passed.
     """
 
     table: AblationTable
@@ -43,12 +41,10 @@ class Ablation:
     model: str
     costs: Mapping[str, Cost]
     against: str
-    threads: int = 1
-    device: str = "cpu"
+    conditions: Conditions = field(default_factory=Conditions)
     speeds: Mapping[str, Mapping[str, Speed]] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     trained: Mapping[str, TrainedRow] = field(default_factory=dict)
-    processor_time: bool = False
 
     @property
     def as_printed(self) -> bool:
@@ -70,9 +66,9 @@ class Ablation:
             "model": self.model,
             "as_printed": self.as_printed,
             "against": self.against,
-            "threads": self.threads,
-            "device": self.device,
-            "clock": "processor time" if self.processor_time else "wall time",
+            "threads": self.conditions.threads,
+            "device": self.conditions.device,
+            "clock": "processor time" if self.conditions.processor_time else "wall time",
             "rows": [self._record(row) for row in self.rows],
         }
         return {**records, "training": dict(self.training)} if self.training else records

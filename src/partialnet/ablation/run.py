@@ -77,12 +77,4 @@ def run_ablation(
     for runtime in conditions.runtimes:
         say(f"Preparing {len(networks)} networks for {runtime} …")
         speeds[runtime] = time_rows(networks, against, runtime, conditions)
-    return Ablation(
-        *(table, rows, config.model, costs, against),
-        threads=conditions.threads,
-        device=conditions.device,
-        speeds=speeds,
-        training=training,
-        trained=trained,
-        processor_time=conditions.processor_time,
-    )
+    return Ablation(table, rows, config.model, costs, against, conditions, speeds, training, trained)
