@@ -76,12 +76,16 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str | None:
     """The checked-out commit of the source this runs from, with "+changes" if files differ; None outside a checkout."""
-    here = Path(__file__).parent
+    file = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        run = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, check=True, timeout=10)
+        return run.stdout.strip()
+
     try:
-        run = {"cwd": here, "capture_output": True, "text": True, "check": True, "timeout": 10}
-        subprocess.run(["git", "ls-files", "--error-unmatch", Path(__file__).name], **run)  # type: ignore[call-overload]
-        commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], **run).stdout.strip()  # type: ignore[call-overload]
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno", "."], **run).stdout.strip()  # type: ignore[call-overload]
+        git("ls-files", "--error-unmatch", file.name)
+        commit, changed = git("rev-parse", "--short=12", "HEAD"), git("status", "--porcelain", "-uno", ".")
     except (OSError, subprocess.SubprocessError):
         return None
-    return f"{commit}+changes" if changed else str(commit)
+    return f"{commit}+changes" if changed else commit
