@@ -8,7 +8,7 @@ head and 100 detections through the masks', as in the paper's framework. Untrain
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -185,12 +185,8 @@ def _build(name: str, pyramid_channels: int, size: tuple[int, int], masks: bool)
     return model
 
 
-def detectors_to_measure(models: Sequence[str], pyramid_channels: Sequence[int]) -> list[tuple[str, int]]:
-    """Each backbone with each number of channels, and each trained detector with its own.
-
-    Raises:
-        UserError: A path holds no detector.
-    """
+def _kinds(models: Sequence[str], pyramid_channels: Sequence[int]) -> list[tuple[str, int]]:
+    """Each backbone with each number of channels, and each trained detector with its own."""
     kinds: list[tuple[str, int]] = []
     for name in models:
         own: Any = load_detector(name).model.backbone if _is_trained(name) else None
@@ -229,6 +225,24 @@ class _Contestant:
         return found
 
 
+def count_detectors(
+    models: Sequence[str],
+    size: tuple[int, int] = SIZE,
+    pyramid_channels: Sequence[int] = (PYRAMID_CHANNELS,),
+    masks: bool = True,
+    progress: bool = True,
+) -> dict[tuple[str, int], DetectorRow]:
+    """Parameters and multiply–adds of detectors, by model and channels; arguments as of ``bench_detectors``.
+
+    Raises:
+        UserError: A backbone does not exist or cannot carry a detector, or the size does not fit.
+    """
+    if any(side % 32 for side in size):
+        raise UserError(f"The image's sides {size[0]}×{size[1]} must be multiples of 32.")
+    kinds = _with_bar(_kinds(models, pyramid_channels), "counting", progress)
+    return {(model, channels): count_detector(model, size, channels, masks) for model, channels in kinds}
+
+
 def bench_detectors(
     models: Sequence[str],
     against: str,
@@ -259,28 +273,32 @@ def bench_detectors(
     Raises:
         UserError: A backbone does not exist or cannot carry a detector, or the size does not fit.
     """
-    if any(side % 32 for side in size):
-        raise UserError(f"The image's sides {size[0]}×{size[1]} must be multiples of 32.")
     if against not in models:
         raise UserError(f"{against!r} is not among the networks to measure: {', '.join(models)}.")
-
-    kinds = detectors_to_measure(models, pyramid_channels)
-
-    def with_bar(task: str) -> Iterable[tuple[str, int]]:
-        return tqdm(kinds, desc=task, unit="detector", delay=2, disable=None if progress else True)
-
     # all are counted first, which finds out about names that cannot be built
-    counts = {kind: count_detector(kind[0], size, kind[1], masks) for kind in with_bar("counting")}
+    counts = count_detectors(models, size, pyramid_channels, masks, progress)
     with torch_settings(threads):
-        contestants = {_label(kind): _Contestant(*kind, size, device, masks) for kind in with_bar("preparing")}
-        wait = synchronizer(torch.device(device))
-        reference = _label(next(kind for kind in kinds if kind[0] == against))
-        timings = interleave(contestants, reference, seconds, min_rounds, 1, wait, "measuring", progress)
+        to_prepare = _with_bar(counts, "preparing", progress)
+        contestants = {_label(kind): _Contestant(*kind, size, device, masks) for kind in to_prepare}
+        reference = _label(next(kind for kind in counts if kind[0] == against))
+        timings = interleave(
+            contestants,
+            reference,
+            seconds,
+            min_rounds=min_rounds,
+            warmup=1,
+            synchronize=synchronizer(torch.device(device)),
+            progress=progress,
+        )
     layouts = {
         name: "channels_last" if contestant.layout is torch.channels_last else "contiguous"
         for name, contestant in contestants.items()
     }
-    return [replace(counts[kind], timing=timings[_label(kind)], layout=layouts[_label(kind)]) for kind in kinds]
+    return [replace(row, timing=timings[_label(kind)], layout=layouts[_label(kind)]) for kind, row in counts.items()]
+
+
+def _with_bar(kinds: Collection[tuple[str, int]], task: str, progress: bool) -> Iterable[tuple[str, int]]:
+    return tqdm(kinds, desc=task, unit="detector", delay=2, disable=None if progress else True)
 
 
 def _label(kind: tuple[str, int]) -> str:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import click
-from tqdm import tqdm
-
-from partialnet.errors import UserError
 
 from ..ranges import FloatRange, IntRange
 from ..results import Results, result_options
@@ -70,8 +67,7 @@ def bench(
         PROPOSALS,
         as_table,
         bench_detectors,
-        count_detector,
-        detectors_to_measure,
+        count_detectors,
         write_detector_csv,
     )
     from partialnet.devices import find_device
@@ -83,11 +79,7 @@ def bench(
         names.append(against)
     widths = list(dict.fromkeys(pyramid_channels))
     if count_only:
-        if any(side % 32 for side in img_size):
-            raise UserError(f"The image's sides {img_size[0]}×{img_size[1]} must be multiples of 32.")
-        kinds = detectors_to_measure(names, widths)
-        bar = tqdm(kinds, desc="counting", unit="detector", delay=2, disable=None)
-        rows = [count_detector(name, img_size, channels, masks) for name, channels in bar]
+        rows = list(count_detectors(names, img_size, widths, masks).values())
     else:
         rows = bench_detectors(
             names,
