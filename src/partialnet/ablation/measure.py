@@ -162,7 +162,7 @@ def time_rows(
                 contestants = {name: prepare(checkpoint, setting) for name, checkpoint in networks.items()}
             label = f"{runtime}, {what}"
             found.append(
-                interleave(contestants, reference, conditions.seconds, 7, 2, wait, description=label, clock=clock)
+                interleave(contestants, reference, conditions.seconds, synchronize=wait, description=label, clock=clock)
             )
     latencies, throughputs = found
     return {name: Speed(runtime, latencies[name], throughputs[name], conditions.batch_size) for name in networks}

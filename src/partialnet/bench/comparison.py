@@ -286,19 +286,25 @@ def _measure(
     checkpoint = load(row.model)
     channels = checkpoint.input_config["input_size"][0]
     complexity = measure(checkpoint.model, (channels, row.img_size, row.img_size))
-    wait = synchronizer(torch.device(conditions.device))
 
     def contestants(batch_size: int) -> dict[str, Callable[[], object]]:
         with quiet():
             run = prepare(checkpoint, conditions.setting(runtime, batch_size, row.img_size))
         return {"reference": reference[batch_size], "row": run}
 
-    latencies = interleave(
-        {**contestants(1), "peak": run_peak}, "reference", conditions.seconds, 9, 3, wait, progress=False
-    )
-    throughput = interleave(
-        contestants(conditions.batch_size), "reference", conditions.seconds, 3, 1, wait, progress=False
-    )["row"]
+    def timed(runs: dict[str, Callable[[], object]], min_rounds: int, warmup: int) -> dict[str, Timing]:
+        return interleave(
+            runs,
+            "reference",
+            conditions.seconds,
+            min_rounds=min_rounds,
+            warmup=warmup,
+            synchronize=synchronizer(torch.device(conditions.device)),
+            progress=False,
+        )
+
+    latencies = timed({**contestants(1), "peak": run_peak}, min_rounds=9, warmup=3)
+    throughput = timed(contestants(conditions.batch_size), min_rounds=3, warmup=1)["row"]
     gflops = 2e3 * complexity.folded.macs_g / latencies["row"].median_ms
     return Measurement(
         row.name,
