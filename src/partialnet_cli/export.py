@@ -76,11 +76,9 @@ def export(
     """
     from partialnet.deploy.export import LEAST_AGREEMENT, check_export
     from partialnet.deploy.export import export as run_export
-    from partialnet.deploy.exported_files import SUFFIXES, check_files
+    from partialnet.deploy.exported_files import check_files, default_output
 
-    if output is None:
-        name = Path(source).resolve().name if Path(source).is_dir() else Path(source).stem
-        output = Path(f"{name}_{precision}{SUFFIXES[format]}")
+    output = output or default_output(source, format, precision)
     images = find_images([calibration]) if calibration else []
     checkpoint = load(source)
     check_export(output, format, precision, bool(images), dynamic_batch)

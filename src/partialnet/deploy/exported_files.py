@@ -24,6 +24,12 @@ SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "litert": ".tflite", "torch": "
 FORMS: dict[str, Runtime] = {"onnx": "onnxruntime", "openvino": "openvino", "litert": "litert"}
 
 
+def default_output(source: str, format: str, precision: str) -> Path:
+    """The file that a network is exported to where none is named: called after the network, in the current folder."""
+    name = Path(source).resolve().name if Path(source).is_dir() else Path(source).stem
+    return Path(f"{name}_{precision}{SUFFIXES[format]}")
+
+
 def prepare_output(output: Path, format: str) -> None:
     """Refuse a file that cannot be written in this format; make its folder.
 

@@ -77,7 +77,7 @@ def export(
     Example: partialnet detect export runs/boxes --format openvino --calibration photos/
     """
     from partialnet.deploy.export import LEAST_AGREEMENT, check_export
-    from partialnet.deploy.exported_files import SUFFIXES, check_files
+    from partialnet.deploy.exported_files import check_files, default_output
     from partialnet.detection.checkpoint import load_detector
     from partialnet.detection.export import LEAST_MATCHED, SURE_SCORE, export_detector
     from partialnet.sources import is_exported
@@ -85,9 +85,7 @@ def export(
     if is_exported(source):
         raise UserError(f"{source!r} is an exported file already; give the run it came from.")
     checkpoint = load_detector(source)
-    if output is None:
-        name = Path(source).resolve().name if Path(source).is_dir() else Path(source).stem
-        output = Path(f"{name}_{precision}{SUFFIXES[format]}")
+    output = output or default_output(source, format, precision)
     images = find_images([calibration]) if calibration else []
     check_export(output, format, precision, bool(images))
     check_files(output, source, results.files["json"])
