@@ -17,7 +17,7 @@ from .ranges import FloatRange, IntRange
 from .results import Results, result_options
 from .runs import default_recipe, run_folder
 from .runtime_option import parse_runtimes, runtime_option
-from .settings import GroupedCommand, configure, given_settings, setting_options
+from .settings import GroupedCommand, configure, given_settings, on_command_line, setting_options
 
 _TABLES = ("3", "4", "6", "12")
 #: Settings of a training that also shape what is counted and timed.
@@ -147,7 +147,7 @@ def _refuse_training_options(ctx: click.Context, names: list[str]) -> None:
         UserError: One was given.
     """
     given = [name for name in names if name not in _NETWORK_SETTINGS]
-    given += [name for name in ("seeds", "recipe", "output") if _on_command_line(ctx, name)]
+    given += [name for name in ("seeds", "recipe", "output") if on_command_line(ctx, name)]
     if given:
         hint = {
             "threads": "; the timing has --bench-threads",
@@ -156,7 +156,3 @@ def _refuse_training_options(ctx: click.Context, names: list[str]) -> None:
         }
         option = f"--{given[0].replace('_', '-')}"
         raise UserError(f"{option} is for training: give --data, too{hint.get(given[0], '')}.")
-
-
-def _on_command_line(ctx: click.Context, name: str) -> bool:
-    return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE

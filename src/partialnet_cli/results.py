@@ -64,9 +64,11 @@ class Results:
 
     def add_line(self, record: Any) -> None:
         """Print one object on a line of its own, or keep it for the file."""
-        self._lines.append(json.dumps(record))
+        line = json.dumps(record)
         if self.prints_json:
-            click.echo(self._lines.pop())
+            click.echo(line)
+        else:
+            self._lines.append(line)
 
     def write_lines(self) -> None:
         """Write the file of one object a line, if it was asked for."""

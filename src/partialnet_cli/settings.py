@@ -101,12 +101,15 @@ def setting_options(kind: type[Settings], without: tuple[str, ...] = ()) -> Call
 
 def given_settings(ctx: click.Context, options: dict[str, Any]) -> dict[str, Any]:
     """The settings that were given on the command line."""
-    given = {
-        name: value for name, value in options.items() if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    }
+    given = {name: value for name, value in options.items() if on_command_line(ctx, name)}
     if "model_args" in given:
         given["model_args"] = _model_args(given["model_args"])
     return given
+
+
+def on_command_line(ctx: click.Context, name: str) -> bool:
+    """Whether an option was given, not left at its default."""
+    return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 def configure(
