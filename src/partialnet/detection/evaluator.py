@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from partialnet.errors import UserError
 from partialnet.files import write_atomically
 from partialnet.text_width import left_aligned, text_width
+from partialnet.training.agreement import gathered
 
 from .annotations import DetectionImages, DetectionSubset
 from .masks import MASK_THRESHOLD, encode_box_masks, encode_masks
@@ -180,12 +180,9 @@ def gather(detections: list[Detection], indices: Sequence[int]) -> tuple[list[De
 
     Without several processes only the order changes, which :func:`evaluate` does not depend on.
     """
-    parts: list[Any] = [(detections, list(indices))]
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        parts = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, (detections, list(indices)))
-    gathered = [detection for part, _ in parts for detection in part]
-    return in_order(gathered), sorted(index for _, part in parts for index in part)
+    parts = gathered((detections, list(indices)))
+    every = [detection for part, _ in parts for detection in part]
+    return in_order(every), sorted(index for _, part in parts for index in part)
 
 
 def in_order(detections: Iterable[Detection]) -> list[Detection]:

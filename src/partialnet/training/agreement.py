@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+_Value = TypeVar("_Value")
 
 #: About the time between two exchanges.
 SECONDS_BETWEEN_EXCHANGES = 1.0
@@ -59,3 +62,12 @@ class Agreement:
 
     def _steps_a_second(self) -> float:
         return self._steps / max(time.monotonic() - self._last, 1e-9)
+
+
+def gathered(value: _Value) -> list[_Value]:
+    """What each process has come here with, by rank; of a single one its own."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from partialnet.errors import RunInterrupted, UserError
 from partialnet.files import as_bytes, write_atomically, write_csv
 
-from .agreement import Agreement
+from .agreement import Agreement, gathered
 from .items import TrainingBatch
 from .signals import StopSignals
 from .states import StateFiles, describe
@@ -248,7 +248,7 @@ class RunKeeper(L.Callback):
 
     def _report_broken(self, trainer: L.Trainer, task: Task) -> None:
         """List the broken images of all processes; stop if they are too many."""
-        names = _gathered(trainer, task.progress.broken)
+        names = set().union(*gathered(task.progress.broken))
         total = len(task.data.train) + len(task.data.validation)
         path = self.folder / BROKEN_NAME
         if trainer.is_global_zero:
@@ -268,7 +268,7 @@ class RunKeeper(L.Callback):
             # the first process writes what all have counted
             sums = trainer.strategy.reduce(progress.sums.clone(), reduce_op="sum")
             progress.sums = sums if trainer.is_global_zero else torch.zeros_like(sums)
-            progress.broken = _gathered(trainer, progress.broken)
+            progress.broken = set().union(*gathered(progress.broken))
             self._known_broken = len(progress.broken) * trainer.world_size
         if progress.batch:
             now = time.perf_counter()
@@ -286,15 +286,6 @@ class RunKeeper(L.Callback):
 def _task(module: L.LightningModule) -> Task:
     assert isinstance(module, Task)
     return module
-
-
-def _gathered(trainer: L.Trainer, names: set[str]) -> set[str]:
-    """The names of all processes."""
-    if trainer.world_size == 1:
-        return names
-    parts: list[Any] = [None] * trainer.world_size
-    dist.all_gather_object(parts, names)
-    return set().union(*parts)
 
 
 def _rounded(row: dict[str, Any]) -> dict[str, Any]:
