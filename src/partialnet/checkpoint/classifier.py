@@ -169,7 +169,7 @@ def create_checkpoint(name: str, class_names: Sequence[str] = (), /, **model_arg
     input_config = resolve_data_config(model=model)
     input_config["input_size"] = (getattr(model, "in_chans", 3), *input_config["input_size"][1:])
     return Checkpoint(
-        model, timm.models.split_model_name_tag(name)[0], model_args, tuple(class_names), _plain(input_config)
+        model, timm.models.split_model_name_tag(name)[0], model_args, tuple(class_names), _input_entries(input_config)
     )
 
 
@@ -253,7 +253,7 @@ def _load_foreign(path: Path) -> Checkpoint:
 def _load_released(path: Path, released: ReleasedNetwork) -> Checkpoint:
     input_config = resolve_data_config(pretrained_cfg=default_cfgs["partialnet_t0"].default.to_dict())
     model, arguments = build_released(path, released), released.arguments
-    return Checkpoint(model, variant_of(released), arguments, (), _plain(input_config), released.report)
+    return Checkpoint(model, variant_of(released), arguments, (), _input_entries(input_config), released.report)
 
 
 def _load_timm(path: Path, training: TimmTraining) -> Checkpoint:
@@ -261,7 +261,7 @@ def _load_timm(path: Path, training: TimmTraining) -> Checkpoint:
     channels = checkpoint.input_config["input_size"][0]
     try:
         data_config = resolve_data_config({**training.data_args, "in_chans": channels}, model=checkpoint.model)
-        checkpoint.input_config |= _plain(data_config)
+        checkpoint.input_config |= _input_entries(data_config)
         checkpoint.input_config["input_size"] = (channels, *data_config["input_size"][1:])
         check_configuration(checkpoint)
     except (ValueError, KeyError, TypeError, AssertionError) as error:
@@ -270,8 +270,8 @@ def _load_timm(path: Path, training: TimmTraining) -> Checkpoint:
     return checkpoint
 
 
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Only what JSON and a transform need, with numpy numbers as Python's."""
+def _input_entries(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of timm's data configuration that are kept, with numpy numbers as Python's, as JSON needs them."""
     return {
         key: [float(item) if isinstance(item, np.floating) else item for item in value]
         if isinstance(value, (tuple, list))
