@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
@@ -30,6 +31,11 @@ def yaml_problem(error: Exception) -> str:
     place = getattr(error, "problem_mark", None)
     line = f" in line {place.line + 1}" if place is not None else ""
     return f"{getattr(error, 'problem', None) or 'it cannot be read'}{line}"
+
+
+def reason_of(error: Exception) -> str:
+    """What the system says about a failure, as of a write, without the file's name; else what the error says."""
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
 
 
 def first_line(error: BaseException) -> str:

@@ -26,6 +26,7 @@ from partialnet.checkpoint.stored_network import WEIGHTS_NAME
 from partialnet.compilation import why_not_compiled
 from partialnet.errors import RunInterrupted, UserError
 from partialnet.files import refuse_read_only, write_atomically
+from partialnet.messages import reason_of
 
 from .batch_loader import lost_reader
 from .config import RunConfig
@@ -38,7 +39,7 @@ from .machine import create_trainer, find_machine, quiet_lightning, threads
 from .progress_bar import ProgressBar
 from .settings import as_yaml, plain, settings_of
 from .signals import StopSignals
-from .states import State, StateFiles, describe
+from .states import State, StateFiles
 from .task import Task
 
 CONFIG_NAME = "config.yaml"
@@ -356,7 +357,7 @@ def pictures_may_fail() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        say(f"The pictures cannot be written ({describe(error)}).")
+        say(f"The pictures cannot be written ({reason_of(error)}).")
 
 
 def present_files(folder: Path, names: Iterable[str]) -> tuple[Path, ...]:

@@ -16,11 +16,12 @@ import torch.distributed as dist
 
 from partialnet.errors import RunInterrupted, UserError
 from partialnet.files import as_bytes, write_atomically, write_csv
+from partialnet.messages import reason_of
 
 from .agreement import Agreement, gathered
 from .items import TrainingBatch
 from .signals import StopSignals
-from .states import StateFiles, describe
+from .states import StateFiles
 from .task import Task
 
 METRICS_NAME = "metrics.csv"
@@ -202,7 +203,7 @@ class RunKeeper(L.Callback):
                 logger.log_metrics(values, step=epoch)
             except Exception as error:  # of the disk, the service, its library or the network
                 cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
-                reason = " ".join(describe(cause).split())
+                reason = " ".join(reason_of(cause).split())
                 self.say(f"{type(logger).__name__} cannot log epoch {epoch} ({reason}); training goes on.")
 
     def _write_checkpoints(self, task: Task, row: dict[str, float], metrics: dict[str, float]) -> None:
@@ -223,7 +224,7 @@ class RunKeeper(L.Callback):
             self.states.write_with_room(write)
         except (OSError, UserError) as error:
             self.say(
-                f"The {what} cannot be written ({describe(error)}); what was there before stays, and training goes on."
+                f"The {what} cannot be written ({reason_of(error)}); what was there before stays, and training goes on."
             )
             return False
         return True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from partialnet.errors import UserError
 from partialnet.files import NO_ROOM, write_atomically
-from partialnet.messages import first_line
+from partialnet.messages import first_line, reason_of
 
 _NAME = re.compile(r"(\d+)-.*-([0-9a-f]{16})\.pt")
 
@@ -104,7 +103,7 @@ class StateFiles(CheckpointIO):
             self.write_with_room(lambda: self._write(path, content))
         except (OSError, ValueError) as error:
             kept = f"the last one, {str(self.last_good)!r}, stays" if self.last_good else "there is none before it"
-            self.say(f"The state of the run cannot be written ({describe(error)}); {kept}, and training goes on.")
+            self.say(f"The state of the run cannot be written ({reason_of(error)}); {kept}, and training goes on.")
             return
         self._remove_all_but(path, self.last_good)
         self.last_good = path
@@ -149,11 +148,6 @@ class StateFiles(CheckpointIO):
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a state."""
         Path(path).unlink(missing_ok=True)
-
-
-def describe(error: Exception) -> str:
-    """What the system says about a failed write."""
-    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
 
 
 def _number(path: Path) -> int:
