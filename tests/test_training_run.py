@@ -17,7 +17,7 @@ from training_runs import CONFIG, FINISHED, Train, metrics, newest_state, tensor
 from partialnet.checkpoint import load
 from partialnet.data.sources import open_data
 from partialnet.errors import UserError
-from partialnet.training.batches import eval_loader
+from partialnet.training.batches import Batch, eval_loader
 from partialnet.training.engine import is_trained
 from partialnet.training.run import ClassifierRun, TrainResult, train
 
@@ -133,6 +133,20 @@ def test_a_finished_run_stays_as_it_is(finished_run: TrainResult, colour_photos:
     assert again.accuracy == finished_run.accuracy
     assert metrics(finished_run.folder) == before[1]
     assert all(torch.equal(before[0][name], tensor) for name, tensor in tensors(again.checkpoint).items())
+
+
+def test_no_step_waits_for_its_batch(train_tiny: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch goes to a GPU while that still works on the one before."""
+    to, waits = Batch.to, []
+
+    def noted(batch: Batch, device: torch.device, non_blocking: bool = False) -> Batch:
+        waits.append(not non_blocking)
+        return to(batch, device, non_blocking)
+
+    monkeypatch.setattr(Batch, "to", noted)
+    train_tiny(epochs=1)
+    assert waits
+    assert not any(waits)
 
 
 # -- on a GPU ----------------------------------------------------------------------------------------------------------
