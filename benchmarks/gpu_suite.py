@@ -5,11 +5,11 @@
     python benchmarks/gpu_suite.py --device cpu --quick --runtimes eager    # try it without a GPU
 
 Throughput at batch 256 and latency at batch 1, in bf16, TF32 and fp32; eager PyTorch, its kernels replayed from a CUDA
-graph, and torch.compile (max-autotune, replayed from a CUDA graph); channels_last and contiguous; training steps; peak
-memory; achieved FLOP/s and bandwidth against a large matrix product and a copy in the same run. Networks of one group
-are timed in turn, folded or re-parameterised all alike. The order is by importance, and what does not fit into
---minutes is skipped and named. The result file, benchmarks/results/gpu_<device>.json, is written after every group, so
-nothing is lost if the run is cut off.
+graph, and torch.compile (replayed from a CUDA graph); channels_last and contiguous; training steps; peak memory;
+achieved FLOP/s and bandwidth against a large matrix product and a copy in the same run. Networks of one group are timed
+in turn, folded or re-parameterised all alike. The order is by importance, and what does not fit into --minutes is
+skipped and named. The result file, benchmarks/results/gpu_<device>.json, is written after every group, so nothing is
+lost if the run is cut off.
 
 Runs from a checkout without installation and without a network; needs torch, torchvision, timm and safetensors.
 """
@@ -37,8 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--minutes", type=float, default=7.5, help="time budget, start of Python not counted (7.5)")
     parser.add_argument("--seconds", type=float, help="time to measure each network (1; 0.05 with --quick)")
-    parser.add_argument("--compile-seconds", type=float, default=45, help="limit for compiling one network (45)")
-    parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=RUNTIMES)
+    parser.add_argument("--compile-seconds", type=float, default=90, help="limit for compiling one network (90)")
+    parser.add_argument("--runtimes", nargs="+", choices=list(RUNTIMES), default=list(RUNTIMES))
     parser.add_argument("--quick", action="store_true", help="every kind of job once, tiny")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-RUNTIMES = {"eager": "eager", "cudagraph": "CUDA graph", "compile": "compiled"}
+RUNTIMES = {"eager": "eager", "cudagraph": "CUDA graph", "compile": "compiled", "autotune": "autotuned"}
 PRECISIONS = ("bf16", "tf32", "fp32")
 #: What tells two settings apart, in the order in which they are sorted.
 SETTING = ("task", "batch_size", "precision", "runtime", "layout", "img_size")
@@ -86,8 +86,10 @@ def networks_table(rows: list[Row]) -> str:
     columns: list[tuple[str, Callable[[Row], bool], str, str]] = [
         ("images/s, eager", lambda r: throughput(r, "eager"), "images_per_second", ",.0f"),
         ("images/s, compiled", lambda r: throughput(r, "compile"), "images_per_second", ",.0f"),
+        ("images/s, autotuned", lambda r: throughput(r, "autotune"), "images_per_second", ",.0f"),
         ("ms for one, CUDA graph", lambda r: one_image(r, "cudagraph"), "median_ms", ".3f"),
         ("ms for one, compiled", lambda r: one_image(r, "compile"), "median_ms", ".3f"),
+        ("ms for one, autotuned", lambda r: one_image(r, "autotune"), "median_ms", ".3f"),
         ("peak MB, eager", lambda r: throughput(r, "eager"), "peak_memory_mb", ",.0f"),
         ("of GEMM rate", lambda r: throughput(r, "eager"), "share_of_gemm", ".0%"),
         ("of copy rate, at least", lambda r: throughput(r, "eager"), "share_of_copy", ".0%"),

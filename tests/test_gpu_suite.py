@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import json
 import shutil
 import subprocess
@@ -22,7 +23,7 @@ import training_speed
 from gpu import runs, state
 from gpu import suite as suite_module
 from gpu.networks import inference_network, work
-from gpu.plan import PEER_GROUPS, SIZES, Job, full_plan, pair, possible
+from gpu.plan import PEER_GROUPS, RUNTIMES, SIZES, Job, full_plan, pair, possible
 from gpu.runs import CompileTimeout, time_limit
 from gpu.suite import Suite
 from gpu.timing import Stopwatch, interleave
@@ -126,6 +127,7 @@ def test_plan_holds_what_was_asked_for():
             assert (name, "inference", "cudagraph", precision, 1, True) in measured
             for batch in (256, 1):
                 assert (name, "inference", "compile", precision, batch, True) in measured
+                assert ((name, "inference", "autotune", precision, batch, True) in measured) == (precision == "bf16")
     for name in pairs:
         for runtime in ("eager", "compile"):
             assert ((name, "training", runtime, "bf16", 256, True) in measured) == (not name.endswith("_l"))
@@ -133,16 +135,22 @@ def test_plan_holds_what_was_asked_for():
 
 def test_what_only_completes_the_table_comes_last_and_the_cheap_first():
     jobs = full_plan()
-    compiled = [index for index, job in enumerate(jobs) if job.runtime == "compile"]
-    in_float32 = [index for index in compiled if jobs[index].precision != "bf16"]
-    assert in_float32 == list(range(in_float32[0], len(jobs)))
-    complete = [
-        index
-        for index, job in enumerate(jobs)
-        if job.names in PEER_GROUPS and (job.precision == "fp32" or not job.channels_last) and job.runtime != "compile"
-    ]
-    assert max(set(compiled) - set(in_float32)) < min(complete)
-    assert max(complete) < in_float32[0]
+    places: dict[str, list[int]] = {"cheap": [], "compiled": [], "completing": [], "last": []}
+    for index, job in enumerate(jobs):
+        if job.runtime == "autotune" or (job.runtime == "compile" and job.precision != "bf16"):
+            places["last"].append(index)
+        elif job.compile_mode is not None:
+            places["compiled"].append(index)
+        elif job.names in PEER_GROUPS and (job.precision == "fp32" or not job.channels_last):
+            places["completing"].append(index)
+        elif job.precision == "bf16" and job.channels_last and (job.batch_size == 256 or job.runtime == "cudagraph"):
+            places["cheap"].append(index)
+    assert places["last"] == list(range(places["last"][0], len(jobs)))
+    order = ("cheap", "compiled", "completing", "last")
+    assert all(max(places[one]) < min(places[next]) for one, next in itertools.pairwise(order))
+    # the compiler may still be busy with a network whose time is over
+    autotuned = [index for index, job in enumerate(jobs) if job.runtime == "autotune"]
+    assert autotuned == list(range(autotuned[0], len(jobs)))
 
 
 def test_the_cpu_gets_what_it_can_do():
@@ -150,7 +158,7 @@ def test_the_cpu_gets_what_it_can_do():
     assert jobs
     assert {job.runtime for job in jobs} == {"eager"}
     assert {job.precision for job in jobs} == {"bf16", "fp32"}
-    assert list(possible(full_plan(), "cuda", ("eager", "cudagraph", "compile"))) == full_plan()
+    assert list(possible(full_plan(), "cuda", RUNTIMES)) == full_plan()
 
 
 def test_work_of_a_convolution_by_hand():
@@ -215,7 +223,7 @@ def test_the_faster_form_counts_and_one_may_fail(tmp_path: Path, monkeypatch: py
 
 def test_compilers_and_contiguous_networks_get_the_plain_form():
     plain = [job for job in full_plan() if runs.forms(job) == (None,)]
-    assert plain == [j for j in full_plan() if j.runtime == "compile" or j.task == "training" or not j.channels_last]
+    assert plain == [j for j in full_plan() if j.compile_mode or j.task == "training" or not j.channels_last]
 
 
 def test_without_its_reference_a_network_has_no_ratio(tmp_path: Path):
@@ -242,10 +250,10 @@ def test_rows_are_on_disk_before_the_next_job(tmp_path: Path, monkeypatch: pytes
     original = Suite.measure
     jobs = [Job(("gpu_suite_small", "test_resnet"), batch_size=size, img_size=32, precision="fp32") for size in (1, 2)]
 
-    def cut_off(self: Suite, job: Job, mode: str) -> None:
+    def cut_off(self: Suite, job: Job) -> None:
         if job.batch_size == 2:
             raise KeyboardInterrupt
-        original(self, job, mode)
+        original(self, job)
 
     monkeypatch.setattr(Suite, "measure", cut_off)
     with pytest.raises(KeyboardInterrupt):
@@ -396,24 +404,33 @@ def test_time_limit_ends_python_that_ignores_errors():
     time.sleep(0.1)  # no alarm is left
 
 
-def test_compiling_too_long_goes_on_in_a_lighter_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    job = Job(("gpu_suite_small", "test_resnet"), runtime="compile", batch_size=1, img_size=32, precision="fp32")
-    modes = []
+def test_compiling_too_long_ends_the_comparison_and_its_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    settings = {"batch_size": 1, "img_size": 32, "precision": "fp32"}
+    names = ("gpu_suite_small", "test_resnet")
+    eager, *compiled = (Job(names, runtime=runtime, **settings) for runtime in ("eager", "compile", "compile"))
+    prepared = []
 
-    def prepare(name: str, job: Job, device: torch.device, mode: str, seconds: float) -> Any:
-        modes.append(mode)
-        if mode != "default":
+    def prepare(name: str, job: Job, device: torch.device, seconds: float) -> Any:
+        prepared.append((name, job.runtime))
+        if job.runtime == "compile":
             raise CompileTimeout("compiling took more than 1 s")
-        return original(name, Job(job.names, batch_size=1, img_size=32, precision="fp32"), device, mode, seconds)
+        return original(name, job, device, seconds)
 
     original = suite_module.prepare
     monkeypatch.setattr(suite_module, "prepare", prepare)
-    suite = small_suite(tmp_path / "result.json")
-    result = suite.run([job, job])
-    # both networks of a comparison are compiled alike, and the slow mode is not tried again
-    assert modes == ["max-autotune-no-cudagraphs"] + 4 * ["default"]
-    assert [row["compile_mode"] for row in result["rows"]] == 4 * ["default"]
-    assert len(result["failed"]) == 1
+    result = small_suite(tmp_path / "result.json").run([*compiled, eager])
+    assert prepared == [("gpu_suite_small", "compile"), ("gpu_suite_small", "eager"), ("test_resnet", "eager")]
+    assert [row["runtime"] for row in result["rows"]] == ["eager", "eager"]
+    (failed,) = result["failed"]
+    assert failed["error"] == "CompileTimeout: compiling took more than 1 s"
+    assert result["skipped"] == [{"job": compiled[1].label, "reason": "nothing of this kind could be run"}]
+
+
+def test_the_compilers_processes_start_before_they_are_needed(monkeypatch: pytest.MonkeyPatch):
+    started: list[bool] = []
+    monkeypatch.setattr("torch._inductor.async_compile.maybe_warm_pool", lambda: started.append(True))
+    runs.start_compiler()
+    assert started
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")
@@ -421,7 +438,7 @@ def test_compiled_network(tmp_path: Path):
     job = Job(("gpu_suite_small", "gpu_suite_failing"), runtime="compile", batch_size=2, img_size=32, precision="fp32")
     result = small_suite(tmp_path / "result.json", minutes=20.0, compile_seconds=500.0).run([job])
     (row,) = result["rows"]
-    assert row["compile_mode"] == "max-autotune-no-cudagraphs"
+    assert row["compile_mode"] == "default"
     assert row["prepare_seconds"] > row["median_ms"] / 1e3
     assert [entry["models"] for entry in result["failed"]] == [["gpu_suite_failing"]]
 
@@ -458,7 +475,7 @@ def test_command_on_a_gpu(tmp_path: Path):
     gpu_suite.main(["--quick", "--compile-seconds", "240", "--output", str(output)])
     result = json.loads(output.read_text())
     assert result["failed"] == result["skipped"] == []
-    assert {row["runtime"] for row in result["rows"]} == {"eager", "cudagraph", "compile"}
+    assert {row["runtime"] for row in result["rows"]} == set(RUNTIMES)
     assert {row["precision"] for row in result["rows"]} == {"bf16", "tf32", "fp32"}
     assert all(row["peak_memory_mb"] > 0 for row in result["rows"])
     check_tables(result)

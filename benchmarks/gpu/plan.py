@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-RUNTIMES = ("eager", "cudagraph", "compile")
+#: How networks run, and the compiler's mode of those that are compiled; without its own CUDA graphs, which come from
+#: ``capture``.
+RUNTIMES = {"eager": None, "cudagraph": None, "compile": "default", "autotune": "max-autotune-no-cudagraphs"}
 PRECISIONS = ("bf16", "tf32", "fp32")
 SIZES = ("t0", "t1", "t2", "s", "m", "l")
 #: Other networks beside the PartialNet whose accuracy is nearest, which comes first.
@@ -24,8 +26,8 @@ class Job:
     Attributes:
         names: timm's model names.
         task: "inference" or "training", which is a whole step with optimiser.
-        runtime: One of ``RUNTIMES``. "cudagraph" replays eager PyTorch's kernels; "compile" in inference is replayed
-            the same way.
+        runtime: One of ``RUNTIMES``. "cudagraph" replays eager PyTorch's kernels; what is compiled is replayed the same
+            way in inference.
         precision: One of ``PRECISIONS``; in training bf16 means autocast.
         batch_size: Images at a time.
         img_size: Height and width in pixels.
@@ -39,6 +41,11 @@ class Job:
     batch_size: int = 256
     img_size: int = 224
     channels_last: bool = True
+
+    @property
+    def compile_mode(self) -> str | None:
+        """The compiler's mode; None if nothing is compiled."""
+        return RUNTIMES[self.runtime]
 
     @property
     def label(self) -> str:
@@ -55,40 +62,39 @@ def pair(size: str) -> tuple[str, str]:
 def full_plan() -> list[Job]:
     """Everything, in the order in which it is worth knowing.
 
-    Cheap comparisons against FasterNet come before what has to be compiled, which takes most of the time. What only
-    completes the table comes last, the cheap first: a job that does not fit into the time is skipped for a later one.
+    What is cheap comes before what has to be compiled, which takes most of the time; what only completes the table
+    comes after. A job that does not fit into the time is skipped for a later one.
     """
+    pairs = [pair(size) for size in SIZES]
+    batches = (256, 1)
     jobs: list[Job] = []
-    jobs += [Job(pair(size)) for size in SIZES]
-    jobs += [Job(pair(size), runtime="cudagraph", batch_size=1) for size in SIZES]
-    jobs += [Job(pair("t0"), runtime="compile", batch_size=batch) for batch in (256, 1)]
-    jobs += [Job(pair(size), "training") for size in SIZES[:-1]]
-    jobs += [Job(group) for group in PEER_GROUPS]
-    jobs += [Job(group, runtime="cudagraph", batch_size=1) for group in PEER_GROUPS]
-    jobs += [Job(pair("t2"), runtime="compile", batch_size=batch) for batch in (256, 1)]
-    jobs += [Job(pair(size), runtime="compile", batch_size=batch) for batch in (256, 1) for size in ("s", "m")]
-    jobs += [Job(pair("t0"), "training", "compile")]
+    jobs += [Job(names) for names in pairs]
+    jobs += [Job(names, runtime="cudagraph", batch_size=1) for names in pairs]
+    jobs += [Job(names, "training") for names in pairs[:-1]]
+    jobs += [Job(names) for names in PEER_GROUPS]
+    jobs += [Job(names, runtime="cudagraph", batch_size=1) for names in PEER_GROUPS]
+    jobs += [Job(pairs[0], runtime="compile", batch_size=batch) for batch in batches]
+    jobs += [Job(names, precision="tf32") for names in pairs]
+    jobs += [Job(names, runtime="cudagraph", precision="tf32", batch_size=1) for names in pairs]
+    jobs += [Job(names, runtime="compile", batch_size=batch) for names in pairs[1:] for batch in batches]
+    jobs += [Job(names, precision="fp32") for names in pairs]
+    jobs += [Job(names, runtime="cudagraph", precision="fp32", batch_size=1) for names in pairs]
+    jobs += [Job(names, batch_size=1) for names in pairs]
+    jobs += [Job(names, channels_last=False) for names in pairs]
+    jobs += [Job(names, runtime="cudagraph", batch_size=1, channels_last=False) for names in pairs]
+    jobs += [Job(names, "training", "compile") for names in pairs[:-1]]
+    jobs += [Job(names, runtime="compile", batch_size=batch) for names in PEER_GROUPS for batch in batches]
     for precision in ("tf32", "fp32"):
-        jobs += [Job(pair(size), precision=precision) for size in SIZES]
-        jobs += [Job(pair(size), runtime="cudagraph", precision=precision, batch_size=1) for size in SIZES]
-    jobs += [Job(pair(size), batch_size=1) for size in SIZES]
-    jobs += [Job(pair(size), channels_last=False) for size in SIZES]
-    jobs += [Job(pair(size), runtime="cudagraph", batch_size=1, channels_last=False) for size in SIZES]
-    jobs += [Job(pair(size), "training", "compile") for size in ("t1", "t2", "s", "m")]
-    jobs += [Job(pair(size), runtime="compile", batch_size=batch) for size in ("t1", "l") for batch in (256, 1)]
-    jobs += [Job(group, precision="tf32") for group in PEER_GROUPS]
-    jobs += [Job(group, runtime="cudagraph", precision="tf32", batch_size=1) for group in PEER_GROUPS]
-    jobs += [Job(group, runtime="compile", batch_size=batch) for group in PEER_GROUPS for batch in (256, 1)]
-    jobs += [Job(group, channels_last=False) for group in PEER_GROUPS]
-    jobs += [Job(group, runtime="cudagraph", batch_size=1, channels_last=False) for group in PEER_GROUPS]
-    jobs += [Job(group, precision="fp32") for group in PEER_GROUPS]
-    jobs += [Job(group, runtime="cudagraph", precision="fp32", batch_size=1) for group in PEER_GROUPS]
-    for networks in ([pair(size) for size in SIZES], PEER_GROUPS):
+        jobs += [Job(names, precision=precision) for names in PEER_GROUPS]
+        jobs += [Job(names, runtime="cudagraph", precision=precision, batch_size=1) for names in PEER_GROUPS]
+    jobs += [Job(names, channels_last=False) for names in PEER_GROUPS]
+    jobs += [Job(names, runtime="cudagraph", batch_size=1, channels_last=False) for names in PEER_GROUPS]
+    # what is autotuned comes last: where it is ended, the compiler's processes still work off what they were given
+    for precision, runtime in (("tf32", "compile"), ("fp32", "compile"), ("bf16", "autotune")):
         jobs += [
-            Job(names, runtime="compile", precision=precision, batch_size=batch)
-            for precision in ("tf32", "fp32")
-            for names in networks
-            for batch in (256, 1)
+            Job(names, runtime=runtime, precision=precision, batch_size=batch)
+            for names in (*pairs, *PEER_GROUPS)
+            for batch in batches
         ]
     return jobs
 
@@ -106,12 +112,13 @@ def quick_plan(img_size: int = 64, batch_size: int = 2) -> list[Job]:
         Job(t0, batch_size=1, channels_last=False, **size),
         Job(t0, runtime="compile", batch_size=1, **size),
         Job(t0, "training", "compile", batch_size=batch_size, **size),
+        Job(t0, runtime="autotune", batch_size=1, **size),
     ]
 
 
-def possible(jobs: Sequence[Job], device_type: str, runtimes: Sequence[str]) -> Iterator[Job]:
+def possible(jobs: Sequence[Job], device_type: str, runtimes: Collection[str]) -> Iterator[Job]:
     """The jobs that this kind of device can do, under the runtimes asked for."""
     for job in jobs:
-        only_cuda = job.runtime == "cudagraph" or job.precision == "tf32"
+        only_cuda = job.runtime in ("cudagraph", "autotune") or job.precision == "tf32"
         if job.runtime in runtimes and (device_type == "cuda" or not only_cuda):
             yield job

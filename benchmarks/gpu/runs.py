@@ -104,11 +104,11 @@ def forms(job: Job) -> tuple[Runtime | None, ...]:
     Matrix products save the kernels that add a convolution's bias, but mergings of patches take a copy more. They see
     maps in the channels_last layout; compilers get the plain form, to merge what they like.
     """
-    eager = job.task == "inference" and job.runtime != "compile" and job.channels_last
+    eager = job.task == "inference" and job.compile_mode is None and job.channels_last
     return (None, "torch") if eager else (None,)
 
 
-def prepare(name: str, job: Job, device: torch.device, compile_mode: str, compile_seconds: float) -> Prepared:
+def prepare(name: str, job: Job, device: torch.device, compile_seconds: float) -> Prepared:
     """Build, place, compile and warm up one network, in the fastest of its forms.
 
     Raises:
@@ -119,7 +119,7 @@ def prepare(name: str, job: Job, device: torch.device, compile_mode: str, compil
     errors: list[Exception] = []
     for form in forms(job):
         try:
-            found.append(_prepare(name, form, job, device, compile_mode, compile_seconds))
+            found.append(_prepare(name, form, job, device, compile_seconds))
         except Exception as error:
             errors.append(error.with_traceback(None))  # whose frames would keep tensors on the device
         if errors:
@@ -139,18 +139,16 @@ def _trial(run: Run, device: torch.device) -> float:
     return best
 
 
-def _prepare(
-    name: str, form: Runtime | None, job: Job, device: torch.device, compile_mode: str, compile_seconds: float
-) -> Prepared:
+def _prepare(name: str, form: Runtime | None, job: Job, device: torch.device, compile_seconds: float) -> Prepared:
     begin = time.perf_counter()
     set_precision(job.precision)
     memory = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     model = _model(name, form, job, device)
-    if job.runtime == "compile":
+    if job.compile_mode is not None:
         # dynamic=False: a second batch size is another kernel, not a general one
-        model.compile(mode=compile_mode, dynamic=False)
+        model.compile(mode=job.compile_mode, dynamic=False)
     run = (_training_run if job.task == "training" else _inference_run)(model, job, device)
-    with _compiling(compile_seconds) if job.runtime == "compile" else nullcontext():
+    with nullcontext() if job.compile_mode is None else _compiling(compile_seconds):
         # twice, as the first training step still lacks the optimiser's state
         for _ in range(2):
             run()
@@ -161,7 +159,7 @@ def _prepare(
         run()
         torch.cuda.synchronize(device)
         peak = (torch.cuda.max_memory_allocated(device) - memory) / 1e6
-        if job.task == "inference" and job.runtime in ("cudagraph", "compile"):
+        if job.task == "inference" and job.runtime != "eager":
             run = capture(run)
     return Prepared(run, form, time.perf_counter() - begin, peak)
 
@@ -206,6 +204,14 @@ def free(device: torch.device) -> None:
         # after some errors even this fails; ``usable`` finds out
         with suppress(RuntimeError):
             torch.cuda.empty_cache()
+
+
+def start_compiler() -> None:
+    """Start the processes in which PyTorch compiles kernels, so that the first network need not wait for them."""
+    with suppress(ImportError):  # no public function
+        from torch._inductor.async_compile import maybe_warm_pool
+
+        maybe_warm_pool()
 
 
 @contextmanager

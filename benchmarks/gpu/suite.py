@@ -17,14 +17,19 @@ from partialnet.files import write_json
 from .ceilings import measure_ceilings
 from .networks import missing, work
 from .plan import PRECISIONS, Job
-from .runs import CompileTimeout, Prepared, free, prepare, release, usable
+from .runs import CompileTimeout, Prepared, free, prepare, release, start_compiler, usable
 from .state import device_facts, device_state
 from .timing import Samples, Stopwatch, interleave
 
-#: The compiler's modes, the next for when one takes too long; without its own CUDA graphs, which come from ``capture``.
-COMPILE_MODES = ("max-autotune-no-cudagraphs", "default")
-#: Seconds that a job of one runtime takes for each network until one has been seen.
-FIRST_GUESS = {"eager": 3.0, "cudagraph": 3.0, "compile": 40.0}
+#: Seconds that a kind of job takes for each network until one has been seen.
+FIRST_GUESS = {
+    "inference eager": 5.0,
+    "inference cudagraph": 3.0,
+    "inference compile": 30.0,
+    "inference autotune": 75.0,
+    "training eager": 8.0,
+    "training compile": 60.0,
+}
 BYTES_PER_VALUE = {"bf16": 2, "tf32": 4, "fp32": 4}
 
 
@@ -45,14 +50,14 @@ class Suite:
     path: Path
     minutes: float = 8.0
     seconds: float = 1.0
-    compile_seconds: float = 45.0
+    compile_seconds: float = 90.0
     quick: bool = False
     results: dict[str, Any] = field(init=False)
-    compile_mode: str = field(default=COMPILE_MODES[0], init=False)
 
     def __post_init__(self) -> None:
         self.begin = time.monotonic()
         self.seconds_per_network = dict(FIRST_GUESS)
+        self.given_up: set[str] = set()
         self.results = {
             "environment": environment() | device_facts(self.device),
             "finished": False,
@@ -67,6 +72,8 @@ class Suite:
     def run(self, jobs: Sequence[Job]) -> dict[str, Any]:
         """Do the jobs in order; what the result file holds."""
         torch.backends.cudnn.benchmark = True  # every contestant gets cuDNN's fastest convolutions
+        if self.device.type == "cuda" and any(job.compile_mode is not None for job in jobs):
+            start_compiler()
         lacking = missing({name for job in jobs for name in job.names})
         self.results["missing"] = lacking
         if lacking:
@@ -80,15 +87,20 @@ class Suite:
             if len(names) < 2:
                 continue
             job = replace(job, names=names)
-            kind = f"{job.task} {job.runtime}" if job.task == "training" else job.runtime
-            expected = len(names) * self.seconds_per_network.get(kind, FIRST_GUESS[job.runtime])
-            if expected > self.left():
-                self.results["skipped"].append({"job": job.label, "reason": f"{self.left():.0f} s were left"})
+            kind = f"{job.task} {job.runtime}"
+            expected = len(names) * self.seconds_per_network[kind]
+            in_vain = kind in self.given_up
+            if in_vain or expected > self.left():
+                reason = "nothing of this kind could be run" if in_vain else f"{self.left():.0f} s were left"
+                self.results["skipped"].append({"job": job.label, "reason": reason})
                 self.write()
                 continue
             print(f"[{index + 1}/{len(jobs)}, {self.left():.0f} s left] {job.label}", flush=True)
-            start = time.monotonic()
-            self.do(job)
+            start, rows = time.monotonic(), len(self.results["rows"])
+            self.measure(job)
+            release(self.device)
+            if len(self.results["rows"]) == rows:
+                self.given_up.add(kind)  # without a compiler, say, each further comparison would take its time to fail
             self.seconds_per_network[kind] = (time.monotonic() - start) / len(names)
             self.write()
             if not usable(self.device):
@@ -104,34 +116,16 @@ class Suite:
         """Seconds left of the budget."""
         return 60 * self.minutes - (time.monotonic() - self.begin)
 
-    def do(self, job: Job) -> None:
-        """Measure one job; if compiling takes too long, all over again in the next lighter mode, and so ever after."""
-        while True:
-            mode = self.compile_mode if job.task == "inference" else COMPILE_MODES[-1]
-            try:
-                self.measure(job, mode)
-                return
-            except CompileTimeout as timeout:
-                self.fail(job, job.names, f"{timeout} in mode {mode}")
-                heavier = mode != COMPILE_MODES[-1]
-                if heavier:
-                    self.compile_mode = COMPILE_MODES[COMPILE_MODES.index(mode) + 1]
-                if not heavier or self.left() < self.compile_seconds:
-                    return
-            finally:
-                release(self.device)
-
-    def measure(self, job: Job, mode: str) -> None:
-        """Prepare, time and record the networks of one job; one that fails is recorded with its error.
-
-        Raises:
-            CompileTimeout: Compiling took too long.
-        """
+    def measure(self, job: Job) -> None:
+        """Prepare, time and record the networks of one job; one that fails is recorded with its error."""
         prepared: dict[str, Prepared] = {}
         for name in job.names:
             limit = min(self.compile_seconds, max(self.left(), 1))
             try:
-                prepared[name] = prepare(name, job, self.device, mode, limit)
+                prepared[name] = prepare(name, job, self.device, limit)
+            except CompileTimeout as timeout:
+                self.fail(job, (name,), timeout)
+                break  # the others may take as long
             except Exception as error:
                 self.fail(job, (name,), error)
             else:
@@ -148,14 +142,14 @@ class Suite:
                 self.fail(job, (name,), sample.error)
                 continue
             whole = reference if reference is not None and reference.error is None else None
-            row = self.row(name, job, mode, prepared[name], sample, whole) | state
+            row = self.row(name, job, prepared[name], sample, whole) | state
             self.results["rows"].append(row)
             speed = f"{row['median_ms']:9.3f} ms {row['images_per_second']:10.0f} images/s"
             ratio = "" if row["ratio"] is None else f"   ratio {row['ratio']:.2f}"
             print(f"  {name:28} {speed}{ratio}", flush=True)
 
     def row(
-        self, name: str, job: Job, mode: str, prepared: Prepared, sample: Samples, reference: Samples | None
+        self, name: str, job: Job, prepared: Prepared, sample: Samples, reference: Samples | None
     ) -> dict[str, Any]:
         """What is known about one network under one setting. Ratios are of times: below 1 is faster."""
         q1, median, q3 = sample.quartiles()
@@ -163,7 +157,7 @@ class Suite:
         row: dict[str, Any] = {
             "task": job.task,
             "runtime": job.runtime,
-            "compile_mode": mode if job.runtime == "compile" else None,
+            "compile_mode": job.compile_mode,
             "precision": job.precision,
             "layout": "channels_last" if job.channels_last else "contiguous",
             "batch_size": job.batch_size,
