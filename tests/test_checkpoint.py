@@ -18,7 +18,13 @@ from conftest import Randomize
 from stored_networks import NAMES, TINY, assert_bitwise_equal, assert_refused, forbid_network, logits, tiny
 
 from partialnet.checkpoint import create_checkpoint, load
-from partialnet.checkpoint.stored_network import CONFIG_NAME, WEIGHTS_NAME
+from partialnet.checkpoint.stored_network import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    load_tensors,
+    read_network,
+    serialize_network,
+)
 from partialnet.errors import UserError
 from partialnet.models import PartialNet
 
@@ -51,6 +57,20 @@ def test_saving_again_gives_the_same(own_run: Path, tmp_path: Path) -> None:
         end = 8 + struct.unpack("<Q", content[:8])[0]
         contents.append((json.loads(content[8:end]), content[end:]))
     assert contents[0] == contents[1]
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_a_layer_with_two_names_is_stored(dtype: torch.dtype | None, tmp_path: Path) -> None:
+    def twice() -> torch.nn.ModuleDict:
+        layer = torch.nn.Linear(3, 3)
+        return torch.nn.ModuleDict({"first": layer, "again": layer, "other": torch.nn.Linear(3, 3)})
+
+    model, loaded, path = twice(), twice(), tmp_path / WEIGHTS_NAME
+    path.write_bytes(serialize_network(model, {}, dtype))
+    load_tensors(loaded, read_network(path, "classification").tensors, path)
+    expected = {name: tensor if dtype is None else tensor.half().float() for name, tensor in model.state_dict().items()}
+    assert_bitwise_equal(loaded.state_dict(), expected)
+    assert loaded["first"] is loaded["again"]
 
 
 @pytest.mark.parametrize(

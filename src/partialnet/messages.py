@@ -39,5 +39,5 @@ def reason_of(error: Exception) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its kind where it says nothing."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    """The first line of what an error says that is not blank, or its kind where it says nothing."""
+    return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)

@@ -68,10 +68,15 @@ def save_network(folder: str | Path, model: nn.Module, config: Mapping[str, Any]
 
 def serialize_network(model: nn.Module, config: Mapping[str, Any], dtype: torch.dtype | None = None) -> bytes:
     """The content of a ``.safetensors`` file; ``dtype`` rounds the weights for storage."""
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
+    memory: set[int] = set()
     for name, tensor in model.state_dict().items():
         stored = tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
-        tensors[name] = stored.detach().contiguous().cpu()
+        stored = stored.detach().contiguous().cpu()
+        place = stored.untyped_storage().data_ptr()
+        # the format refuses weights that share memory, as those of a layer with two names do
+        tensors[name] = stored.clone() if place in memory else stored
+        memory.add(place)
     return safetensors.torch.save(tensors, {"format": "pt", _HEADER_KEY: json.dumps(config, indent=2)})
 
 
