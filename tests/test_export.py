@@ -17,9 +17,9 @@ import timm
 import torch
 from commands import Command, assert_mistake
 from conftest import randomize_parameters as randomize
-from PIL import Image
+from PIL import ExifTags, Image
 
-from partialnet.checkpoint import Checkpoint, create_checkpoint
+from partialnet.checkpoint import Checkpoint, create_checkpoint, load
 from partialnet.data import FolderImages, Subset
 from partialnet.deploy.export import Export, export
 from partialnet.deploy.exported_files import SUFFIXES, save_onnx, save_openvino
@@ -28,6 +28,7 @@ from partialnet.deploy.runtimes import ExportedModel, load_exported, openvino_co
 from partialnet.deploy.verify import compare_accuracy, compare_logits
 from partialnet.errors import UserError
 from partialnet.evaluation import Evaluation, evaluate
+from partialnet.images import read_image
 from partialnet.prediction import Classifier
 from partialnet.sources import open_source
 
@@ -172,6 +173,21 @@ def test_an_export_that_disagrees_brings_a_float_one_and_a_warning(checkpoint, t
     assert not list(tmp_path.glob("full_*"))
 
 
+def test_a_float_export_that_computes_something_else_is_told(checkpoint, tmp_path, monkeypatch, command: Command):
+    def doubled(path: Path) -> Checkpoint:
+        opened = load(path)
+        for parameter in opened.model.classifier.parameters():
+            parameter.data *= 2  # every image keeps its class
+        return opened
+
+    run = ("export", checkpoint.save(tmp_path / "run").parent, "-f", "torch", "-o")
+    assert "Warning" not in command(*run, tmp_path / "right.safetensors").err
+    monkeypatch.setattr("partialnet.deploy.export.load", doubled)
+    wrong = command(*run, tmp_path / "wrong.safetensors")
+    assert "same class 100.0%" in wrong.out
+    assert "Warning: logits are off by up to 100.0% of the largest" in wrong.err
+
+
 def test_int8_needs_images(checkpoint, tmp_path):
     with pytest.raises(UserError, match="--calibration"):
         export(checkpoint, tmp_path / "net.onnx", precision="int8")
@@ -241,7 +257,7 @@ def test_networks_that_a_format_cannot_hold_are_refused(format, checkpoint, tmp_
 
 def test_failures_of_quantisers_runtimes_and_folding_are_told(checkpoint, photos, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
-        raise RuntimeError("no such kernel\nat place.cpp")
+        raise RuntimeError("\n  no such kernel\nat place.cpp")
 
     output = tmp_path / "net.onnx"
     with monkeypatch.context() as patch:
@@ -541,13 +557,15 @@ def test_an_export_is_used_without_partialnet_as_documented(exported, labelled, 
     opened = open_source(exported.path)
     model = openvino_core().read_model(exported.path)
     save_openvino(model, Path("digits.xml"), opened.config() | {"inference_precision": "f32"})
-    shutil.copy(labelled.root / "bee" / "05.png", "photo.jpg")
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6  # as a phone stores a photograph that was taken upright
+    Image.open(labelled.root / "bee" / "05.png").resize((80, 64)).save("photo.jpg", exif=turned)
     document = Path(__file__).parent.parent / "docs" / "deployment.md"
     section = document.read_text(encoding="utf-8").partition("### In programs without PartialNet")[2]
     names: dict = {}
     exec(re.search(r"```python\n(.*?)```", section, flags=re.DOTALL)[1], names)
     classifier = Classifier(opened)
-    expected = classifier.run(classifier.prepare([Image.open("photo.jpg").convert("RGB")]))
+    expected = classifier.run(classifier.prepare([read_image("photo.jpg")]))
     np.testing.assert_allclose(names["logits"], expected, rtol=0, atol=1e-5)
     np.testing.assert_allclose(names["network"](names["images"])["logits"], expected, rtol=0, atol=1e-4)
     assert capsys.readouterr().out.split() == [CLASSES[int(expected.argmax())]] * 2

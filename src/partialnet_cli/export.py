@@ -74,7 +74,7 @@ def export(
 
     Example: partialnet export runs/demo --format openvino -o digits.xml
     """
-    from partialnet.deploy.export import LEAST_AGREEMENT, check_export
+    from partialnet.deploy.export import LEAST_AGREEMENT, MOST_ERROR_FP32, check_export
     from partialnet.deploy.export import export as run_export
     from partialnet.deploy.exported_files import check_files, default_output
 
@@ -101,6 +101,12 @@ def export(
         click.echo(
             f"Warning: {precision} agrees with PyTorch's class on {result.same_class:.1%} of the images, less than "
             f"{LEAST_AGREEMENT:.0%}; {instead}.",
+            err=True,
+        )
+    elif precision == "fp32" and result.relative_error > MOST_ERROR_FP32:
+        click.echo(
+            f"Warning: logits are off by up to {result.relative_error:.1%} of the largest, so the file computes "
+            "something else than PyTorch; do not rely on it.",
             err=True,
         )
     if not Path(source).exists():

@@ -46,6 +46,9 @@ PRECISIONS: dict[str, tuple[str, ...]] = {
 }
 #: Share of images on which an export must name PyTorch's class, or one in fp32 is written too.
 LEAST_AGREEMENT = 0.98
+#: Error of a logit, as a share of the largest, that an export in fp32 shows only if it computes something else. The
+#: class alone would not tell: an untrained network gives most images the same, and one class is always right.
+MOST_ERROR_FP32 = 0.01
 #: The first opset with an operator for GELU, which onnxruntime runs twice as fast as its five parts.
 _OPSET = 20
 
@@ -84,6 +87,11 @@ class Export:
     def same_class(self) -> float:
         """Share of photographs, in [0, 1], with the class that PyTorch gives: of the labelled ones if there are any."""
         return self.accuracy.agreement if self.accuracy is not None else self.agreement["photographs"].top1
+
+    @property
+    def relative_error(self) -> float:
+        """Largest error of a logit as a share of PyTorch's largest logit, of all kinds of images."""
+        return max(found.max_error / max(found.max_logit, 1e-9) for found in self.agreement.values())
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON, without folders."""
