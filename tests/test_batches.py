@@ -34,7 +34,7 @@ class Noise(LabelledImages):
         self.labels = np.arange(count) % 3
         self.broken = broken
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int, min_side: int | None = None) -> Image.Image:
         if index in self.broken:
             raise UserError(f"{index} is broken.")
         pixels = np.random.default_rng(index).integers(0, 256, (20 + index % 7, 30, 3), dtype=np.uint8)
@@ -309,9 +309,9 @@ def test_large_photos_are_read_in_a_smaller_size(tmp_path: Path) -> None:
         for index in range(2):
             Image.fromarray(gradient).save(tmp_path / name / f"{index}.jpg", quality=95)
     images = FolderImages(tmp_path)
-    assert images.read_reduced(0, 100).size == (200, 160)
-    assert images.read_reduced(0, 161).size == (400, 320)
-    assert images.read_reduced(0, 5000).size == images.read(0).size == (800, 640)
+    assert images.read(0, 100).size == (200, 160)
+    assert images.read(0, 161).size == (400, 320)
+    assert images.read(0, 5000).size == images.read(0).size == (800, 640)
     settings = config(crop_scale_min=1.0, horizontal_flip=0.0)
     (batch,) = train_loader(images, settings, INPUT, epoch=0)
     prepare = Preprocessing({**INPUT, "crop_pct": 1.0, "crop_mode": "squash"})

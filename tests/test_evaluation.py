@@ -191,7 +191,7 @@ class Named(LabelledImages):
         self.class_names = class_names
         self.labels = np.arange(len(class_names))
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int, min_side: int | None = None) -> Image.Image:
         return make_image(CLASSES.index(self.class_names[index]))
 
     def name(self, index: int) -> str:

@@ -9,8 +9,6 @@ from sklearn.model_selection import train_test_split
 
 from .labelled_images import ImageData, LabelledImages, Subset
 
-DIGITS_SIZE = 64
-
 
 class HandwrittenDigits(LabelledImages):
     """1,797 digits of 8×8 pixels, enlarged to 64×64, light on dark.
@@ -24,9 +22,10 @@ class HandwrittenDigits(LabelledImages):
         self.labels = data.target.astype(np.int64)
         self._images = data.images  # values 0 to 16
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int, min_side: int | None = None) -> Image.Image:
         """Digit ``index`` as 8-bit RGB."""
-        return enlarge(self._images[index])
+        grey = Image.fromarray((self._images[index] * (255 / 16)).round().astype(np.uint8))
+        return grey.resize((64, 64), Image.Resampling.BICUBIC).convert("RGB")
 
     def name(self, index: int) -> str:
         """Number within scikit-learn's data."""
@@ -36,17 +35,6 @@ class HandwrittenDigits(LabelledImages):
 def open_digits() -> ImageData:
     """The digits; the same fifth of each class is always held out."""
     images = HandwrittenDigits()
-    train, test = split_indices(images.labels)
+    numbers = np.arange(len(images))
+    train, test = train_test_split(numbers, test_size=0.2, random_state=0, stratify=images.labels)
     return ImageData(Subset(images, train), Subset(images, test), "a fixed fifth of each class held out")
-
-
-def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the digits to learn and of those to test."""
-    train, test = train_test_split(np.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels)
-    return train, test
-
-
-def enlarge(image: np.ndarray) -> Image.Image:
-    """An 8×8 image of values 0 to 16 as 64×64 RGB, light on dark."""
-    grey = Image.fromarray((image * (255 / 16)).round().astype(np.uint8))
-    return grey.resize((DIGITS_SIZE, DIGITS_SIZE), Image.Resampling.BICUBIC).convert("RGB")

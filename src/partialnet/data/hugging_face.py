@@ -46,15 +46,8 @@ class HuggingFaceImages(LabelledImages):
         self._rows = rows
         self._image_column = image_column
 
-    def read(self, index: int) -> Image.Image:
-        """Image ``index`` as 8-bit RGB."""
-        return self._read(index, None)
-
-    def read_reduced(self, index: int, min_side: int) -> Image.Image:
-        """Image ``index``, a JPEG perhaps in a smaller size."""
-        return self._read(index, min_side)
-
-    def _read(self, index: int, min_side: int | None) -> Image.Image:
+    def read(self, index: int, min_side: int | None = None) -> Image.Image:
+        """Image ``index`` as 8-bit RGB; a JPEG perhaps in a smaller size."""
         image = self._rows[index][self._image_column]
         if image is None:
             raise UserError(f"{self.name(index)!r} has no image.")

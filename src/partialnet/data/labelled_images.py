@@ -36,16 +36,17 @@ class LabelledImages(ABC):
         return len(self.labels)
 
     @abstractmethod
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int, min_side: int | None = None) -> Image.Image:
         """Image ``index`` as 8-bit RGB.
+
+        Args:
+            index: Its number.
+            min_side: What height and width need at least: where it is faster, a larger image may come in a smaller
+                size.
 
         Raises:
             UserError: It cannot be read.
         """
-
-    def read_reduced(self, index: int, min_side: int) -> Image.Image:
-        """Image ``index``, perhaps in a smaller size of at least ``min_side`` pixels each way where that is faster."""
-        return self.read(index)
 
     @abstractmethod
     def name(self, index: int) -> str:
@@ -61,12 +62,8 @@ class ImageFiles(LabelledImages):
         self.labels = labels
         self._names = PackedNames(names)
 
-    def read(self, index: int) -> Image.Image:
-        """Image ``index`` as 8-bit RGB, upright."""
-        return read_image(self.root / self.name(index))
-
-    def read_reduced(self, index: int, min_side: int) -> Image.Image:
-        """Image ``index``, a JPEG perhaps in a smaller size."""
+    def read(self, index: int, min_side: int | None = None) -> Image.Image:
+        """Image ``index`` as 8-bit RGB, upright; a JPEG perhaps in a smaller size."""
         return read_image(self.root / self.name(index), min_side)
 
     def name(self, index: int) -> str:
@@ -83,13 +80,9 @@ class Subset(LabelledImages):
         self.class_names = images.class_names
         self.labels = images.labels[self.indices]
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int, min_side: int | None = None) -> Image.Image:
         """Image ``index`` of the subset as 8-bit RGB."""
-        return self.images.read(int(self.indices[index]))
-
-    def read_reduced(self, index: int, min_side: int) -> Image.Image:
-        """Image ``index`` of the subset, perhaps in a smaller size."""
-        return self.images.read_reduced(int(self.indices[index]), min_side)
+        return self.images.read(int(self.indices[index]), min_side)
 
     def name(self, index: int) -> str:
         """Name of image ``index`` of the subset."""

@@ -63,12 +63,8 @@ class ShardImages(LabelledImages):
         self.labels = np.array([numbers[name] for name in index.found], dtype=np.int64)[index.classes]
         self._places = index.places
 
-    def read(self, index: int) -> Image.Image:
-        """Image ``index`` as 8-bit RGB."""
-        return decode_image(self._content(index), self.name(index))
-
-    def read_reduced(self, index: int, min_side: int) -> Image.Image:
-        """Image ``index``, a JPEG perhaps in a smaller size."""
+    def read(self, index: int, min_side: int | None = None) -> Image.Image:
+        """Image ``index`` as 8-bit RGB; a JPEG perhaps in a smaller size."""
         return decode_image(self._content(index), self.name(index), min_side)
 
     def name(self, index: int) -> str:

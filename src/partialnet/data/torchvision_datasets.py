@@ -42,7 +42,7 @@ class TorchvisionImages(LabelledImages):
         self._name = name
         self._dataset = dataset
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int, min_side: int | None = None) -> Image.Image:
         """Image ``index`` as 8-bit RGB."""
         try:
             return to_rgb(self._dataset[index][0])

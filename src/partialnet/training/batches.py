@@ -158,7 +158,7 @@ class _TrainBatches(Dataset[Batch]):
         broken: list[int] = []
         pixels = np.empty((self.order.shape[1], *size, 3), np.uint8)
         indices = []
-        read = partial(self.images.read_reduced, min_side=self._min_side(size))
+        read = partial(self.images.read, min_side=self._min_side(size))
         with random_state_restored():
             for place, wanted in enumerate(self.order[number].tolist()):
                 index, image = read_or_replace(read, self.images.name, wanted, len(self.images), config.seed, broken)
