@@ -26,7 +26,8 @@ from partialnet.detection.checkpoint import DetectorCheckpoint, create_detector,
 from partialnet.detection.data_sources import open_detection_data
 from partialnet.detection.evaluator import evaluate
 from partialnet.detection.exported import load_exported_detector
-from partialnet.detection.run import DetectorRun, evaluate_detector, train_detector
+from partialnet.detection.inference import evaluate_detector
+from partialnet.detection.run import DetectorRun, train_detector
 from partialnet.detection.weights import load_weights
 from partialnet.training.settings import as_yaml
 

@@ -27,8 +27,9 @@ from partialnet.checkpoint import load
 from partialnet.detection.checkpoint import create_detector, load_detector
 from partialnet.detection.config import DetectionConfig
 from partialnet.detection.data_sources import open_detection_data, open_evaluation
+from partialnet.detection.inference import evaluate_detector
 from partialnet.detection.model import Detector
-from partialnet.detection.run import DetectorRun, evaluate_detector, train_detector
+from partialnet.detection.run import DetectorRun, train_detector
 from partialnet.errors import UserError
 from partialnet.training.recipes import apply_recipe, recipe_names
 from partialnet.training.settings import as_yaml, create_settings

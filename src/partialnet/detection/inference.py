@@ -1,17 +1,21 @@
-"""What a detector finds on the images of a data set."""
+"""What a detector finds on the images of a data set, and how good that is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
+from tqdm import tqdm
+
+from partialnet.errors import UserError
 
 from .annotations import DetectionImages
-from .batches import DetectionBatch
-from .evaluator import Detection, to_detections
+from .batches import DetectionBatch, detection_eval_loader
+from .checkpoint import DetectorCheckpoint
+from .evaluator import Detection, DetectionEvaluation, evaluate, in_order, to_detections
 from .exported import Canvas
 from .model import Detector
 
@@ -58,3 +62,61 @@ def find_objects(
             found.indices += indices
         after_batch()
     return found
+
+
+@dataclass(frozen=True)
+class EvaluatedDetector:
+    """What a detector found on a data set, and how good it is.
+
+    Attributes:
+        evaluation: The COCO numbers.
+        detections: In the COCO format, image by image.
+        broken: Names of the images that could not be read, or have another size than the file says; they do not count.
+    """
+
+    evaluation: DetectionEvaluation
+    detections: list[Detection]
+    broken: tuple[str, ...]
+
+
+def evaluate_detector(
+    detector: DetectorCheckpoint,
+    images: DetectionImages,
+    device: torch.device | str = "cpu",
+    batch_size: int = 1,
+    workers: int = 2,
+    progress: bool = False,
+) -> EvaluatedDetector:
+    """The COCO numbers of a detector, and its detections.
+
+    Args:
+        detector: Also an exported one.
+        images: With their objects, by the detector's categories.
+        device: Where to compute.
+        batch_size: Images in a step at most; the result does not depend on it.
+        workers: Reading processes.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        UserError: No image can be read, or there is no object to find.
+    """
+    device = torch.device(device)
+    transform: Any = detector.model.transform
+    batches = detection_eval_loader(
+        images,
+        batch_size=batch_size,
+        img_size=detector.img_size,
+        size_divisible=transform.size_divisible,
+        workers=workers,
+        pin_memory=device.type == "cuda",
+    )
+    network = detector.model.to(device).eval()
+    bar = tqdm(batches, desc="detecting", unit="batch", leave=False, disable=not progress)
+    found = find_objects(network, images, bar, device)
+    if not found.indices:
+        raise UserError(f"None of the {len(images)} images can be read, such as {images.name(found.broken[0])!r}.")
+    return EvaluatedDetector(
+        evaluate(images, found.detections, found.indices, detector.draws_masks),
+        in_order(found.detections),
+        tuple(images.name(index) for index in sorted(found.broken)),
+    )

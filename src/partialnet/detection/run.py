@@ -7,21 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-from tqdm import tqdm
-
 from partialnet.checkpoint.stored_network import WEIGHTS_NAME
-from partialnet.errors import UserError
 from partialnet.training.engine import FILES, RunKind, pictures_may_fail, present_files, run
 
 from . import pictures
-from .annotations import DetectionImages
-from .batches import detection_eval_loader, detection_train_loader
-from .checkpoint import DetectorCheckpoint, create_detector, load_detector
+from .batches import detection_train_loader
+from .checkpoint import create_detector, load_detector
 from .config import DetectionConfig
 from .data_sources import DetectionData, open_detection_data
-from .evaluator import Detection, DetectionEvaluation, evaluate, in_order
-from .inference import find_objects
+from .evaluator import DetectionEvaluation
+from .inference import evaluate_detector
 from .model import Detector
 from .outlines import mask_functions
 from .task import DetectorTask
@@ -135,61 +130,3 @@ class DetectorRun(RunKind[DetectionConfig, DetectionData, DetectorTask, Detectio
             pictures.draw_results(folder, images, found.evaluation, found.detections, heading)
         files = present_files(folder, (*FILES, *_PICTURES))
         return DetectionResult(folder, folder / WEIGHTS_NAME, found.evaluation, files, task.progress.epoch)
-
-
-@dataclass(frozen=True)
-class EvaluatedDetector:
-    """What a detector found on a data set, and how good it is.
-
-    Attributes:
-        evaluation: The COCO numbers.
-        detections: In the COCO format, image by image.
-        broken: Names of the images that could not be read, or have another size than the file says; they do not count.
-    """
-
-    evaluation: DetectionEvaluation
-    detections: list[Detection]
-    broken: tuple[str, ...]
-
-
-def evaluate_detector(
-    detector: DetectorCheckpoint,
-    images: DetectionImages,
-    device: torch.device | str = "cpu",
-    batch_size: int = 1,
-    workers: int = 2,
-    progress: bool = False,
-) -> EvaluatedDetector:
-    """The COCO numbers of a detector, and its detections.
-
-    Args:
-        detector: Also an exported one.
-        images: With their objects, by the detector's categories.
-        device: Where to compute.
-        batch_size: Images in a step at most; the result does not depend on it.
-        workers: Reading processes.
-        progress: Whether to show a progress bar.
-
-    Raises:
-        UserError: No image can be read, or there is no object to find.
-    """
-    device = torch.device(device)
-    transform: Any = detector.model.transform
-    batches = detection_eval_loader(
-        images,
-        batch_size=batch_size,
-        img_size=detector.img_size,
-        size_divisible=transform.size_divisible,
-        workers=workers,
-        pin_memory=device.type == "cuda",
-    )
-    network = detector.model.to(device).eval()
-    bar = tqdm(batches, desc="detecting", unit="batch", leave=False, disable=not progress)
-    found = find_objects(network, images, bar, device)
-    if not found.indices:
-        raise UserError(f"None of the {len(images)} images can be read, such as {images.name(found.broken[0])!r}.")
-    return EvaluatedDetector(
-        evaluate(images, found.detections, found.indices, detector.draws_masks),
-        in_order(found.detections),
-        tuple(images.name(index) for index in sorted(found.broken)),
-    )

@@ -63,8 +63,8 @@ def evaluate(
     from partialnet.detection.data_sources import open_evaluation
     from partialnet.detection.evaluator import table, write_detections
     from partialnet.detection.faults import faults_as_json
+    from partialnet.detection.inference import evaluate_detector
     from partialnet.detection.pictures import COMPARISON_NAME, PRECISION_RECALL_NAME, draw_results
-    from partialnet.detection.run import evaluate_detector
     from partialnet.detection.sources import open_detector
     from partialnet.files import check_destinations, write_json
     from partialnet.sources import device_for
