@@ -100,7 +100,7 @@ def test_exported_detector_answers_as_pytorch(
     assert found["boxes"].min() >= 0
     assert (found["boxes"].max(0).values <= torch.tensor([70, 50, 70, 50])).all()
     check_that_nothing_is_found_beside_the_image(detector.model, again.model)
-    with pytest.raises(UserError, match="is a detector"):
+    with pytest.raises(UserError, match="is an exported detector"):
         load_exported(output)
 
 

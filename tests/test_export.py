@@ -24,7 +24,7 @@ from partialnet.data import FolderImages, Subset
 from partialnet.deploy.export import Export, export
 from partialnet.deploy.exported_files import SUFFIXES, save_onnx, save_openvino
 from partialnet.deploy.photos import collect_photos
-from partialnet.deploy.runtimes import ExportedModel, load_exported, openvino_core
+from partialnet.deploy.runtimes import ExportedModel, load_exported, open_exported, openvino_core
 from partialnet.deploy.verify import compare_accuracy, compare_logits
 from partialnet.errors import UserError
 from partialnet.evaluation import Evaluation, evaluate
@@ -352,6 +352,32 @@ def test_onnx_file_of_another_program(tmp_path):
         load_exported(path)
 
 
+def means() -> onnx.ModelProto:
+    """A graph of one operator, with the inputs and outputs of an export."""
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("ReduceMean", ["images"], ["logits"], keepdims=0, axes=[2, 3])],
+        "means",
+        [value("images", onnx.TensorProto.FLOAT, [1, 3, 8, 8])],
+        [value("logits", onnx.TensorProto.FLOAT, [1, 3])],
+    )
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=10)
+
+
+@pytest.mark.parametrize(
+    ("task", "wanted", "told"),
+    [
+        ("classification", "detection", "is an exported classifier; `partialnet predict` and "),
+        ("detection", "classification", "is an exported detector; `partialnet detect predict` and "),
+        ("segmentation", "detection", "is of another task"),
+    ],
+)
+def test_an_exported_file_of_another_task_is_told_with_what_takes_it(task, wanted, told, tmp_path):
+    save_onnx(means(), tmp_path / "net.onnx", {"task": task})
+    with pytest.raises(UserError, match=f"net.onnx' {told}"):
+        open_exported(tmp_path / "net.onnx", wanted)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -369,14 +395,7 @@ def test_onnx_file_of_another_program(tmp_path):
     ],
 )
 def test_a_configuration_that_does_not_fit_its_graph_is_told(change, message, tmp_path):
-    value = onnx.helper.make_tensor_value_info
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("ReduceMean", ["images"], ["logits"], keepdims=0, axes=[2, 3])],
-        "means",
-        [value("images", onnx.TensorProto.FLOAT, [1, 3, 8, 8])],
-        [value("logits", onnx.TensorProto.FLOAT, [1, 3])],
-    )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=10)
+    model = means()
     config = {"architecture": "means", "num_classes": 3, "model_args": {}, "pretrained_cfg": _INPUT}
     save_onnx(model, tmp_path / "net.onnx", config)
     assert load_exported(tmp_path / "net.onnx").model(torch.ones(2, 3, 8, 8)).tolist() == [[1, 1, 1]] * 2

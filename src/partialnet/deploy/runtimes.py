@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from partialnet.checkpoint import Checkpoint
 from partialnet.checkpoint.classifier import check_configuration
-from partialnet.checkpoint.stored_network import TASKS, using_configuration
+from partialnet.checkpoint.stored_network import using_configuration
 from partialnet.errors import UserError
 from partialnet.extras import require
 from partialnet.messages import first_line
@@ -25,6 +25,11 @@ from .litert import open_litert, read_entry
 #: Key of the configuration in an exported file's metadata.
 CONFIG_KEY = "partialnet"
 EXPORTED_SUFFIXES = (".onnx", ".xml", ".tflite")
+#: What an exported file can be for, with a sentence for whoever takes one for another.
+_TASKS = {
+    "classification": "is an exported classifier; `partialnet predict` and `partialnet eval` take it",
+    "detection": "is an exported detector; `partialnet detect predict` and `partialnet detect eval` take it",
+}
 _STRANGER = "{!r} was not written by `partialnet export`: it does not name its classes."
 
 
@@ -101,7 +106,7 @@ def open_exported(path: str | Path, task: str) -> ExportedFile:
 
     Args:
         path: The file.
-        task: One of ``partialnet.checkpoint.stored_network.TASKS``.
+        task: "classification" or "detection".
 
     Raises:
         UserError: The file is missing or damaged, is not ours or of another task, or its runtime is not installed.
@@ -114,7 +119,7 @@ def open_exported(path: str | Path, task: str) -> ExportedFile:
     config = _parse_config(text, path)
     found = config.get("task", "classification")
     if found != task:
-        raise UserError(f"{str(path)!r} {TASKS.get(str(found), 'is of another task')}.")
+        raise UserError(f"{str(path)!r} {_TASKS.get(str(found), 'is of another task')}.")
     return ExportedFile(run, input_shape, config)
 
 
