@@ -34,7 +34,7 @@ from .items import TrainingData
 from .keeper import BROKEN_NAME, LAST_NAME, METRICS_NAME, RunKeeper
 from .lock import RunLock
 from .loggers import create_loggers, quiet_event_writer
-from .lost_processes import WatchedStrategy, tells_of_loss
+from .lost_processes import OtherProcesses, tells_of_loss
 from .machine import create_trainer, find_machine, quiet_lightning, threads
 from .progress_bar import ProgressBar
 from .settings import as_yaml, plain, settings_of
@@ -239,6 +239,7 @@ def _announce(
 
 
 def _fit(trainer: L.Trainer, task: Task, keeper: RunKeeper, state: Path | None) -> None:
+    others = OtherProcesses(trainer) if trainer.world_size > 1 else None
     try:
         try:
             trainer.fit(task, ckpt_path=state)
@@ -260,10 +261,10 @@ def _fit(trainer: L.Trainer, task: Task, keeper: RunKeeper, state: Path | None) 
             raise RunInterrupted(reader.what, keeper.resume_command) from error
         if reader is not None:
             raise reader from error
-        if not (isinstance(trainer.strategy, WatchedStrategy) and tells_of_loss(error)):
+        if others is None or not tells_of_loss(error):
             raise
-        lost = trainer.strategy.lost_process()
-        if trainer.strategy.is_told_by_first():
+        lost = others.lost()
+        if others.is_told_by_first():
             sys.exit(0)
         if lost.exit_code != 75:
             say(str(lost))

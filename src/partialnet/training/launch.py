@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from typing import Any
 
 from lightning.fabric.plugins import ClusterEnvironment
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
@@ -55,6 +58,24 @@ def find_launch(devices: int, num_nodes: int) -> Launch:
         return Launch(devices, num_nodes, environment)
     local = int(os.environ["LOCAL_WORLD_SIZE" if isinstance(environment, TorchElasticEnvironment) else _TASKS_ON_NODE])
     return Launch(local, environment.world_size() // local, environment)
+
+
+def start_processes(environment: ClusterEnvironment, devices: int, world_size: int) -> list[subprocess.Popen[Any]]:
+    """Start this machine's other processes by the command of this one, with ``devices`` in all.
+
+    By their variable ``LOCAL_RANK`` Lightning takes all of them, this one too, for processes of a launcher.
+    """
+    module = sys.modules["__main__"].__spec__
+    script = ["-m", module.name] if module else [os.path.abspath(sys.argv[0])]
+    os.environ |= {
+        "MASTER_ADDR": environment.main_address,
+        "MASTER_PORT": str(environment.main_port),
+        "NODE_RANK": str(environment.node_rank()),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": "0",
+    }
+    command = [sys.executable, *script, *sys.argv[1:]]
+    return [subprocess.Popen(command, env={**os.environ, "LOCAL_RANK": str(rank)}) for rank in range(1, devices)]
 
 
 def is_first_process() -> bool:

@@ -8,14 +8,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import lightning as L
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+
+from .launch import start_processes
 
 #: What gloo and NCCL say where another process no longer answers.
 _SIGNS = ("gloo/transport", "remote process exit")
@@ -61,44 +62,41 @@ def tells_of_loss(error: BaseException) -> bool:
     return isinstance(error, dist.DistNetworkError) or any(sign in str(error) for sign in _SIGNS)
 
 
-class WatchedStrategy(DDPStrategy):
-    """Lightning's DDP, but the processes that it starts are watched by ``ProcessWatch``.
+class OtherProcesses:
+    """The other processes of a run; those of this machine are started and watched, unless a launcher has started them.
 
-    Lightning's own watch kills this process without a word when another one ends.
+    Args:
+        trainer: Lightning's, of several processes, before it begins.
     """
 
-    def _configure_launcher(self) -> None:
-        assert self.cluster_environment is not None
-        self._launcher = _WatchingLauncher(self.cluster_environment, self.num_processes, self.num_nodes)
+    def __init__(self, trainer: L.Trainer) -> None:
+        strategy: Any = trainer.strategy
+        self.environment = strategy.cluster_environment
+        self.rank = trainer.global_rank
+        self.world_size = trainer.world_size
+        self.started: list[subprocess.Popen[Any]] = []
         self._parent = os.getppid()
+        if not self.environment.creates_processes_externally:
+            # Lightning would start them itself, but kill this process without a word when one of them ends
+            self.started = start_processes(self.environment, trainer.num_devices, self.world_size)
+            strategy.launcher.procs = self.started  # to which it passes SIGTERM on, and a second Ctrl-C
+            ProcessWatch(self.started, self.rank, self.world_size).start()
 
     def is_told_by_first(self) -> bool:
         """Whether the process that has started this one is there to tell the user."""
-        if not isinstance(self.cluster_environment, LightningEnvironment) or self.local_rank == 0:
+        if not isinstance(self.environment, LightningEnvironment) or self.environment.local_rank() == 0:
             return False
         time.sleep(_SECONDS_TO_BE_ORPHANED)
         return os.getppid() == self._parent
 
-    def lost_process(self) -> LostProcess:
+    def lost(self) -> LostProcess:
         """The process that is gone, as far as it can be known here."""
-        started = getattr(self._launcher, "procs", [])
         end = time.monotonic() + _SECONDS_TO_END
-        while started and time.monotonic() < end:
-            if lost := find_lost(started, self.global_rank, self.world_size):
+        while self.started and time.monotonic() < end:
+            if lost := find_lost(self.started, self.rank, self.world_size):
                 return lost
             time.sleep(0.05)
         return LostProcess(None, None, self.world_size)
-
-
-class _WatchingLauncher(_SubprocessScriptLauncher):
-    def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
-        """Start the other processes of this machine, unless a launcher has done that, and run ``function``."""
-        self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
-        if not self.cluster_environment.creates_processes_externally:
-            self._call_children_scripts()
-            first = self.cluster_environment.node_rank() * self.num_processes
-            ProcessWatch(self.procs, first, self.num_processes * self.num_nodes).start()
-        return function(*args, **kwargs)
 
 
 class ProcessWatch(threading.Thread):

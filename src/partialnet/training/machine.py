@@ -18,7 +18,6 @@ from partialnet.errors import UserError
 
 from .config import RunConfig
 from .launch import Launch, find_launch
-from .lost_processes import WatchedStrategy
 
 #: By this torchrun and Lightning tell a process its number of threads; PyTorch follows it from its start.
 _THREADS = "OMP_NUM_THREADS"
@@ -68,7 +67,7 @@ def create_trainer(
         devices=launch.devices,
         num_nodes=launch.num_nodes,
         plugins=[states, launch.environment],
-        strategy=WatchedStrategy() if launch.world_size > 1 else "auto",
+        strategy="ddp" if launch.world_size > 1 else "auto",
         precision=machine.precision,  # type: ignore[arg-type]
         max_epochs=config.epochs,
         accumulate_grad_batches=config.accumulate,
