@@ -73,7 +73,6 @@ def convert(
               partialnet convert torchvision:regnet_y_400mf --select grouped
               partialnet convert runs/photos --select 'layer[34]' -o runs/photos-pat
     """
-
     if output is None:
         path = Path(source)
         name = path.resolve().name if path.is_dir() else path.stem if path.is_file() else source

@@ -59,7 +59,6 @@ def evaluate(
 
     Example: partialnet eval runs/flowers flowers/val --csv answers.csv
     """
-
     from partialnet.bench.environment import environment
     from partialnet.data.sources import evaluation_folder, evaluation_part, is_folder, num_learnt
     from partialnet.evaluation import evaluate as run_evaluation
@@ -117,7 +116,6 @@ def _notes(found: tuple[str, ...], classifier: Classifier) -> list[str]:
 
 def _default_workers(num_images: int) -> int:
     """None for few images, which are read before processes have started; else a process for each core but one."""
-
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 0 if num_images < 500 else min(cores - 1, 8)
 

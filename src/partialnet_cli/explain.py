@@ -99,7 +99,6 @@ def explain(
               partialnet explain runs/flowers photos/ --against runs/resnet --scores --json maps.json
               partialnet explain runs/flowers rose.jpg --target tulip --stage 3 --position 120,80
     """
-
     from partialnet.devices import find_device
     from partialnet.explain import read_boxes
     from partialnet.explain.cam import CLASSLESS_METHODS, METHODS, library_class
@@ -156,7 +155,6 @@ def explain(
 
 def _notes(networks: Sequence[ExplainedNetwork], method: str | None, position: str | None) -> list[str]:
     """What one should know before reading the figures."""
-
     notes = [
         f"{network.name} is a model name: its weights are random, and so is what it looks at."
         for network in networks

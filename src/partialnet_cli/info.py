@@ -38,7 +38,6 @@ def info(source: str | None, plan_source: str | None, img_size: int | None, resu
     Examples: partialnet info partialnet_t2
               partialnet info --plan runs/searched/plan.json
     """
-
     if (source is None) == (plan_source is None):
         raise click.UsageError("Give either a SOURCE or a --plan.")
     checkpoint = _open(source, plan_source).resized(img_size)
@@ -59,7 +58,6 @@ def info(source: str | None, plan_source: str | None, img_size: int | None, resu
 
 def _open(source: str | None, plan_source: str | None) -> Checkpoint:
     """The network of that name or file, or the one that a plan describes."""
-
     if source is not None:
         return load(source)
     assert plan_source is not None
@@ -76,7 +74,6 @@ def _open(source: str | None, plan_source: str | None) -> Checkpoint:
 
 def _paper(checkpoint: Checkpoint, size: tuple[int, int, int]) -> tuple[float, float] | None:
     """The paper's parameters (M) and multiply–adds (G), where they are of this very network and image size."""
-
     unchanged = set(checkpoint.model_args) <= {"num_classes"} and checkpoint.num_classes == 1000
     return PAPER.get(checkpoint.architecture) if unchanged and size == (3, 224, 224) else None
 

@@ -45,7 +45,6 @@ def predict(
 
     Example: partialnet predict runs/demo photos/ "more/*.png" --topk 3
     """
-
     from partialnet.prediction import Classifier
     from partialnet.sources import device_for, open_source
 

@@ -59,7 +59,6 @@ def bench(
     \b
     Example: partialnet detect bench partialnet_s fasternet_s --json detectors.json
     """
-
     from partialnet.bench.environment import environment, place
     from partialnet.detection.bench import (
         DETECTIONS,

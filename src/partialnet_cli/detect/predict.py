@@ -60,7 +60,6 @@ def predict(
 
     Example: partialnet detect predict runs/boxes photos/ -o drawn
     """
-
     from partialnet.detection.prediction import detect
     from partialnet.detection.sources import open_detector
     from partialnet.sources import device_for, is_exported
