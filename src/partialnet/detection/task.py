@@ -10,7 +10,6 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from tqdm import tqdm
 
 from partialnet.errors import UserError
 from partialnet.training.task import Task
@@ -74,7 +73,7 @@ class DetectorTask(Task):
             number = loss.new_full((), len(batch))
             return loss, torch.stack([*(losses[name].detach() * number for name in self.losses), number])
 
-    def validate(self, show: bool, after_batch: Callable[[], None]) -> dict[str, float]:
+    def validate(self, after_batch: Callable[[], None]) -> dict[str, float]:
         """Average precision of boxes, and of masks if there are any, on the held-out images of all processes.
 
         Raises:
@@ -92,10 +91,8 @@ class DetectorTask(Task):
             workers=config.workers,
             pin_memory=device.type == "cuda",
         )
-        # None shows a bar on a terminal, but not in a file
-        bar = tqdm(batches, desc="validating", unit="batch", leave=False, delay=2, disable=None if show else True)
         with self.evaluation_mode() as network:
-            found = find_objects(network, images, bar, device, after_batch)
+            found = find_objects(network, images, self.with_bar(batches), device, after_batch)
         self.progress.broken.update(images.name(index) for index in found.broken)
         detections, indices = gather(found.detections, found.indices)
         if not indices:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from partialnet import plots
 from partialnet.checkpoint import Checkpoint
@@ -84,7 +83,7 @@ class ClassifierTask(Task):
             loss = (1 - config.teacher_weight) * loss + config.teacher_weight * distance
         return loss, _sums(loss.detach() * len(batch), logits, batch)
 
-    def validate(self, show: bool, after_batch: Callable[[], None]) -> dict[str, float]:
+    def validate(self, after_batch: Callable[[], None]) -> dict[str, float]:
         """Loss and accuracy of the held-out images of all processes.
 
         Raises:
@@ -92,13 +91,11 @@ class ClassifierTask(Task):
         """
         images, trainer = self.data.validation, self.trainer
         batches = eval_loader(images, self.config, self.input_config, trainer.global_rank, trainer.world_size)
-        # None shows a bar on a terminal, but not in a file
-        bar = tqdm(batches, desc="validating", unit="batch", leave=False, delay=2, disable=None if show else True)
         device = trainer.strategy.root_device
         sums = torch.zeros(3, dtype=torch.float64, device=device)
         broken: list[int] = []
         with torch.no_grad(), self.evaluation_mode() as network:
-            for batch in bar:
+            for batch in self.with_bar(batches):
                 broken += batch.broken
                 if len(batch):
                     batch = batch.to(device, non_blocking=True)

@@ -187,7 +187,7 @@ class RunKeeper(L.Callback):
                 self.interrupt(f"in the validation of epoch {task.progress.epoch}")
 
         with trainer.precision_plugin.forward_context():
-            metrics = task.validate(trainer.is_global_zero, stop_if_asked)
+            metrics = task.validate(stop_if_asked)
         self._agree(trainer, task, False)
         return metrics
 

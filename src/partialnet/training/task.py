@@ -14,6 +14,7 @@ import torch
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from partialnet.errors import UserError
 
@@ -73,11 +74,10 @@ class Task(L.LightningModule):
         """
 
     @abstractmethod
-    def validate(self, show: bool, after_batch: Callable[[], None]) -> dict[str, float]:
+    def validate(self, after_batch: Callable[[], None]) -> dict[str, float]:
         """Metrics of the held-out items of all processes; broken items are noted in ``progress``.
 
         Args:
-            show: Whether this process shows a progress bar.
             after_batch: To be called after each batch; may end the run.
         """
 
@@ -246,6 +246,11 @@ class Task(L.LightningModule):
             yield network
         finally:
             network.train(training)
+
+    def with_bar(self, batches: Iterable[Any]) -> Iterable[Any]:
+        """The batches of a validation, with a progress bar of the first process."""
+        hidden = None if self.trainer.is_global_zero else True  # None shows it on a terminal, but not in a file
+        return tqdm(batches, desc="validating", unit="batch", leave=False, delay=2, disable=hidden)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add to Lightning's state what it does not know of."""
