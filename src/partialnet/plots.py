@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -104,9 +104,7 @@ def prediction_grid(
     right = np.flatnonzero(predicted == truth)
     chosen = [*wrong[: columns * rows], *right][: columns * rows]
     figure = Figure(figsize=(1.45 * columns, 1.75 * rows + 0.7), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
+    grid = image_axes(figure, rows, columns)
     for axes, index in zip(grid.flat, chosen, strict=False):
         mistake = predicted[index] != truth[index]
         axes.imshow(np.asarray(images[index]), interpolation="nearest")
@@ -114,7 +112,6 @@ def prediction_grid(
         if mistake:
             text += f"\nis {class_names[truth[index]]}"
             axes.set_axis_on()
-            axes.set(xticks=[], yticks=[])
             for spine in axes.spines.values():
                 spine.set(color=RED, linewidth=4)
         axes.set_title(text, fontsize=12, color=RED if mistake else "black", weight="bold" if mistake else "normal")
@@ -209,9 +206,7 @@ def image_grid(
     lines = max((caption.count("\n") + 1 for caption in captions), default=1)
     height = rows * (side - 0.05 + 0.22 * lines) + 0.6 if images else 1.2
     figure = Figure(figsize=(max(6.0, side * columns), height), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
+    grid = image_axes(figure, rows, columns)
     for axes, image, caption in zip(grid.flat, images, captions, strict=False):
         # enlarged pixels stay square, pictures that are reduced are smoothed
         axes.imshow(image, interpolation="nearest" if max(image.shape[:2]) <= 128 else "antialiased")
@@ -219,6 +214,19 @@ def image_grid(
     figure.suptitle(title, fontsize=15, parse_math=False)
     fit_captions(figure, grid)
     save(figure, path)
+
+
+def image_axes(
+    figure: Figure | SubFigure, rows: int, columns: int, height_ratios: Sequence[float] | None = None
+) -> np.ndarray:
+    """Axes for images, (rows, columns), without frames, and without ticks, whose layout would take most of the time."""
+    without_ticks: dict[str, Any] = {"xticks": [], "yticks": []}
+    grid: np.ndarray = figure.subplots(
+        rows, columns, squeeze=False, height_ratios=height_ratios, subplot_kw=without_ticks
+    )
+    for axes in grid.flat:
+        axes.set_axis_off()
+    return grid
 
 
 def fit_captions(figure: Figure, grid: np.ndarray) -> None:
@@ -229,7 +237,9 @@ def fit_captions(figure: Figure, grid: np.ndarray) -> None:
         grid: Its axes, (rows, columns).
     """
     _choose_fonts(figure)
-    figure.draw_without_rendering()  # lays it out
+    layout = figure.get_layout_engine()
+    assert layout is not None
+    layout.execute(figure)
     middles = [axes.get_position().intervalx.mean() for axes in grid[0]]
     room = 0.97 * figure.bbox.width * min(np.diff(middles), default=1.0)
     for axes in grid.flat:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from partialnet.fonts import OWN_BOLD_FONT, font_file
-from partialnet.plots import save, shorten
+from partialnet.plots import image_axes, save, shorten
 
 from .annotations import DetectionImages
 from .evaluator import IOU_THRESHOLDS, RECALLS, Detection, DetectionEvaluation
@@ -214,9 +214,7 @@ def comparison_grid(
     columns = max(1, min(2, len(indices)))
     rows = max(1, -(-len(indices) // columns))
     figure = Figure(figsize=(9.2 * columns, 3.7 * rows + 0.8), layout="constrained")
-    grid = figure.subplots(rows, 2 * columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
+    grid = image_axes(figure, rows, 2 * columns)
     for place, index in enumerate(indices):
         row, column = divmod(place, columns)
         image = images.read(index)

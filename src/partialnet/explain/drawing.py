@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
-from partialnet.plots import GREEN, ORANGE, PALETTE, PINK, SKY, fit_captions, save, shorten
+from partialnet.plots import GREEN, ORANGE, PALETTE, PINK, SKY, fit_captions, image_axes, save, shorten
 from partialnet.preprocessing import Region
 
 from .cam import ClassMap, to_image
@@ -85,9 +85,7 @@ def draw_maps(
     figure = Figure(
         figsize=(max(7.0, side * columns + 0.5), sum(heights) + (1.5 if upright else 0.9)), layout="compressed"
     )
-    grid = figure.subplots(lines, columns, squeeze=False, height_ratios=heights)
-    for axes in grid.flat:
-        axes.set_axis_off()
+    grid = image_axes(figure, lines, columns, heights)
     for index, image in enumerate(images):
         band, column = divmod(index, columns)
         cells = grid[index] if upright else grid[band * (1 + len(rows)) : (band + 1) * (1 + len(rows)), column]
@@ -164,9 +162,7 @@ def draw_gates(path: Path, image: Image.Image, class_map: ClassMap | None, gates
 
 
 def _draw_input(part: SubFigure, image: Image.Image, class_map: ClassMap | None) -> None:
-    first, second = part.subplots(2, 1)
-    for axes in (first, second):
-        axes.set_axis_off()
+    first, second = image_axes(part, 2, 1)[:, 0]
     _show(first, np.asarray(small_image(image)))
     first.set_title("image", fontsize=12)
     if class_map is not None:
@@ -179,9 +175,7 @@ def _draw_spatial(part: SubFigure, gates: Gates, stages: Sequence[int], columns:
     low = min(float(gate.values.min()) for gate in gates.spatial)
     high = max(float(gate.values.max()) for gate in gates.spatial)
     scale = Normalize(low, max(high, low + 1e-3))
-    grid = part.subplots(len(stages), columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
+    grid = image_axes(part, len(stages), columns)
     for row, stage in zip(grid, stages, strict=True):
         shown = _spread([gate for gate in gates.spatial if gate.stage == stage], columns)
         for axes, gate in zip(row, shown, strict=False):
@@ -227,9 +221,7 @@ def draw_attention(path: Path, image: Image.Image, gates: Gates, point: tuple[fl
     heads = max(weights.shape[0] for _, weights in found)
     tall = min(max(image.height / image.width, 0.5), 1.6)
     figure = Figure(figsize=(2.05 * (heads + 1) + 0.5, len(found) * (2.0 * tall + 0.45) + 1.6), layout="compressed")
-    grid = figure.subplots(len(found), heads + 1, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
+    grid = image_axes(figure, len(found), heads + 1)
     for row, (gate, weights) in zip(grid, found, strict=True):
         panels = [("mean of heads", weights.mean(0)), *((f"head {n}", head) for n, head in enumerate(weights, 1))]
         for axes, (name, values) in zip(row, panels, strict=False):
