@@ -31,4 +31,5 @@ def batch_norm(norm: Any, x: Tensor) -> Tensor:
         norm.running_mean.mul_(1 - rate).add_(rate * mean.detach())
         norm.running_var.mul_(1 - rate).add_(rate * unbiased)
     x = (x - mean[:, None, None]) / (variance[:, None, None] + norm.eps).sqrt()
-    return x if norm.weight is None else x * norm.weight[:, None, None] + norm.bias[:, None, None]
+    x = x if norm.weight is None else x * norm.weight[:, None, None]
+    return x if norm.bias is None else x + norm.bias[:, None, None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -352,17 +353,39 @@ def adapted_conv(conv: nn.Conv2d) -> nn.Module:
     return adapted
 
 
+def other_conv(conv: nn.Conv2d, **settings: Any) -> nn.Conv2d:
+    """A convolution with the channels and geometry of ``conv`` except for ``settings``."""
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
+    return nn.Conv2d(**{**{name: getattr(conv, name) for name in names}, **settings})
+
+
+def wide_conv(conv: nn.Conv2d) -> nn.Conv2d:
+    return other_conv(conv, kernel_size=3, padding=1) if conv.kernel_size == (1, 1) else conv
+
+
+def grouped_conv(conv: nn.Conv2d) -> nn.Conv2d:
+    return other_conv(conv, groups=math.gcd(conv.in_channels, conv.out_channels, 2))
+
+
 @pytest.mark.parametrize(
     ("kind", "other"),
     [
         (nn.Conv2d, Adapter),
         (nn.Linear, Adapter),
         (nn.Conv2d, adapted_conv),
+        (nn.Conv2d, partial(other_conv, bias=True)),
+        (nn.Conv2d, partial(other_conv, padding_mode="circular")),
+        (nn.Conv2d, wide_conv),
+        (nn.Conv2d, grouped_conv),
         (nn.BatchNorm2d, lambda norm: BatchNormAct2d(norm.num_features)),
         (nn.BatchNorm2d, lambda norm: nn.GroupNorm(1, norm.num_features)),
         (nn.LayerNorm, lambda norm: nn.RMSNorm(norm.normalized_shape)),
+        (nn.LayerNorm, lambda norm: nn.LayerNorm(norm.normalized_shape, bias=False)),
     ],
-    ids=["adapted convolutions", "adapted dense layers", "subclass", "activation", "GroupNorm", "RMSNorm"],
+    ids=[
+        *("adapted convolutions", "adapted dense layers", "subclass", "bias", "circular padding", "3×3", "groups"),
+        *("activation", "GroupNorm", "RMSNorm", "LayerNorm without bias"),
+    ],
 )
 @pytest.mark.parametrize("build", [partial(small, depths=(1, 1, 1, 1), num_classes=3), SmallCnn])
 def test_network_whose_layers_were_exchanged(
@@ -376,7 +399,10 @@ def test_network_whose_layers_were_exchanged(
             setattr(parent, name, layers.get(child, child))
     trained(model, randomize)
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
-    assert max(relative_error(model, fold(model, runtime=runtime), images) for runtime in (None, "torch")) < 1e-9
+    assert (
+        max(relative_error(model, fold(model, runtime=runtime), images) for runtime in (None, "torch", "onnxruntime"))
+        < 1e-9
+    )
 
 
 def test_original_trains_on_after_folding(randomize: Randomize) -> None:

@@ -6,7 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from folded_networks import Parts, affines, check, images, trained
+from folding import relative_error
 from torch import Tensor, nn
+
+from partialnet import fold
 
 
 class OptionalBetween(nn.Module):
@@ -107,6 +110,29 @@ def test_parts_that_can_be_called_in_countless_ways() -> None:
 
     assert affines(check(trained(AnyName()), images(8))) == 1
     assert affines(check(trained(ManyNames()), images(8), images(8))) == 1
+
+
+class TakesApart(nn.Module):
+    """Code that nobody can follow, where a part is called as a whole and taken apart, too, or its statistics used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pair(x) if x.sum() < 1e9 else x
+        y = self.pair[0](x)
+        x = y.relu() + self.pair[1](y)
+        norm = self.norm
+        return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias) * x.mean()
+
+
+def test_part_that_is_also_taken_apart_where_code_cannot_be_followed() -> None:
+    model = trained(TakesApart())
+    folded = fold(model)
+    assert relative_error(model, folded, images(8)) <= 1e-9
+    assert isinstance(folded.norm, nn.BatchNorm2d)
 
 
 class AsksForTensor(OptionalBetween):

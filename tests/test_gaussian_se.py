@@ -89,6 +89,13 @@ def test_gaussian_se_with_other_batch_norms(options: dict[str, Any], training: b
     compare_with_definition(randomize(layer).train(training), leaf(4, 5, 3, 4), leaf(4, 5, 3, 4))
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_gaussian_se_with_a_norm_without_bias(training: bool, randomize: Randomize) -> None:
+    layer = GaussianSE(5)
+    layer.norm.register_parameter("bias", None)
+    compare_with_definition(randomize(layer).train(training), leaf(4, 5, 3, 4), leaf(4, 5, 3, 4))
+
+
 def test_gaussian_se_with_only_the_last_norm_frozen(randomize: Randomize) -> None:
     layer = randomize(GaussianSE(5))
     layer.norm.eval()

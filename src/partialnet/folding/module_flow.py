@@ -86,6 +86,7 @@ def module_flow(model: nn.Module, is_layer: Callable[[nn.Module], bool]) -> Modu
     flow = ModuleFlow()
     followed = _Followed(is_layer)
     followed.follow(traced)
+    flow.read |= {ours[module] for module in followed.read}
     for root, graph in followed.graphs:
         for node in graph.nodes:
             if node.op == "call_module" and root.get_submodule(node.target) not in followed.loose:
@@ -126,12 +127,14 @@ def _admits_none(annotation: Any) -> bool:
 class _Followed:
     """Graphs that together cover as much of a network as can be followed, as (root, graph) in ``graphs``.
 
-    ``loose`` are layers that are called in code that cannot be followed, whatever calls of them there are besides.
+    ``loose`` are layers that are called in code that cannot be followed, whatever calls of them there are besides;
+    ``read`` are modules whose parameters or buffers such code uses.
     """
 
     def __init__(self, is_layer: Callable[[nn.Module], bool]) -> None:
         self.graphs: list[tuple[nn.Module, fx.Graph]] = []
         self.loose: set[nn.Module] = set()
+        self.read: set[nn.Module] = set()
         self._is_layer = is_layer
         self._seen: set[nn.Module] = set()
         self._taken_apart: set[nn.Module] = set()
@@ -180,6 +183,9 @@ class _Followed:
                 with contextlib.suppress(Exception):  # as far as it gets
                     tracer.follow(module, way)
                 self._called |= tracer.called
+                self.loose |= {layer for layer in tracer.called_by_root if self._is_layer(layer)}
+                read = [node.target.rpartition(".")[0] for node in tracer.graph.nodes if node.op == "get_attr"]
+                self.read |= {module.get_submodule(name) for name in read}
         self._follow_children(module)
 
     def _follow_children(self, module: nn.Module) -> None:
@@ -205,6 +211,7 @@ class _Tracer(fx.Tracer):
     Attributes:
         opaque: Modules that are one layer because they cannot be followed.
         called: All modules called so far.
+        called_by_root: Those of them that the code of the followed module itself called.
         asked_for_tensors: Whether code asked whether a symbolic value is a tensor.
     """
 
@@ -218,6 +225,8 @@ class _Tracer(fx.Tracer):
         self.values_are_tensors = values_are_tensors
         self.opaque: list[nn.Module] = []
         self.called: set[nn.Module] = set()
+        self.called_by_root: set[nn.Module] = set()
+        self.graph = fx.Graph()
         self.asked_for_tensors = False
 
     def follow(self, module: nn.Module, constants: dict[str, Any]) -> fx.Graph:
@@ -240,6 +249,8 @@ class _Tracer(fx.Tracer):
         self, module: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         self.called.add(module)
+        if not self.module_stack:
+            self.called_by_root.add(module)
         name = self.path_of_module(module)
         if self.is_leaf_module(module, name) or module in self.opaque:
             return self.create_proxy("call_module", name, args, kwargs)

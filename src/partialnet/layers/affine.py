@@ -155,6 +155,17 @@ def is_linear_layer(layer: nn.Module) -> bool:
     return all(getattr(type(layer), name, None) is getattr(base, name, None) for name in ("forward", "_conv_forward"))
 
 
+def is_pointwise(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether ``layer`` is a 1×1 convolution that is a matrix product of all channels at every position."""
+    return (
+        is_linear_layer(layer)
+        and isinstance(layer, nn.Conv2d)
+        and layer.kernel_size == layer.stride == (1, 1)
+        and layer.groups == 1
+        and absorbs_input_affine(layer)
+    )
+
+
 def fold_output_affine(layer: LayerT, scale: Tensor, shift: Tensor) -> LayerT:
     """The layer that gives ``layer(x) * scale + shift``; scale and shift are (out_channels,).
 

@@ -419,11 +419,13 @@ def _gated_batch_norm(
     else:
         batch_mean, batch_variance = norm.running_mean.to(gate.dtype), norm.running_var.to(gate.dtype)
     scale = torch.rsqrt(batch_variance + norm.eps)
-    if norm.affine:
-        scale = scale * norm.weight
+    weight: Tensor | None = norm.weight  # either may be missing, although PyTorch's annotations do not say so
+    bias: Tensor | None = norm.bias
+    if weight is not None:
+        scale = scale * weight
     shift = -batch_mean * scale
-    if norm.affine:
-        shift = shift + norm.bias
+    if bias is not None:
+        shift = shift + bias
     return gate * scale, shift[None]
 
 

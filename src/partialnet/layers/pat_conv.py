@@ -10,6 +10,7 @@ from functools import partial
 from typing import Literal
 
 import torch
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -18,6 +19,7 @@ from partialnet.errors import UserError
 
 from .affine import (
     ChannelAffine,
+    absorbs_input_affine,
     batch_norm_affine,
     fold_input_affine,
     is_affine,
@@ -179,10 +181,10 @@ class PATConv(nn.Module):
         folded = copy.deepcopy(self)
         if is_affine(self.conv_norm) and not isinstance(self.conv_norm, nn.Identity):
             affine = batch_norm_affine(self.conv_norm, self.conv.weight[0, :, 0, 0])
-            if any(self.conv.padding):
-                folded.conv_norm = ChannelAffine(*affine)
-            else:
+            if absorbs_input_affine(self.conv):
                 folded.conv_norm, folded.conv = nn.Identity(), fold_input_affine(self.conv, *affine)
+            else:
+                folded.conv_norm = ChannelAffine(*affine)
         folded.normalizes_conv = not isinstance(folded.conv_norm, nn.Identity)
         if parametrize.is_parametrized(folded.conv):
             folded.conv = with_weights(self.conv, self.conv.weight, self.conv.bias)
@@ -221,7 +223,9 @@ class PATConv(nn.Module):
         keeps_shape = self.conv.stride == (1, 1) and self.conv.in_channels == self.conv.out_channels
         plain = isinstance(self.attn_proj, nn.Identity) and self.attention_scope == "partial"
         mixes_positions = self.conv.kernel_size != (1, 1) and not self.normalizes_conv
-        if runtime != "torch" or not (keeps_shape and plain and mixes_positions) or self.attn_channels == 0:
+        pads_zeros = self.conv.padding_mode == "zeros" and not isinstance(self.conv, Conv2dSame)
+        suits = keeps_shape and plain and mixes_positions and pads_zeros
+        if runtime != "torch" or not suits or self.attn_channels == 0:
             return self
         gate = None
         if isinstance(self.attn, GaussianGate) and self.attn.dense:

@@ -313,7 +313,8 @@ class FoldedSelfAttention2d(nn.Module):
         if isinstance(attention.norm, nn.LayerNorm):
             self.norm = nn.LayerNorm(channels, eps=attention.norm.eps, elementwise_affine=False)
             if attention.norm.elementwise_affine:
-                bias = bias + weight @ attention.norm.bias.detach()
+                given: Tensor | None = attention.norm.bias
+                bias = bias if given is None else bias + weight @ given.detach()
                 weight = weight * attention.norm.weight.detach()
         scale = weight.new_ones(3 * channels)
         scale[:channels] = attention.scale

@@ -19,6 +19,7 @@ from partialnet.layers.affine import (
     batch_norm_affine,
     can_be_folded,
     fold_batch_norm,
+    is_pointwise,
     keeps_forward,
     with_fixed_weights,
 )
@@ -155,13 +156,18 @@ class PartialNetBlock(nn.Module):
         """
         if not keeps_forward(self.mlp, Mlp):
             return self
-        parts = [self.mlp.fc1, self.mlp.norm, self.mlp.fc2]
+        parts: list[nn.Module] = [self.mlp.norm]
+        pointwise: list[nn.Module] = [self.mlp.fc1, self.mlp.fc2]
         for part in (self.mixer, self.mlp_attention):
             parts += [part.conv] if isinstance(part, PATConv) else []
         attention = self.mlp_attention
         if isinstance(attention, PATConv) and isinstance(attention.attn, SpatialGate):
-            parts += [attention.conv_norm, attention.attn.conv, attention.attn.norm]
-        if not can_be_folded(*parts):
+            parts += [attention.conv_norm, attention.attn.norm]
+            gate = attention.attn.conv
+            if isinstance(gate, nn.Conv2d) and gate.bias is not None:  # for which its folded forms have no place
+                return self
+            pointwise += [attention.conv, gate]
+        if not can_be_folded(*parts) or not all(is_pointwise(conv) for conv in pointwise):
             return self
         return FoldedPartialNetBlock(with_fixed_weights(copy.deepcopy(self)))
 

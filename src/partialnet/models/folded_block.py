@@ -9,7 +9,6 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from partialnet.layers import DPConv, PATConv, SpatialGate
@@ -149,7 +148,8 @@ def _merge_convolution(fc2: nn.Conv2d, pat_sp: PATConv) -> nn.Conv2d:
     weight = fc2.weight.detach()[:, :, 0, 0]  # (C, hidden)
     kernel = conv.weight.detach()[:, :, 0, 0]
     attended, convolved = torch.split(weight, [pat_sp.attn_channels, pat_sp.conv_channels])
-    bias = weight.new_zeros(kernel.shape[0]) if conv.bias is None else conv.bias.detach()
-    return with_weights(
-        fc2, torch.cat((attended, kernel @ convolved))[:, :, None, None], F.pad(bias, (pat_sp.attn_channels, 0))
-    )
+    bias = weight.new_zeros(weight.shape[0]) if fc2.bias is None else fc2.bias.detach().clone()
+    bias[pat_sp.attn_channels :] = kernel @ bias[pat_sp.attn_channels :]
+    if conv.bias is not None:
+        bias[pat_sp.attn_channels :] += conv.bias.detach()
+    return with_weights(fc2, torch.cat((attended, kernel @ convolved))[:, :, None, None], bias)

@@ -9,7 +9,7 @@ from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedRes
 from torch import Tensor, nn
 
 from partialnet.layers import PATConv
-from partialnet.layers.affine import can_be_folded, fold_input_affine, with_fixed_weights
+from partialnet.layers.affine import can_be_folded, fold_input_affine, is_pointwise, with_fixed_weights
 from partialnet.layers.attention import AttentionLike
 from partialnet.layers.pat_conv import AttentionScope
 
@@ -36,7 +36,7 @@ class MixedExpansion(nn.Module):
     @torch.jit.ignore
     def fuse(self) -> nn.Module:
         """The same at inference; what follows the gates is folded into the 1×1 convolution."""
-        if not can_be_folded(self.expand, self.mixer.conv):
+        if not is_pointwise(self.expand) or not can_be_folded(self.mixer.conv):
             return self
         fixed = with_fixed_weights(copy.deepcopy(self))
         mixer, scale, shift = fixed.mixer.fuse_up_to_affine()
