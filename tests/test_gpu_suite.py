@@ -428,7 +428,8 @@ def test_compiling_too_long_ends_the_comparison_and_its_kind(tmp_path: Path, mon
 
 def test_the_compilers_processes_start_before_they_are_needed(monkeypatch: pytest.MonkeyPatch):
     started: list[bool] = []
-    monkeypatch.setattr("torch._inductor.async_compile.maybe_warm_pool", lambda: started.append(True))
+    compiler = "torch._inductor.async_compile.AsyncCompile"
+    monkeypatch.setattr(f"{compiler}.use_process_pool", lambda self: started.append(True))
     runs.start_compiler()
     assert started
 

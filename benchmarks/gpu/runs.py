@@ -208,10 +208,10 @@ def free(device: torch.device) -> None:
 
 def start_compiler() -> None:
     """Start the processes in which PyTorch compiles kernels, so that the first network need not wait for them."""
-    with suppress(ImportError):  # no public function
-        from torch._inductor.async_compile import maybe_warm_pool
+    with suppress(ImportError, AttributeError):  # no public function
+        from torch._inductor.async_compile import AsyncCompile
 
-        maybe_warm_pool()
+        AsyncCompile().use_process_pool()  # asks whether they are ready, and starts them for that
 
 
 @contextmanager
