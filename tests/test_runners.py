@@ -221,16 +221,41 @@ def test_int8_of_tokens(runtime: str, tmp_path: Path) -> None:
 
 
 def test_onnx_int8_of_partial_convolutions(tmp_path: Path) -> None:
-    """Maps are split and put together in int8, statistics of gates in float."""
+    """Maps stay in int8 where they are split, gated, rectified and put together; statistics of gates are in float."""
     path = tmp_path / "network.onnx"
-    model = timm.create_model("partialnet_t0", depths=(1, 1), mixers=("pat_ch", "pat_ch"), embed_dim=8)
+    model = timm.create_model("partialnet_t2", depths=(1, 1), mixers=("pat_ch", "pat_ch"), embed_dim=8)
     write_onnx(fold(model.eval(), runtime="onnxruntime"), (1, 3, 32, 32), path)
     images = np.random.default_rng(0).random((1, 3, 32, 32), np.float32)
     nodes = convert_onnx(path, "int8", [{"images": images}]).graph.node
     makers = {name: node.op_type for node in nodes for name in node.output}
-    splits = [makers[node.input[0]] for node in nodes if node.op_type == "Split"]
-    concatenations = [{makers[name] for name in node.input} for node in nodes if node.op_type == "Concat"]
-    assert splits == ["DequantizeLinear"] * 2
-    # of PAT_ch, of the MLP's gated and other half, and of means and deviations
-    assert [kinds == {"DequantizeLinear"} for kinds in concatenations].count(True) == 4
-    assert len(concatenations) == 6
+
+    def in_int8(operator: str) -> list[bool]:
+        inputs = [node.input[:1] if operator == "Split" else node.input for node in nodes if node.op_type == operator]
+        return [{makers.get(name) for name in names} == {"DequantizeLinear"} for names in inputs]
+
+    assert in_int8("Split") == [True] * 2
+    # of PAT_ch and of the MLP's gated and other half, but not of means and deviations
+    assert sorted(in_int8("Concat")) == [False] * 2 + [True] * 4
+    # by both gates, but not of squares and unbiased variances
+    assert sorted(in_int8("Mul")) == [False] * 4 + [True] * 4
+    assert in_int8("Relu") == []
+
+
+class _SiLU(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.before(images)
+        return self.after(x * x.sigmoid()).mean((2, 3))
+
+
+def test_onnx_int8_does_not_take_silu_for_a_gate(tmp_path: Path) -> None:
+    path = tmp_path / "network.onnx"
+    write_onnx(_SiLU().eval(), (1, 3, 4, 4), path)
+    images = np.random.default_rng(0).random((1, 3, 4, 4), np.float32)
+    nodes = convert_onnx(path, "int8", [{"images": images}]).graph.node
+    makers = {name: node.op_type for node in nodes for name in node.output}
+    products = [sorted(makers[name] for name in node.input) for node in nodes if node.op_type == "Mul"]
+    assert products == [["DequantizeLinear", "Sigmoid"]]

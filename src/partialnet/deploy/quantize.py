@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +28,13 @@ _LIMITS = (["Clamp"], ["Maximum", "Minimum"], ["Relu", "Minimum"])
 
 #: ONNX's operators that take maps apart and put them together.
 _PARTS = ("Split", "Concat")
+
+#: ONNX's operators that end a gate, and those that merely shape its weights for the product.
+_GATES = ("HardSigmoid", "Sigmoid")
+_SHAPES = ("Reshape", "Squeeze", "Unsqueeze")
+
+#: ONNX's operators of which those beside quantised layers are quantised, too.
+_BESIDE = (*_PARTS, "Mul", "Add")
 
 #: What a network is given at a time: its inputs by their names.
 Inputs = Mapping[str, np.ndarray]
@@ -107,10 +114,10 @@ def _types_behind(operator: Any, count: int) -> list[str]:
 
 
 def quantize_onnx(path: Path, batches: Batches, in_float: Callable[[str], bool] = lambda name: False) -> Any:
-    """Quantise convolutions and dense layers of an ONNX file in the QDQ format; the rest stays in float.
+    """Quantise convolutions and dense layers of an ONNX file in the QDQ format; statistics, GELU and softmax stay in float.
 
-    Splits and concatenations beside convolutions are quantised with them: to convert the parts of a map one by one
-    takes up to a fifth of a network's time.
+    So that maps need not be converted to float and back between them, what stands beside them is quantised, too: ReLU,
+    splits and concatenations of maps, and the products of maps and their gates with what is added to these.
 
     Args:
         path: Float model.
@@ -135,15 +142,18 @@ def quantize_onnx(path: Path, batches: Batches, in_float: Callable[[str], bool] 
         prepared, target = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
         quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
         nodes = onnx.load(prepared).graph.node
-        maps = {name for node in nodes if node.op_type == "Conv" for name in (node.input[0], node.output[0])}
-        alone = {node.name for node in nodes if node.op_type in _PARTS and maps.isdisjoint((*node.input, *node.output))}
+        beside = _beside_layers(nodes)
         quantization.quantize_static(
             str(prepared),
             str(target),
             Reader(),
             quant_format=quantization.QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "Gemm", *_PARTS],
-            nodes_to_exclude=[node.name for node in nodes if node.name in alone or in_float(node.name)],
+            op_types_to_quantize=["Conv", "Gemm", "Relu", "Clip", *_BESIDE],
+            nodes_to_exclude=[
+                node.name
+                for node in nodes
+                if in_float(node.name) or (node.op_type in _BESIDE and node.name not in beside)
+            ],
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
@@ -151,3 +161,25 @@ def quantize_onnx(path: Path, batches: Batches, in_float: Callable[[str], bool] 
             calibrate_method=quantization.CalibrationMethod.MinMax,
         )
         return onnx.load(target)
+
+
+def _beside_layers(nodes: Sequence[Any]) -> set[str]:
+    """Names of the splits and concatenations of convolutions' maps, of the gates' products, and of sums with these."""
+    makers = {name: node for node in nodes for name in node.output}
+    maps = {name for node in nodes if node.op_type == "Conv" for name in (node.input[0], node.output[0])}
+    parts = [node for node in nodes if node.op_type in _PARTS and not maps.isdisjoint((*node.input, *node.output))]
+    products = [node for node in nodes if node.op_type == "Mul" and _gates(node, makers)]
+    gated = {product.output[0] for product in products}
+    sums = [node for node in nodes if node.op_type == "Add" and not gated.isdisjoint(node.input)]
+    return {node.name for node in (*parts, *products, *sums)}
+
+
+def _gates(product: Any, makers: Mapping[str, Any]) -> bool:
+    """Whether a factor is a gate, that is a sigmoid of something else than the other factor, which would be SiLU."""
+    for factor, other in zip(product.input, reversed(product.input), strict=True):
+        maker = makers.get(factor)
+        while maker is not None and maker.op_type in _SHAPES:
+            maker = makers.get(maker.input[0])
+        if maker is not None and maker.op_type in _GATES and maker.input[0] != other:
+            return True
+    return False
