@@ -114,7 +114,7 @@ def _types_behind(operator: Any, count: int) -> list[str]:
 
 
 def quantize_onnx(path: Path, batches: Batches, in_float: Callable[[str], bool] = lambda name: False) -> Any:
-    """Quantise convolutions and dense layers of an ONNX file in the QDQ format; statistics, GELU and softmax stay in float.
+    """Quantise convolutions and dense layers of an ONNX file in the QDQ format; statistics and softmax stay in float.
 
     So that maps need not be converted to float and back between them, what stands beside them is quantised, too: ReLU,
     splits and concatenations of maps, and the products of maps and their gates with what is added to these.
