@@ -27,15 +27,15 @@ INPUT = {**SIZE, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
 
 
 class Noise(LabelledImages):
-    """Small images of noise; those in ``broken`` cannot be read."""
+    """Small images of noise; those in ``unreadable`` cannot be read."""
 
-    def __init__(self, count: int, broken: tuple[int, ...] = ()) -> None:
+    def __init__(self, count: int, unreadable: tuple[int, ...] = ()) -> None:
         self.class_names = ("a", "b", "c")
         self.labels = np.arange(count) % 3
-        self.broken = broken
+        self.unreadable = unreadable
 
     def read(self, index: int, min_side: int | None = None) -> Image.Image:
-        if index in self.broken:
+        if index in self.unreadable:
             raise UserError(f"{index} is broken.")
         pixels = np.random.default_rng(index).integers(0, 256, (20 + index % 7, 30, 3), dtype=np.uint8)
         return Image.fromarray(pixels)
@@ -60,11 +60,14 @@ EVERYTHING = {
 
 def same(one: Batch, other: Batch) -> bool:
     names = ("images", "targets", "labels", "indices")
-    return all(torch.equal(getattr(one, name), getattr(other, name)) for name in names) and one.broken == other.broken
+    return (
+        all(torch.equal(getattr(one, name), getattr(other, name)) for name in names)
+        and one.unreadable == other.unreadable
+    )
 
 
 def test_batches_do_not_depend_on_workers_or_the_start() -> None:
-    images = Noise(43, broken=(5, 17))
+    images = Noise(43, unreadable=(5, 17))
     alone = list(train_loader(images, config(**EVERYTHING), INPUT, epoch=1))
     assert len(alone) == 5
     for workers in (0, 1, 2):
@@ -180,9 +183,9 @@ def test_colours_are_changed_beside_other_augmentation(auto_augment: str | None)
 
 
 def test_broken_images_are_replaced_and_reported() -> None:
-    images = Noise(16, broken=(2, 9))
+    images = Noise(16, unreadable=(2, 9))
     batches = list(train_loader(images, config(), INPUT, epoch=0))
-    assert sorted({index for batch in batches for index in batch.broken}) == [2, 9]
+    assert sorted({index for batch in batches for index in batch.unreadable}) == [2, 9]
     for batch in batches:
         assert len(batch) == 8
         assert not {2, 9} & set(batch.indices.tolist())
@@ -191,7 +194,7 @@ def test_broken_images_are_replaced_and_reported() -> None:
         with pytest.raises(
             UserError, match=r"^None of 100 images could be read, '\d.png' among them; if the data is gone"
         ):
-            list(train_loader(Noise(4, broken=(0, 1, 2, 3)), config(workers=workers), INPUT, epoch=0))
+            list(train_loader(Noise(4, unreadable=(0, 1, 2, 3)), config(workers=workers), INPUT, epoch=0))
 
 
 def test_small_sets() -> None:
@@ -209,11 +212,11 @@ def test_small_sets() -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_sees_every_image_once(workers: int) -> None:
-    images = Noise(29, broken=(4, 28))
+    images = Noise(29, unreadable=(4, 28))
     parts = [list(eval_loader(images, config(workers=workers), INPUT, rank, 3)) for rank in range(3)]
     indices = [int(i) for part in parts for batch in part for i in batch.indices]
     assert sorted(indices) == [i for i in range(29) if i not in (4, 28)]
-    assert sorted(index for part in parts for batch in part for index in batch.broken) == [4, 28]
+    assert sorted(index for part in parts for batch in part for index in batch.unreadable) == [4, 28]
     alone = {int(i): b.images[k] for b in eval_loader(images, config(), INPUT) for k, i in enumerate(b.indices)}
     for part in parts:
         for batch in part:
@@ -222,10 +225,10 @@ def test_evaluation_sees_every_image_once(workers: int) -> None:
 
 
 def test_a_batch_of_broken_images_only_is_empty() -> None:
-    batches = list(eval_loader(Noise(3, broken=(2,)), config(batch_size=2), INPUT))
+    batches = list(eval_loader(Noise(3, unreadable=(2,)), config(batch_size=2), INPUT))
     assert [len(batch) for batch in batches] == [2, 0]
     assert batches[1].images.shape == (0, 3, 24, 24)
-    assert batches[1].broken == [2]
+    assert batches[1].unreadable == [2]
 
 
 def test_evaluation_prepares_images_as_prediction_does() -> None:
@@ -236,10 +239,10 @@ def test_evaluation_prepares_images_as_prediction_does() -> None:
 
 
 def test_batch_moves() -> None:
-    batch = next(iter(train_loader(Noise(8, broken=(1,)), config(), INPUT, 0)))
+    batch = next(iter(train_loader(Noise(8, unreadable=(1,)), config(), INPUT, 0)))
     moved = batch.to("meta", non_blocking=True)
     assert {moved.images.device.type, moved.targets.device.type, moved.indices.device.type} == {"meta"}
-    assert moved.broken == batch.broken == [1]
+    assert moved.unreadable == batch.unreadable == [1]
 
 
 def test_batches_can_be_sent_to_a_fresh_process() -> None:

@@ -39,7 +39,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> DetectionImages:
 
 
 @pytest.fixture
-def with_broken(tmp_path: Path) -> DetectionImages:
+def with_unreadable(tmp_path: Path) -> DetectionImages:
     root = Path(write_set(tmp_path / "set", 22))
     for number in (4, 17):
         (root / "images" / f"{number:03}.jpg").write_bytes(b"broken")
@@ -61,18 +61,18 @@ def same(one: DetectionBatch, other: DetectionBatch) -> bool:
     assert other.targets is not None
     return (
         torch.equal(one.indices, other.indices)
-        and one.broken == other.broken
+        and one.unreadable == other.unreadable
         and all(map(torch.equal, one.images, other.images))
         and all(map(same_targets, one.targets, other.targets))
     )
 
 
-def test_batches_do_not_depend_on_workers_or_the_start(with_broken: DetectionImages) -> None:
-    alone = train(with_broken, random_scales=(0.8, 1.0, 1.2))
+def test_batches_do_not_depend_on_workers_or_the_start(with_unreadable: DetectionImages) -> None:
+    alone = train(with_unreadable, random_scales=(0.8, 1.0, 1.2))
     assert [len(batch) for batch in alone] == [4] * 5
-    assert sorted({index for batch in alone for index in batch.broken}) == [4, 17]
+    assert sorted({index for batch in alone for index in batch.unreadable}) == [4, 17]
     for workers in (0, 2):
-        again = train(with_broken, random_scales=(0.8, 1.0, 1.2), workers=workers, first_batch=2)
+        again = train(with_unreadable, random_scales=(0.8, 1.0, 1.2), workers=workers, first_batch=2)
         assert len(again) == 3
         assert all(map(same, alone[2:], again)), workers
 
@@ -145,22 +145,24 @@ def test_objects_too_thin_to_be_seen_are_not_learnt(images: DetectionImages) -> 
     assert target["boxes"].shape == (len(sides), 4)
 
 
-def test_evaluation_sees_every_image_once_in_its_own_size(with_broken: DetectionImages) -> None:
+def test_evaluation_sees_every_image_once_in_its_own_size(with_unreadable: DetectionImages) -> None:
     arguments = {"img_size": (40, 64), "size_divisible": 16}
     for workers in (0, 2):
         parts = [
             list(
-                detection_eval_loader(with_broken, batch_size=3, rank=rank, world_size=2, workers=workers, **arguments)  # type: ignore[arg-type]
+                detection_eval_loader(
+                    with_unreadable, batch_size=3, rank=rank, world_size=2, workers=workers, **arguments
+                )  # type: ignore[arg-type]
             )
             for rank in range(2)
         ]
         batches = [batch for part in parts for batch in part]
         indices = [index for batch in batches for index in batch.indices.tolist()]
         assert sorted(indices) == [index for index in range(22) if index not in (4, 17)]
-        assert sorted(index for batch in batches for index in batch.broken) == [4, 17]
+        assert sorted(index for batch in batches for index in batch.unreadable) == [4, 17]
         for batch in batches:
             for index, pixels in zip(batch.indices.tolist(), batch.images, strict=True):
-                assert np.array_equal(pixels.permute(1, 2, 0), np.asarray(with_broken.read(index)))
+                assert np.array_equal(pixels.permute(1, 2, 0), np.asarray(with_unreadable.read(index)))
 
 
 def test_only_images_that_come_to_one_size_are_evaluated_together(images: DetectionImages) -> None:

@@ -157,7 +157,7 @@ def test_broken_images_are_told_and_do_not_count(trained: Path, tmp_path: Path, 
     evaluate = ("detect", "eval", trained, data, "-w", "0", "--device", "cpu", "-o", tmp_path / "out")
     assert "1 of 3 images cannot be read" in command(*evaluate, "--no-fold").err
     told = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert (told["num_images"], told["broken_images"]) == (2, ["001.jpg"])
+    assert (told["num_images"], told["unreadable"]) == (2, ["001.jpg"])
     assert "crowd" in told["faults"]
     for path in (tmp_path / "shapes" / "images").iterdir():
         path.write_bytes(b"no image")
@@ -399,9 +399,9 @@ def test_mistakes_are_one_sentence(
 def test_broken_photo_is_replaced_and_listed(tmp_path: Path) -> None:
     data = write_set(tmp_path / "shapes", count=10)
     (tmp_path / "shapes" / "images" / "002.jpg").write_bytes(b"no image")
-    config = replace(CONFIG, epochs=1, warmup_epochs=0.0, max_broken_share=0.5)
+    config = replace(CONFIG, epochs=1, warmup_epochs=0.0, max_unreadable_share=0.5)
     train_detector(config, data, tmp_path / "run")
-    assert (tmp_path / "run" / "broken_images.txt").read_text() == "002.jpg\n"
+    assert (tmp_path / "run" / "unreadable_images.txt").read_text() == "002.jpg\n"
 
 
 def test_an_exported_file_is_evaluated_too(data: str, tmp_path: Path) -> None:
@@ -492,4 +492,4 @@ def test_a_strip_is_evaluated_like_any_image(trained: Path, tmp_path: Path) -> N
     assert [400, 3] in images.sizes[:, ::-1].tolist()
     found = evaluate_detector(load_detector(trained), images, workers=0)
     assert found.evaluation.num_images == len(images) == 4
-    assert found.broken == ()
+    assert found.unreadable == ()

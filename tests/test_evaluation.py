@@ -150,9 +150,9 @@ def test_broken_images_are_left_out_and_named(checkpoint, folder, tmp_path):
     (broken / "elk" / "text.jpg").write_text("no image")
     for workers in (0, 1):
         result = evaluate(checkpoint, FolderImages(broken), batch_size=2, workers=workers)
-        assert [name for _, name, _ in result.broken] == ["bee/0a.png", "elk/text.jpg"]
+        assert [name for _, name, _ in result.unreadable] == ["bee/0a.png", "elk/text.jpg"]
         assert result.num_images == 7 * FILES
-        assert result.as_dict()["num_broken"] == 2
+        assert result.as_dict()["num_unreadable"] == 2
         assert result.top1 == pytest.approx(evaluate(checkpoint, FolderImages(folder)).top1)
     rows = list(result.rows(FolderImages(broken)))
     assert [row["path"] for row in rows if "predicted" not in row] == ["bee/0a.png", "elk/text.jpg"]

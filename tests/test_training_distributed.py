@@ -42,7 +42,7 @@ SETTINGS: dict[str, Any] = {
     "mixup": 0.2,
     "cutmix": 1.0,
     "ema": 0.9,
-    "max_broken_share": 0.1,
+    "max_unreadable_share": 0.1,
     "sync_bn": True,
     **ON_ONE_CORE,
 }
@@ -91,7 +91,7 @@ def assert_same_run(folder: Path, alone: Path) -> None:
             assert row[name] == pytest.approx(wanted[name], abs=1e-4), name
     names = [set(safetensors.torch.load_file(path / "model.safetensors")) for path in (folder, alone)]
     assert names[0] == names[1]
-    assert (folder / "broken_images.txt").read_text() == "red/03.png\n"
+    assert (folder / "unreadable_images.txt").read_text() == "red/03.png\n"
 
 
 def test_two_devices(photos: Path, alone: Path, tmp_path: Path, warm_processes: WarmProcesses) -> None:

@@ -66,15 +66,17 @@ def test_broken_images_are_listed(train_tiny: Train, tmp_path: Path) -> None:
     sound = {name: (data / name).read_bytes() for name in ("red/03.png", "blue/07.png")}
     for name, content in sound.items():
         (data / name).write_bytes(content[:300])
-    result = train_tiny(data=data, max_broken_share=0.1, batch_size=4, seed=1)
-    assert (result.folder / "broken_images.txt").read_text() == "blue/07.png\nred/03.png\n"
-    with pytest.raises(UserError, match=r"2 of 36 images cannot be read.*max_broken_share=0\.05.*broken_images\.txt"):
-        train_tiny("strict", data=data, max_broken_share=0.05, batch_size=4, seed=1)
-    assert (tmp_path / "strict" / "broken_images.txt").read_text() == "blue/07.png\nred/03.png\n"
+    result = train_tiny(data=data, max_unreadable_share=0.1, batch_size=4, seed=1)
+    assert (result.folder / "unreadable_images.txt").read_text() == "blue/07.png\nred/03.png\n"
+    with pytest.raises(
+        UserError, match=r"2 of 36 images cannot be read.*max_unreadable_share=0\.05.*unreadable_images\.txt"
+    ):
+        train_tiny("strict", data=data, max_unreadable_share=0.05, batch_size=4, seed=1)
+    assert (tmp_path / "strict" / "unreadable_images.txt").read_text() == "blue/07.png\nred/03.png\n"
     for name, content in sound.items():
         (data / name).write_bytes(content)
-    train_tiny("strict", data=data, max_broken_share=0.05, batch_size=4, seed=1)
-    assert not (tmp_path / "strict" / "broken_images.txt").exists()
+    train_tiny("strict", data=data, max_unreadable_share=0.05, batch_size=4, seed=1)
+    assert not (tmp_path / "strict" / "unreadable_images.txt").exists()
 
 
 def test_infinite_loss_stops(train_tiny: Train, colour_photos: Path, tmp_path: Path) -> None:

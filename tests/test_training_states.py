@@ -168,4 +168,4 @@ def test_data_is_gone_before_the_validation(train_tiny: Train, tmp_path: Path, m
     again, whole = train_tiny(data=data, epochs=2, resume=True), train_tiny("whole", data=data, epochs=2)
     last = [tensors(result.folder / "last" / "model.safetensors") for result in (again, whole)]
     assert all(torch.equal(tensor, last[1][name]) for name, tensor in last[0].items())
-    assert not (again.folder / "broken_images.txt").exists()
+    assert not (again.folder / "unreadable_images.txt").exists()

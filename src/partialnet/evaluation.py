@@ -48,7 +48,7 @@ class ClassResult:
 class Evaluation:
     """What a classifier answered to N labelled images, and what follows from it.
 
-    Broken images have no answer and count nowhere. An answer that is not finite (NaN) counts as wrong.
+    Unreadable images have no answer and count nowhere. An answer that is not finite (NaN) counts as wrong.
 
     Attributes:
         class_names: The network's classes.
@@ -56,7 +56,7 @@ class Evaluation:
         predicted: Most probable class of each image, (N,); -1 without an answer.
         probability: Its probability in [0, 1], (N,); 0 without an answer.
         in_top5: Whether the true class is among the five most probable, (N,).
-        broken: Images that could not be read: number, name and why.
+        unreadable: Images that could not be read: number, name and why.
         seconds: Time for all images, with reading them.
     """
 
@@ -65,14 +65,14 @@ class Evaluation:
     predicted: np.ndarray
     probability: np.ndarray
     in_top5: np.ndarray
-    broken: tuple[tuple[int, str, str], ...]
+    unreadable: tuple[tuple[int, str, str], ...]
     seconds: float
 
     @cached_property
     def readable(self) -> np.ndarray:
         """Which of the N images could be read, (N,)."""
         mask = np.ones(len(self.labels), bool)
-        mask[[index for index, _, _ in self.broken]] = False
+        mask[[index for index, _, _ in self.unreadable]] = False
         return mask
 
     @property
@@ -145,7 +145,7 @@ class Evaluation:
         """Plain data for JSON."""
         return {
             "num_images": self.num_images,
-            "num_broken": len(self.broken),
+            "num_unreadable": len(self.unreadable),
             "num_not_finite": self.num_not_finite,
             "top1": self.top1,
             "top5": self.top5,
@@ -153,7 +153,7 @@ class Evaluation:
             "images_per_second": self.images_per_second,
             "seconds": self.seconds,
             "classes": [vars(result) for result in self.classes],
-            "broken": [{"image": name, "reason": reason} for _, name, reason in self.broken],
+            "unreadable": [{"image": name, "reason": reason} for _, name, reason in self.unreadable],
         }
 
     def rows(self, images: LabelledImages) -> Iterator[dict[str, str]]:
@@ -192,14 +192,14 @@ def evaluate(
     predicted = np.full(len(images), -1, np.int64)
     probability = np.zeros(len(images))
     in_top5 = np.zeros(len(images), bool)
-    broken: list[tuple[int, str, str]] = []
+    unreadable: list[tuple[int, str, str]] = []
     loader = DataLoader(
         _Preprocessed(images, classifier.preprocess), batch_size, num_workers=workers, collate_fn=_collate
     )
     start = time.perf_counter()
     with tqdm(total=len(images), desc="evaluating", unit="image", delay=2, disable=None if progress else True) as bar:
         for indices, batch, errors in loader:
-            broken += [(index, images.name(index), reason) for index, reason in errors]
+            unreadable += [(index, images.name(index), reason) for index, reason in errors]
             if batch is not None:
                 probabilities = classifier.probabilities(torch.from_numpy(batch))
                 best = probabilities.topk(min(_TOP, classifier.num_classes))
@@ -210,9 +210,9 @@ def evaluate(
                 in_top5[indices] = (classes == labels[indices, None]).any(1) & finite
             bar.update(len(indices) + len(errors))
     seconds = time.perf_counter() - start
-    if len(broken) == len(images):
-        raise UserError(f"None of the {len(images)} images can be read; the first: {broken[0][2]}")
-    return Evaluation(classifier.class_names, labels, predicted, probability, in_top5, tuple(broken), seconds)
+    if len(unreadable) == len(images):
+        raise UserError(f"None of the {len(images)} images can be read; the first: {unreadable[0][2]}")
+    return Evaluation(classifier.class_names, labels, predicted, probability, in_top5, tuple(unreadable), seconds)
 
 
 class _Preprocessed(Dataset[tuple[int, np.ndarray | str]]):

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 #: More classes than this are summed up by the worst of them.
 _ALL_CLASSES = 30
 _WORST_CLASSES = 10
-_BROKEN_SHOWN = 20
+_UNREADABLE_SHOWN = 20
 _COLUMNS = ("path", "label", "predicted", "probability")
 
 
@@ -142,12 +142,12 @@ def _as_text(result: Evaluation) -> str:
 def _warn(result: Evaluation) -> None:
     if result.num_not_finite:
         click.echo(f"Warning: {result.num_not_finite} answers are not numbers (NaN); they count as wrong.", err=True)
-    if result.broken:
-        click.echo(f"{len(result.broken)} broken images were left out:", err=True)
-        for _, _, reason in result.broken[:_BROKEN_SHOWN]:
+    if result.unreadable:
+        click.echo(f"{len(result.unreadable)} unreadable images were left out:", err=True)
+        for _, _, reason in result.unreadable[:_UNREADABLE_SHOWN]:
             click.echo(f"  {reason}", err=True)
-        if len(result.broken) > _BROKEN_SHOWN:
-            click.echo(f"  and {len(result.broken) - _BROKEN_SHOWN} more; --json lists all", err=True)
+        if len(result.unreadable) > _UNREADABLE_SHOWN:
+            click.echo(f"  and {len(result.unreadable) - _UNREADABLE_SHOWN} more; --json lists all", err=True)
 
 
 def _draw_confusion(path: Path, result: Evaluation) -> None:

@@ -35,14 +35,14 @@ class DetectionBatch:
         targets: For training, as torchvision's detectors want them: ``boxes``, ``labels`` and perhaps ``masks``, see
             ``transforms.prepare``. None for evaluation.
         indices: Place of each image in the data set, (B,), int64.
-        broken: Images that should have been here and cannot be read. In training others stand in for them, in
+        unreadable: Images that should have been here and cannot be read. In training others stand in for them, in
             evaluation they are left out, so that B is smaller, even 0.
     """
 
     images: list[Tensor]
     targets: list[dict[str, Tensor]] | None
     indices: Tensor
-    broken: list[int] = field(default_factory=list)
+    unreadable: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -109,13 +109,13 @@ def detection_eval_loader(
     workers: int = 2,
     pin_memory: bool = False,
 ) -> DataLoader[DetectionBatch]:
-    """Every image once over all processes, in its own size; broken images are left out and reported.
+    """Every image once over all processes, in its own size; unreadable images are left out and reported.
 
     A detector resizes images and fills up a batch with zeros. Networks that look at an image as a whole, as attention
     does, answer differently with zeros beside it. So only images that come to the same size are in one batch, and the
     detections do not depend on the batch size.
 
-    Processes may get different numbers of batches, and a batch whose images are all broken is empty.
+    Processes may get different numbers of batches, and a batch whose images are all unreadable is empty.
 
     Args:
         images: What is evaluated.
@@ -160,11 +160,11 @@ class _TrainBatches(Dataset[DetectionBatch]):
     def __getitem__(self, number: int) -> DetectionBatch:
         images = self.images
         img_size = self._img_size(number)
-        broken: list[int] = []
+        unreadable: list[int] = []
         pixels, targets, indices = [], [], []
         for wanted in self.order[number].tolist():
             read = partial(self._read, img_size=img_size)
-            index, image = read_or_replace(read, images.name, wanted, len(images), self.config.seed, broken)
+            index, image = read_or_replace(read, images.name, wanted, len(images), self.config.seed, unreadable)
             mirrored = generator(IMAGE, self.config.seed, self.epoch, index).random() < self.config.horizontal_flip
             size = self._size(index)
             to_size = resized_size(size, img_size)
@@ -172,7 +172,7 @@ class _TrainBatches(Dataset[DetectionBatch]):
             pixels.append(prepared[0])
             targets.append(prepared[1])
             indices.append(index)
-        return DetectionBatch(pixels, targets, torch.tensor(indices), broken)
+        return DetectionBatch(pixels, targets, torch.tensor(indices), unreadable)
 
     def _read(self, index: int, img_size: tuple[int, int]) -> Image.Image:
         return self.images.read(index, min(resized_size(self._size(index), img_size)))
@@ -218,12 +218,12 @@ class _EvalBatches(Dataset[DetectionBatch]):
         return len(self.batches)
 
     def __getitem__(self, number: int) -> DetectionBatch:
-        pixels, indices, broken = [], [], []
+        pixels, indices, unreadable = [], [], []
         for index in self.batches[number]:
             try:
                 pixels.append(to_tensor(self.images.read(index)))
             except UserError:
-                broken.append(index)
+                unreadable.append(index)
             else:
                 indices.append(index)
-        return DetectionBatch(pixels, None, torch.tensor(indices, dtype=torch.int64), broken)
+        return DetectionBatch(pixels, None, torch.tensor(indices, dtype=torch.int64), unreadable)

@@ -210,7 +210,8 @@ def evaluate(
     Args:
         images: The ground truth, crowds too.
         detections: In any order.
-        indices: Places of the images that a detector has seen; None is all. Others, such as broken ones, do not count.
+        indices: Places of the images that a detector has seen; None is all. Others, such as unreadable ones, do not
+            count.
         with_masks: Whether masks are compared, too; they are not where the ground truth or a detection has none.
 
     Raises:

@@ -27,12 +27,12 @@ class Found:
     Attributes:
         detections: In the COCO format.
         indices: Places of the images it has seen.
-        broken: Places of images that could not be read.
+        unreadable: Places of images that could not be read.
     """
 
     detections: list[Detection] = field(default_factory=list)
     indices: list[int] = field(default_factory=list)
-    broken: list[int] = field(default_factory=list)
+    unreadable: list[int] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def find_objects(
     """
     found, find = Found(), cast(Detector | Canvas, network).find
     for batch in batches:
-        found.broken += batch.broken
+        found.unreadable += batch.unreadable
         if len(batch):
             indices = batch.indices.tolist()
             outputs = find(batch.to(device, non_blocking=True).inputs())
@@ -71,12 +71,13 @@ class EvaluatedDetector:
     Attributes:
         evaluation: The COCO numbers.
         detections: In the COCO format, image by image.
-        broken: Names of the images that could not be read, or have another size than the file says; they do not count.
+        unreadable: Names of the images that could not be read, or have another size than the file says; they do not
+            count.
     """
 
     evaluation: DetectionEvaluation
     detections: list[Detection]
-    broken: tuple[str, ...]
+    unreadable: tuple[str, ...]
 
 
 def evaluate_detector(
@@ -114,9 +115,9 @@ def evaluate_detector(
     bar = tqdm(batches, desc="detecting", unit="batch", leave=False, disable=not progress)
     found = find_objects(network, images, bar, device)
     if not found.indices:
-        raise UserError(f"None of the {len(images)} images can be read, such as {images.name(found.broken[0])!r}.")
+        raise UserError(f"None of the {len(images)} images can be read, such as {images.name(found.unreadable[0])!r}.")
     return EvaluatedDetector(
         evaluate(images, found.detections, found.indices, detector.draws_masks),
         in_order(found.detections),
-        tuple(images.name(index) for index in sorted(found.broken)),
+        tuple(images.name(index) for index in sorted(found.unreadable)),
     )

@@ -93,7 +93,7 @@ class DetectorTask(Task):
         )
         with self.evaluation_mode() as network:
             found = find_objects(network, images, self.with_bar(batches), device, after_batch)
-        self.progress.broken.update(images.name(index) for index in found.broken)
+        self.progress.unreadable.update(images.name(index) for index in found.unreadable)
         detections, indices = gather(found.detections, found.indices)
         if not indices:
             raise UserError(

@@ -17,27 +17,27 @@ from partialnet.errors import RunInterrupted, UserError
 from .seeding import REPLACEMENT, generator
 from .signals import STOP_SIGNALS
 
-#: Images tried in place of a broken one before the data set as a whole is taken for broken.
+#: Images tried in place of an unreadable one before the data set as a whole is taken for unreadable.
 MAX_REPLACEMENTS = 100
 
 _Read = TypeVar("_Read")
 
 
 def read_or_replace(
-    read: Callable[[int], _Read], name: Callable[[int], str], wanted: int, count: int, seed: int, broken: list[int]
+    read: Callable[[int], _Read], name: Callable[[int], str], wanted: int, count: int, seed: int, unreadable: list[int]
 ) -> tuple[int, _Read]:
-    """Image ``wanted`` or, where it is broken, another one that its number determines; and its index.
+    """Image ``wanted`` or, where it is unreadable, another one that its number determines; and its index.
 
     Args:
-        read: Reads an image; raises ``UserError`` if it is broken.
+        read: Reads an image; raises ``UserError`` if it is unreadable.
         name: Name of an image, for the error.
         wanted: Index of the image.
         count: Number of images there are.
         seed: Of the run.
-        broken: The indices of broken images are added to it.
+        unreadable: The indices of unreadable images are added to it.
 
     Raises:
-        UserError: One after the other is broken.
+        UserError: One after the other is unreadable.
     """
     index = wanted
     others = None
@@ -45,7 +45,7 @@ def read_or_replace(
         try:
             return index, read(index)
         except UserError:
-            broken.append(index)
+            unreadable.append(index)
         others = others or generator(REPLACEMENT, seed, wanted)
         index = int(others.integers(count))
     raise UserError(

@@ -43,7 +43,7 @@ class Batch:
         targets: What is to be learnt: classes, (B,), int64; with mixup or cutmix probabilities, (B, classes), float32.
         labels: True class of each image, (B,), int64.
         indices: Place of each image in the data set, (B,), int64.
-        broken: Images that should have been here and cannot be read. In training others stand in for them, in
+        unreadable: Images that should have been here and cannot be read. In training others stand in for them, in
             evaluation they are left out, so that B is smaller, even 0.
     """
 
@@ -51,7 +51,7 @@ class Batch:
     targets: Tensor
     labels: Tensor
     indices: Tensor
-    broken: list[int] = field(default_factory=list)
+    unreadable: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -103,9 +103,9 @@ def train_loader(
 def eval_loader(
     images: LabelledImages, config: TrainConfig, input_config: Mapping[str, Any], rank: int = 0, world_size: int = 1
 ) -> DataLoader[Batch]:
-    """Every image once over all processes, prepared as for prediction; broken images are left out and reported.
+    """Every image once over all processes, prepared as for prediction; unreadable images are left out and reported.
 
-    Processes may get different numbers of batches, and a batch whose images are all broken is empty.
+    Processes may get different numbers of batches, and a batch whose images are all unreadable is empty.
     """
     batches = _EvalBatches(images, config, dict(input_config), rank, world_size)
     return batch_loader(batches, config.workers, config.device != "cpu")
@@ -155,13 +155,15 @@ class _TrainBatches(Dataset[Batch]):
     def __getitem__(self, number: int) -> Batch:
         config = self.config
         size = self._size(number)
-        broken: list[int] = []
+        unreadable: list[int] = []
         pixels = np.empty((self.order.shape[1], *size, 3), np.uint8)
         indices = []
         read = partial(self.images.read, min_side=self._min_side(size))
         with random_state_restored():
             for place, wanted in enumerate(self.order[number].tolist()):
-                index, image = read_or_replace(read, self.images.name, wanted, len(self.images), config.seed, broken)
+                index, image = read_or_replace(
+                    read, self.images.name, wanted, len(self.images), config.seed, unreadable
+                )
                 seed_everything(IMAGE, config.seed, self.epoch, index)
                 pixels[place] = np.asarray(self._transform(size)(image))
                 indices.append(index)
@@ -175,7 +177,7 @@ class _TrainBatches(Dataset[Batch]):
             if self._mix:
                 seed_everything(MIX, config.seed, self.epoch, number)
                 images, targets = self._mix(images, labels)
-        return Batch(images, targets, labels, torch.tensor(indices), broken)
+        return Batch(images, targets, labels, torch.tensor(indices), unreadable)
 
     def _size(self, number: int) -> tuple[int, int]:
         """Height and width of batch ``number``."""
@@ -252,19 +254,19 @@ class _EvalBatches(Dataset[Batch]):
     def __getitem__(self, number: int) -> Batch:
         _, height, width = self.input_config["input_size"]
         read: list[np.ndarray] = []
-        indices, broken = [], []
+        indices, unreadable = [], []
         for index in self.mine[number * self.batch_size : (number + 1) * self.batch_size].tolist():
             try:
                 image = self.images.read(index)
             except UserError:
-                broken.append(index)
+                unreadable.append(index)
                 continue
             read.append(self._transform(image).permute(1, 2, 0).numpy())
             indices.append(index)
         pixels = np.stack(read) if read else np.empty((0, height, width, 3), np.uint8)
         labels = torch.from_numpy(self.images.labels[np.array(indices, dtype=np.int64)])
         images = _normalise(pixels, self.input_config)
-        return Batch(images, labels, labels, torch.tensor(indices, dtype=torch.int64), broken)
+        return Batch(images, labels, labels, torch.tensor(indices, dtype=torch.int64), unreadable)
 
     @cached_property
     def _transform(self) -> Preprocessing:

@@ -93,16 +93,16 @@ class ClassifierTask(Task):
         batches = eval_loader(images, self.config, self.input_config, trainer.global_rank, trainer.world_size)
         device = trainer.strategy.root_device
         sums = torch.zeros(3, dtype=torch.float64, device=device)
-        broken: list[int] = []
+        unreadable: list[int] = []
         with torch.no_grad(), self.evaluation_mode() as network:
             for batch in self.with_bar(batches):
-                broken += batch.broken
+                unreadable += batch.unreadable
                 if len(batch):
                     batch = batch.to(device, non_blocking=True)
                     logits = network(self._images(batch)).float()
                     sums += _sums(F.cross_entropy(logits, batch.labels, reduction="sum"), logits, batch).double()
                 after_batch()
-        self.progress.broken.update(images.name(index) for index in broken)
+        self.progress.unreadable.update(images.name(index) for index in unreadable)
         loss, right, number = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         if not number:
             raise UserError(

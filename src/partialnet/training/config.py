@@ -61,8 +61,8 @@ class RunConfig(Settings):
     workers: int = _data(
         2, "reading processes of each training process; 0 reads in the training process", least=0, may_change=True
     )
-    max_broken_share: float = _data(
-        0.01, "training stops if a larger share of the images is broken", least=0, most=1, may_change=True
+    max_unreadable_share: float = _data(
+        0.01, "training stops if a larger share of the images is unreadable", least=0, most=1, may_change=True
     )
 
     horizontal_flip: float = _augmentation(0.5, "probability of a left-right flip", least=0, most=1)

@@ -31,7 +31,7 @@ from partialnet.messages import reason_of
 from .batch_loader import lost_reader
 from .config import RunConfig
 from .items import TrainingData
-from .keeper import BROKEN_NAME, LAST_NAME, METRICS_NAME, RunKeeper
+from .keeper import LAST_NAME, METRICS_NAME, UNREADABLE_NAME, RunKeeper
 from .lock import RunLock
 from .loggers import create_loggers, quiet_event_writer
 from .lost_processes import OtherProcesses, tells_of_loss
@@ -45,7 +45,7 @@ from .task import Task
 CONFIG_NAME = "config.yaml"
 STATES_NAME = "state"
 #: What a run folder holds for people beside its pictures, the checkpoint first.
-FILES = (WEIGHTS_NAME, CHECKPOINT_CONFIG_NAME, LAST_NAME, CONFIG_NAME, METRICS_NAME, "tensorboard", BROKEN_NAME)
+FILES = (WEIGHTS_NAME, CHECKPOINT_CONFIG_NAME, LAST_NAME, CONFIG_NAME, METRICS_NAME, "tensorboard", UNREADABLE_NAME)
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 DataT = TypeVar("DataT", bound=TrainingData)
@@ -195,7 +195,7 @@ def _prepare(
         keeper.remove_leftovers()
         write_atomically(folder / CONFIG_NAME, settings)
         if state is None:
-            (folder / BROKEN_NAME).unlink(missing_ok=True)  # of a run that stopped for it at its beginning
+            (folder / UNREADABLE_NAME).unlink(missing_ok=True)  # of a run that stopped for it at its beginning
             kind.draw_beginning(task, folder)
     return trainer, task, keeper, state.path if state is not None else None
 

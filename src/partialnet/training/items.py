@@ -37,11 +37,11 @@ class TrainingBatch(Protocol):
 
     Attributes:
         indices: Place of each item in the data set, (B,), int64.
-        broken: Items that should have been here and cannot be read.
+        unreadable: Items that should have been here and cannot be read.
     """
 
     indices: Tensor
-    broken: list[int]
+    unreadable: list[int]
 
     def __len__(self) -> int: ...
 

@@ -25,7 +25,7 @@ from .states import StateFiles
 from .task import Task
 
 METRICS_NAME = "metrics.csv"
-BROKEN_NAME = "broken_images.txt"
+UNREADABLE_NAME = "unreadable_images.txt"
 LAST_NAME = "last"
 #: Least time between two epochs' pictures, so that drawing takes a small part of short epochs.
 SECONDS_BETWEEN_PICTURES = 60.0
@@ -66,7 +66,7 @@ class RunKeeper(L.Callback):
         self.signals = signals
         self._epoch_start = 0.0
         self._last_save = self._last_pictures = time.monotonic()
-        self._known_broken = 0
+        self._known_unreadable = 0
         self._agreement = Agreement()
 
     def remove_leftovers(self) -> None:
@@ -111,7 +111,7 @@ class RunKeeper(L.Callback):
         task = _task(pl_module)
         progress = task.progress
         progress.batch += 1
-        progress.broken.update(task.data.train.name(index) for index in batch.broken)
+        progress.unreadable.update(task.data.train.name(index) for index in batch.unreadable)
         last = progress.batch >= task.num_batches
         if progress.batch % task.config.accumulate and not last:
             return  # gradients in the middle of an addition are in no state
@@ -232,33 +232,35 @@ class RunKeeper(L.Callback):
     # -- stopping and saving -------------------------------------------------------------------------------------------
 
     def _agree(self, trainer: L.Trainer, task: Task, due: bool) -> tuple[bool, bool]:
-        """Whether any process was asked to stop, and whether a state is due; look at the broken images, too.
+        """Whether any process was asked to stop, and whether a state is due; look at the unreadable images, too.
 
         Raises:
-            UserError: More than the allowed share of the images is broken.
+            UserError: More than the allowed share of the images is unreadable.
         """
         progress = task.progress
-        stop, broken = self.signals.received is not None, len(progress.broken)
+        stop, unreadable = self.signals.received is not None, len(progress.unreadable)
         if trainer.world_size > 1:
-            any_stop, any_due, all_broken = self._agreement.total([stop, due, broken], trainer.strategy.root_device)
-            stop, due, broken = any_stop > 0, any_due > 0, int(all_broken)
-        if broken > self._known_broken:
-            self._known_broken = broken
-            self._report_broken(trainer, task)
+            any_stop, any_due, all_unreadable = self._agreement.total(
+                [stop, due, unreadable], trainer.strategy.root_device
+            )
+            stop, due, unreadable = any_stop > 0, any_due > 0, int(all_unreadable)
+        if unreadable > self._known_unreadable:
+            self._known_unreadable = unreadable
+            self._report_unreadable(trainer, task)
         return stop, due
 
-    def _report_broken(self, trainer: L.Trainer, task: Task) -> None:
-        """List the broken images of all processes; stop if they are too many."""
-        names = set().union(*gathered(task.progress.broken))
+    def _report_unreadable(self, trainer: L.Trainer, task: Task) -> None:
+        """List the unreadable images of all processes; stop if they are too many."""
+        names = set().union(*gathered(task.progress.unreadable))
         total = len(task.data.train) + len(task.data.validation)
-        path = self.folder / BROKEN_NAME
+        path = self.folder / UNREADABLE_NAME
         if trainer.is_global_zero:
             text = as_bytes("".join(f"{name}\n" for name in sorted(names)))
-            self._try(BROKEN_NAME, lambda: write_atomically(path, text))
-        if len(names) > task.config.max_broken_share * total:
+            self._try(UNREADABLE_NAME, lambda: write_atomically(path, text))
+        if len(names) > task.config.max_unreadable_share * total:
             raise UserError(
-                f"{len(names)} of {total} images cannot be read, more than max_broken_share="
-                f"{task.config.max_broken_share:g} allows; they are listed in {str(path)!r}."
+                f"{len(names)} of {total} images cannot be read, more than max_unreadable_share="
+                f"{task.config.max_unreadable_share:g} allows; they are listed in {str(path)!r}."
             )
 
     def _save(self, trainer: L.Trainer, task: Task) -> None:
@@ -269,8 +271,8 @@ class RunKeeper(L.Callback):
             # the first process writes what all have counted
             sums = trainer.strategy.reduce(progress.sums.clone(), reduce_op="sum")
             progress.sums = sums if trainer.is_global_zero else torch.zeros_like(sums)
-            progress.broken = set().union(*gathered(progress.broken))
-            self._known_broken = len(progress.broken) * trainer.world_size
+            progress.unreadable = set().union(*gathered(progress.unreadable))
+            self._known_unreadable = len(progress.unreadable) * trainer.world_size
         if progress.batch:
             now = time.perf_counter()
             progress.seconds += now - self._epoch_start

@@ -25,7 +25,7 @@ class Progress:
             ``images_per_second`` of all processes in that time.
         best_epoch: Epoch of the checkpoint in the run folder, from 1; 0 where there is none.
         best_score: How good it is, as the task says.
-        broken: Names of images that could not be read.
+        unreadable: Names of images that could not be read.
     """
 
     sums: Tensor
@@ -37,7 +37,7 @@ class Progress:
     rows: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
     best_score: float = -math.inf
-    broken: set[str] = field(default_factory=set)
+    unreadable: set[str] = field(default_factory=set)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors."""
@@ -45,11 +45,11 @@ class Progress:
         return state | {
             "sums": self.sums.cpu(),
             "rows": [dict(row) for row in self.rows],
-            "broken": sorted(self.broken),
+            "unreadable": sorted(self.unreadable),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what ``state_dict`` gave."""
         for name, value in state.items():
             setattr(self, name, value)
-        self.broken = set(state["broken"])
+        self.unreadable = set(state["unreadable"])

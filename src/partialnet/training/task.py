@@ -75,7 +75,7 @@ class Task(L.LightningModule):
 
     @abstractmethod
     def validate(self, after_batch: Callable[[], None]) -> dict[str, float]:
-        """Metrics of the held-out items of all processes; broken items are noted in ``progress``.
+        """Metrics of the held-out items of all processes; unreadable items are noted in ``progress``.
 
         Args:
             after_batch: To be called after each batch; may end the run.

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import click
 
+from partialnet.messages import listed
+
 from ..device_option import device_option
 from ..next_command import next_command
 from ..ranges import IntRange
 from ..results import Results, result_options
-
-#: Names told of images that cannot be read; the JSON file has all.
-_BROKEN_SHOWN = 3
 
 
 @click.command("eval")
@@ -85,16 +84,18 @@ def evaluate(
     files = [folder / name for name in ("evaluation.json", "detections.json", PRECISION_RECALL_NAME, COMPARISON_NAME)]
     check_destinations(*files)
     result = evaluate_detector(detector, images, found, batch_size, workers, sys.stderr.isatty())
-    if result.broken:
-        names = ", ".join(result.broken[:_BROKEN_SHOWN]) + (", …" if len(result.broken) > _BROKEN_SHOWN else "")
-        count = f"{len(result.broken)} of {len(images)} images"
-        click.echo(f"{count} cannot be read, or have another size than the file says: left out ({names}).", err=True)
+    if result.unreadable:
+        click.echo(
+            f"{len(result.unreadable)} of {len(images)} images cannot be read, or have another size than the file "
+            f"says: left out ({listed(result.unreadable, 3)}).",
+            err=True,
+        )
     content = {
         "network": source,
         "data": data,
         **result.evaluation.as_json(),
         "faults": faults_as_json(images.faults),
-        "broken_images": list(result.broken),
+        "unreadable": list(result.unreadable),
         "environment": environment(),
     }
     write_json(files[0], content)
