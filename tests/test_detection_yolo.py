@@ -201,6 +201,10 @@ def test_of_poses_the_boxes_are_read(root: Path) -> None:
     [
         ("train: images\nval: images\n", r"data.yaml' has no names of classes; add a line such as names: \[cat, dog\]"),
         ("names: 3\n", "has no names of classes"),
+        ("- names\n", "data.yaml' has no names of classes"),
+        ("", "data.yaml' has no names of classes"),
+        ("names: [a, b, groß]\n", "data.yaml' is not a YAML file: it is not written in UTF-8"),
+        ("names: [a, yes, c]\n", "Class 1 of '.*data.yaml' has True for a name; give it one, in quotes"),
         ("names: [a, b\n", "data.yaml' is not a YAML file: expected ',' or ']', .* in line 2"),
         ('names: [a, b]\ntrain: "a\\0b"\n', "is neither a folder nor a list of files"),
         ("names: !!python/object/apply:os.getcwd []\n", "data.yaml' is not a YAML file: could not determine"),
@@ -214,10 +218,47 @@ def test_of_poses_the_boxes_are_read(root: Path) -> None:
     ],
 )
 def test_yaml_files_that_are_refused(root: Path, text: str, message: str) -> None:
-    (root / "data.yaml").write_text(text)
+    (root / "data.yaml").write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match=message) as error:
         open_detection_data(str(root))
     assert "\n" not in str(error.value)
+
+
+def test_a_yaml_file_of_no_use_is_told_where_there_are_no_labels_either(tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text("- train\n")
+    with pytest.raises(UserError, match=r"data.yaml' has no names of classes"):
+        open_detection_data(str(tmp_path))
+
+
+def test_darknet_folders_of_cvat(tmp_path: Path) -> None:
+    """As CVAT exports "YOLO 1.1"; obj.data and the lists of images say nothing that the folders do not."""
+    root = tmp_path / "set"
+    contents = {}
+    for seed, (part, count) in enumerate({"train": 6, "Validation": 4}.items()):
+        folder = root / f"obj_{part}_data"
+        contents[part] = write_part(folder, folder, seed, count=count)
+        names = [f"data/obj_{part}_data/{one['file_name']}\n" for one in contents[part]["images"]]
+        (root / f"{part}.txt").write_text("".join(names))
+    (root / "obj.names").write_text("kite\nsquare\nblob\n")
+    (root / "obj.data").write_text("classes = 3\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/\n")
+    data = open_detection_data(str(root))
+    check_equal(data.train, contents["train"], tmp_path, root / "obj_train_data")
+    check_equal(data.validation, contents["Validation"], tmp_path, root / "obj_Validation_data")
+
+
+def test_each_part_has_its_names_as_labelimg_writes_them(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    for seed, part in enumerate(("train", "val")):
+        write_part(root / part, root / part, seed)
+        (root / part / "classes.txt").write_text("kite\nsquare\nblob\n")
+    data = open_detection_data(str(root))
+    assert data.class_names == data.validation.class_names == ("kite", "square", "blob")
+    (root / "val" / "classes.txt").write_text("square\nkite\nblob\n")
+    with pytest.raises(UserError, match=r"train/classes.txt' and '.*val/classes.txt' name the classes differently"):
+        open_detection_data(str(root))
+    (root / "classes.txt").write_bytes("kite\nsquare\nweiß".encode("latin-1"))
+    with pytest.raises(UserError, match=r"classes.txt' is not written in UTF-8; save it anew so"):
+        open_detection_data(str(root))
 
 
 def test_folders_that_are_refused(root: Path) -> None:

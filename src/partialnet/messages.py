@@ -28,6 +28,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def yaml_problem(error: Exception) -> str:
     """What PyYAML found wrong with a text, and in which line."""
+    if getattr(error, "encoding", "unicode") != "unicode":  # of PyYAML's and Python's own errors of decoding
+        return "it is not written in UTF-8"
     place = getattr(error, "problem_mark", None)
     line = f" in line {place.line + 1}" if place is not None else ""
     return f"{getattr(error, 'problem', None) or 'it cannot be read'}{line}"

@@ -134,6 +134,15 @@ def open_detection_data(
     return DetectionData(DetectionSubset(train, np.flatnonzero(~empty)), held_out, split, int(empty.sum()))
 
 
+def holds_annotations(data: str) -> bool:
+    """Whether ``data`` is images with objects in one of the formats, sound or not, rather than photographs alone."""
+    path = Path(data)
+    if path.is_dir():
+        formats = (coco.annotation_files, yolo.recognises, voc.recognises, yolo.seems_meant)
+        return any(found(path) for found in formats)
+    return path.suffix.lower() in (".json", *yolo.SUFFIXES) if path.is_file() else "," in data
+
+
 def _check_each_has_objects(whole: DetectionImages, chosen: np.ndarray, data: str) -> None:
     """Refuse held-out images without any object, and training images without, where there are objects at all.
 
@@ -264,7 +273,7 @@ def _parts_of_folder(root: Path) -> dict[str, Part]:
             return other.parts_of_folder(root)
     if files:
         return coco.parts_of_folder(root, files)
-    if yolo.has_labels(root):
+    if yolo.seems_meant(root):
         return yolo.parts_of_folder(root)  # which tells what is missing
     skipped = coco.other_files(root)
     of_objects = f" of objects ({listed(skipped, 2)} left aside)" if skipped else ""

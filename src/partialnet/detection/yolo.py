@@ -22,7 +22,7 @@ import yaml
 from partialnet.data.splits import HELD_OUT, part_of
 from partialnet.errors import UserError
 from partialnet.images import image_sizes, images_below
-from partialnet.messages import first_line, listed, yaml_problem
+from partialnet.messages import listed, yaml_problem
 
 from .annotation_file import Part, images_with_objects, with_progress
 from .annotations import DetectionImages
@@ -35,16 +35,23 @@ LAYOUTS = "the YOLO format: a data.yaml, or images/ and labels/ with a classes.t
 SUFFIXES = (".yaml", ".yml")
 #: What such a file has, unlike other YAML files.
 _ENTRIES = re.compile(rb"^(names|train|val)\s*:", re.MULTILINE)
-#: Class names, one a line, as LabelImg and Label Studio write them.
-_CLASSES = "classes.txt"
+#: How the file that Ultralytics, Roboflow and CVAT write is called, without its ending.
+_USUAL_NAMES = ("data", "dataset")
+#: Class names, one a line, as LabelImg and Label Studio write them; Darknet's, from CVAT and Roboflow.
+_CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 
 
 def recognises(root: Path) -> bool:
     """Whether a folder is in this format, and says what its classes are called."""
-    return bool(_yaml_files(root)) or (_class_file(root) is not None and has_labels(root))
+    return bool(_yaml_files(root)) or (bool(_class_files(root)) and _has_labels(root))
 
 
-def has_labels(root: Path) -> bool:
+def seems_meant(root: Path) -> bool:
+    """Whether a folder has something of this format, though its classes may have no names."""
+    return bool(_usual(_files_called_yaml(root))) or _has_labels(root)
+
+
+def _has_labels(root: Path) -> bool:
     """Whether an image of the folder has a text file in the place of this format."""
     return any(os.path.isfile(_label_file(os.path.abspath(root / name))) for name in images_below(root))
 
@@ -56,23 +63,37 @@ def parts_of_folder(root: Path) -> dict[str, Part]:
         UserError: There are no class names, or several files of them.
     """
     files = _yaml_files(root)
-    files = [file for file in files if file.stem in ("data", "dataset")] or files  # the usual names beat all others
+    files = _usual(files) or files  # the usual names beat all others
     if len(files) > 1:
         there = listed([file.name for file in files])
         raise UserError(f"Folder {str(root)!r} has several YAML files ({there}); give the right one itself.")
     if files:
         return parts_of_yaml(files[0])
-    file = _class_file(root)
-    if file is None:
+    class_files = _class_files(root)
+    if not class_files:
+        for file in _usual(_files_called_yaml(root)):
+            return parts_of_yaml(file)  # which tells what is wrong with it
         raise UserError(
             f"Folder {str(root)!r} has labels, but no names of their classes; add a data.yaml with a line such as "
-            f"names: [cat, dog], or a {_CLASSES} with one name a line."
+            f"names: [cat, dog], or a {_CLASS_FILES[0]} with one name a line."
         )
+    names = [_lines_of_names(file) for file in class_files]
+    for file, others in zip(class_files, names, strict=True):
+        if others != names[0]:
+            raise UserError(
+                f"{str(class_files[0])!r} and {str(file)!r} name the classes differently, so that a number means one "
+                "class here and another there; number them alike and give both folders the same file."
+            )
+    return _parts_by_folders(root, _Classes(class_files[0], dict(enumerate(names[0]))))
+
+
+def _lines_of_names(path: Path) -> list[str]:
     try:
-        names = file.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{str(file)!r} cannot be read: {first_line(error)}.") from None
-    return _parts_by_folders(root, _Classes(file, dict(enumerate(names))))
+        return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except OSError as error:
+        raise UserError(f"{str(path)!r} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{str(path)!r} is not written in UTF-8; save it anew so.") from None
 
 
 def parts_of_yaml(path: Path) -> dict[str, Part]:
@@ -119,17 +140,28 @@ class _Classes:
 def _yaml_files(root: Path) -> list[Path]:
     """Those that name parts or classes."""
     found = []
-    for path in sorted(root.iterdir()):
-        if path.suffix.lower() in SUFFIXES:
-            with suppress(OSError):  # a folder of such a name, or a file of others
-                if _ENTRIES.search(path.read_bytes()):
-                    found.append(path)
+    for path in _files_called_yaml(root):
+        with suppress(OSError):  # a file of others
+            if _ENTRIES.search(path.read_bytes()):
+                found.append(path)
     return found
 
 
-def _class_file(root: Path) -> Path | None:
-    places = ("", "labels", "labels/*", "*/labels")
-    return next((path for place in places for path in sorted(root.glob(f"{place}/{_CLASSES}".lstrip("/")))), None)
+def _files_called_yaml(root: Path) -> list[Path]:
+    return [path for path in sorted(root.iterdir()) if path.suffix.lower() in SUFFIXES and path.is_file()]
+
+
+def _usual(files: Sequence[Path]) -> list[Path]:
+    return [file for file in files if file.stem in _USUAL_NAMES]
+
+
+def _class_files(root: Path) -> list[Path]:
+    """Those of the likeliest place; there are several where each part has its own."""
+    for place in ("", "labels", "labels/*", "*/labels", "*"):
+        for name in _CLASS_FILES:
+            if found := sorted(root.glob(f"{place}/{name}".lstrip("/"))):
+                return found
+    return []
 
 
 def _find(source: str, path: Path, content: Mapping[str, Any]) -> Path:
@@ -188,6 +220,12 @@ def _read(sources: Sequence[Path], path: Path, classes: _Classes, class_names: S
         raise UserError(f"No image of {str(path)!r} has a file of labels, such as {_label_file(files[0])!r}.")
     # YAML takes a name such as 7 for a number
     names = {number: str(name) if type(name) in (int, float) else name for number, name in classes.names.items()}
+    for number, name in names.items():
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(
+                f"Class {number!r} of {str(classes.path)!r} has {name!r} for a name; give it one, in quotes if YAML "
+                "takes it for something else, as it does with yes, no and null."
+            )
     categories = [{"id": number, "name": name} for number, name in names.items()]
     content = {"images": images, "annotations": annotations, "categories": categories}
     return images_with_objects(content, Path(root), path, class_names, FaultCounter())
