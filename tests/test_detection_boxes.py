@@ -306,6 +306,14 @@ def test_boxes_are_exported_and_found_again(
     assert {one["mask"] for one in objects} == {None}
 
 
+def test_a_trained_detector_is_counted_with_its_own_proposals(tmp_path: Path) -> None:
+    macs = []
+    for number in (100, 1000):
+        tiny(masks=False, num_proposals=number).save(tmp_path / str(number))
+        macs.append(count_detector(str(tmp_path / str(number)), (64, 96)).macs_g["boxes"])
+    assert macs[1] == pytest.approx(10 * macs[0])
+
+
 def test_detectors_of_boxes_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Command) -> None:
     with_masks, without = (count_detector("resnet10t", (64, 96), 16, masks) for masks in (True, False))
     assert with_masks.params_m.keys() - without.params_m.keys() == {"masks"}

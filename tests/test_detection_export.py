@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -16,15 +18,22 @@ from commands import Command
 from conftest import randomize_parameters
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import to_tensor
 
 from partialnet.deploy.exported_files import SUFFIXES
+from partialnet.deploy.precision import convert_onnx
 from partialnet.deploy.runtimes import load_exported, openvino_core
 from partialnet.detection import export
+from partialnet.detection.annotations import DetectionSubset
 from partialnet.detection.checkpoint import DetectorCheckpoint, create_detector, load_detector
+from partialnet.detection.data_sources import open_evaluation
+from partialnet.detection.evaluator import evaluate as evaluate_boxes
 from partialnet.detection.export import compare_detections, default_canvas, export_detector
 from partialnet.detection.exported import load_exported_detector
+from partialnet.detection.inference import EvaluatedDetector, evaluate_detector
 from partialnet.detection.masks import encode_box_masks, encode_masks
 from partialnet.detection.model import Detector
+from partialnet.detection.sources import open_detector
 from partialnet.errors import UserError
 
 CATEGORIES = {1: "person", 18: "dog"}
@@ -43,6 +52,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             model_args=arguments,
             pyramid_channels=64,
             img_size=(96, 128),
+            num_proposals=50,
             score_thresh=0,
             detections_per_img=20,
         )
@@ -53,13 +63,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def detector(run_folder: Path) -> DetectorCheckpoint:
-    return few_proposals(load_detector(run_folder))
-
-
-def few_proposals(detector: DetectorCheckpoint) -> DetectorCheckpoint:
-    model: Any = detector.model
-    model.rpn._post_nms_top_n = dict.fromkeys(("training", "testing"), 50)
-    return detector
+    return load_detector(run_folder)
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +221,7 @@ def check_that_nothing_is_found_beside_the_image(original: Any, exported: Any) -
 def test_graph_has_no_batch_norm_and_any_number_of_detections(
     detector: DetectorCheckpoint, photos: list[Path], tmp_path: Path
 ) -> None:
-    strict = few_proposals(load_strict(detector))
+    strict = load_strict(detector)
     result = export_detector(strict, tmp_path / "strict.onnx", images=photos[:1])
     assert (result.same_canvas.original, result.same_canvas.exported, result.same_canvas.share) == (0, 0, 1)
     graph = onnx.load(result.path).graph
@@ -303,6 +307,95 @@ def test_command(
     assert "sizes of its own choice" in of_any_size.out
 
 
+@pytest.fixture(scope="module")
+def labelled(detector: DetectorCheckpoint, photos: list[Path]) -> Path:
+    """A COCO file of the photographs, whose objects are what the detector in PyTorch finds."""
+    content: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": []}
+    content["categories"] = [{"id": number, "name": name} for number, name in CATEGORIES.items()]
+    for number, path in enumerate(photos, 1):
+        pixels = to_tensor(Image.open(path))
+        height, width = pixels.shape[1:]
+        content["images"].append({"id": number, "file_name": path.name, "height": height, "width": width})
+        with torch.inference_mode():
+            (found,) = cast(Detector, detector.model).find([pixels])
+        masks = encode_box_masks(found["box_masks"], found["boxes"], (height, width))
+        for label, box, mask in zip(found["labels"].tolist(), found["boxes"].tolist(), masks, strict=True):
+            left, top, right, bottom = box
+            content["annotations"].append(
+                {
+                    "id": len(content["annotations"]) + 1,
+                    "image_id": number,
+                    "category_id": list(CATEGORIES)[label - 1],
+                    "bbox": [left, top, right - left, bottom - top],
+                    "segmentation": mask,
+                }
+            )
+    path = photos[0].parent / "objects.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_ap_of_labelled_photos_is_told_beside_that_of_pytorch(
+    run_folder: Path, labelled: Path, tmp_path: Path, command: Command
+) -> None:
+    """It is what ``detect eval`` would tell of both."""
+    output = tmp_path / "detector.onnx"
+    done = command("detect", "export", run_folder, "--calibration", labelled, "-o", output)
+    assert done.code == 0, done.err
+    assert f"Evaluating all 3 images of {labelled}" in done.err
+    accuracy = json.loads(Path(f"{output}.json").read_text())["accuracy"]
+    assert (accuracy["num_images"], accuracy["held_out"]) == (3, True)
+    assert f"{accuracy['num_objects']} objects in 3 labelled images: AP of boxes" in done.out
+    assert f"partialnet detect eval {output}" in done.out
+    assert accuracy["boxes"]["original"] > 0.95 > accuracy["boxes"]["exported"] > 0  # portraits are shrunk
+    images, _ = open_evaluation(str(labelled))
+    for source, place in ((run_folder, "original"), (output, "exported")):
+        evaluated = evaluate_detector(open_detector(source), images, workers=0).evaluation.as_json()
+        for kind in ("boxes", "masks"):
+            assert accuracy[kind][place] == evaluated[kind]["ap"]
+            assert accuracy[kind]["difference"] == accuracy[kind]["exported"] - accuracy[kind]["original"]
+
+
+def test_ap_of_int8_is_of_photos_that_it_was_not_calibrated_with(
+    detector: DetectorCheckpoint, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tested: list[np.ndarray] = []
+
+    def evaluate(_: DetectorCheckpoint, images: DetectionSubset, **__: Any) -> EvaluatedDetector:
+        tested.append(images.indices)
+        return EvaluatedDetector(evaluate_boxes(images, []), [], ())
+
+    def convert(graph: Path, _: str, *rest: Any) -> onnx.ModelProto:
+        return convert_onnx(graph, "fp32", *rest)  # how images are divided needs no int8
+
+    monkeypatch.setattr("partialnet.detection.export.convert_onnx", convert)
+    monkeypatch.setattr("partialnet.detection.export.evaluate_detector", evaluate)
+    monkeypatch.setattr("partialnet.deploy.photos.LEAST_TO_DIVIDE", 3)
+    monkeypatch.setattr("partialnet.deploy.export.LEAST_AGREEMENT", 0)
+    images, _ = open_evaluation(str(labelled))
+    result = export_detector(detector, tmp_path / "detector.onnx", precision="int8", labelled=images)
+    assert [indices.tolist() for indices in tested] == [[0, 2]] * 2  # calibrated with the one in the middle
+    assert result.accuracy is not None
+    assert result.accuracy.held_out
+
+
+def test_objects_of_other_categories_are_photographs(
+    run_folder: Path, labelled: Path, photos: list[Path], tmp_path: Path, command: Command
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    shutil.copy(photos[2], folder)
+    (folder / "objects.json").write_text(labelled.read_text().replace("dog", "cat"))
+    arguments = ("detect", "export", run_folder, "-o", tmp_path / "detector.onnx", "--calibration")
+    done = command(*arguments, folder)
+    assert (done.code, "accuracy" in done.out) == (0, False)
+    assert "AP is not compared" in done.err
+    assert "'cat'" in done.err
+    refused = command(*arguments, folder / "objects.json")
+    assert refused.code == 2
+    assert "'cat'" in refused.err
+
+
 def test_many_large_photos_are_compared_in_little_memory(
     detector: DetectorCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,7 +451,7 @@ def test_mistakes_are_told(detector: DetectorCheckpoint, tmp_path: Path) -> None
 def test_scores_below_the_limit_in_the_graph_are_told(
     run_folder: Path, photos: list[Path], tmp_path: Path, command: Command
 ) -> None:
-    limited = few_proposals(load_detector(run_folder))
+    limited = load_detector(run_folder)
     heads: Any = limited.model.roi_heads
     heads.score_thresh = 0.25
     output = tmp_path / "detector.onnx"
@@ -386,7 +479,7 @@ def test_backbone_that_onnx_cannot_hold_is_told(
     monkeypatch: pytest.MonkeyPatch,
     command: Command,
 ) -> None:
-    foreign = few_proposals(load_detector(run_folder))
+    foreign = load_detector(run_folder)
     backbone: Any = foreign.model.backbone
     foreign.model.backbone = torch.nn.Sequential(Eigenvalues(), backbone).eval()
     monkeypatch.setattr("partialnet.detection.checkpoint.load_detector", lambda source: foreign)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from partialnet.checkpoint import Checkpoint, load
-from partialnet.data import LabelledImages
+from partialnet.data import LabelledImages, Subset
 from partialnet.errors import UserError
 from partialnet.evaluation import Evaluation, evaluate
 from partialnet.extras import require
@@ -135,11 +135,12 @@ def export(
     checkpoint = checkpoint.resized(img_size)
     classifier = Classifier(checkpoint)
     photos = collect_photos(calibration, labelled, calibrated=precision == "int8")
+    test = None if labelled is None else Subset(labelled, photos.test)
     with workspace_for(output) as workspace:
         height, width = checkpoint.input_config["input_size"][1:]
         with refusing(f"{checkpoint.architecture} cannot be folded"):
             folded = checkpoint.fold((height, width) if fixed_size else None, FORMS.get(format))
-        draft = _Draft(Path(workspace), checkpoint, classifier, folded, photos, dynamic_batch, progress)
+        draft = _Draft(Path(workspace), checkpoint, classifier, folded, photos, test, dynamic_batch, progress)
         return write_with_float(
             lambda path, chosen: draft.write(path, format, chosen), lambda result: result.same_class, output, precision
         )
@@ -212,6 +213,7 @@ class _Draft:
     classifier: Classifier
     folded: Checkpoint
     photos: Photos
+    test: LabelledImages | None
     dynamic_batch: bool
     progress: bool
 
@@ -234,8 +236,8 @@ class _Draft:
         photographs = compare_logits(self.classifier, exported, image_batches(self.classifier, comparison))
         agreement = {"noise": noise, "photographs": photographs}
         accuracy = None
-        if self.photos.test is not None and self.original_evaluation is not None:
-            evaluation = evaluate(exported, self.photos.test, progress=self.progress)
+        if self.test is not None and self.original_evaluation is not None:
+            evaluation = evaluate(exported, self.test, progress=self.progress)
             accuracy = compare_accuracy(self.original_evaluation, evaluation, self.photos.held_out)
         put_in_place(finished, output)
         return Export(
@@ -254,9 +256,7 @@ class _Draft:
     @cached_property
     def original_evaluation(self) -> Evaluation | None:
         """What the network answers in PyTorch to the labelled images."""
-        if self.photos.test is None:
-            return None
-        return evaluate(self.classifier, self.photos.test, progress=self.progress)
+        return None if self.test is None else evaluate(self.classifier, self.test, progress=self.progress)
 
     @cached_property
     def graph(self) -> Path:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
-from partialnet.data import LabelledImages, Subset, spread
+from partialnet.data import spread
 from partialnet.errors import UserError
 from partialnet.images import read_image
 
@@ -25,6 +26,15 @@ SAMPLE_IMAGES = 32
 LEAST_TO_DIVIDE = 100
 
 
+class ReadableImages(Protocol):
+    """Images of a data set of any task."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int, /) -> Image.Image:
+        """Image ``index`` as 8-bit RGB."""
+
+
 @dataclass(frozen=True)
 class Photos:
     """Images opened when they are asked for, divided by what they are for.
@@ -33,14 +43,14 @@ class Photos:
         read: Opens an image by its number.
         calibration: Numbers of the images to calibrate with.
         comparison: Numbers of the images to compare logits on.
-        test: Labelled images to measure the accuracy on; None where labels are unknown.
+        test: Numbers of the images to measure the accuracy on, where labels are known.
         held_out: Whether comparison and test have no image of the calibration.
     """
 
     read: Callable[[int], Image.Image]
     calibration: np.ndarray
     comparison: np.ndarray
-    test: LabelledImages | None
+    test: np.ndarray
     held_out: bool
 
     def images(self, numbers: np.ndarray) -> Iterator[Image.Image]:
@@ -63,21 +73,23 @@ class Photos:
 
 def collect_photos(
     files: Sequence[Path],
-    labelled: LabelledImages | None,
+    labelled: ReadableImages | None,
     calibrated: bool,
     *,
     most_to_calibrate: int = CALIBRATION_IMAGES,
     most_to_compare: int = CALIBRATION_IMAGES,
+    most_to_test: int = TEST_IMAGES,
     num_samples: int = SAMPLE_IMAGES,
 ) -> Photos:
     """Divide labelled images, else files, else cut-outs of scikit-learn's photographs.
 
     Args:
         files: Image files without labels.
-        labelled: Images with classes of the network.
+        labelled: Images of which the answer is known.
         calibrated: Whether something is to be calibrated; if not, every image is there to compare on.
         most_to_calibrate: Images to calibrate with at most.
         most_to_compare: Images to compare on at most.
+        most_to_test: Images to measure the accuracy on at most.
         num_samples: Cut-outs.
     """
     read: Callable[[int], Image.Image]
@@ -92,5 +104,4 @@ def collect_photos(
     held_out = not calibrated or count >= LEAST_TO_DIVIDE
     calibration = spread(everything, min(most_to_calibrate, count // 2) if held_out else most_to_calibrate)
     others = np.setdiff1d(everything, calibration) if calibrated and held_out else everything
-    test = None if labelled is None else Subset(labelled, spread(others, TEST_IMAGES))
-    return Photos(read, calibration, spread(others, most_to_compare), test, held_out)
+    return Photos(read, calibration, spread(others, most_to_compare), spread(others, most_to_test), held_out)

@@ -1,8 +1,9 @@
 """Detectors measured beside one another: parameters, multiply–adds, time of one image, with the paper's Table 11.
 
 All do the same work behind the backbone: the proposals' head sees every position, 1000 proposals go through the boxes'
-head and 100 detections through the masks', as in the paper's framework. Untrained weights would give no detection or
-80,000, so the threshold of the score is set, for each detector, to what 300 of its candidates exceed.
+head and 100 detections through the masks', as in the paper's framework; a trained detector has its own numbers of both.
+Untrained weights would give no detection or 80,000, so the threshold of the score is set, for each detector, to what
+300 of its candidates exceed.
 """
 
 from __future__ import annotations
@@ -159,10 +160,10 @@ def count_detector(
     levels = counted("pyramid", lambda: folded.backbone.fpn(named))
     counted("proposals", lambda: folded.rpn.head(list(levels.values())))
     heads = folded.roi_heads
-    boxes = torch.empty(PROPOSALS, pyramid_channels, 7, 7, device="meta")
+    boxes = torch.empty(folded.rpn.post_nms_top_n(), pyramid_channels, 7, 7, device="meta")
     counted("boxes", lambda: heads.box_predictor(heads.box_head(boxes)))
     if masks:
-        regions = torch.empty(DETECTIONS, pyramid_channels, 14, 14, device="meta")
+        regions = torch.empty(heads.detections_per_img, pyramid_channels, 14, 14, device="meta")
         counted("masks", lambda: heads.mask_predictor(heads.mask_head(regions)))
     as_in_paper = masks and (tuple(size), pyramid_channels) == (SIZE, PYRAMID_CHANNELS)
     return DetectorRow(name, pyramid_channels, params, macs, paper=PAPER.get(name) if as_in_paper else None)

@@ -29,8 +29,11 @@ from partialnet.deploy.quantize import Inputs, quantize_openvino
 from partialnet.errors import UserError
 from partialnet.extras import require
 
+from .annotations import DetectionImages, DetectionSubset
 from .checkpoint import DetectorCheckpoint
+from .evaluator import CocoNumbers, DetectionEvaluation
 from .exported import INPUTS, Canvas, CanvasGraph, load_exported_detector
+from .inference import evaluate_detector
 from .masks import paste_windows
 from .model import Detector
 from .resizing import padded_size
@@ -40,6 +43,8 @@ FORMATS = ("onnx", "openvino")
 MAX_IMAGES, SAMPLE_IMAGES = 16, 4
 #: Images that int8 is calibrated with at most: each has thousands of places and a thousand regions to show.
 CALIBRATION_IMAGES = 100
+#: Labelled images that AP is measured on at most, by each of the two detectors.
+TEST_IMAGES = 100
 #: Two detections of one category are the same from this IoU of their boxes on.
 SAME_IOU = 0.5
 #: With a smaller share of detections found again, the command warns.
@@ -105,6 +110,40 @@ class Parity:
 
 
 @dataclass(frozen=True)
+class ComparedAP:
+    """Average precision over IoU 0.50 to 0.95, in [0, 1], of two detectors on the same objects.
+
+    Attributes:
+        original: Of the detector in PyTorch.
+        exported: Of the exported detector.
+        difference: ``exported - original``.
+    """
+
+    original: float
+    exported: float
+    difference: float
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How well the original and the exported detector find the objects of labelled images.
+
+    Attributes:
+        num_images: Images that could be read.
+        num_objects: Objects on them, without crowds.
+        boxes: AP of boxes.
+        masks: AP of masks; None where the images or the detector have none.
+        held_out: Whether none of the images was used for calibration.
+    """
+
+    num_images: int
+    num_objects: int
+    boxes: ComparedAP
+    masks: ComparedAP | None
+    held_out: bool
+
+
+@dataclass(frozen=True)
 class DetectorExport:
     """What was written and how it compares with the detector in PyTorch.
 
@@ -119,6 +158,7 @@ class DetectorExport:
         own_sizes: Comparison with the detector in PyTorch as it is used otherwise, which fills images up to multiples
             of 32 only: what the fixed size costs.
         held_out: Whether no photograph of the comparison was used for calibration.
+        accuracy: AP beside that of PyTorch with sizes of its own choice; None without labelled images.
         kept: An export in fp32 that was written too, because this one agrees too rarely.
     """
 
@@ -131,6 +171,7 @@ class DetectorExport:
     same_canvas: Parity
     own_sizes: Parity
     held_out: bool
+    accuracy: Accuracy | None = None
     kept: Path | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -152,6 +193,7 @@ def export_detector(
     images: Sequence[Path] = (),
     progress: bool = False,
     any_size: bool = False,
+    labelled: DetectionImages | None = None,
 ) -> DetectorExport:
     """Fold a detector, write it for another runtime, and compare what was written with the original.
 
@@ -172,6 +214,8 @@ def export_detector(
             calibrated with.
         progress: Show a bar while comparing.
         any_size: Take canvases of any size, in multiples of 32, as PyTorch does, instead of one.
+        labelled: Images in place of ``images`` with their objects, by the detector's categories; AP is compared too, on
+            at most 100. From 100 images on, that of int8 is of others than it is calibrated with.
 
     Raises:
         UserError: The combination is not offered, a package is missing, an image cannot be read, or the runtime cannot
@@ -187,23 +231,27 @@ def export_detector(
     canvas = None if any_size else traced
     if checkpoint.folded:
         raise UserError("The detector is folded already; give the run it came from.")
-    check_export(output, format, precision, calibrated=bool(images))
+    check_export(output, format, precision, bool(images) or labelled is not None)
     photos = collect_photos(
         images,
-        None,
+        labelled,
         calibrated=precision == "int8",
         most_to_calibrate=CALIBRATION_IMAGES,
         most_to_compare=MAX_IMAGES,
+        most_to_test=TEST_IMAGES,
         num_samples=SAMPLE_IMAGES,
     )
     for number in photos.comparison.tolist():
         photos.read(number)  # one that cannot be read is told before the work
+    test = None if labelled is None else DetectionSubset(labelled, photos.test)
+    if test is not None and not test.num_instances.any():
+        test = None  # there is no AP without objects
     # tracing and the comparison give it images on the CPU
     checkpoint = replace(checkpoint, model=copy.deepcopy(checkpoint.model).to("cpu").eval())
     with workspace_for(output) as workspace:
         with refusing(f"The detector with {checkpoint.backbone} cannot be folded"):
             folded = checkpoint.fold_for(canvas, FORMS[format])
-        draft = _Draft(Path(workspace), checkpoint, folded, format, canvas, traced, photos, progress)
+        draft = _Draft(Path(workspace), checkpoint, folded, format, canvas, traced, photos, test, progress)
         return write_with_float(draft.write, lambda result: result.same_canvas.sure_share, output, precision)
 
 
@@ -218,6 +266,7 @@ class _Draft:
     canvas: tuple[int, int] | None
     traced: tuple[int, int]
     photos: Photos
+    test: DetectionImages | None
     progress: bool
 
     def write(self, output: Path, precision: str) -> DetectorExport:
@@ -226,17 +275,39 @@ class _Draft:
         graph = self.graph
         with refusing(f"{self._named} cannot be exported to {self.format} in {precision}"):
             self._finish(graph, finished, precision)
-            exported = cast(Canvas, load_exported_detector(finished).model)
+            exported = load_exported_detector(finished)
+            network = cast(Canvas, exported.model)
             # the runtime may have loaded what it cannot run
-            exported.run(torch.zeros(1, 3, *self.traced), torch.tensor(self.traced))
-        same_canvas, own_sizes = self._verify(exported)
+            network.run(torch.zeros(1, 3, *self.traced), torch.tensor(self.traced))
+        same_canvas, own_sizes = self._verify(network)
+        accuracy = self._compare_accuracy(exported)
         size = size_mb(finished)
         put_in_place(finished, output)
         params_m = sum(parameter.numel() for parameter in self.folded.parameters()) / 1e6
         held_out = self.photos.held_out
         return DetectorExport(
-            output, self.format, precision, self.canvas, size, params_m, same_canvas, own_sizes, held_out
+            output, self.format, precision, self.canvas, size, params_m, same_canvas, own_sizes, held_out, accuracy
         )
+
+    def _compare_accuracy(self, exported: DetectorCheckpoint) -> Accuracy | None:
+        if self.test is None or self.original_evaluation is None:
+            return None
+        original, found = self.original_evaluation, self._evaluate(self.test, exported)
+        return Accuracy(
+            original.num_images,
+            original.num_objects,
+            _compared(original.boxes, found.boxes),
+            _compared(original.masks, found.masks) if original.masks and found.masks else None,
+            self.photos.held_out,
+        )
+
+    @cached_property
+    def original_evaluation(self) -> DetectionEvaluation | None:
+        """What the detector in PyTorch finds on the labelled images, with sizes of its own choice."""
+        return None if self.test is None else self._evaluate(self.test, self.checkpoint)
+
+    def _evaluate(self, test: DetectionImages, detector: DetectorCheckpoint) -> DetectionEvaluation:
+        return evaluate_detector(detector, test, workers=0, progress=self.progress).evaluation
 
     @property
     def _named(self) -> str:
@@ -295,6 +366,11 @@ class _Draft:
             if not all(bool(values.isfinite().all()) for values in found.values()):
                 raise UserError("The exported detector answers NaN or infinity; nothing was written.")
         return compare_detections(answers[1], answers[0], sizes), compare_detections(answers[2], answers[0], sizes)
+
+
+def _compared(original: CocoNumbers, exported: CocoNumbers) -> ComparedAP:
+    first, second = original.ap or 0.0, exported.ap or 0.0  # None only without objects
+    return ComparedAP(first, second, second - first)
 
 
 def _is_layer(name: str) -> bool:

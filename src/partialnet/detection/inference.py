@@ -96,7 +96,7 @@ def evaluate_detector(
         device: Where to compute.
         batch_size: Images in a step at most; the result does not depend on it.
         workers: Reading processes.
-        progress: Whether to show a progress bar.
+        progress: Whether to show a progress bar on a terminal.
 
     Raises:
         UserError: No image can be read, or there is no object to find.
@@ -112,7 +112,7 @@ def evaluate_detector(
         pin_memory=device.type == "cuda",
     )
     network = detector.model.to(device).eval()
-    bar = tqdm(batches, desc="detecting", unit="batch", leave=False, disable=not progress)
+    bar = tqdm(batches, desc="detecting", unit="batch", leave=False, disable=None if progress else True)
     found = find_objects(network, images, bar, device)
     if not found.indices:
         raise UserError(f"None of the {len(images)} images can be read, such as {images.name(found.unreadable[0])!r}.")

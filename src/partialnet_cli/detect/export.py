@@ -15,7 +15,9 @@ from ..ranges import IntRange
 from ..results import Results, result_options
 
 if TYPE_CHECKING:
-    from partialnet.detection.export import Parity
+    from partialnet.detection.annotations import DetectionImages
+    from partialnet.detection.checkpoint import DetectorCheckpoint
+    from partialnet.detection.export import ComparedAP, DetectorExport, Parity
 
 
 @click.command()
@@ -43,10 +45,9 @@ if TYPE_CHECKING:
 @click.option(
     "--calibration",
     "--images",
-    metavar="FOLDER",
-    type=click.Path(exists=True),
+    metavar="DATA",
     help="Folder of photographs like those to come; int8 is calibrated on at most 100, and every export compared on at "
-    "most 16.  [default: crops of two from scikit-learn]",
+    "most 16. Of data with objects, as `detect eval` takes it, AP is told.  [default: crops of two from scikit-learn]",
 )
 @click.option(
     "-o",
@@ -86,11 +87,14 @@ def export(
         raise UserError(f"{source!r} is an exported file already; give the run it came from.")
     checkpoint = load_detector(source)
     output = output or default_output(source, format, precision)
-    images = find_images([calibration]) if calibration else []
-    check_export(output, format, precision, bool(images))
+    labelled = _labelled(calibration, checkpoint) if calibration else None
+    images = find_images([calibration]) if calibration and labelled is None else []
+    check_export(output, format, precision, bool(images) or labelled is not None)
     check_files(output, source, results.files["json"])
     click.echo(f"Exporting {checkpoint.kind} with {checkpoint.backbone} to {format} in {precision} …", err=True)
-    result = export_detector(checkpoint, output, format, precision, canvas, images, progress=True, any_size=any_size)
+    result = export_detector(
+        checkpoint, output, format, precision, canvas, images, progress=True, any_size=any_size, labelled=labelled
+    )
     results.written += [f"{result.path} ({result.size_mb:.1f} MB)", f"{result.path}.json"]
     results.write_json(result.as_dict())
     if not result.held_out:
@@ -99,6 +103,8 @@ def export(
         canvas_size = f"{result.canvas[0]}×{result.canvas[1]}"
         results.say(f"  Against PyTorch on the same canvas, {canvas_size}: {_told(result.same_canvas)}")
     results.say(f"  Against PyTorch with sizes of its own choice: {_told(result.own_sizes)}")
+    if labelled is not None:
+        results.say(_told_ap(result))
     same_canvas = result.same_canvas
     if not same_canvas.original + same_canvas.exported:
         click.echo(
@@ -118,7 +124,47 @@ def export(
             "The canvas costs some of PyTorch's detections; --any-size keeps them, and --canvas takes another.",
             err=True,
         )
-    results.finish(next_command("detect", "predict", result.path, "IMAGES"))
+    if result.accuracy is not None:
+        results.finish(next_command("detect", "eval", result.path, calibration))
+    else:
+        results.finish(next_command("detect", "predict", result.path, "IMAGES"))
+
+
+def _labelled(data: str, detector: DetectorCheckpoint) -> DetectionImages | None:
+    """The images of detection data with their objects; None for photographs alone, or objects of other categories."""
+    from partialnet.detection.data_sources import holds_annotations, open_evaluation
+    from partialnet.detection.outlines import mask_functions
+
+    if not holds_annotations(data):
+        return None
+    try:
+        mask_functions()  # if the evaluator is missing, it is to be told now
+        images, told = open_evaluation(data, tuple(detector.categories.values()), training=detector.training)
+    except UserError as error:
+        if not Path(data).is_dir():
+            raise
+        click.echo(f"AP is not compared: {error}", err=True)
+        return None
+    click.echo(told, err=True)
+    for fault in images.faults:
+        click.echo(str(fault), err=True)
+    return images
+
+
+def _told_ap(result: DetectorExport) -> str:
+    accuracy = result.accuracy
+    if accuracy is None:
+        return "  AP is not compared, as the images that are left for it have no object."
+    which = ""
+    if result.precision == "int8":
+        which = " not used for calibration" if accuracy.held_out else " that it was calibrated with"
+    kinds: dict[str, ComparedAP | None] = {"boxes": accuracy.boxes, "masks": accuracy.masks}
+    compared = "; ".join(
+        f"AP of {kind} {ap.exported:.2%}, {ap.difference * 100:+.2f} points against PyTorch's {ap.original:.2%}"
+        for kind, ap in kinds.items()
+        if ap is not None
+    )
+    return f"  {accuracy.num_objects} objects in {accuracy.num_images} labelled images{which}: {compared}"
 
 
 def _told(parity: Parity) -> str:
