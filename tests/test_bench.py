@@ -150,7 +150,7 @@ def test_command_compares_with_the_peer(command: Command) -> None:
 
 def test_command_with_every_runtime(command: Command, tmp_path: Path) -> None:
     small = str(tmp_path / "small")
-    create_checkpoint("partialnet_t0", num_classes=2, embed_dim=16, depths=[1, 1, 1, 1]).save(small)
+    create_checkpoint("partialnet_t0", num_classes=2, embed_dim=16, depths=[0, 0, 0, 1]).save(small)
     files = {kind: tmp_path / f"speed.{kind}" for kind in ("json", "csv", "png")}
     runtimes = ("--runtime", "eager,onnxruntime,openvino", "--img-size", "64", "--seconds", "0.05")
     written = ("--json", files["json"], "--csv", files["csv"], "--plot", files["png"])

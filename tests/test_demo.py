@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from commands import Command, assert_mistake, process
 from PIL import Image
+from training_runs import TINY
 from warm_processes import WarmProcesses
 
 import partialnet.demo
@@ -29,7 +30,7 @@ from partialnet.training.config import TrainConfig
 
 
 def short_config(seed: int = 0) -> TrainConfig:
-    return replace(demo_config(seed), epochs=1, warmup_epochs=0.5, img_size=32)
+    return replace(demo_config(seed), model_args=TINY, epochs=1, warmup_epochs=0.5, img_size=32, batch_size=256)
 
 
 @pytest.fixture(scope="module")

@@ -540,6 +540,7 @@ def test_counts_agree_with_closed_forms(c: int) -> None:
 def test_measuring_a_trained_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its run folder or its file, with its own width, categories and heads, beside a backbone of another width."""
     monkeypatch.setattr("partialnet.detection.bench._CANDIDATES", 3)
+    monkeypatch.setattr("partialnet.detection.bench._LAYOUT_SIZE", (64, 96))
     categories = {1: "cat", 7: "dog"}
     settings: dict[str, Any] = {"pyramid_channels": 16, "model_args": {"depths": (1, 1, 1, 1)}, "masks": False}
     file = create_detector("partialnet_t0", categories, img_size=(40, 50), **settings).save(tmp_path / "run")
@@ -563,6 +564,7 @@ def test_measuring_a_trained_detector(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_measuring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("partialnet.detection.bench._CANDIDATES", 3)
+    monkeypatch.setattr("partialnet.detection.bench._LAYOUT_SIZE", (64, 96))
     rows = bench_detectors(
         ["partialnet_t0"],
         "partialnet_t0",

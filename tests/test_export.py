@@ -1,11 +1,13 @@
 """Exports run in their real runtimes and agree with PyTorch."""
 
 import errno
+import io
 import json
 import re
 import shutil
 import signal
 import tempfile
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +23,7 @@ from PIL import ExifTags, Image
 
 from partialnet.checkpoint import Checkpoint, create_checkpoint, load
 from partialnet.data import FolderImages, Subset
-from partialnet.deploy.export import Export, export
+from partialnet.deploy.export import Export, export, write_onnx
 from partialnet.deploy.exported_files import SUFFIXES, save_onnx, save_openvino
 from partialnet.deploy.photos import collect_photos
 from partialnet.deploy.runtimes import ExportedModel, load_exported, open_exported, openvino_core
@@ -63,6 +65,29 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list:
     return sorted(folder.iterdir())
 
 
+@pytest.fixture(scope="module")
+def graphs() -> dict[bytes, bytes]:
+    """ONNX files by the networks that they were made of."""
+    return {}
+
+
+@pytest.fixture
+def converted_once(graphs: dict[bytes, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch converts a network once for all tests, which takes longer than all else that an export does."""
+
+    def write(model: torch.nn.Module, shape: tuple[int, ...], path: Path, dynamic_batch: bool = False) -> None:
+        buffer = io.BytesIO()
+        torch.save((model, shape, dynamic_batch), buffer)  # its classes, settings and weights
+        key = buffer.getvalue()
+        if key not in graphs:
+            write_onnx(model, shape, path, dynamic_batch)
+            graphs[key] = path.read_bytes()
+        path.write_bytes(graphs[key])
+
+    monkeypatch.setattr("partialnet.deploy.export.write_onnx", write)
+
+
+@pytest.mark.usefixtures("converted_once")
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 def test_float_export_agrees_and_keeps_classes(format, checkpoint, photos, tmp_path):
     suffix = {"onnx": ".onnx", "openvino": ".xml"}[format]
@@ -80,11 +105,10 @@ def test_float_export_agrees_and_keeps_classes(format, checkpoint, photos, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
 
-def test_onnx_graph_is_small_and_plain(checkpoint, tmp_path):
-    result = export(checkpoint, tmp_path / "net.onnx")
+def test_onnx_graph_is_small_and_plain(exported):
     forbidden = {"ScatterND", "ScatterElements", "GatherND", "If", "Loop", "BatchNormalization"}
-    assert not forbidden & set(result.operators)
-    assert result.size_mb <= 1.02 * 4 * result.folded_params_m + 0.1  # 0.1 MB: the graph of a very small network
+    assert not forbidden & set(exported.operators)
+    assert exported.size_mb <= 1.02 * 4 * exported.folded_params_m + 0.1  # 0.1 MB: the graph of a very small network
 
 
 def test_full_t0_file_is_hardly_larger_than_its_weights(tmp_path):
@@ -101,25 +125,26 @@ def test_dynamic_batch(checkpoint, tmp_path):
         torch.testing.assert_close(opened.model(images), checkpoint.model(images), rtol=1e-4, atol=1e-4)
 
 
-def test_fixed_batch_serves_any_number_of_images(checkpoint, tmp_path):
-    opened = load_exported(export(checkpoint, tmp_path / "net.onnx").path)
+def test_fixed_batch_serves_any_number_of_images(checkpoint, exported):
+    opened = load_exported(exported.path)
     assert opened.model.batch_size == 1
     images = torch.randn(3, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(opened.model(images), checkpoint.model(images), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("converted_once")
 @pytest.mark.parametrize(("format", "precision"), [("onnx", "fp16"), ("openvino", "fp16"), ("openvino", "bf16")])
 def test_half_precision(format, precision, checkpoint, photos, tmp_path):
     suffix = {"onnx": ".onnx", "openvino": ".xml"}[format]
-    full = export(checkpoint, tmp_path / f"full{suffix}", format)
     half = export(checkpoint, tmp_path / f"half{suffix}", format, precision, calibration=photos)
     agreement = half.agreement["photographs"]
     # bfloat16 has 8 bits of precision, of which a random network loses some in each of its layers
     assert agreement.max_error <= (0.4 if precision == "bf16" else 0.05) * agreement.max_logit
-    assert half.size_mb < 0.8 * full.size_mb
+    assert half.size_mb < 0.8 * 4 * half.folded_params_m
 
 
+@pytest.mark.usefixtures("converted_once")
 @pytest.mark.parametrize("format", ["onnx", "openvino"])
 def test_int8_is_calibrated_and_small(format, checkpoint, photos, tmp_path):
     suffix = {"onnx": ".onnx", "openvino": ".xml"}[format]
@@ -206,7 +231,7 @@ def test_impossible_combinations_are_refused(checkpoint, tmp_path):
 def test_attention_over_as_many_positions_as_heads(tmp_path):
     # 64×64 pixels leave 2×2 positions for the 4 heads of stage 4, where OpenVINO got one form of attention wrong
     torch.manual_seed(0)
-    checkpoint = create_checkpoint("partialnet_t0", num_classes=5)
+    checkpoint = create_checkpoint("partialnet_t0", num_classes=5, depths=(1, 1, 1, 1))
     randomize(checkpoint.model)
     checkpoint.model.eval()
     checkpoint.input_config["input_size"] = [3, 64, 64]
@@ -255,6 +280,7 @@ def test_networks_that_a_format_cannot_hold_are_refused(format, checkpoint, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("converted_once")
 def test_failures_of_quantisers_runtimes_and_folding_are_told(checkpoint, photos, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise RuntimeError("\n  no such kernel\nat place.cpp")
@@ -519,6 +545,7 @@ def test_an_export_that_is_read_only_stays(file, checkpoint, tmp_path):
         export(checkpoint, tmp_path / "net.xml", "openvino")
 
 
+@pytest.mark.usefixtures("converted_once")
 def test_an_export_that_is_terminated_leaves_nothing(checkpoint, tmp_path, monkeypatch, command: Command):
     def stop(*args):
         assert list(tmp_path.glob("out/.net.onnx.*"))
@@ -534,10 +561,13 @@ def test_an_export_that_is_terminated_leaves_nothing(checkpoint, tmp_path, monke
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.usefixtures("converted_once")
 def test_openvinos_weights_replace_nothing_but_an_older_exports(tmp_path, monkeypatch, command: Command):
     source = tmp_path / "net.bin"
-    network = timm.create_model("partialnet_t0", num_classes=3)
-    torch.save({"arch": "partialnet_t0", "state_dict": network.state_dict()}, source)
+    tiny = {"embed_dim": 16, "depths": [1, 1, 1, 1]}
+    network = timm.create_model("partialnet_t0", num_classes=3, **tiny)
+    args = Namespace(model_kwargs=tiny)
+    torch.save({"arch": "partialnet_t0", "args": args, "state_dict": network.state_dict()}, source)
     (tmp_path / "other.bin").write_bytes(b"something else")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     run = ("export", source, "-f", "openvino", "--img-size", "64", "-o")
@@ -590,6 +620,7 @@ def test_an_export_is_used_without_partialnet_as_documented(exported, labelled, 
     assert capsys.readouterr().out.split() == [CLASSES[int(expected.argmax())]] * 2
 
 
+@pytest.mark.usefixtures("converted_once")
 def test_int8_is_tested_on_images_that_did_not_calibrate_it(checkpoint, labelled, tmp_path):
     photos = collect_photos((), labelled, calibrated=True)
     assert len(photos.calibration) == 60
@@ -604,6 +635,7 @@ def test_int8_is_tested_on_images_that_did_not_calibrate_it(checkpoint, labelled
     assert (result.kept is not None) == (result.accuracy.agreement < 0.98)
 
 
+@pytest.mark.usefixtures("converted_once")
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])
 def test_an_opened_file_may_be_replaced_or_deleted(suffix, checkpoint, exported, tmp_path):
     path = tmp_path / f"net{suffix}"

@@ -45,6 +45,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A preset of four small rows, and a peak that is found at once."""
     monkeypatch.setitem(PRESETS, "paper", SMALL)
     monkeypatch.setattr(peak_module, "_CONVOLUTIONS", ((1, 64, 8, 1),))
+    monkeypatch.setattr(peak_module, "_openvino_computes_in", lambda precision: False)  # which is slow to begin
     monkeypatch.setattr(comparison_module, "measure_peak", lambda *arguments: measure_peak(*arguments, seconds=0.05))
 
 
