@@ -220,11 +220,11 @@ def test_int8_of_tokens(runtime: str, tmp_path: Path) -> None:
     assert [weight in ("DequantizeLinear", "Multiply") for weight in weights] == [True, False, False, True]
 
 
-def test_onnx_int8_of_partial_convolutions(tmp_path: Path) -> None:
+def test_onnx_int8_of_partial_convolutions(randomize: Randomize, tmp_path: Path) -> None:
     """Maps stay in int8 where they are split, gated, rectified and put together; statistics of gates are in float."""
     path = tmp_path / "network.onnx"
     model = timm.create_model("partialnet_t2", depths=(1, 1), mixers=("pat_ch", "pat_ch"), embed_dim=8)
-    write_onnx(fold(model.eval(), runtime="onnxruntime"), (1, 3, 32, 32), path)
+    write_onnx(fold(randomize(model.eval()), runtime="onnxruntime"), (1, 3, 32, 32), path)
     images = np.random.default_rng(0).random((1, 3, 32, 32), np.float32)
     nodes = convert_onnx(path, "int8", [{"images": images}]).graph.node
     makers = {name: node.op_type for node in nodes for name in node.output}
@@ -239,6 +239,8 @@ def test_onnx_int8_of_partial_convolutions(tmp_path: Path) -> None:
     # by both gates, but not of squares and unbiased variances
     assert sorted(in_int8("Mul")) == [False] * 4 + [True] * 4
     assert in_int8("Relu") == []
+    # shifts behind PAT_sp's gates and residual sums
+    assert in_int8("Add") == [True] * 4
 
 
 class _SiLU(nn.Module):
