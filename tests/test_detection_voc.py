@@ -164,17 +164,64 @@ def test_difficult_objects_are_crowds(root: Path) -> None:
     assert counts(edited(root, "<difficult>1</difficult>", "<difficult>Unspecified</difficult>")) == {}
 
 
+def xml_of_boxes(*boxes: tuple[float, ...], size: tuple[int, int] | None = (64, 48)) -> str:
+    """An annotation file of squares with these sides: left, top, right, bottom."""
+    objects = ""
+    for box in boxes:
+        sides = "".join(
+            f"<{side}>{value}</{side}>" for side, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)
+        )
+        objects += f"<object><name>square</name><bndbox>{sides}</bndbox></object>"
+    told = "" if size is None else f"<size><width>{size[0]}</width><height>{size[1]}</height></size>"
+    return f"<annotation><filename>000.jpg</filename>{told}{objects}</annotation>"
+
+
 def test_pixels_are_counted_from_1(root: Path) -> None:
-    box = "<bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>64</xmax><ymax>48.0</ymax></bndbox>"
-    (root / "000.xml").write_text(
-        "<annotation><filename>000.jpg</filename>"
-        + "".join(f"<object><name>square</name>{box.format(*corner)}</object>" for corner in ((1, 1), (0, 0), (64, 48)))
-        + "</annotation>"
-    )
+    (root / "000.xml").write_text(xml_of_boxes((1, 1, 64, 48.0), (64, 48, 64, 48), size=None))
     images = evaluated_images(str(root))
-    assert images.instances(0).boxes.tolist() == [[0, 0, 64, 48], [0, 0, 64, 48], [63, 47, 64, 48]]
+    assert images.instances(0).boxes.tolist() == [[0, 0, 64, 48], [63, 47, 64, 48]]
     assert images.sizes[0].tolist() == [48, 64]  # of the image itself, as the file does not tell it
     assert counts(images) == {}
+    assert images.remarks()[0] == "Pixels of boxes are counted from 1, as VOC does."
+
+
+@pytest.mark.parametrize(
+    ("telling", "told", "first", "last"),
+    [
+        ([(0, 9, 64, 48)], "Edges of boxes are counted from 0, as some are below 1 (005.xml).", 0, 0),
+        ([(9, 0.25, 65, 48)], "Edges of boxes are counted from 0, as some are below 1 (005.xml).", 0, 0),
+        ([(1, 9, 65, 48)], "Edges of boxes are counted from 1, as some are 1 beyond their images (005.xml).", 1, 1),
+        ([(9.5, 9, 64, 49)], "Edges of boxes are counted from 1, as some are 1 beyond their images (005.xml).", 1, 1),
+        ([(1.5, 9, 64, 48)] * 99, "Edges of boxes are counted from 0, as most lie within pixels.", 0, 0),
+        # neither a single fraction, as VOC itself has it, nor what is wrong in any case tells anything
+        ([(1.5, 9, 64, 48)], "Pixels of boxes are counted from 1, as VOC does.", 1, 0),
+        ([(-3, 9, 64, 48)], "Pixels of boxes are counted from 1, as VOC does.", 1, 0),
+        ([(9, 9, 70, 48)], "Pixels of boxes are counted from 1, as VOC does.", 1, 0),
+        ([("nan", 9, "inf", 48)], "Pixels of boxes are counted from 1, as VOC does.", 1, 0),
+    ],
+)
+def test_one_box_tells_how_all_files_count(
+    root: Path, telling: list[tuple[float, ...]], told: str, first: int, last: int
+) -> None:
+    (root / "000.xml").write_text(xml_of_boxes((10, 20, 30, 40)))
+    (root / "005.xml").write_text(xml_of_boxes(*telling))
+    images = evaluated_images(str(root))
+    assert images.remarks()[0] == told
+    assert images.instances(0).boxes.tolist() == [[10 - first, 20 - first, 30 - last, 40 - last]]
+    # whichever part it is in
+    data = open_detection_data(str(root), val_share=0.4)
+    assert data.notes(with_masks=False)[0] == f"data: {told}"
+    assert data.train.reading == data.validation.reading == told
+
+
+def test_each_data_set_counts_for_itself(tmp_path: Path, root: Path) -> None:
+    write_part(tmp_path / "other", tmp_path / "other", seed=2)
+    (tmp_path / "other" / "000.xml").write_text(xml_of_boxes((0, 0, 30, 40)))
+    notes = open_detection_data(str(root), validation=str(tmp_path / "other")).notes(with_masks=False)
+    assert notes[:2] == [
+        "training: Pixels of boxes are counted from 1, as VOC does.",
+        "validation: Edges of boxes are counted from 0, as some are below 1 (000.xml).",
+    ]
 
 
 def test_outlines_and_parts_of_objects(root: Path) -> None:

@@ -69,7 +69,12 @@ def read_annotations(path: Path, folders: Sequence[Path], class_names: Sequence[
 
 
 def images_with_objects(
-    content: Lists, root: Path, path: Path, class_names: Sequence[str] | None, faults: FaultCounter
+    content: Lists,
+    root: Path,
+    path: Path,
+    class_names: Sequence[str] | None,
+    faults: FaultCounter,
+    reading: str = "",
 ) -> DetectionImages:
     """What can be used of the lists of images, annotations and categories.
 
@@ -79,6 +84,7 @@ def images_with_objects(
         path: Where the lists come from, for messages.
         class_names: See :func:`read_annotations`.
         faults: What was wrong before; further faults are added.
+        reading: See :class:`DetectionImages`.
 
     Raises:
         UserError: See :func:`read_annotations`.
@@ -97,7 +103,9 @@ def images_with_objects(
     if not reader.has_outlines:
         faults.forget("no outline")  # whoever has boxes only lacks nothing
     objects.sort(key=lambda found: found.image)
-    return DetectionImages(root, names, category_ids, images.usable, objects, reader.has_outlines, faults.faults())
+    return DetectionImages(
+        root, names, category_ids, images.usable, objects, reader.has_outlines, faults.faults(), reading
+    )
 
 
 def with_progress(entries: Iterable[_T], name: str, unit: str) -> Iterable[_T]:

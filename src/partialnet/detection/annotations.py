@@ -95,6 +95,7 @@ class DetectionImages:
         has_outlines: Whether any object that is no crowd has an outline of its own, so that masks can be learnt and
             evaluated.
         faults: What was wrong with the file.
+        reading: How the file was read where its format leaves that open, in a sentence, or nothing.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class DetectionImages:
         objects: Sequence[ListedObject],
         has_outlines: bool,
         faults: tuple[Fault, ...],
+        reading: str = "",
     ) -> None:
         """Pack what was read.
 
@@ -117,6 +119,7 @@ class DetectionImages:
             objects: Sorted by the place of their image.
             has_outlines: See the class.
             faults: See the class.
+            reading: See the class.
         """
         self.root = root
         self.class_names = class_names
@@ -125,6 +128,7 @@ class DetectionImages:
         self.sizes = np.array([(image.height, image.width) for image in images], np.int64).reshape(-1, 2)
         self.has_outlines = has_outlines
         self.faults = faults
+        self.reading = reading
         self._names = PackedNames(image.path for image in images)
         places = np.array([found.image for found in objects], np.int64)
         self._ends = np.searchsorted(places, np.arange(len(images)), side="right")
@@ -164,6 +168,10 @@ class DetectionImages:
                 f"{str(path)!r} has {upright[0]}×{upright[1]} pixels, but its annotations are for {width}×{height}."
             )
         return read_image(path, min_side, upright=(width, height) == upright)
+
+    def remarks(self) -> list[str]:
+        """How the file was read, and what was wrong with it, in sentences."""
+        return [*filter(None, [self.reading]), *map(str, self.faults)]
 
     def instances(self, index: int) -> Instances:
         """The objects on image ``index``, crowds too."""

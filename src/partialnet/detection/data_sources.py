@@ -54,7 +54,11 @@ class DetectionData:
         parts = [("training", self.train), ("validation", self.validation)]
         if isinstance(self.train, DetectionSubset) and self.train.faults is self.validation.faults:
             parts = [("data", self.train)]
-        found = [
+        readings = {images.reading: name for name, images in parts}
+        if len(readings) == 1:
+            readings = {self.train.reading: "data"}
+        found = [f"{name}: {reading}" for reading, name in readings.items() if reading]
+        found += [
             f"{name}: {fault}"
             for name, images in parts
             for fault in images.faults

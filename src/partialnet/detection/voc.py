@@ -1,7 +1,8 @@
 """Folders in the format of Pascal VOC: an XML file for each image, as LabelImg writes them too.
 
-Boxes are given by their first and last pixels, counted from 1. Objects marked ``difficult`` are neither right nor wrong
-to find in VOC's evaluation, which is what crowds are in COCO's.
+Boxes are given by their first and last pixels, counted from 1, in VOC itself and by LabelImg; other tools write edges
+instead, counted from 0 or from 1. Objects marked ``difficult`` are neither right nor wrong to find in VOC's evaluation,
+which is what crowds are in COCO's.
 
 Source: Everingham et al., "The Pascal Visual Object Classes (VOC) Challenge", IJCV 2010, and its development kit,
 http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html
@@ -12,9 +13,10 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial
-from math import nan
+from math import isfinite, nan
 from pathlib import Path, PurePosixPath
 from typing import Any
 from xml.etree import ElementTree
@@ -38,6 +40,7 @@ _TRAINING_AND_VALIDATION = "trainval"
 _LISTS = (*TRAINING, *HELD_OUT, _TRAINING_AND_VALIDATION)
 _START = re.compile(rb"<annotation[\s>]")
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
+_NUM_EXAMPLES = 3
 
 
 def recognises(root: Path) -> bool:
@@ -128,13 +131,38 @@ class _DataSet:
                 continue
             image, objects = self._entries[file]
             images.append({"id": number, **image})
-            annotations += [{"image_id": number, "category_id": ids.get(one["name"]), **one} for one in objects]
+            for one in objects:
+                box = {"bbox": self._counting.box(one["sides"])} if "sides" in one else {}
+                annotations.append({"image_id": number, "category_id": ids.get(one["name"]), **one, **box})
         if not ids:
             told = f": {faults.faults()[0]}" if faults.counts else "."
             raise UserError(f"{str(path)!r} has no object with a name{told}")
         categories = [{"id": number, "name": name} for name, number in ids.items()]
         content = {"images": images, "annotations": annotations, "categories": categories}
-        return images_with_objects(content, self.root, path, class_names, faults)
+        return images_with_objects(content, self.root, path, class_names, faults, self._counting.told)
+
+    @cached_property
+    def _counting(self) -> _Counting:
+        """How all files count, as one box may tell of all."""
+        before_1, beyond = dict[str, None](), dict[str, None]()
+        num_boxes = num_fractions = 0
+        for file, (image, objects) in self._entries.items():
+            width, height = (_as_number(image[side]) for side in ("width", "height"))
+            for sides in (one["sides"] for one in objects if "sides" in one):
+                num_boxes += 1
+                num_fractions += any(side % 1 for side in sides if isfinite(side))
+                if any(0 <= side < 1 for side in sides[:2]):
+                    before_1[file.name] = None
+                if sides[2] == width + 1 or sides[3] == height + 1:
+                    beyond[file.name] = None
+        if before_1:
+            return _Counting(0, 0, f"Edges of boxes are counted from 0, as some are below 1 ({_examples(before_1)}).")
+        if beyond:
+            told = f"Edges of boxes are counted from 1, as some are 1 beyond their images ({_examples(beyond)})."
+            return _Counting(1, 1, told)
+        if 2 * num_fractions > num_boxes:
+            return _Counting(0, 0, "Edges of boxes are counted from 0, as most lie within pixels.")
+        return _Counting(1, 0, "Pixels of boxes are counted from 1, as VOC does.")
 
     @cached_property
     def _names(self) -> list[str]:
@@ -158,6 +186,31 @@ class _DataSet:
         return entries
 
 
+@dataclass(frozen=True)
+class _Counting:
+    """What the numbers of boxes mean.
+
+    Attributes:
+        first: What left and upper edges of an image have.
+        last: What right and lower edges have beyond its width and height.
+        told: How that was found out, in a sentence.
+    """
+
+    first: int
+    last: int
+    told: str
+
+    def box(self, sides: Sequence[float]) -> list[float]:
+        """Left, top, width and height of a box with these ``_SIDES``."""
+        left, top, right, bottom = sides
+        left, top, right, bottom = left - self.first, top - self.first, right - self.last, bottom - self.last
+        return [left, top, right - left, bottom - top]
+
+
+def _examples(names: Mapping[str, None]) -> str:
+    return listed(list(names), _NUM_EXAMPLES)
+
+
 def _parse(path: Path) -> ElementTree.Element:
     """The annotation of a file.
 
@@ -177,17 +230,14 @@ def _parse(path: Path) -> ElementTree.Element:
 
 
 def _read_object(found: ElementTree.Element) -> dict[str, Any]:
-    """Name, box and, as some tools add it, outline of an object."""
+    """Name, sides of the box and, as some tools add it, outline of an object."""
     entry: dict[str, Any] = {"name": _text(found, "name"), "iscrowd": _text(found, "difficult") or 0}
     if found.find("bndbox") is not None:
-        left, top, right, bottom = (_number(found, f"bndbox/{side}") for side in _SIDES)
-        # numbers below 1 are of tools that count from 0
-        left, top = (side - 1 if side >= 1 else side for side in (left, top))
-        entry["bbox"] = [left, top, right - left, bottom - top]
+        entry["sides"] = [_as_number(_text(found, f"bndbox/{side}")) for side in _SIDES]
     corners = found.find("polygon")
     if corners is not None:
         numbers = range(1, len(corners) // 2 + 1)
-        entry["segmentation"] = [[_number(corners, f"{axis}{number}") for number in numbers for axis in "xy"]]
+        entry["segmentation"] = [[_as_number(_text(corners, f"{axis}{number}")) for number in numbers for axis in "xy"]]
     return entry
 
 
@@ -195,10 +245,10 @@ def _text(element: ElementTree.Element, path: str) -> str:
     return (element.findtext(path) or "").strip()
 
 
-def _number(element: ElementTree.Element, path: str) -> float:
-    """NaN if there is none, which counts as a fault."""
+def _as_number(text: str) -> float:
+    """NaN if it is none, which counts as a fault."""
     try:
-        return float(_text(element, path))
+        return float(text)
     except ValueError:
         return nan
 

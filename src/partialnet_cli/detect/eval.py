@@ -72,8 +72,8 @@ def evaluate(
     detector = open_detector(source)
     images, told = open_evaluation(data, tuple(detector.categories.values()), split, detector.training)
     click.echo(told, err=True)
-    for fault in images.faults:
-        click.echo(str(fault), err=True)
+    for remark in images.remarks():
+        click.echo(remark, err=True)
     if not (detector.draws_masks and images.has_outlines):
         lacks_masks = "data has" if detector.draws_masks else "detector gives"
         click.echo(f"Only boxes are evaluated, as the {lacks_masks} no masks.", err=True)

@@ -146,8 +146,8 @@ def _labelled(data: str, detector: DetectorCheckpoint) -> DetectionImages | None
         click.echo(f"AP is not compared: {error}", err=True)
         return None
     click.echo(told, err=True)
-    for fault in images.faults:
-        click.echo(str(fault), err=True)
+    for remark in images.remarks():
+        click.echo(remark, err=True)
     return images
 
 
