@@ -407,6 +407,22 @@ def test_a_file_in_another_encoding_is_refused(root: Path) -> None:
     assert "K\u00e4fer" in open_detection_data(str(root)).class_names
 
 
+@pytest.mark.parametrize("name", ["labels.txt", "1.xml", "1.jpg", "annotations"])
+def test_files_of_other_kinds_are_refused_with_what_there_may_be_instead(root: Path, name: str) -> None:
+    path = root / name
+    path.write_bytes(b"0 0.5 0.5 0.2 0.2\xff\n")
+    for data in (str(path), f"{root / 'images'},{path}"):
+        with pytest.raises(UserError) as error:
+            open_detection_data(data)
+        assert str(error.value) == (
+            f"{str(path)!r} is no JSON file in the COCO format; give such a file, the folder that holds images and "
+            "annotations, or the data.yaml of a YOLO data set."
+        )
+    # what is in it counts
+    path.write_bytes((root / "annotations.json").read_bytes())
+    assert len(evaluated_images(str(path))) == 12
+
+
 @pytest.mark.parametrize("part", ["held-out", "training"])
 def test_objects_on_one_side_only(root: Path, part: str) -> None:
     data = open_detection_data(str(root), val_share=0.25)

@@ -255,7 +255,7 @@ def _find_parts(data: str) -> dict[str, Part]:
     if path.is_dir():
         return _parts_of_folder(path)
     if path.is_file():
-        return yolo.parts_of_yaml(path) if path.suffix.lower() in yolo.SUFFIXES else coco.parts_of_file(path)
+        return yolo.parts_of_yaml(path) if path.suffix.lower() in yolo.SUFFIXES else _parts_of_json(path)
     images, comma, annotations = data.rpartition(",")
     if not comma:
         raise UserError(f"There is no folder or file {data!r}; detection takes {_FORMATS}.")
@@ -265,7 +265,21 @@ def _find_parts(data: str) -> dict[str, Part]:
         raise UserError(f"There is no folder {images!r}.")
     if not Path(annotations).is_file():
         raise UserError(f"There is no file {annotations!r}.")
-    return coco.parts_of_file(Path(annotations), [Path(images)])
+    return _parts_of_json(Path(annotations), [Path(images)])
+
+
+def _parts_of_json(path: Path, folders: Sequence[Path] | None = None) -> dict[str, Part]:
+    """A JSON file as data without parts, whatever its name ends in.
+
+    Raises:
+        UserError: It is a file of another kind, such as of labels, a list of images, or an image.
+    """
+    if path.suffix.lower() != ".json" and not coco.is_coco_file(path):
+        raise UserError(
+            f"{str(path)!r} is no JSON file in the COCO format; give such a file, the folder that holds images and "
+            "annotations, or the data.yaml of a YOLO data set."
+        )
+    return coco.parts_of_file(path, folders)
 
 
 def _parts_of_folder(root: Path) -> dict[str, Part]:
