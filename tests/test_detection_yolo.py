@@ -162,7 +162,9 @@ def test_labels_are_for_upright_photographs_and_may_be_missing(root: Path) -> No
         ("0 0.5 0.5 0.2 0.2 0.9", "annotation entry"),
         ("0 nan 0.5 0.2 0.2", "box numbers"),
         ("0 0.5 0.5 0.2 0", "empty box"),
-        ("0 32 24 6 6", "box outside"),
+        ("0 3 2.5 0.4 0.2", "box outside"),
+        ("0 32 24 6 6", "pixels"),
+        ("0 3 4 30 4 30 40", "pixels"),
         ("0 0.9 0.5 0.4 0.2", "box cut"),
         ("0 0.5 0.5 1.2 0.5 0.9 0.9", "box cut"),
         ("0 0.5 0.5 nan 0.5 0.9 0.9", "polygon"),
@@ -178,6 +180,22 @@ def test_faults_in_lines(root: Path, line: str, kind: str) -> None:
     assert added[kind].count == 1
     assert "000.jpg" in added[kind].examples[0]
     assert images.num_instances[0] - expected.num_instances[0] == (kind == "box cut")
+
+
+def test_labels_in_pixels_are_told_that_shares_are_meant(root: Path) -> None:
+    write_yaml(root / "data.yaml")
+    files = sorted((root / "labels").iterdir())
+    for file in files:
+        file.write_text("0 32 24 6 6\n")
+    told = (
+        "6 objects have numbers as large as pixels, not shares of their images' widths and heights, and are left out "
+        r"\(000.jpg, 001.jpg, 002.jpg, …\)\."
+    )
+    with pytest.raises(UserError, match=f"has no object that can be used: {told}$"):
+        evaluated_images(str(root))
+    files[0].write_text("0 0.5 0.5 9.9 0.1\n")  # as cropping may leave it
+    (fault,) = (fault for fault in evaluated_images(str(root)).faults if fault.kind == "pixels")
+    assert fault.count == 5
 
 
 def test_images_that_cannot_be_read_are_counted(root: Path) -> None:

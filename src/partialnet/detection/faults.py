@@ -38,6 +38,10 @@ FAULTS = {
         "entry of the annotations is no annotation and is left out",
         "entries of the annotations are no annotations and are left out",
     ),
+    "pixels": (
+        "object has numbers as large as pixels, not shares of its image's width and height, and is left out",
+        "objects have numbers as large as pixels, not shares of their images' widths and heights, and are left out",
+    ),
     "unknown image": (
         "annotation belongs to an image that is not listed and is left out",
         "annotations belong to images that are not listed and are left out",

@@ -39,6 +39,8 @@ _ENTRIES = re.compile(rb"^(names|train|val)\s*:", re.MULTILINE)
 _USUAL_NAMES = ("data", "dataset")
 #: Class names, one a line, as LabelImg and Label Studio write them; Darknet's, from CVAT and Roboflow.
 _CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
+#: Larger numbers are no shares of an image, even where an object is far larger than what the image shows of it.
+_LARGEST_SHARE = 10
 
 
 def recognises(root: Path) -> bool:
@@ -201,6 +203,7 @@ def _read(sources: Sequence[Path], path: Path, classes: _Classes, class_names: S
     )
     images: list[dict[str, Any]] = []
     annotations: list[Any] = []
+    faults = FaultCounter()
     num_labelled = 0
     for number, file in enumerate(with_progress(files, path.name, "images"), 1):
         name = os.path.relpath(file, root)
@@ -214,8 +217,13 @@ def _read(sources: Sequence[Path], path: Path, classes: _Classes, class_names: S
             continue  # it is tried again, and counted as a fault, where images without a size are
         entry.update(width=width, height=height)
         for line in filter(str.strip, lines or ()):
-            found = _read_line(line, width, height, classes.has_keypoints)
-            annotations.append(f"{name}: {line}" if found is None else {"image_id": number, **found})
+            read = _read_line(line, classes.has_keypoints)
+            if read is None:
+                annotations.append(f"{name}: {line}")
+            elif any(abs(share) > _LARGEST_SHARE for share in read[1]):
+                faults.add("pixels", name)
+            else:
+                annotations.append({"image_id": number, **_object_of(*read, width, height)})
     if not num_labelled:
         raise UserError(f"No image of {str(path)!r} has a file of labels, such as {_label_file(files[0])!r}.")
     # YAML takes a name such as 7 for a number
@@ -228,7 +236,7 @@ def _read(sources: Sequence[Path], path: Path, classes: _Classes, class_names: S
             )
     categories = [{"id": number, "name": name} for number, name in names.items()]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    return images_with_objects(content, Path(root), path, class_names, FaultCounter())
+    return images_with_objects(content, Path(root), path, class_names, faults)
 
 
 def _image_files(source: Path, named_by: Path) -> Iterator[str]:
@@ -272,19 +280,23 @@ def _lines(path: str) -> list[str] | None:
         raise UserError(f"{path!r} cannot be read: {error.strerror}.") from None
 
 
-def _read_line(line: str, width: int, height: int, has_keypoints: bool) -> dict[str, Any] | None:
-    """Class and box or outline, in pixels; None if it is neither."""
+def _read_line(line: str, has_keypoints: bool) -> tuple[float, list[float]] | None:
+    """Class number, and shares of a box or an outline; None if it is neither."""
     try:
         number, *shares = map(float, line.split())
     except ValueError:
         return None
-    category_id = int(number) if number.is_integer() else number
     if has_keypoints:
         shares = shares[:4]
+    if len(shares) != 4 and (len(shares) < 6 or len(shares) % 2):
+        return None
+    return int(number) if number.is_integer() else number, shares
+
+
+def _object_of(category_id: float, shares: Sequence[float], width: int, height: int) -> dict[str, Any]:
+    """Class and box or outline, in pixels."""
     if len(shares) == 4:
         x, y, w, h = shares
         return {"category_id": category_id, "bbox": [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]}
-    if len(shares) < 6 or len(shares) % 2:
-        return None
     polygon = [share * side for share, side in zip(shares, (width, height) * (len(shares) // 2), strict=True)]
     return {"category_id": category_id, "segmentation": [polygon]}
