@@ -23,17 +23,18 @@ from torchvision.transforms.functional import to_tensor
 from partialnet.deploy.exported_files import SUFFIXES
 from partialnet.deploy.precision import convert_onnx
 from partialnet.deploy.runtimes import load_exported, openvino_core
-from partialnet.detection import export
+from partialnet.detection import export, verify
 from partialnet.detection.annotations import DetectionSubset
 from partialnet.detection.checkpoint import DetectorCheckpoint, create_detector, load_detector
 from partialnet.detection.data_sources import open_evaluation
 from partialnet.detection.evaluator import evaluate as evaluate_boxes
-from partialnet.detection.export import compare_detections, default_canvas, export_detector
+from partialnet.detection.export import default_canvas, export_detector
 from partialnet.detection.exported import load_exported_detector
 from partialnet.detection.inference import EvaluatedDetector, evaluate_detector
 from partialnet.detection.masks import encode_box_masks, encode_masks
 from partialnet.detection.model import Detector
 from partialnet.detection.sources import open_detector
+from partialnet.detection.verify import compare_detections
 from partialnet.errors import UserError
 
 CATEGORIES = {1: "person", 18: "dog"}
@@ -291,11 +292,11 @@ def test_command(
     assert "Written:" in done.out
     assert "partialnet detect predict" in done.out
     assert output.exists()
-    monkeypatch.setattr(export, "LEAST_MATCHED", 1.01)
+    monkeypatch.setattr(verify, "LEAST_MATCHED", 1.01)
     as_json = command(*arguments, "--json", "-")
     assert json.loads(as_json.out)["format"] == "onnx"
     assert "Warning: less than" in as_json.err
-    monkeypatch.setattr(export, "LEAST_MATCHED", 0.99)
+    monkeypatch.setattr(verify, "LEAST_MATCHED", 0.99)
     monkeypatch.setattr("partialnet.deploy.export.LEAST_AGREEMENT", 1.01)
     rarely = command(*arguments, "--precision", "fp16")
     assert "to onnx in fp16" in rarely.err

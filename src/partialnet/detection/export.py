@@ -16,7 +16,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_iou
 from torchvision.transforms.functional import to_tensor
 from tqdm import tqdm
 
@@ -31,12 +30,12 @@ from partialnet.extras import require
 
 from .annotations import DetectionImages, DetectionSubset
 from .checkpoint import DetectorCheckpoint
-from .evaluator import CocoNumbers, DetectionEvaluation
+from .evaluator import DetectionEvaluation
 from .exported import INPUTS, Canvas, CanvasGraph, load_exported_detector
 from .inference import evaluate_detector
-from .masks import paste_windows
 from .model import Detector
 from .resizing import padded_size
+from .verify import Accuracy, Parity, compare_accuracy, compare_detections
 
 FORMATS = ("onnx", "openvino")
 #: Images to compare on at most, and how many cut-outs of sample photographs stand in where none are given.
@@ -45,12 +44,6 @@ MAX_IMAGES, SAMPLE_IMAGES = 16, 4
 CALIBRATION_IMAGES = 100
 #: Labelled images that AP is measured on at most, by each of the two detectors.
 TEST_IMAGES = 100
-#: Two detections of one category are the same from this IoU of their boxes on.
-SAME_IOU = 0.5
-#: With a smaller share of detections found again, the command warns.
-LEAST_MATCHED = 0.99
-#: Detections from this score on are those that count in lower precisions; `detect predict` draws them.
-SURE_SCORE = 0.5
 _OPSET = 18
 _DIVISIBLE = 32
 #: Where the network's layers are in a graph, by how the operators' names begin. The others choose boxes and compute
@@ -67,80 +60,6 @@ _LAST_LAYERS = (
     "/roi_heads/box_predictor/",
     "/roi_heads/mask_predictor/",
 )
-
-
-@dataclass(frozen=True)
-class Parity:
-    """How far two detectors' answers to the same images are apart.
-
-    Attributes:
-        num_images: Images compared.
-        original: Detections of the first.
-        exported: Detections of the second.
-        matched: Pairs of one from each with the same category and boxes of an IoU of at least ``SAME_IOU``.
-        max_box_error: Largest difference of a box's side in matched pairs, in pixels of the image; None without pairs.
-        max_score_error: Largest difference of scores in matched pairs.
-        min_mask_iou: Smallest IoU of the masks, cut at 0.5, in matched pairs; of two empty masks 1; None without masks.
-        max_unmatched_score: Highest score of a detection without partner; None if all have one.
-        sure: Detections of both that score at least ``SURE_SCORE``.
-        sure_matched: Those of them that have a partner, whatever it scores.
-    """
-
-    num_images: int
-    original: int
-    exported: int
-    matched: int
-    max_box_error: float | None
-    max_score_error: float | None
-    min_mask_iou: float | None
-    max_unmatched_score: float | None
-    sure: int
-    sure_matched: int
-
-    @property
-    def share(self) -> float:
-        """Share, in [0, 1], of all detections of both that have a partner; 1 where there are none."""
-        total = self.original + self.exported
-        return 2 * self.matched / total if total else 1.0
-
-    @property
-    def sure_share(self) -> float:
-        """Share, in [0, 1], of detections from ``SURE_SCORE`` on that have a partner; of all where none score that."""
-        return self.sure_matched / self.sure if self.sure else self.share
-
-
-@dataclass(frozen=True)
-class ComparedAP:
-    """Average precision over IoU 0.50 to 0.95, in [0, 1], of two detectors on the same objects.
-
-    Attributes:
-        original: Of the detector in PyTorch.
-        exported: Of the exported detector.
-        difference: ``exported - original``.
-    """
-
-    original: float
-    exported: float
-    difference: float
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """How well the original and the exported detector find the objects of labelled images.
-
-    Attributes:
-        num_images: Images that could be read.
-        num_objects: Objects on them, without crowds.
-        boxes: AP of boxes.
-        masks: AP of masks; None where the images or the detector have none.
-        held_out: Whether none of the images was used for calibration.
-    """
-
-    num_images: int
-    num_objects: int
-    boxes: ComparedAP
-    masks: ComparedAP | None
-    held_out: bool
 
 
 @dataclass(frozen=True)
@@ -292,14 +211,7 @@ class _Draft:
     def _compare_accuracy(self, exported: DetectorCheckpoint) -> Accuracy | None:
         if self.test is None or self.original_evaluation is None:
             return None
-        original, found = self.original_evaluation, self._evaluate(self.test, exported)
-        return Accuracy(
-            original.num_images,
-            original.num_objects,
-            _compared(original.boxes, found.boxes),
-            _compared(original.masks, found.masks) if original.masks and found.masks else None,
-            self.photos.held_out,
-        )
+        return compare_accuracy(self.original_evaluation, self._evaluate(self.test, exported), self.photos.held_out)
 
     @cached_property
     def original_evaluation(self) -> DetectionEvaluation | None:
@@ -368,11 +280,6 @@ class _Draft:
         return compare_detections(answers[1], answers[0], sizes), compare_detections(answers[2], answers[0], sizes)
 
 
-def _compared(original: CocoNumbers, exported: CocoNumbers) -> ComparedAP:
-    first, second = original.ap or 0.0, exported.ap or 0.0  # None only without objects
-    return ComparedAP(first, second, second - first)
-
-
 def _is_layer(name: str) -> bool:
     """Whether an operator of this name belongs to the network's layers."""
     return name.startswith(_NETWORK)
@@ -418,60 +325,3 @@ def write_detector_onnx(graph: CanvasGraph, canvas: tuple[int, int], any_size: b
             output_names=list(graph.outputs),
             dynamic_axes=open_axes,
         )
-
-
-def compare_detections(
-    original: Sequence[dict[str, Tensor]], exported: Sequence[dict[str, Tensor]], sizes: Sequence[tuple[int, int]]
-) -> Parity:
-    """Pair the detections of two detectors, best scores first, and measure how far the pairs are apart.
-
-    Args:
-        original: For each image what ``Detector.find`` answers.
-        exported: The same of the other detector.
-        sizes: Height and width of each image.
-    """
-    box_errors: list[float] = []
-    score_errors: list[float] = []
-    mask_ious: list[float] = []
-    unmatched: list[float] = []
-    sure = sure_matched = 0
-    for first, second, size in zip(original, exported, sizes, strict=True):
-        pairs = _pairs(first, second)
-        for i, j in pairs:
-            box_errors.append(float((first["boxes"][i] - second["boxes"][j]).abs().max()))
-            score_errors.append(abs(float(first["scores"][i] - second["scores"][j])))
-            if "box_masks" in first:
-                one, other = (
-                    next(paste_windows(found["box_masks"][k, None], found["boxes"][k, None], size))
-                    for found, k in ((first, i), (second, j))
-                )
-                mask_ious.append(one.iou(other))
-        for found, place in ((first, 0), (second, 1)):
-            partners = {pair[place] for pair in pairs}
-            unmatched += [float(score) for k, score in enumerate(found["scores"]) if k not in partners]
-            above = {k for k, score in enumerate(found["scores"].tolist()) if score >= SURE_SCORE}
-            sure, sure_matched = sure + len(above), sure_matched + len(above & partners)
-    return Parity(
-        len(original),
-        sum(len(found["scores"]) for found in original),
-        sum(len(found["scores"]) for found in exported),
-        len(box_errors),
-        max(box_errors, default=None),
-        max(score_errors, default=None),
-        min(mask_ious, default=None),
-        max(unmatched, default=None),
-        sure,
-        sure_matched,
-    )
-
-
-def _pairs(first: dict[str, Tensor], second: dict[str, Tensor]) -> list[tuple[int, int]]:
-    iou = box_iou(first["boxes"], second["boxes"])
-    iou[first["labels"][:, None] != second["labels"][None]] = 0
-    pairs = []
-    for i in first["scores"].argsort(descending=True).tolist():
-        if iou.shape[1] and float(iou[i].max()) >= SAME_IOU:
-            j = int(iou[i].argmax())
-            pairs.append((i, j))
-            iou[:, j] = 0
-    return pairs

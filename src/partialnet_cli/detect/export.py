@@ -17,7 +17,8 @@ from ..results import Results, result_options
 if TYPE_CHECKING:
     from partialnet.detection.annotations import DetectionImages
     from partialnet.detection.checkpoint import DetectorCheckpoint
-    from partialnet.detection.export import ComparedAP, DetectorExport, Parity
+    from partialnet.detection.export import DetectorExport
+    from partialnet.detection.verify import ComparedAP, Parity
 
 
 @click.command()
@@ -80,7 +81,8 @@ def export(
     from partialnet.deploy.export import LEAST_AGREEMENT, check_export
     from partialnet.deploy.exported_files import check_files, default_output
     from partialnet.detection.checkpoint import load_detector
-    from partialnet.detection.export import LEAST_MATCHED, SURE_SCORE, export_detector
+    from partialnet.detection.export import export_detector
+    from partialnet.detection.verify import LEAST_MATCHED, SURE_SCORE
     from partialnet.sources import is_exported
 
     if is_exported(source):
@@ -168,7 +170,7 @@ def _told_ap(result: DetectorExport) -> str:
 
 
 def _told(parity: Parity) -> str:
-    from partialnet.detection.export import SURE_SCORE
+    from partialnet.detection.verify import SURE_SCORE
 
     text = f"{parity.matched} of {parity.original} detections in {parity.num_images} images found again"
     if extra := parity.exported - parity.matched:
