@@ -21,6 +21,7 @@ from partialnet.layers.affine import (
 )
 from partialnet.replacement import replace_modules
 
+from .hooks import has_hooks
 from .module_flow import ModuleFlow, module_flow
 
 _WITH_ACTIVATION = (BatchNormAct2d, SyncBatchNormAct, FrozenBatchNormAct2d)
@@ -156,11 +157,6 @@ def _with_activation(norm: nn.Module, affine: nn.Module) -> nn.Module:
     # networks ask their norms for it
     whole.num_features = len(norm.running_mean) if hasattr(norm, "running_mean") else None  # type: ignore
     return whole.eval()
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody watches the module's calls."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _held_elsewhere(model: nn.Module) -> Iterator[nn.Module]:

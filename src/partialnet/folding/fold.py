@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from partialnet.arguments import check_count, check_network
-from partialnet.layers import PATConv
+from partialnet.layers import DPConv, PATConv
 from partialnet.layers.affine import is_linear_layer
 from partialnet.layers.eager import PatchConv, is_patchwise
 from partialnet.layers.inference import RUNTIMES, Runtime
 from partialnet.layers.self_attention import FixedPositionBias, RelativePositionBias
 from partialnet.replacement import replace_modules
 
-from .batch_norms import fold_batch_norms, has_hooks
+from .batch_norms import fold_batch_norms
+from .hooks import copy_with_hooks, has_hooks, keeping_hooks
 from .module_flow import module_flow
 
 _logger = logging.getLogger(__name__)
@@ -35,6 +36,10 @@ def fold(model: nn.Module, img_size: int | tuple[int, int] | None = None, runtim
     all BatchNorms that are left go into the layers beside them or become a scale and a shift. The original is
     untouched; folding twice is harmless.
 
+    Hooks stay and see what they saw: those of a module on what takes its place, and a module with hooks on its parts
+    as it is, while these parts fold. One that is bound to something outside the network, such as a list, is shared
+    with the original. Folding itself calls hooks only with ``img_size``, on an image of zeros.
+
     Args:
         model: Any network in evaluation mode: a classifier, a ``features_only`` backbone, a detector, your own.
         img_size: Height and width, in pixels, of all images to come, or one number for both: the relative position
@@ -42,8 +47,8 @@ def fold(model: nn.Module, img_size: int | tuple[int, int] | None = None, runtim
         runtime: Write the layers as "torch" (eager, or compiled on the CPU, in the channels_last layout),
             "onnxruntime" or "openvino" runs them fastest, or as "litert" takes them with the fewest transposes;
             parameters are then named and shaped for it. "torch" also makes matrix products of other networks'
-            convolutions that are; without autograd, our blocks then pass over hooks of their parts. None keeps one
-            plain form for all.
+            convolutions that are; without autograd, our blocks then pass over hooks that their parts are given
+            later. None keeps one plain form for all.
 
     Raises:
         ValueError: ``model`` is no network or in training mode, the runtime is unknown, ``img_size`` is no size, or
@@ -64,12 +69,15 @@ def fold(model: nn.Module, img_size: int | tuple[int, int] | None = None, runtim
     if runtime is not None and runtime not in RUNTIMES:
         raise ValueError(f"Unknown runtime {runtime!r}. Choose {', '.join(RUNTIMES)} or None.")
     with torch.no_grad():
-        folded = fold_batch_norms(replace_modules(_copy(model), _fold_itself))
+        folded = _copy(model)
+        kept = _parts_of_searched_layers(folded)
+        folded = replace_modules(folded, keeping_hooks(lambda part: part if part in kept else _fold_itself(part)))
+        folded = fold_batch_norms(folded)
     if size is not None:
         folded = _fix_size(folded, size)
     if runtime is None:
         return folded
-    folded = replace_modules(folded, partial(_for_runtime, runtime=runtime))
+    folded = replace_modules(folded, keeping_hooks(partial(_for_runtime, runtime=runtime)))
     return _with_patch_convs(folded) if runtime == "torch" else folded
 
 
@@ -85,7 +93,13 @@ def _height_and_width(img_size: int | tuple[int, int]) -> tuple[int, int]:
 def _copy(model: nn.Module) -> nn.Module:
     """A copy of a network, also of weights that hooks have computed under autograd, which PyTorch does not copy."""
     attributes = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-    return copy.deepcopy(model, {id(value): value.detach().clone() for value in attributes if not value.is_leaf})
+    return copy_with_hooks(model, {id(value): value.detach().clone() for value in attributes if not value.is_leaf})
+
+
+def _parts_of_searched_layers(model: nn.Module) -> set[nn.Module]:
+    """Attentions, above all: a DPConv that stays asks them for some of the channels, as no folded one can be asked."""
+    layers = [module for module in model.modules() if isinstance(module, DPConv)]
+    return {part for layer in layers for part in layer.modules() if part is not layer}
 
 
 def _fold_itself(module: nn.Module) -> nn.Module:
@@ -185,10 +199,13 @@ def _fix_size(model: nn.Module, img_size: tuple[int, int]) -> nn.Module:
     finally:
         for hook in hooks:
             hook.remove()
-    fixed: dict[nn.Module, nn.Module] = {
-        bias: FixedPositionBias(bias(*size), size) for bias in biases if len(sizes[bias]) == 1 for size in sizes[bias]
-    }
-    return replace_modules(model, lambda module: fixed.get(module, module))
+    fixed: dict[nn.Module, nn.Module] = {}
+    for bias, seen in sizes.items():
+        if len(seen) == 1:
+            (size,) = seen
+            # without its hooks, which stay
+            fixed[bias] = FixedPositionBias(bias.forward(*size), size)
+    return replace_modules(model, keeping_hooks(lambda module: fixed.get(module, module)))
 
 
 def _image_channels(model: nn.Module) -> int:

@@ -8,6 +8,7 @@ import copy
 import inspect
 import itertools
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, get_args
@@ -15,6 +16,8 @@ from typing import Any, get_args
 import torch
 from timm.layers import get_notrace_functions
 from torch import fx, nn
+
+from .hooks import has_hooks, hooks_of
 
 #: Items that a sequence of unknown length is taken to have where only the calls matter: the levels of a pyramid, say
 _ITEMS = 8
@@ -78,13 +81,15 @@ def module_flow(model: nn.Module, is_layer: Callable[[nn.Module], bool]) -> Modu
     A module with control flow is followed no further from outside, but its parts are followed, each on its own, if they
     are called as a whole. Nobody knows then which of its optional arguments such a part is given, no more than those of
     the network itself; all ways to call it are followed, or none. ``is_layer`` names the modules that count as one
-    layer besides those of ``torch.nn``.
+    layer besides those of ``torch.nn``. Hooks are not called; what they would see counts as used by others.
     """
     # tracing runs the modules' code, which may store symbolic values in them; the tensors need no copy
-    traced = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    memo.update((id(hooks), OrderedDict()) for module in model.modules() for hooks in hooks_of(module))
+    traced = copy.deepcopy(model, memo)
     ours = dict(zip(traced.modules(), model.modules(), strict=True))
     flow = ModuleFlow()
-    followed = _Followed(is_layer)
+    followed = _Followed(is_layer, {module for module in traced.modules() if has_hooks(ours[module])})
     followed.follow(traced)
     flow.read |= {ours[module] for module in followed.read}
     for root, graph in followed.graphs:
@@ -131,11 +136,12 @@ class _Followed:
     ``read`` are modules whose parameters or buffers such code uses.
     """
 
-    def __init__(self, is_layer: Callable[[nn.Module], bool]) -> None:
+    def __init__(self, is_layer: Callable[[nn.Module], bool], watched: set[nn.Module]) -> None:
         self.graphs: list[tuple[nn.Module, fx.Graph]] = []
         self.loose: set[nn.Module] = set()
         self.read: set[nn.Module] = set()
         self._is_layer = is_layer
+        self._watched = watched
         self._seen: set[nn.Module] = set()
         self._taken_apart: set[nn.Module] = set()
         self._called: set[nn.Module] = set()
@@ -163,7 +169,7 @@ class _Followed:
 
     def _trace(self, module: nn.Module, way: dict[str, Any]) -> Iterator[tuple[fx.Graph, list[nn.Module]]]:
         """The graph of ``module`` called in this way and what is one layer in it; two where it asks for tensors."""
-        tracers = [_Tracer(self._is_layer)]
+        tracers = [_Tracer(self._is_layer, self._watched)]
         for tracer in tracers:
             try:
                 yield tracer.follow(module, way), tracer.opaque
@@ -171,7 +177,7 @@ class _Followed:
                 if not tracer.cannot_be_none(error):
                     raise
             if tracer.asked_for_tensors and not tracer.values_are_tensors:
-                tracers.append(_Tracer(self._is_layer, values_are_tensors=True))
+                tracers.append(_Tracer(self._is_layer, self._watched, values_are_tensors=True))
 
     def _follow_parts(self, module: nn.Module) -> None:
         if module in self._taken_apart:
@@ -179,7 +185,7 @@ class _Followed:
         self._taken_apart.add(module)
         with contextlib.suppress(TypeError, ValueError):  # of a forward without a signature
             for answer, way in itertools.product((True, False), _ways_to_call(module)[0]):
-                tracer = _Tracer(self._is_layer, answer)
+                tracer = _Tracer(self._is_layer, self._watched, answer)
                 with contextlib.suppress(Exception):  # as far as it gets
                     tracer.follow(module, way)
                 self._called |= tracer.called
@@ -204,6 +210,7 @@ class _Tracer(fx.Tracer):
 
     Args:
         is_layer: Modules that count as one layer.
+        watched: Modules with hooks, which use what goes in and comes out.
         answer: What conditions on values come out as; None refuses them. With an answer the graph is only good for
             learning what is called.
         values_are_tensors: Whether code that asks for it is told that symbolic values are tensors.
@@ -216,10 +223,15 @@ class _Tracer(fx.Tracer):
     """
 
     def __init__(
-        self, is_layer: Callable[[nn.Module], bool], answer: bool | None = None, values_are_tensors: bool = False
+        self,
+        is_layer: Callable[[nn.Module], bool],
+        watched: set[nn.Module],
+        answer: bool | None = None,
+        values_are_tensors: bool = False,
     ) -> None:
         super().__init__(autowrap_functions=tuple(get_notrace_functions()))
         self._is_layer = is_layer
+        self._watched = watched
         self._answer = answer
         self._nothing_given = False
         self.values_are_tensors = values_are_tensors
@@ -256,7 +268,10 @@ class _Tracer(fx.Tracer):
             return self.create_proxy("call_module", name, args, kwargs)
         last, depth = next(iter(reversed(self.graph.nodes)), None), len(self.module_stack)
         try:
-            return super().call_module(module, forward, args, kwargs)
+            result = super().call_module(module, forward, args, kwargs)
+            if module in self._watched:
+                self.create_proxy("call_function", _watch, (args, kwargs, result), {})
+            return result
         except Exception as error:  # whatever a network's code raises when it meets a symbolic value
             if self.cannot_be_none(error):
                 raise
@@ -277,6 +292,10 @@ class _Tracer(fx.Tracer):
             if self._answer is None:
                 raise
             return iter([obj[i] for i in range(_ITEMS)])  # type: ignore[index]
+
+
+def _watch(*values: Any) -> None:
+    """In a graph, what stands for a module's hooks as a user of these values."""
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTransp
 LINEAR_LAYERS = (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS, nn.Linear)
 
 #: Hooks that compute a layer's weight before each call, of pruning and of PyTorch's older normalisations of weights
-_WEIGHT_HOOKS = (BasePruningMethod, WeightNorm, SpectralNorm)
+WEIGHT_HOOKS = (BasePruningMethod, WeightNorm, SpectralNorm)
 
 LayerT = TypeVar("LayerT", bound=nn.Module)
 
@@ -117,7 +117,7 @@ def with_fixed_weights(module: LayerT) -> LayerT:
     """``module``, which is changed, with the weights that hooks compute before each call as parameters."""
     for layer in module.modules():
         for key, hook in list(layer._forward_pre_hooks.items()):
-            if isinstance(hook, _WEIGHT_HOOKS):
+            if isinstance(hook, WEIGHT_HOOKS):
                 hook.remove(layer)
                 del layer._forward_pre_hooks[key]
     return module
@@ -126,7 +126,7 @@ def with_fixed_weights(module: LayerT) -> LayerT:
 def compute_weights(layer: nn.Module) -> None:
     """Let hooks compute ``layer``'s weight as before a call; what it is made from may have changed since the last."""
     for hook in layer._forward_pre_hooks.values():
-        if isinstance(hook, _WEIGHT_HOOKS):
+        if isinstance(hook, WEIGHT_HOOKS):
             hook(layer, ())
 
 

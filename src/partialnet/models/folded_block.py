@@ -96,8 +96,8 @@ class EagerPartialNetBlock(nn.Module):
 
     The MLP and PAT_sp's gate see a map in the channels_last layout as a matrix of positions, which takes neither copies
     nor PyTorch's slow 1×1 convolution. Without autograd they write in place and, on the CPU, go through it part by
-    part, so that a part's hidden features are still in the cache when the next layer reads them. The hooks of the
-    block's parts are then passed over.
+    part, so that a part's hidden features are still in the cache when the next layer reads them. Hooks that
+    the block's parts are given are then passed over; with hooks on its parts, a block does not take this form.
     """
 
     def __init__(self, block: FoldedPartialNetBlock) -> None:

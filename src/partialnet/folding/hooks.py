@@ -1,0 +1,92 @@
+"""Hooks on the modules of a network: what they see stays the same where other modules take these modules' place."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from partialnet.layers.affine import WEIGHT_HOOKS
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+#: Which of these hooks take keywords and are always called, and of which kind the backward hooks are
+_SETTINGS = (
+    *("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs"),
+    "_is_full_backward_hook",
+)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody watches the module's calls, or computes its weights before them."""
+    return any(getattr(module, name) for name in _HOOKS)
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether ``module`` has hooks, those aside that compute its weights as pruning does."""
+    return any(not isinstance(hook, WEIGHT_HOOKS) for hooks in hooks_of(module) for hook in hooks.values())
+
+
+def hooks_of(module: nn.Module) -> Iterator[dict[int, Callable[..., Any]]]:
+    """The hooks that are called when ``module`` is, by kind."""
+    return (getattr(module, name) for name in _HOOKS)
+
+
+def copy_with_hooks(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """A deep copy in which a hook that nothing in the network is bound to stays what it is, as functions do.
+
+    Somebody outside waits for what such a hook collects; one that is bound to a module, or to what a module holds,
+    is copied with it.
+
+    Args:
+        model: Any network.
+        memo: Copies that are known already, as ``copy.deepcopy`` takes them; is changed.
+    """
+    watched = [hooks for module in model.modules() for hooks in hooks_of(module) if hooks]
+    memo.update((id(hooks), OrderedDict()) for hooks in watched)
+    copied = copy.deepcopy(model, memo)
+    for hooks in watched:
+        for key, hook in hooks.items():
+            own = isinstance(hook, WEIGHT_HOOKS) or any(id(part) in memo for part in _bound_to(hook))
+            memo[id(hooks)][key] = copy.deepcopy(hook, memo) if own else hook
+    return copied
+
+
+def _bound_to(hook: Any) -> Iterator[Any]:
+    while isinstance(hook, partial):
+        yield from (*hook.args, *hook.keywords.values())
+        hook = hook.func
+    yield getattr(hook, "__self__", hook)
+
+
+def keeping_hooks(replacement: Callable[[nn.Module], nn.Module]) -> Callable[[nn.Module], nn.Module]:
+    """``replacement``, for ``replace_modules``, of modules by others with the same outputs, that keeps all hooks.
+
+    What takes a module's place takes its hooks. A module with hooks on its parts stays: what they see would be gone.
+    """
+
+    def replaced(module: nn.Module) -> nn.Module:
+        if any(is_watched(part) for part in module.modules() if part is not module):
+            return module
+        if not is_watched(module):
+            return replacement(module)
+        hooks, settings = ({name: getattr(module, name) for name in names} for names in (_HOOKS, _SETTINGS))
+        # out of the way of the copies that a module makes of itself
+        for name in _HOOKS:
+            computing = ((key, hook) for key, hook in hooks[name].items() if isinstance(hook, WEIGHT_HOOKS))
+            setattr(module, name, OrderedDict(computing))
+        new = replacement(module)
+        for name, kept in hooks.items():
+            if new is not module:
+                for key in [key for key, hook in kept.items() if isinstance(hook, WEIGHT_HOOKS)]:
+                    del kept[key]
+                kept.update(getattr(new, name))
+            setattr(new, name, kept)  # itself, which the handles of hooks know
+        for name, kept in settings.items():
+            setattr(new, name, kept)
+        return new
+
+    return replaced
