@@ -118,6 +118,33 @@ def test_times_of_the_readme(size: str) -> None:
     assert [cell.strip() for cell in row.split("|")][-3:] == expected
 
 
+@pytest.mark.parametrize(
+    ("data", "ahead", "behind", "document", "told"),
+    [
+        ("cifar10", "PartialNet-T0", "FasterNet-T0", "README.md", "by {mean} points on CIFAR-10"),
+        ("imagenette", "PartialNet-T0", "FasterNet-T0", "README.md", "by {mean} on Imagenette"),
+        ("cifar10", "PartialNet-T0", "FasterNet-T0", "docs/accuracy.md", "by {mean} points ({least} to {most}, seed"),
+        ("cifar10", "PartialNet-T0", "MobileNetV2", "docs/accuracy.md", "by {mean} points ({least} to {most})"),
+        ("cifar10", "PartialNet-T0", "PartialNet-T0 without PAT_sp", "docs/accuracy.md", "{mean} points ({least} to"),
+        ("cifar10", "PartialNet-T0", "PartialNet-T0 without PAT_ch", "docs/accuracy.md", "{mean} ({least} to {most})"),
+        ("cifar10", "PartialNet-T0", "PartialNet-T0 without PAT_sf", "docs/accuracy.md", "{mean} ({least} to {most})"),
+        ("imagenette", "PartialNet-T0", "FasterNet-T0", "docs/accuracy.md", "by {mean} points ({least} and {most})"),
+        ("imagenette", "PartialNet-T1", "FasterNet-T1", "docs/accuracy.md", "by {mean} points ({least} and {most})"),
+        ("imagenette", "PartialNet-T0", "FasterNet-T1", "docs/accuracy.md", "by {mean} points"),
+        ("surgery", "MobileNetV2, converted", "MobileNetV2", "docs/accuracy.md", "{mean} points ({least} and {most})"),
+        ("surgery", "ConvNeXt-T", "ConvNeXt-T, converted", "docs/accuracy.md", "{mean} points ({most} and {least})"),
+    ],
+)
+def test_leads_of_the_documents(data: str, ahead: str, behind: str, document: str, told: str) -> None:
+    """How many points one network is ahead of another is what the result file says, rounded."""
+    content = json.loads((ROOT / f"benchmarks/results/accuracy_{data}.json").read_text(encoding="utf-8"))
+    accuracies = [{row["seed"]: row for row in content["rows"] if row["network"] == name} for name in (ahead, behind)]
+    leads = [100 * (row["accuracy"] - accuracies[1][seed]["accuracy"]) for seed, row in accuracies[0].items()]
+    figures = {"mean": sum(leads) / len(leads), "least": min(leads), "most": max(leads)}
+    expected = told.format(**{name: f"{lead:.1f}".replace("-", "−") for name, lead in figures.items()})
+    assert expected in " ".join((ROOT / document).read_text(encoding="utf-8").split())
+
+
 def test_places_that_contributing_names() -> None:
     """All of them exist, and every module stands in a row, or in a folder that has one."""
     table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("| place | subject |")[2]
