@@ -48,6 +48,7 @@ LAYERS: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (PATConv, {"in_channels": 16, "split_ratio": "a"}, "split_ratio='a' of 16 channels: give a ratio"),
     (PATConv, {"in_channels": 16, "split_ratio": None}, "split_ratio=None of 16 channels: give a ratio"),
     (PATConv, {"in_channels": 16, "conv_norm": "batch"}, "conv_norm='batch' must build a layer"),
+    (PATConv, {"in_channels": 16, "conv_norm": nn.ReLU()}, "conv_norm=ReLU() must build a layer"),
     (PATConv, {"in_channels": 16, "attention": lambda channels, device, dtype: channels}, "made 12 for 12 channels"),
     (create_attention, {"attention": "se", "channels": "a"}, "channels='a' must be a whole number"),
     (DPConv, {"channels": 48.0}, "channels=48.0 must be a whole number"),

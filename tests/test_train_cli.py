@@ -80,9 +80,9 @@ def test_next_is_an_evaluation_of_held_out_images_only(command: Command, calls: 
     divided, whole = tmp_path / "divided", tmp_path / "whole"
     for folder in (divided / "train" / "cat", divided / "val" / "cat", whole / "cat"):
         folder.mkdir(parents=True)
-    assert f"partialnet eval run {divided}" in command("train", str(divided), "-o", "run")[1]
-    for data in ("digits", "torchvision:CIFAR10", str(whole)):
-        assert "partialnet eval" not in command("train", data, "-o", "run")[1]
+    for data in ("digits", "torchvision:CIFAR10", "wds/shards", str(divided)):
+        assert f"partialnet eval run {data}" in command("train", data, "-o", "run")[1]
+    assert "partialnet eval" not in command("train", str(whole), "-o", "run")[1]
 
 
 def test_options_replace_the_file_and_the_file_the_recipe(command: Command, calls: Calls, tmp_path: Path) -> None:

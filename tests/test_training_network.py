@@ -74,8 +74,9 @@ def test_images_are_prepared_as_for_the_weights(
 
 
 def test_weights_of_another_network(finished_run: TrainResult, train_tiny: Train, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"None of the .* choose --model partialnet_t0"):
-        train_tiny(weights=str(finished_run.folder), model="test_resnet", model_args={})
+    weights = str(finished_run.folder)
+    with pytest.raises(UserError, match=rf"None of the .* is a partialnet_t0; choose --model {re.escape(weights)}, or"):
+        train_tiny(weights=weights, model="test_resnet", model_args={})
     assert not (tmp_path / "run").exists()
 
 

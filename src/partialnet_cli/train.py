@@ -54,7 +54,7 @@ def train(
     result = start(run.config, run.data, run.folder, run.resume)
     click.echo(f"\nAccuracy {result.accuracy:.1%} on {result.num_val} held-out images.")
     following = [next_command("predict", run.folder, "IMAGES")]
-    if _has_held_out_folder(run.data):
+    if _holds_out(run.data):
         following.append(next_command("eval", run.folder, run.data))
     tell_written(result.files, *following, next_command("export", run.folder))
 
@@ -67,11 +67,11 @@ def _planned(source: str, given: dict[str, Any]) -> dict[str, Any]:
     return {**given, "model": plan.model, "model_args": {**plan.model_args, **given.get("model_args", {})}}
 
 
-def _has_held_out_folder(data: str) -> bool:
-    """Whether ``partialnet eval`` would take other images of ``data`` than were learnt from."""
-    from partialnet.data.sources import evaluation_folder
+def _holds_out(data: str) -> bool:
+    """Whether ``partialnet eval`` takes other images of ``data`` than were learnt from."""
+    from partialnet.data.sources import evaluation_folder, is_folder
 
     try:
-        return evaluation_folder(data) != Path(data)
+        return not is_folder(data) or evaluation_folder(data) != Path(data)
     except UserError:  # no folder, or one of training images only
         return False

@@ -79,9 +79,11 @@ def refuse_strangers(body: Sequence[str], found: Mapping[str, Tensor], place: st
     """
     matched = sum(name in found for name in body)
     if 2 * matched < len(body):
+        # a file also tells the arguments of its network, which the name alone lacks
+        model = source if Path(source).exists() else given
         raise UserError(
             f"{matched or 'None'} of the {len(body)} tensors {place} are in {source!r}, which is a {given}; choose "
-            f"--model {given}, or other weights."
+            f"--model {model}, or other weights."
         )
 
 

@@ -116,7 +116,7 @@ class PATConv(nn.Module):
             raise ValueError(f"stride={stride} and dilation={dilation} must be at least 1.")
         if attention_scope not in ("partial", "full"):
             raise ValueError(f"attention_scope={attention_scope!r} must be 'partial' or 'full'.")
-        if conv_norm is not None and not callable(conv_norm):
+        if conv_norm is not None and (isinstance(conv_norm, nn.Module) or not callable(conv_norm)):
             raise UserError(f"conv_norm={conv_norm!r} must build a layer, as nn.BatchNorm2d does, or be None.")
         passes_all = attention is None or attention_scope == "full"
         self.conv_channels = split_channels(in_channels, split_ratio, allow_all=passes_all)
