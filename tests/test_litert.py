@@ -15,7 +15,7 @@ from conftest import randomize_parameters as randomize
 
 from partialnet.checkpoint import Checkpoint, create_checkpoint
 from partialnet.deploy.export import Export, _Draft, export
-from partialnet.deploy.others_messages import quiet_native
+from partialnet.deploy.library_messages import quiet_native
 from partialnet.deploy.runtimes import CONFIG_KEY, load_exported
 from partialnet.errors import UserError
 

@@ -20,7 +20,7 @@ from partialnet.bench.contestants import Setting, prepare
 from partialnet.bench.runners import OnnxRuntimeRunner, OpenVINORunner, TorchRunner
 from partialnet.checkpoint import load
 from partialnet.deploy.export import write_onnx
-from partialnet.deploy.others_messages import quiet
+from partialnet.deploy.library_messages import quiet
 from partialnet.deploy.precision import convert_onnx, convert_openvino
 from partialnet.deploy.quantize import _float_products
 from partialnet.deploy.runtimes import openvino_core

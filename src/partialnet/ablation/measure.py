@@ -14,7 +14,7 @@ from partialnet.bench.timing import Timing, interleave, synchronizer
 from partialnet.bench.torch_settings import torch_settings
 from partialnet.checkpoint import Checkpoint, create_checkpoint
 from partialnet.complexity import measure
-from partialnet.deploy.others_messages import quiet
+from partialnet.deploy.library_messages import quiet
 from partialnet.errors import UserError
 from partialnet.models import PartialNet
 

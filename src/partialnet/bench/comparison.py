@@ -14,7 +14,7 @@ import torch
 
 from partialnet.checkpoint import Checkpoint, load
 from partialnet.complexity import measure
-from partialnet.deploy.others_messages import quiet
+from partialnet.deploy.library_messages import quiet
 from partialnet.errors import UserError
 from partialnet.files import write_json
 from partialnet.messages import first_line

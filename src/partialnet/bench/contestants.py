@@ -19,7 +19,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 from partialnet.checkpoint import Checkpoint, load
 from partialnet.compilation import why_not_compiled
-from partialnet.deploy.others_messages import quiet
+from partialnet.deploy.library_messages import quiet
 from partialnet.devices import find_device
 from partialnet.errors import UserError
 from partialnet.extras import require

@@ -31,8 +31,8 @@ from .exported_files import (
     workspace_for,
     write_report,
 )
+from .library_messages import quiet, refusing
 from .litert import convert_litert, with_entry, with_half_weights
-from .others_messages import quiet, refusing
 from .photos import Photos, collect_photos
 from .precision import INFERENCE_PRECISIONS, TORCH_DTYPES, convert_onnx, convert_openvino
 from .runtimes import CONFIG_KEY, load_exported

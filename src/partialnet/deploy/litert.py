@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from partialnet.extras import require
 
-from .others_messages import quiet, quiet_native
+from .library_messages import quiet, quiet_native
 
 #: Names of the input and the output, the same as in every other format.
 _INPUT, _OUTPUT = "images", "logits"

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from partialnet.deploy.export import check_export, write_with_float
 from partialnet.deploy.exported_files import FORMS, put_in_place, save_onnx, save_openvino, size_mb, workspace_for
-from partialnet.deploy.others_messages import quiet, refusing
+from partialnet.deploy.library_messages import quiet, refusing
 from partialnet.deploy.photos import Photos, collect_photos
 from partialnet.deploy.precision import INFERENCE_PRECISIONS, compute_in_float32, convert_onnx, halve_weights
 from partialnet.deploy.quantize import Inputs, quantize_openvino
