@@ -536,6 +536,32 @@ def test_a_full_disk_is_told_with_the_files_name(file, checkpoint, tmp_path, com
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_of_two_exports_that_belong_together_none_stays_alone(checkpoint, tmp_path, monkeypatch, command: Command):
+    resource = pytest.importorskip("resource")  # not on Windows
+    checkpoint.save(tmp_path / "run")
+    monkeypatch.setattr("partialnet.deploy.export.LEAST_AGREEMENT", 1.01)  # no export agrees so often
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    num_params = sum(parameter.numel() for parameter in checkpoint.model.parameters())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3 * num_params, before[1]))  # room for half precision only
+    try:
+        done = command(
+            "export", tmp_path / "run", "-f", "torch", "-p", "fp16", "-o", tmp_path / "out" / "net.safetensors"
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert done.code == 2
+    assert "net.safetensors' cannot be written: " in done.err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.usefixtures("converted_once")
+def test_an_export_may_have_any_name(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("partialnet.deploy.export.LEAST_AGREEMENT", 1.01)  # no export agrees so often
+    result = export(checkpoint, tmp_path / "float.onnx", precision="fp16")
+    assert result.operators["Conv"] > 10
+    assert result.kept.stat().st_size > 1.8 * result.path.stat().st_size
+
+
 @pytest.mark.parametrize("file", ["net.xml", "net.bin", "net.xml.json"])
 def test_an_export_that_is_read_only_stays(file, checkpoint, tmp_path):
     (tmp_path / "net.xml").touch()

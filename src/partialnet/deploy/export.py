@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, TypeVar
 
 import torch
@@ -142,7 +143,11 @@ def export(
             folded = checkpoint.fold((height, width) if fixed_size else None, FORMS.get(format))
         draft = _Draft(Path(workspace), checkpoint, classifier, folded, photos, test, dynamic_batch, progress)
         return write_with_float(
-            lambda path, chosen: draft.write(path, format, chosen), lambda result: result.same_class, output, precision
+            lambda path, chosen: draft.write(path, format, chosen),
+            lambda result: result.same_class,
+            draft.workspace,
+            output,
+            precision,
         )
 
 
@@ -150,24 +155,31 @@ _Written = TypeVar("_Written", bound=Any)
 
 
 def write_with_float(
-    write: Callable[[Path, str], _Written], agreement: Callable[[_Written], float], output: Path, precision: str
+    write: Callable[[Path, str], _Written],
+    agreement: Callable[[_Written], float],
+    workspace: Path,
+    output: Path,
+    precision: str,
 ) -> _Written:
-    """Write an export and its report, and if it agrees too rarely with PyTorch, another one in fp32.
+    """Write an export and its report, and if it agrees too rarely with PyTorch, another one in fp32: all or nothing.
 
     Args:
-        write: Writes a file in a precision and tells of it: ``Export`` or another dataclass with ``path``, ``kept`` and
-            ``as_dict``.
+        write: Writes what is to become a file into the workspace, under its name and in a precision, and tells of it:
+            ``Export`` or another dataclass with ``path``, ``kept`` and ``as_dict``.
         agreement: How far what was written agrees, in [0, 1].
+        workspace: From where finished files are moved.
         output: File to write.
         precision: Its precision.
     """
-    result = write(output, precision)
-    if precision != "fp32" and agreement(result) < LEAST_AGREEMENT:
-        kept = write(_free_name(output.with_stem(f"{output.stem}_fp32")), "fp32")
-        write_report(kept.path, kept.as_dict())
-        result = replace(result, kept=kept.path)
-    write_report(output, result.as_dict())
-    return result
+    exports = [write(output, precision)]
+    if precision != "fp32" and agreement(exports[0]) < LEAST_AGREEMENT:
+        exports.append(write(_free_name(output.with_stem(f"{output.stem}_fp32")), "fp32"))
+        exports[0] = replace(exports[0], kept=exports[1].path)
+    for one in exports:
+        write_report(workspace / one.path.name, one.as_dict())
+    for one in exports:
+        put_in_place(workspace / one.path.name, one.path)
+    return exports[0]
 
 
 def _free_name(path: Path) -> Path:
@@ -218,7 +230,7 @@ class _Draft:
     progress: bool
 
     def write(self, output: Path, format: str, precision: str) -> Export:
-        """Convert, store the configuration, put the files in place, compare and describe."""
+        """Convert, store the configuration, compare and describe."""
         finished = self.workspace / output.name
         with refusing(f"{self.checkpoint.architecture} cannot be exported to {format} in {precision}"):
             if format == "torch":
@@ -239,7 +251,6 @@ class _Draft:
         if self.test is not None and self.original_evaluation is not None:
             evaluation = evaluate(exported, self.test, progress=self.progress)
             accuracy = compare_accuracy(self.original_evaluation, evaluation, self.photos.held_out)
-        put_in_place(finished, output)
         return Export(
             output,
             format,
@@ -261,7 +272,7 @@ class _Draft:
     @cached_property
     def graph(self) -> Path:
         """The network as a float ONNX file."""
-        path = self.workspace / "float.onnx"
+        path = Path(mkdtemp(dir=self.workspace)) / "float.onnx"  # the export may be called so, too
         with refusing(f"{self.checkpoint.architecture} cannot be exported to ONNX"):
             write_onnx(self.folded.model, self._shape, path, self.dynamic_batch)
         return path

@@ -123,9 +123,9 @@ def size_mb(path: Path) -> float:
 
 
 def put_in_place(finished: Path, output: Path) -> None:
-    """Move an exported file, and the weights beside it, to where they are wanted."""
-    for file in _network_files(finished):
-        file.replace(output.with_suffix(file.suffix))
+    """Move an exported file, the weights beside it and its report to where they are wanted."""
+    for file, place in zip(files_of(finished), files_of(output), strict=True):
+        file.replace(place)
 
 
 def write_report(output: Path, report: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, cast
 
 import numpy as np
@@ -20,7 +21,7 @@ from torchvision.transforms.functional import to_tensor
 from tqdm import tqdm
 
 from partialnet.deploy.export import check_export, write_with_float
-from partialnet.deploy.exported_files import FORMS, put_in_place, save_onnx, save_openvino, size_mb, workspace_for
+from partialnet.deploy.exported_files import FORMS, save_onnx, save_openvino, size_mb, workspace_for
 from partialnet.deploy.library_messages import quiet, refusing
 from partialnet.deploy.photos import Photos, collect_photos
 from partialnet.deploy.precision import INFERENCE_PRECISIONS, compute_in_float32, convert_onnx, halve_weights
@@ -171,7 +172,9 @@ def export_detector(
         with refusing(f"The detector with {checkpoint.backbone} cannot be folded"):
             folded = checkpoint.fold_for(canvas, FORMS[format])
         draft = _Draft(Path(workspace), checkpoint, folded, format, canvas, traced, photos, test, progress)
-        return write_with_float(draft.write, lambda result: result.same_canvas.sure_share, output, precision)
+        return write_with_float(
+            draft.write, lambda result: result.same_canvas.sure_share, draft.workspace, output, precision
+        )
 
 
 @dataclass
@@ -189,7 +192,7 @@ class _Draft:
     progress: bool
 
     def write(self, output: Path, precision: str) -> DetectorExport:
-        """Convert, store the configuration, compare, put the files in place and describe."""
+        """Convert, store the configuration, compare and describe."""
         finished = self.workspace / output.name
         graph = self.graph
         with refusing(f"{self._named} cannot be exported to {self.format} in {precision}"):
@@ -201,7 +204,6 @@ class _Draft:
         same_canvas, own_sizes = self._verify(network)
         accuracy = self._compare_accuracy(exported)
         size = size_mb(finished)
-        put_in_place(finished, output)
         params_m = sum(parameter.numel() for parameter in self.folded.parameters()) / 1e6
         held_out = self.photos.held_out
         return DetectorExport(
@@ -228,7 +230,7 @@ class _Draft:
     @cached_property
     def graph(self) -> Path:
         """The detector as a float ONNX file."""
-        path = self.workspace / "float.onnx"
+        path = Path(mkdtemp(dir=self.workspace)) / "float.onnx"  # the export may be called so, too
         with refusing(f"{self._named} cannot be exported to {self.format}"):
             write_detector_onnx(CanvasGraph(self.folded), self.traced, self.canvas is None, path)
         return path
