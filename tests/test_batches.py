@@ -228,7 +228,7 @@ def test_a_batch_of_broken_images_only_is_empty() -> None:
     batches = list(eval_loader(Noise(3, unreadable=(2,)), config(batch_size=2), INPUT))
     assert [len(batch) for batch in batches] == [2, 0]
     assert batches[1].images.shape == (0, 3, 24, 24)
-    assert batches[1].unreadable == [2]
+    assert list(batches[1].unreadable) == [2]
 
 
 def test_evaluation_prepares_images_as_prediction_does() -> None:
@@ -242,7 +242,7 @@ def test_batch_moves() -> None:
     batch = next(iter(train_loader(Noise(8, unreadable=(1,)), config(), INPUT, 0)))
     moved = batch.to("meta", non_blocking=True)
     assert {moved.images.device.type, moved.targets.device.type, moved.indices.device.type} == {"meta"}
-    assert moved.unreadable == batch.unreadable == [1]
+    assert list(moved.unreadable) == list(batch.unreadable) == [1]
 
 
 def test_batches_can_be_sent_to_a_fresh_process() -> None:

@@ -64,9 +64,9 @@ def run_folder(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory)
     return checkpoint.save(tmp_path_factory.mktemp("runs") / "run").parent
 
 
-def answers(labels: list[int], predicted: list[int], probability: list[float], broken: tuple = ()) -> Evaluation:
+def answers(labels: list[int], predicted: list[int], probability: list[float]) -> Evaluation:
     right = np.array(labels) == np.array(predicted)
-    return Evaluation(CLASSES, np.array(labels), np.array(predicted), np.array(probability), right, broken, 2.0)
+    return Evaluation(CLASSES, np.array(labels), np.array(predicted), np.array(probability), right, {}, 2.0)
 
 
 def test_every_answer_is_that_of_predict(checkpoint, folder):
@@ -150,7 +150,9 @@ def test_broken_images_are_left_out_and_named(checkpoint, folder, tmp_path):
     (broken / "elk" / "text.jpg").write_text("no image")
     for workers in (0, 1):
         result = evaluate(checkpoint, FolderImages(broken), batch_size=2, workers=workers)
-        assert [name for _, name, _ in result.unreadable] == ["bee/0a.png", "elk/text.jpg"]
+        told = result.as_dict()["unreadable"]
+        assert [one["image"] for one in told] == ["bee/0a.png", "elk/text.jpg"]
+        assert all(str(broken / one["image"]) in one["reason"] for one in told)
         assert result.num_images == 7 * FILES
         assert result.as_dict()["num_unreadable"] == 2
         assert result.top1 == pytest.approx(evaluate(checkpoint, FolderImages(folder)).top1)

@@ -150,11 +150,15 @@ def test_the_pointing_game(explain: Command, run_folder: Path, photos: Path, tmp
 def test_broken_images_are_told_and_the_others_explained(explain: Command, run_folder: Path, tmp_path: Path) -> None:
     Image.new("RGB", (80, 80), "teal").save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    code, text, err = explain(run_folder, tmp_path, "-o", tmp_path / "out", "--gates", 0)
+    figures = tmp_path / "figures.json"
+    code, text, err = explain(run_folder, tmp_path, "-o", tmp_path / "out", "--gates", 0, "--json", figures)
     assert code == 2
     assert "good.png" in text
     assert "bad.png" in err
     assert "1 of 2 images could not be read" in err
+    (unreadable,) = json.loads(figures.read_text())["unreadable"]
+    assert unreadable["image"] == str(tmp_path / "bad.png")
+    assert unreadable["reason"] in err
     assert (tmp_path / "out" / "maps.png").is_file()
 
 

@@ -332,7 +332,7 @@ def test_overflow_of_the_network_itself_is_no_agreement():
 def test_network_without_an_answer_to_some_images(checkpoint, tmp_path):
     def evaluation(*predicted: int) -> Evaluation:
         known = np.array(predicted)
-        return Evaluation(CLASSES, np.array([0, 1, 2, 3]), known, np.ones(4), known >= 0, (), 1.0)
+        return Evaluation(CLASSES, np.array([0, 1, 2, 3]), known, np.ones(4), known >= 0, {}, 1.0)
 
     assert compare_accuracy(evaluation(0, 1, -1, -1), evaluation(0, 2, -1, 3), held_out=True).agreement == 0.25
 

@@ -72,8 +72,10 @@ def test_the_pointing_game_counts_hits_misses_and_chance(tmp_path: Path) -> None
     assert rounds["hit"].difficult
     assert not rounds["miss"].difficult
     assert [path.name for path, _ in game.unseen] == ["cropped.png"]
-    assert sorted(path.name for path, _ in game.skipped) == ["broken.png", "resized.png"]
     figures = game.as_dict()
+    unreadable = {Path(one["image"]).name: one["reason"] for one in figures["unreadable"]}
+    assert sorted(unreadable) == ["broken.png", "resized.png"]
+    assert "pixels, but its boxes are for" in unreadable["resized.png"]
     assert figures["num_points"] == 3
     assert figures["hits"] == pytest.approx(1 / 3)
     assert figures["chance"] == pytest.approx((1 / 16 + 1 / 4 + 1) / 3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from .checkpoint import Checkpoint
 from .data import LabelledImages
 from .errors import UserError
+from .images import UnreadableImage, none_readable
 from .messages import listed
 from .prediction import Classifier
 from .preprocessing import Preprocessing
@@ -56,7 +57,7 @@ class Evaluation:
         predicted: Most probable class of each image, (N,); -1 without an answer.
         probability: Its probability in [0, 1], (N,); 0 without an answer.
         in_top5: Whether the true class is among the five most probable, (N,).
-        unreadable: Images that could not be read: number, name and why.
+        unreadable: Images that could not be read, by their number among the N.
         seconds: Time for all images, with reading them.
     """
 
@@ -65,14 +66,14 @@ class Evaluation:
     predicted: np.ndarray
     probability: np.ndarray
     in_top5: np.ndarray
-    unreadable: tuple[tuple[int, str, str], ...]
+    unreadable: dict[int, UnreadableImage]
     seconds: float
 
     @cached_property
     def readable(self) -> np.ndarray:
         """Which of the N images could be read, (N,)."""
         mask = np.ones(len(self.labels), bool)
-        mask[[index for index, _, _ in self.unreadable]] = False
+        mask[list(self.unreadable)] = False
         return mask
 
     @property
@@ -153,7 +154,7 @@ class Evaluation:
             "images_per_second": self.images_per_second,
             "seconds": self.seconds,
             "classes": [vars(result) for result in self.classes],
-            "unreadable": [{"image": name, "reason": reason} for _, name, reason in self.unreadable],
+            "unreadable": [asdict(one) for one in self.unreadable.values()],
         }
 
     def rows(self, images: LabelledImages) -> Iterator[dict[str, str]]:
@@ -192,14 +193,14 @@ def evaluate(
     predicted = np.full(len(images), -1, np.int64)
     probability = np.zeros(len(images))
     in_top5 = np.zeros(len(images), bool)
-    unreadable: list[tuple[int, str, str]] = []
+    unreadable: dict[int, UnreadableImage] = {}
     loader = DataLoader(
         _Preprocessed(images, classifier.preprocess), batch_size, num_workers=workers, collate_fn=_collate
     )
     start = time.perf_counter()
     with tqdm(total=len(images), desc="evaluating", unit="image", delay=2, disable=None if progress else True) as bar:
         for indices, batch, errors in loader:
-            unreadable += [(index, images.name(index), reason) for index, reason in errors]
+            unreadable |= {index: UnreadableImage(images.name(index), reason) for index, reason in errors}
             if batch is not None:
                 probabilities = classifier.probabilities(torch.from_numpy(batch))
                 best = probabilities.topk(min(_TOP, classifier.num_classes))
@@ -211,8 +212,8 @@ def evaluate(
             bar.update(len(indices) + len(errors))
     seconds = time.perf_counter() - start
     if len(unreadable) == len(images):
-        raise UserError(f"None of the {len(images)} images can be read; the first: {unreadable[0][2]}")
-    return Evaluation(classifier.class_names, labels, predicted, probability, in_top5, tuple(unreadable), seconds)
+        raise none_readable(unreadable.values())
+    return Evaluation(classifier.class_names, labels, predicted, probability, in_top5, unreadable, seconds)
 
 
 class _Preprocessed(Dataset[tuple[int, np.ndarray | str]]):

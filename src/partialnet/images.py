@@ -6,8 +6,9 @@ import glob
 import io
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -34,6 +35,24 @@ _TURNS = {
 _PART = 2**20
 #: Images of more pixels are refused, as they may be made to exhaust the memory ("decompression bombs"): PIL's limit.
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
+
+
+@dataclass(frozen=True)
+class UnreadableImage:
+    """An image that could not be read; one in a list called ``unreadable`` in any JSON.
+
+    Attributes:
+        image: Its path, or its name in a data set.
+        reason: Why, in a sentence.
+    """
+
+    image: str
+    reason: str
+
+
+def none_readable(unreadable: Collection[UnreadableImage]) -> UserError:
+    """What to raise where all of some images turned out to be unreadable."""
+    return UserError(f"None of the {len(unreadable)} images can be read; the first: {next(iter(unreadable)).reason}")
 
 
 def find_images(sources: Iterable[str]) -> list[Path]:

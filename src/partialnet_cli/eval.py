@@ -14,6 +14,7 @@ from partialnet.files import write_csv
 from partialnet.text_width import left_aligned, text_width
 
 from .device_option import device_option
+from .failures import tell_left_out
 from .next_command import next_command
 from .ranges import IntRange
 from .results import Results, result_options
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 #: More classes than this are summed up by the worst of them.
 _ALL_CLASSES = 30
 _WORST_CLASSES = 10
-_UNREADABLE_SHOWN = 20
 _COLUMNS = ("path", "label", "predicted", "probability")
 
 
@@ -142,12 +142,7 @@ def _as_text(result: Evaluation) -> str:
 def _warn(result: Evaluation) -> None:
     if result.num_not_finite:
         click.echo(f"Warning: {result.num_not_finite} answers are not numbers (NaN); they count as wrong.", err=True)
-    if result.unreadable:
-        click.echo(f"{len(result.unreadable)} unreadable images were left out:", err=True)
-        for _, _, reason in result.unreadable[:_UNREADABLE_SHOWN]:
-            click.echo(f"  {reason}", err=True)
-        if len(result.unreadable) > _UNREADABLE_SHOWN:
-            click.echo(f"  and {len(result.unreadable) - _UNREADABLE_SHOWN} more; --json lists all", err=True)
+    tell_left_out(result.unreadable.values())
 
 
 def _draw_confusion(path: Path, result: Evaluation) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,7 +151,8 @@ def explain(
     with_scores += "   (measures how faithful the maps are)"
     results.finish(with_scores if explained.read and not scores else None)
     if explained.unreadable:
-        fail([*explained.unreadable, f"{len(explained.unreadable)} of {len(chosen)} images could not be read."])
+        reasons = [one.reason for one in explained.unreadable]
+        fail([*reasons, f"{len(reasons)} of {len(chosen)} images could not be read."])
 
 
 def _notes(networks: Sequence[ExplainedNetwork], method: str | None, position: str | None) -> list[str]:
@@ -226,8 +228,8 @@ def _print_game(networks: Sequence[ExplainedNetwork], results: Results) -> None:
             f"{name}  {result['num_points']:6}  {result['hits']:6.1%}  {result['center_hits']:6.1%}  "
             f"{result['chance']:6.1%}   {result['mean_hits']:6.1%} of {len(result['categories'])}",
         )
-        for path, reason in network.game.skipped[:10]:
-            click.echo(f"  left out: {path}: {reason}", err=True)
+        for left_out in network.game.unreadable[:10]:
+            click.echo(f"  left out: {left_out.reason}", err=True)
 
 
 def _figures(networks: Sequence[ExplainedNetwork], explained: ExplainedImages) -> dict[str, Any]:
@@ -237,6 +239,6 @@ def _figures(networks: Sequence[ExplainedNetwork], explained: ExplainedImages) -
 
     return {
         "networks": [figures_of(network, explained.read) for network in networks],
-        "unreadable": [str(error) for error in explained.unreadable],
+        "unreadable": [asdict(one) for one in explained.unreadable],
         "environment": environment(),
     }

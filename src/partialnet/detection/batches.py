@@ -35,14 +35,14 @@ class DetectionBatch:
         targets: For training, as torchvision's detectors want them: ``boxes``, ``labels`` and perhaps ``masks``, see
             ``transforms.prepare``. None for evaluation.
         indices: Place of each image in the data set, (B,), int64.
-        unreadable: Images that should have been here and cannot be read. In training others stand in for them, in
-            evaluation they are left out, so that B is smaller, even 0.
+        unreadable: Images that should have been here and cannot be read, by their place, with why. In training others
+            stand in for them, in evaluation they are left out, so that B is smaller, even 0.
     """
 
     images: list[Tensor]
     targets: list[dict[str, Tensor]] | None
     indices: Tensor
-    unreadable: list[int] = field(default_factory=list)
+    unreadable: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -160,7 +160,7 @@ class _TrainBatches(Dataset[DetectionBatch]):
     def __getitem__(self, number: int) -> DetectionBatch:
         images = self.images
         img_size = self._img_size(number)
-        unreadable: list[int] = []
+        unreadable: dict[int, str] = {}
         pixels, targets, indices = [], [], []
         for wanted in self.order[number].tolist():
             read = partial(self._read, img_size=img_size)
@@ -218,12 +218,13 @@ class _EvalBatches(Dataset[DetectionBatch]):
         return len(self.batches)
 
     def __getitem__(self, number: int) -> DetectionBatch:
-        pixels, indices, unreadable = [], [], []
+        pixels, indices = [], []
+        unreadable: dict[int, str] = {}
         for index in self.batches[number]:
             try:
                 pixels.append(to_tensor(self.images.read(index)))
-            except UserError:
-                unreadable.append(index)
+            except UserError as error:
+                unreadable[index] = str(error)
             else:
                 indices.append(index)
         return DetectionBatch(pixels, None, torch.tensor(indices, dtype=torch.int64), unreadable)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from partialnet.errors import UserError
+from partialnet.images import UnreadableImage, none_readable
 
 from .annotations import DetectionImages
 from .batches import DetectionBatch, detection_eval_loader
@@ -27,12 +27,12 @@ class Found:
     Attributes:
         detections: In the COCO format.
         indices: Places of the images it has seen.
-        unreadable: Places of images that could not be read.
+        unreadable: Images that could not be read, by their place, with why.
     """
 
     detections: list[Detection] = field(default_factory=list)
     indices: list[int] = field(default_factory=list)
-    unreadable: list[int] = field(default_factory=list)
+    unreadable: dict[int, str] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def find_objects(
     """
     found, find = Found(), cast(Detector | Canvas, network).find
     for batch in batches:
-        found.unreadable += batch.unreadable
+        found.unreadable |= batch.unreadable
         if len(batch):
             indices = batch.indices.tolist()
             outputs = find(batch.to(device, non_blocking=True).inputs())
@@ -71,13 +71,12 @@ class EvaluatedDetector:
     Attributes:
         evaluation: The COCO numbers.
         detections: In the COCO format, image by image.
-        unreadable: Names of the images that could not be read, or have another size than the file says; they do not
-            count.
+        unreadable: Images that could not be read, or have another size than the file says; they do not count.
     """
 
     evaluation: DetectionEvaluation
     detections: list[Detection]
-    unreadable: tuple[str, ...]
+    unreadable: tuple[UnreadableImage, ...]
 
 
 def evaluate_detector(
@@ -114,10 +113,11 @@ def evaluate_detector(
     network = detector.model.to(device).eval()
     bar = tqdm(batches, desc="detecting", unit="batch", leave=False, disable=None if progress else True)
     found = find_objects(network, images, bar, device)
+    unreadable = tuple(UnreadableImage(images.name(index), why) for index, why in sorted(found.unreadable.items()))
     if not found.indices:
-        raise UserError(f"None of the {len(images)} images can be read, such as {images.name(found.unreadable[0])!r}.")
+        raise none_readable(unreadable)
     return EvaluatedDetector(
         evaluate(images, found.detections, found.indices, detector.draws_masks),
         in_order(found.detections),
-        tuple(images.name(index) for index in sorted(found.unreadable)),
+        unreadable,
     )

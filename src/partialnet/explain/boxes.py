@@ -7,7 +7,7 @@ pixels beside an object; here it has to lie in one of the boxes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from partialnet.detection.annotation_file import read_lists
 from partialnet.errors import UserError
-from partialnet.images import read_image
+from partialnet.images import UnreadableImage, read_image
 from partialnet.messages import similar_names
 from partialnet.preprocessing import Region
 
@@ -82,12 +82,12 @@ class PointingGame:
     Attributes:
         points: One for each image and category.
         unseen: Image and category whose boxes all lie outside what the network sees, which are left out.
-        skipped: Images that could not be used, with the reason.
+        unreadable: Images that could not be read, or have another size than the file says.
     """
 
     points: tuple[Point, ...]
     unseen: tuple[tuple[Path, str], ...] = ()
-    skipped: tuple[tuple[Path, str], ...] = ()
+    unreadable: tuple[UnreadableImage, ...] = ()
     classes: dict[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -107,7 +107,7 @@ class PointingGame:
             "categories": categories,
             "classes": self.classes,
             "num_unseen": len(self.unseen),
-            "skipped": [{"path": str(path), "reason": reason} for path, reason in self.skipped],
+            "unreadable": [asdict(one) for one in self.unreadable],
         }
 
 
@@ -196,7 +196,7 @@ def play_pointing_game(
     """
     points: list[Point] = []
     unseen: list[tuple[Path, str]] = []
-    skipped: list[tuple[Path, str]] = []
+    unreadable: list[UnreadableImage] = []
     for path in paths:
         truth = boxes.of(path)
         present = [] if truth is None else [name for name in truth.boxes if name in classes]
@@ -205,10 +205,12 @@ def play_pointing_game(
         try:
             image = read_image(path)
         except UserError as error:
-            skipped.append((path, str(error)))
+            unreadable.append(UnreadableImage(str(path), str(error)))
             continue
         if image.size != truth.size:
-            skipped.append((path, f"{image.width}×{image.height} pixels, the boxes are for {truth.size}"))
+            width, height = truth.size
+            reason = f"{str(path)!r} has {image.width}×{image.height} pixels, but its boxes are for {width}×{height}."
+            unreadable.append(UnreadableImage(str(path), reason))
             continue
         region = _within(explainer.preprocess.region(image.size), image.size)
         for category in present:
@@ -231,7 +233,7 @@ def play_pointing_game(
                 )
             )
     names = {category: explainer.class_names[index] for category, index in classes.items()}
-    return PointingGame(tuple(points), tuple(unseen), tuple(skipped), names)
+    return PointingGame(tuple(points), tuple(unseen), tuple(unreadable), names)
 
 
 def _plain(name: str) -> str:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from partialnet.checkpoint import load
 from partialnet.errors import UserError
-from partialnet.images import read_images
+from partialnet.images import UnreadableImage, read_images
 from partialnet.sources import short_names
 
 from .boxes import BoxSet, play_pointing_game
@@ -45,12 +45,12 @@ class ExplainedImages:
 
     Attributes:
         read: Path and (width, height) of each image that could be read.
-        unreadable: Why the others could not.
+        unreadable: The others.
         written: Files of the pictures.
     """
 
     read: Sequence[tuple[Path, tuple[int, int]]]
-    unreadable: Sequence[UserError]
+    unreadable: Sequence[UnreadableImage]
     written: Sequence[str]
 
 
@@ -100,12 +100,12 @@ def explain_images(
     """
     pictures.folder.mkdir(parents=True, exist_ok=True)
     read: list[tuple[Path, tuple[int, int]]] = []
-    unreadable: list[UserError] = []
+    unreadable: list[UnreadableImage] = []
     drawn: list[Image.Image] = []
     gate_pages: list[str] = []
     for path, image in read_images(paths):
         if isinstance(image, UserError):
-            unreadable.append(image)
+            unreadable.append(UnreadableImage(str(path), str(image)))
             continue
         findings = explain_image(image, networks, classes, method, stage, scores)
         index = len(read)

@@ -24,7 +24,12 @@ _Read = TypeVar("_Read")
 
 
 def read_or_replace(
-    read: Callable[[int], _Read], name: Callable[[int], str], wanted: int, count: int, seed: int, unreadable: list[int]
+    read: Callable[[int], _Read],
+    name: Callable[[int], str],
+    wanted: int,
+    count: int,
+    seed: int,
+    unreadable: dict[int, str],
 ) -> tuple[int, _Read]:
     """Image ``wanted`` or, where it is unreadable, another one that its number determines; and its index.
 
@@ -34,7 +39,7 @@ def read_or_replace(
         wanted: Index of the image.
         count: Number of images there are.
         seed: Of the run.
-        unreadable: The indices of unreadable images are added to it.
+        unreadable: The indices of unreadable images are added to it, with why.
 
     Raises:
         UserError: One after the other is unreadable.
@@ -44,8 +49,8 @@ def read_or_replace(
     for _ in range(MAX_REPLACEMENTS):
         try:
             return index, read(index)
-        except UserError:
-            unreadable.append(index)
+        except UserError as error:
+            unreadable[index] = str(error)
         others = others or generator(REPLACEMENT, seed, wanted)
         index = int(others.integers(count))
     raise UserError(

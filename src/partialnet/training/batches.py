@@ -43,15 +43,15 @@ class Batch:
         targets: What is to be learnt: classes, (B,), int64; with mixup or cutmix probabilities, (B, classes), float32.
         labels: True class of each image, (B,), int64.
         indices: Place of each image in the data set, (B,), int64.
-        unreadable: Images that should have been here and cannot be read. In training others stand in for them, in
-            evaluation they are left out, so that B is smaller, even 0.
+        unreadable: Images that should have been here and cannot be read, by their place, with why. In training others
+            stand in for them, in evaluation they are left out, so that B is smaller, even 0.
     """
 
     images: Tensor
     targets: Tensor
     labels: Tensor
     indices: Tensor
-    unreadable: list[int] = field(default_factory=list)
+    unreadable: dict[int, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -155,7 +155,7 @@ class _TrainBatches(Dataset[Batch]):
     def __getitem__(self, number: int) -> Batch:
         config = self.config
         size = self._size(number)
-        unreadable: list[int] = []
+        unreadable: dict[int, str] = {}
         pixels = np.empty((self.order.shape[1], *size, 3), np.uint8)
         indices = []
         read = partial(self.images.read, min_side=self._min_side(size))
@@ -254,12 +254,13 @@ class _EvalBatches(Dataset[Batch]):
     def __getitem__(self, number: int) -> Batch:
         _, height, width = self.input_config["input_size"]
         read: list[np.ndarray] = []
-        indices, unreadable = [], []
+        indices: list[int] = []
+        unreadable: dict[int, str] = {}
         for index in self.mine[number * self.batch_size : (number + 1) * self.batch_size].tolist():
             try:
                 image = self.images.read(index)
-            except UserError:
-                unreadable.append(index)
+            except UserError as error:
+                unreadable[index] = str(error)
                 continue
             read.append(self._transform(image).permute(1, 2, 0).numpy())
             indices.append(index)

@@ -93,10 +93,10 @@ class ClassifierTask(Task):
         batches = eval_loader(images, self.config, self.input_config, trainer.global_rank, trainer.world_size)
         device = trainer.strategy.root_device
         sums = torch.zeros(3, dtype=torch.float64, device=device)
-        unreadable: list[int] = []
+        unreadable: set[int] = set()
         with torch.no_grad(), self.evaluation_mode() as network:
             for batch in self.with_bar(batches):
-                unreadable += batch.unreadable
+                unreadable.update(batch.unreadable)
                 if len(batch):
                     batch = batch.to(device, non_blocking=True)
                     logits = network(self._images(batch)).float()

@@ -37,11 +37,11 @@ class TrainingBatch(Protocol):
 
     Attributes:
         indices: Place of each item in the data set, (B,), int64.
-        unreadable: Items that should have been here and cannot be read.
+        unreadable: Items that should have been here and cannot be read, by their place, with why.
     """
 
     indices: Tensor
-    unreadable: list[int]
+    unreadable: dict[int, str]
 
     def __len__(self) -> int: ...
 

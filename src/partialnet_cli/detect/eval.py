@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from partialnet.messages import listed
-
 from ..device_option import device_option
+from ..failures import tell_left_out
 from ..next_command import next_command
 from ..ranges import IntRange
 from ..results import Results, result_options
@@ -84,18 +84,13 @@ def evaluate(
     files = [folder / name for name in ("evaluation.json", "detections.json", PRECISION_RECALL_NAME, COMPARISON_NAME)]
     check_destinations(*files)
     result = evaluate_detector(detector, images, found, batch_size, workers, sys.stderr.isatty())
-    if result.unreadable:
-        click.echo(
-            f"{len(result.unreadable)} of {len(images)} images cannot be read, or have another size than the file "
-            f"says: left out ({listed(result.unreadable, 3)}).",
-            err=True,
-        )
+    tell_left_out(result.unreadable)
     content = {
         "network": source,
         "data": data,
         **result.evaluation.as_json(),
         "faults": faults_as_json(images.faults),
-        "unreadable": list(result.unreadable),
+        "unreadable": [asdict(one) for one in result.unreadable],
         "environment": environment(),
     }
     write_json(files[0], content)
