@@ -421,13 +421,35 @@ def test_many_large_photos_are_compared_in_little_memory(
     assert max(later - earlier for earlier, later in pairwise(compared)) == 2
 
 
-def test_a_photo_that_cannot_be_read_is_told_before_the_work(
-    detector: DetectorCheckpoint, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_photos_that_cannot_be_read_are_told(
+    run_folder: Path,
+    photos: list[Path],
+    labelled: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Command,
 ) -> None:
-    monkeypatch.setattr(export, "write_detector_onnx", lambda *_: pytest.fail("written"))
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"broken\.png"):
-        export_detector(detector, tmp_path / "detector.onnx", images=[*photos, tmp_path / "broken.png"])
+    data = tmp_path / "data"
+    data.mkdir()
+    for photo in photos:
+        shutil.copy(photo, data)
+    broken = data / photos[0].name
+    broken.write_bytes(b"no image")
+    output = tmp_path / "detector.onnx"
+    run = ("detect", "export", run_folder, "-o", output, "--calibration")
+    for calibration, name in ((data, str(broken)), (f"{data},{labelled}", broken.name)):
+        done = command(*run, calibration)
+        assert done.code == 0
+        assert f"1 unreadable image was left out:\n  {str(broken)!r} is not a" in done.err
+        (unreadable,) = json.loads(output.with_name(f"{output.name}.json").read_text())["unreadable"]
+        assert unreadable["image"] == name
+        assert unreadable["reason"] in done.err
+    monkeypatch.setattr(export, "write_detector_onnx", lambda *_: pytest.fail("before it is told"))
+    for path in data.iterdir():
+        path.write_bytes(b"no image")
+    done = command(*run, data)
+    assert done.code == 2
+    assert "None of the 3 images can be read; the first: " in done.err.splitlines()[-1]
 
 
 def test_mistakes_are_told(detector: DetectorCheckpoint, tmp_path: Path) -> None:

@@ -689,6 +689,47 @@ def test_an_opened_file_may_be_replaced_or_deleted(suffix, checkpoint, exported,
     assert torch.equal(first, expected)
 
 
+def test_images_that_cannot_be_read_are_told(checkpoint, photos, labelled, tmp_path, command: Command):
+    checkpoint.save(tmp_path / "run")
+    folder = tmp_path / "photos"
+    shutil.copytree(labelled.root, folder / "classes")
+    for name in ("classes/bee/aa.png", "classes/dog/aa.png"):
+        (folder / name).write_bytes(b"no image")
+    output = tmp_path / "net.safetensors"
+    for calibration, names in (
+        (folder / "classes", ("bee/aa.png", "dog/aa.png")),
+        (folder, sorted(map(str, folder.rglob("aa.png")))),
+    ):
+        done = command("export", tmp_path / "run", "-f", "torch", "-o", output, "--calibration", calibration)
+        assert done.code == 0
+        assert "2 unreadable images were left out:\n" in done.err
+        unreadable = json.loads(Path(f"{output}.json").read_text())["unreadable"]
+        assert [one["image"] for one in unreadable] == list(names)
+        assert all(one["reason"] in done.err for one in unreadable)
+    for path in (folder / "classes").rglob("*.png"):
+        path.write_bytes(b"no image")
+    for calibration in (folder / "classes", folder):
+        done = command(
+            "export", tmp_path / "run", "-f", "torch", "-o", tmp_path / "new.safetensors", "--calibration", calibration
+        )
+        assert done.code == 2
+        assert re.fullmatch(
+            r"partialnet: None of the 122 images can be read; the first: '.*png' is not a .* image\.",
+            done.err.splitlines()[-1],
+        )
+    assert not list(tmp_path.glob("new*"))
+
+
+def test_images_that_int8_cannot_be_calibrated_with_are_known(photos, tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    found = collect_photos([tmp_path / "a.png", *photos], None, calibrated=True)
+    assert len(list(found.images(found.calibration))) == len(photos)
+    (unreadable,) = found.all_unreadable()
+    assert unreadable.image == str(tmp_path / "a.png")
+    with pytest.raises(UserError, match="None of the 1 images can be read"):
+        collect_photos([tmp_path / "a.png"], None, calibrated=True)
+
+
 def test_eval_takes_an_exported_file(checkpoint, exported, labelled, command: Command):
     result = command("eval", exported.path, labelled.root, "--json", "-")
     assert json.loads(result.out)["top1"] == pytest.approx(evaluate(checkpoint, labelled).top1)

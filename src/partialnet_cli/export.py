@@ -13,6 +13,7 @@ from partialnet.data.folders import class_folders
 from partialnet.errors import UserError
 from partialnet.images import find_images
 
+from .failures import tell_left_out
 from .next_command import next_command
 from .ranges import IntRange
 from .results import Results, result_options
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     metavar="FOLDER",
     type=click.Path(exists=True, file_okay=False),
     help="Folder of images like those to come; int8 is calibrated and every export compared on them. Folders of "
-    "classes inside are labels.",
+    "classes inside are labels. Images that cannot be read are left out and reported.",
 )
 @click.option(
     "-o",
@@ -89,6 +90,7 @@ def export(
     results.written += [f"{result.path} ({result.size_mb:.1f} MB)", f"{result.path}.json"]
     results.write_json(result.as_dict())
     results.say(_as_text(result))
+    tell_left_out(result.unreadable)
     for kind, agreement in result.agreement.items():
         if agreement.num_not_finite:
             click.echo(

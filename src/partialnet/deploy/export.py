@@ -19,6 +19,7 @@ from partialnet.data import LabelledImages, Subset
 from partialnet.errors import UserError
 from partialnet.evaluation import Evaluation, evaluate
 from partialnet.extras import require
+from partialnet.images import UnreadableImage
 from partialnet.prediction import Classifier
 
 from .exported_files import (
@@ -68,6 +69,7 @@ class Export:
         agreement: Comparison with PyTorch, by kind of image.
         held_out: Whether no photograph of the comparison was used for calibration.
         accuracy: Comparison on labelled images; None where there are none.
+        unreadable: Images that calibration and comparisons had to do without.
         operators: Number of operators of each kind in the float ONNX graph; none for formats made without it.
         kept: An export in fp32 that was written too, because this one agrees too rarely.
     """
@@ -81,6 +83,7 @@ class Export:
     agreement: dict[str, Agreement]
     held_out: bool
     accuracy: Accuracy | None = None
+    unreadable: tuple[UnreadableImage, ...] = ()
     operators: dict[str, int] = field(default_factory=dict)
     kept: Path | None = None
 
@@ -128,8 +131,8 @@ def export(
         progress: Show a bar while the accuracy is measured.
 
     Raises:
-        UserError: The combination is not offered, a package is missing, the network is no classifier or none that the
-            format can hold, or it or the exported one answers NaN.
+        UserError: The combination is not offered, a package is missing, none of the images can be read, the network is
+            no classifier or none that the format can hold, or it or the exported one answers NaN.
     """
     check_export(output, format, precision, bool(calibration) or labelled is not None, dynamic_batch)
     fixed_size = img_size is not None or format != "torch"
@@ -247,10 +250,11 @@ class _Draft:
         comparison = self.photos.images(self.photos.comparison)
         photographs = compare_logits(self.classifier, exported, image_batches(self.classifier, comparison))
         agreement = {"noise": noise, "photographs": photographs}
-        accuracy = None
+        accuracy, unreadable = None, self.photos.all_unreadable()
         if self.test is not None and self.original_evaluation is not None:
             evaluation = evaluate(exported, self.test, progress=self.progress)
             accuracy = compare_accuracy(self.original_evaluation, evaluation, self.photos.held_out)
+            unreadable = self.photos.all_unreadable(evaluation.unreadable.values())
         return Export(
             output,
             format,
@@ -261,6 +265,7 @@ class _Draft:
             agreement,
             self.photos.held_out,
             accuracy,
+            unreadable,
             {} if format in ("torch", "litert") else self._operators(),
         )
 

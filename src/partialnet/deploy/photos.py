@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from partialnet.data import spread
 from partialnet.errors import UserError
-from partialnet.images import read_image
+from partialnet.images import UnreadableImage, none_readable, read_image
 
 from .verify import sample_photos
 
@@ -34,6 +34,9 @@ class ReadableImages(Protocol):
     def read(self, index: int, /) -> Image.Image:
         """Image ``index`` as 8-bit RGB."""
 
+    def name(self, index: int, /) -> str:
+        """What a person would find image ``index`` by."""
+
 
 @dataclass(frozen=True)
 class Photos:
@@ -41,17 +44,21 @@ class Photos:
 
     Attributes:
         read: Opens an image by its number.
+        name: What a person would find an image by.
         calibration: Numbers of the images to calibrate with.
         comparison: Numbers of the images to compare logits on.
         test: Numbers of the images to measure the accuracy on, where labels are known.
         held_out: Whether comparison and test have no image of the calibration.
+        unreadable: Those of the images opened so far that cannot be read.
     """
 
     read: Callable[[int], Image.Image]
+    name: Callable[[int], str]
     calibration: np.ndarray
     comparison: np.ndarray
     test: np.ndarray
     held_out: bool
+    unreadable: dict[int, UnreadableImage] = field(default_factory=dict)
 
     def images(self, numbers: np.ndarray) -> Iterator[Image.Image]:
         """The images of these numbers, without those that cannot be read.
@@ -59,16 +66,19 @@ class Photos:
         Raises:
             UserError: None of them can be read.
         """
-        num_read = 0
         for number in numbers.tolist():
             try:
                 image = self.read(number)
-            except UserError:
+            except UserError as error:
+                self.unreadable[number] = UnreadableImage(self.name(number), str(error))
                 continue
-            num_read += 1
             yield image
-        if not num_read:
-            raise UserError("None of the calibration images can be read.")
+        if self.unreadable.keys() >= set(numbers.tolist()):
+            raise none_readable([self.unreadable[number] for number in numbers.tolist()])
+
+    def all_unreadable(self, others: Iterable[UnreadableImage] = ()) -> tuple[UnreadableImage, ...]:
+        """Those of the opened images that cannot be read, and ``others`` of the same data, by their names."""
+        return tuple(sorted({*self.unreadable.values(), *others}, key=lambda one: one.image))
 
 
 def collect_photos(
@@ -91,17 +101,25 @@ def collect_photos(
         most_to_compare: Images to compare on at most.
         most_to_test: Images to measure the accuracy on at most.
         num_samples: Cut-outs.
+
+    Raises:
+        UserError: None of the images can be read.
     """
     read: Callable[[int], Image.Image]
+    name: Callable[[int], str]
     if labelled is not None:
-        read, count = labelled.read, len(labelled)
+        read, name, count = labelled.read, labelled.name, len(labelled)
     elif files:
-        read, count = (lambda number: read_image(files[number])), len(files)
+        read, name, count = (lambda number: read_image(files[number])), (lambda number: str(files[number])), len(files)
     else:
         samples = sample_photos(num_samples)
-        read, count = samples.__getitem__, len(samples)
+        read, name, count = samples.__getitem__, str, len(samples)
     everything = np.arange(count)
     held_out = not calibrated or count >= LEAST_TO_DIVIDE
     calibration = spread(everything, min(most_to_calibrate, count // 2) if held_out else most_to_calibrate)
     others = np.setdiff1d(everything, calibration) if calibrated and held_out else everything
-    return Photos(read, calibration, spread(others, most_to_compare), spread(others, most_to_test), held_out)
+    comparison, test = spread(others, most_to_compare), spread(others, most_to_test)
+    photos = Photos(read, name, calibration, comparison, test, held_out)
+    for numbers in (calibration, comparison) if calibrated else (comparison,):
+        next(photos.images(numbers))  # if none can be read, that is told before the work
+    return photos

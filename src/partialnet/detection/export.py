@@ -28,12 +28,12 @@ from partialnet.deploy.precision import INFERENCE_PRECISIONS, compute_in_float32
 from partialnet.deploy.quantize import Inputs, quantize_openvino
 from partialnet.errors import UserError
 from partialnet.extras import require
+from partialnet.images import UnreadableImage
 
 from .annotations import DetectionImages, DetectionSubset
 from .checkpoint import DetectorCheckpoint
-from .evaluator import DetectionEvaluation
 from .exported import INPUTS, Canvas, CanvasGraph, load_exported_detector
-from .inference import evaluate_detector
+from .inference import EvaluatedDetector, evaluate_detector
 from .model import Detector
 from .resizing import padded_size
 from .verify import Accuracy, Parity, compare_accuracy, compare_detections
@@ -79,6 +79,7 @@ class DetectorExport:
             of 32 only: what the fixed size costs.
         held_out: Whether no photograph of the comparison was used for calibration.
         accuracy: AP beside that of PyTorch with sizes of its own choice; None without labelled images.
+        unreadable: Images that calibration and comparisons had to do without.
         kept: An export in fp32 that was written too, because this one agrees too rarely.
     """
 
@@ -92,6 +93,7 @@ class DetectorExport:
     own_sizes: Parity
     held_out: bool
     accuracy: Accuracy | None = None
+    unreadable: tuple[UnreadableImage, ...] = ()
     kept: Path | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -138,8 +140,8 @@ def export_detector(
             at most 100. From 100 images on, that of int8 is of others than it is calibrated with.
 
     Raises:
-        UserError: The combination is not offered, a package is missing, an image cannot be read, or the runtime cannot
-            hold the network.
+        UserError: The combination is not offered, a package is missing, none of the images can be read, or the runtime
+            cannot hold the network.
     """
     if format not in FORMATS:
         raise UserError(f"Detectors are exported to {' and '.join(FORMATS)}, not to {format}.")
@@ -161,8 +163,6 @@ def export_detector(
         most_to_test=TEST_IMAGES,
         num_samples=SAMPLE_IMAGES,
     )
-    for number in photos.comparison.tolist():
-        photos.read(number)  # one that cannot be read is told before the work
     test = None if labelled is None else DetectionSubset(labelled, photos.test)
     if test is not None and not test.num_instances.any():
         test = None  # there is no AP without objects
@@ -202,26 +202,34 @@ class _Draft:
             # the runtime may have loaded what it cannot run
             network.run(torch.zeros(1, 3, *self.traced), torch.tensor(self.traced))
         same_canvas, own_sizes = self._verify(network)
-        accuracy = self._compare_accuracy(exported)
+        accuracy, unreadable = None, self.photos.all_unreadable()
+        if self.test is not None and self.original_evaluation is not None:
+            found = self._evaluate(self.test, exported)
+            accuracy = compare_accuracy(self.original_evaluation.evaluation, found.evaluation, self.photos.held_out)
+            unreadable = self.photos.all_unreadable(found.unreadable)
         size = size_mb(finished)
         params_m = sum(parameter.numel() for parameter in self.folded.parameters()) / 1e6
-        held_out = self.photos.held_out
         return DetectorExport(
-            output, self.format, precision, self.canvas, size, params_m, same_canvas, own_sizes, held_out, accuracy
+            output,
+            self.format,
+            precision,
+            self.canvas,
+            size,
+            params_m,
+            same_canvas,
+            own_sizes,
+            self.photos.held_out,
+            accuracy,
+            unreadable,
         )
 
-    def _compare_accuracy(self, exported: DetectorCheckpoint) -> Accuracy | None:
-        if self.test is None or self.original_evaluation is None:
-            return None
-        return compare_accuracy(self.original_evaluation, self._evaluate(self.test, exported), self.photos.held_out)
-
     @cached_property
-    def original_evaluation(self) -> DetectionEvaluation | None:
+    def original_evaluation(self) -> EvaluatedDetector | None:
         """What the detector in PyTorch finds on the labelled images, with sizes of its own choice."""
         return None if self.test is None else self._evaluate(self.test, self.checkpoint)
 
-    def _evaluate(self, test: DetectionImages, detector: DetectorCheckpoint) -> DetectionEvaluation:
-        return evaluate_detector(detector, test, workers=0, progress=self.progress).evaluation
+    def _evaluate(self, test: DetectionImages, detector: DetectorCheckpoint) -> EvaluatedDetector:
+        return evaluate_detector(detector, test, workers=0, progress=self.progress)
 
     @property
     def _named(self) -> str:

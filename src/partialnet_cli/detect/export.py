@@ -10,6 +10,7 @@ import click
 from partialnet.errors import UserError
 from partialnet.images import find_images
 
+from ..failures import tell_left_out
 from ..next_command import next_command
 from ..ranges import IntRange
 from ..results import Results, result_options
@@ -99,6 +100,7 @@ def export(
     )
     results.written += [f"{result.path} ({result.size_mb:.1f} MB)", f"{result.path}.json"]
     results.write_json(result.as_dict())
+    tell_left_out(result.unreadable)
     if not result.held_out:
         results.say("  The photographs below are those that it was calibrated with: too few to hold some out.")
     if result.canvas:
