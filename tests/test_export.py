@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -24,7 +25,14 @@ from PIL import ExifTags, Image
 from partialnet.checkpoint import Checkpoint, create_checkpoint, load
 from partialnet.data import FolderImages, Subset
 from partialnet.deploy.export import Export, export, write_onnx
-from partialnet.deploy.exported_files import SUFFIXES, save_onnx, save_openvino
+from partialnet.deploy.exported_files import (
+    SUFFIXES,
+    prepare_output,
+    put_in_place,
+    save_onnx,
+    save_openvino,
+    write_report,
+)
 from partialnet.deploy.photos import collect_photos
 from partialnet.deploy.runtimes import ExportedModel, load_exported, open_exported, openvino_core
 from partialnet.deploy.verify import compare_accuracy, compare_logits
@@ -585,6 +593,56 @@ def test_an_export_that_is_terminated_leaves_nothing(checkpoint, tmp_path, monke
     assert done.err.endswith("partialnet: Terminated.\n")
     assert list((tmp_path / "out").iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_openvinos_graph_is_not_read_with_the_weights_of_another_export(tmp_path, monkeypatch):
+    def write(name: str, weight: float) -> Path:
+        model = means()
+        model.graph.node[0].input[0] = "scaled"
+        model.graph.node.insert(0, onnx.helper.make_node("Mul", ["images", "weight"], ["scaled"]))
+        weights = np.full((1, 3, 8, 8), weight, np.float32) + np.arange(8, dtype=np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(weights, "weight"))
+        config = {"architecture": "means", "num_classes": 3, "model_args": {}, "pretrained_cfg": _INPUT}
+        finished = tmp_path / "workspace" / f"{name}.xml"
+        save_openvino(openvino_core().read_model(model.SerializeToString()), finished, config)
+        write_report(finished, {})
+        return finished
+
+    def answer(path: Path) -> float:
+        return load_exported(path).model(torch.ones(1, 3, 8, 8)).mean().item()
+
+    (tmp_path / "workspace").mkdir()
+    path, other = tmp_path / "net.xml", tmp_path / "other.xml"
+    put_in_place(write("net", 1), path)
+    put_in_place(write("other", 2), other)
+    assert (answer(path), answer(other)) == (4.5, 5.5)
+    shutil.copy(other.with_suffix(".bin"), path.with_suffix(".bin"))
+    images = np.ones((1, 3, 8, 8), np.float32)
+    assert (
+        openvino_core().compile_model(path, "CPU")(images)["logits"].mean() == 5.5
+    )  # OpenVINO reads it without a word
+    with pytest.raises(UserError, match=r"net.xml' and the 'net.bin' beside it are of two exports"):
+        load_exported(path)
+    # of one network, exported twice, either weights do
+    put_in_place(write("net", 2), path)
+    shutil.copy(other.with_suffix(".bin"), path.with_suffix(".bin"))
+    assert answer(path) == 5.5
+
+    def move(file: Path, place: Path) -> None:
+        if file.suffix == ".xml":
+            raise KeyboardInterrupt
+        os.replace(file, place)
+
+    # one that is stopped between its files leaves no graph, and the next may take its name
+    finished = write("net", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", move)
+        with pytest.raises(KeyboardInterrupt):
+            put_in_place(finished, path)
+    assert not path.exists()
+    prepare_output(path, "openvino")
+    put_in_place(write("net", 1), path)
+    assert answer(path) == 4.5
 
 
 @pytest.mark.usefixtures("converted_once")

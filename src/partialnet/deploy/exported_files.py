@@ -17,6 +17,7 @@ from partialnet.files import refuse_read_only, write_json
 from partialnet.layers.inference import Runtime
 from partialnet.messages import first_line
 
+from .openvino_pair import digest_behind, make_room, tie_together
 from .runtimes import CONFIG_KEY
 
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "litert": ".tflite", "torch": ".safetensors"}
@@ -46,7 +47,7 @@ def prepare_output(output: Path, format: str) -> None:
     if output.is_dir():
         raise UserError(f"{str(output)!r} is a folder; name a file to write.")
     for weights in _network_files(output)[:-1]:
-        if weights.exists() and not output.exists():
+        if weights.exists() and not output.exists() and digest_behind(weights) is None:
             raise UserError(
                 f"The weights would be written to {str(weights)!r}, which is no export's; choose another file."
             )
@@ -110,11 +111,13 @@ def save_onnx(model: Any, path: Path, config: Mapping[str, Any]) -> None:
 def save_openvino(model: Any, path: Path, config: Mapping[str, Any], half: bool = False) -> None:
     """Write an ``openvino.Model`` with the network's configuration in it; ``half`` stores weights in 16 bits."""
     model.set_rt_info(json.dumps(config), [CONFIG_KEY])
+    make_room(model)
     try:
         require("openvino", "openvino").save_model(model, path, compress_to_fp16=half)
     except RuntimeError as error:  # which does not say why
         reason = f"OpenVINO could not write all of it, as on a full disk ({first_line(error)})"
         raise OSError(errno.EIO, reason, str(path)) from error
+    tie_together(path)
 
 
 def size_mb(path: Path) -> float:
@@ -124,6 +127,8 @@ def size_mb(path: Path) -> float:
 
 def put_in_place(finished: Path, output: Path) -> None:
     """Move an exported file, the weights beside it and its report to where they are wanted."""
+    if len(_network_files(output)) > 1:
+        output.unlink(missing_ok=True)  # nobody shall read an older graph with the new weights
     for file, place in zip(files_of(finished), files_of(output), strict=True):
         file.replace(place)
 

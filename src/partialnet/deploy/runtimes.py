@@ -21,6 +21,7 @@ from partialnet.extras import require
 from partialnet.messages import first_line
 
 from .litert import open_litert, read_entry
+from .openvino_pair import check_pair
 
 #: Key of the configuration in an exported file's metadata.
 CONFIG_KEY = "partialnet"
@@ -109,7 +110,8 @@ def open_exported(path: str | Path, task: str) -> ExportedFile:
         task: "classification" or "detection".
 
     Raises:
-        UserError: The file is missing or damaged, is not ours or of another task, or its runtime is not installed.
+        UserError: The file is missing or damaged, is not ours or of another task, lies beside another's weights, or its
+            runtime is not installed.
     """
     path = Path(path)
     if not path.is_file():
@@ -148,6 +150,7 @@ def _open_onnx(path: Path) -> _Opened:
 
 def _open_openvino(path: Path) -> _Opened:
     core = openvino_core()
+    check_pair(path)
     try:
         model = core.read_model(path)
         text = model.get_rt_info([CONFIG_KEY]).value if model.has_rt_info([CONFIG_KEY]) else None
