@@ -14,8 +14,8 @@ from typing import TypeVar
 from tqdm import tqdm
 
 from partialnet.training.config import RunConfig, TrainConfig
-from partialnet.training.keeper import read_metrics
 from partialnet.training.run import train
+from partialnet.training.run_folder import read_metrics
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 

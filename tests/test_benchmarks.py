@@ -20,7 +20,7 @@ from training_step import random_batch, training_step
 from partialnet.layers import DPConv
 from partialnet.search import Objective
 from partialnet.training.config import TrainConfig
-from partialnet.training.keeper import METRICS_NAME
+from partialnet.training.run_folder import METRICS_NAME
 
 #: Those in benchmarks that write a result file.
 SCRIPTS = sorted(

@@ -26,7 +26,7 @@ from partialnet.detection.outlines import draw_masks, encoded, mask_functions, u
 from partialnet.detection.outlines import run_lengths as decode_run_lengths
 from partialnet.detection.run import DetectorRun
 from partialnet.errors import UserError
-from partialnet.training.engine import differences
+from partialnet.training.continuation import differences
 from partialnet.training.settings import plain
 
 Change = Callable[[dict[str, Any]], object]

@@ -11,8 +11,8 @@ from statistics import mean, stdev
 from partialnet.data.sources import open_data
 from partialnet.errors import RunInterrupted, UserError
 from partialnet.training.config import TrainConfig
-from partialnet.training.keeper import read_metrics
 from partialnet.training.run import is_finished, train
+from partialnet.training.run_folder import read_metrics
 
 from .tables import AblationTable, Row
 

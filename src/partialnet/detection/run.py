@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from partialnet.checkpoint.stored_network import WEIGHTS_NAME
-from partialnet.training.engine import FILES, RunKind, pictures_may_fail, present_files, run
+from partialnet.training.engine import RunKind, pictures_may_fail, run
+from partialnet.training.run_folder import FILES, present_files
 
 from . import pictures
 from .batches import detection_train_loader

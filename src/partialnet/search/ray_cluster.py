@@ -19,7 +19,7 @@ from partialnet.errors import UserError
 from partialnet.extras import require
 from partialnet.files import write_atomically
 from partialnet.messages import first_line
-from partialnet.training.engine import STATES_NAME
+from partialnet.training.run_folder import STATES_NAME
 
 from .config import SearchConfig
 from .plan import PLAN_NAME

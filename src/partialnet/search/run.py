@@ -9,9 +9,10 @@ from partialnet.checkpoint import Checkpoint, load
 from partialnet.complexity import measure
 from partialnet.errors import UserError
 from partialnet.plots import learning_curves
-from partialnet.training.engine import FILES, pictures_may_fail, present_files, run
+from partialnet.training.engine import pictures_may_fail, run
 from partialnet.training.pictures import CURVES_NAME, FIRST_BATCH_NAME
 from partialnet.training.run import ImageRun, describe_task
+from partialnet.training.run_folder import FILES, present_files
 
 from . import pictures
 from .config import SearchConfig

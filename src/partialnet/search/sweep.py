@@ -9,7 +9,7 @@ from typing import Any
 
 from partialnet.errors import RunInterrupted, UserError
 from partialnet.files import write_csv
-from partialnet.training.engine import differences
+from partialnet.training.continuation import differences
 
 from . import pictures
 from .config import SearchConfig

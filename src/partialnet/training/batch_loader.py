@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -59,8 +59,13 @@ def read_or_replace(
     )
 
 
-def lost_reader(error: BaseException) -> UserError | RunInterrupted | None:
-    """What to raise, instead of torch's error, where a reading process was lost; None if the error is another one."""
+def lost_reader(error: BaseException, resume_command: Sequence[str] = ()) -> UserError | RunInterrupted | None:
+    """What to raise, instead of torch's error, where a reading process was lost; None if the error is another one.
+
+    Args:
+        error: What torch has raised.
+        resume_command: Subcommand, arguments and options that continue the run, if it is one.
+    """
     if not (isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")):
         return None
     if "Bus error" in str(error):  # it would come again and again
@@ -68,7 +73,8 @@ def lost_reader(error: BaseException) -> UserError | RunInterrupted | None:
             "A reading process found no shared memory; give the container more (--shm-size), or use --workers 0."
         )
     return RunInterrupted(
-        "A reading process was lost, as where memory is short and the system kills it; fewer --workers take less."
+        "A reading process was lost, as where memory is short and the system kills it; fewer --workers take less.",
+        resume_command,
     )
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -19,33 +19,27 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch._dynamo.exc import BackendCompilerFailed
-from tqdm import tqdm
 
 from partialnet.checkpoint.stored_network import CONFIG_NAME as CHECKPOINT_CONFIG_NAME
-from partialnet.checkpoint.stored_network import WEIGHTS_NAME
 from partialnet.compilation import why_not_compiled
 from partialnet.errors import RunInterrupted, UserError
-from partialnet.files import refuse_read_only, write_atomically
 from partialnet.messages import reason_of
 
 from .batch_loader import lost_reader
 from .config import RunConfig
+from .continuation import check_same_parameters, check_same_run, describe_run
 from .items import TrainingData
-from .keeper import LAST_NAME, METRICS_NAME, UNREADABLE_NAME, RunKeeper
+from .keeper import RunKeeper
 from .lock import RunLock
 from .loggers import create_loggers, quiet_event_writer
 from .lost_processes import OtherProcesses, tells_of_loss
 from .machine import create_trainer, find_machine, quiet_lightning, threads
-from .progress_bar import ProgressBar
-from .settings import as_yaml, plain, settings_of
+from .progress_bar import ProgressBar, say
+from .run_folder import CONFIG_NAME, LAST_NAME, RunFolder
+from .settings import as_yaml
 from .signals import StopSignals
-from .states import State, StateFiles
+from .states import State
 from .task import Task
-
-CONFIG_NAME = "config.yaml"
-STATES_NAME = "state"
-#: What a run folder holds for people beside its pictures, the checkpoint first.
-FILES = (WEIGHTS_NAME, CHECKPOINT_CONFIG_NAME, LAST_NAME, CONFIG_NAME, METRICS_NAME, "tensorboard", UNREADABLE_NAME)
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 DataT = TypeVar("DataT", bound=TrainingData)
@@ -146,7 +140,8 @@ def is_trained(kind: RunKind[ConfigT, DataT, TaskT, ResultT], config: ConfigT, d
     """
     try:
         about = json.loads((folder / LAST_NAME / CHECKPOINT_CONFIG_NAME).read_text())["training"]
-        _check_agreement(about, _about(kind, config, data, about["processes"]), config, folder)
+        now = describe_run(kind.command, config, kind.describe_data(data), about["processes"])
+        check_same_run(about, now, config, folder)
         return bool(about["epoch"] >= config.epochs)
     except UserError:
         raise
@@ -168,40 +163,31 @@ def _prepare(
     machine = find_machine(config)
     first, world_size = machine.launch.is_first, machine.launch.world_size
     tell = say if first else _say_nothing
-    if first and folder.is_dir():
-        lock.acquire()
-    states = StateFiles(folder / STATES_NAME, tell)
-    state = states.newest() if resume else None
-    if first:
-        _check_folder(folder, resume, state is not None)
+
+    # what there is: a run to continue, and data that it may continue with
+    run_folder = RunFolder(folder, resume, lock, first, tell)
+    state = run_folder.open()
     data = kind.open_data(source, config)
-    about = _about(kind, config, data, world_size)
+    about = describe_run(kind.command, config, kind.describe_data(data), world_size)
     if state is not None:
-        _check_agreement(state.run, about, config, folder)
+        check_same_run(state.run, about, config, folder)
+
+    # what learns, and what trains it
     task, weights = _create_task(kind, config, data, world_size, state)
     command = (*kind.command, source, "--config", str(folder / CONFIG_NAME), "-o", str(folder), "--resume")
-    keeper = RunKeeper(folder, states, signals, about, command, tell)
-    epochs = state.progress["epoch"] if state is not None else 0
+    keeper = RunKeeper(folder, run_folder.states, signals, about, command, tell)
     settings = as_yaml(config, f"Trained on {source}").encode()
-    # one that was killed before its first state begins anew, but as the same run unless something else was asked for
-    continues = state is not None or (resume and not _differs(folder / CONFIG_NAME, settings))
-    loggers = create_loggers(config, source, folder, epochs + 1, continues) if first else []
-    trainer = create_trainer(config, machine, states, [keeper, ProgressBar()], loggers)
+    next_epoch = 1 + (state.progress["epoch"] if state is not None else 0)
+    loggers = create_loggers(config, source, folder, next_epoch, run_folder.is_same_run(settings)) if first else []
+    trainer = create_trainer(config, machine, run_folder.states, [keeper, ProgressBar()], loggers)
+
+    # nothing speaks against it
     if first:
         _announce(kind, task, weights, world_size, state)
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-        _check_folder(folder, resume, state is not None)  # another process may have made it meanwhile
-        keeper.remove_leftovers()
-        write_atomically(folder / CONFIG_NAME, settings)
+        run_folder.begin(settings)
         if state is None:
-            (folder / UNREADABLE_NAME).unlink(missing_ok=True)  # of a run that stopped for it at its beginning
             kind.draw_beginning(task, folder)
     return trainer, task, keeper, state.path if state is not None else None
-
-
-def _differs(path: Path, content: bytes) -> bool:
-    return path.is_file() and path.read_bytes() != content
 
 
 def _create_task(
@@ -212,19 +198,10 @@ def _create_task(
     # a state holds all weights, so those that a run began with may be gone when it continues
     task, weights = kind.create_task(config if state is None else replace(config, weights=None), data, world_size)
     optimizer = task.create_optimizer(config.lr)  # what it objects to, it is to say before anything is written
-    if state is None:
-        return task, f"{weights} {task.trained_parameters()}."
-    (before,) = state.content["optimizer_states"]
-    if _group_sizes(before) != _group_sizes(optimizer.state_dict()):
-        raise UserError(
-            f"The state {str(state.path)!r} is of another version of PartialNet, which decayed other parameters; train "
-            "anew in another folder."
-        )
-    return task, f"Weights: from the saved state. {task.trained_parameters()}."
-
-
-def _group_sizes(optimizer_state: Mapping[str, Any]) -> list[int]:
-    return [len(group["params"]) for group in optimizer_state["param_groups"]]
+    if state is not None:
+        check_same_parameters(state, optimizer)
+        weights = "Weights: from the saved state."
+    return task, f"{weights} {task.trained_parameters()}."
 
 
 def _announce(
@@ -239,117 +216,51 @@ def _announce(
 
 
 def _fit(trainer: L.Trainer, task: Task, keeper: RunKeeper, state: Path | None) -> None:
+    """Train to the last epoch; what ends the training before is raised as the callers of ``run`` are to see it."""
     others = OtherProcesses(trainer) if trainer.world_size > 1 else None
     try:
-        try:
+        with _signals_answered(trainer, task, keeper):
             trainer.fit(task, ckpt_path=state)
-        except SIGTERMException:
-            # Lightning's own answer, in the moment before the keeper takes over the signals
-            keeper.interrupt("before the first batch")
-        except (UserError, RunInterrupted):
-            raise
-        except Exception:
-            # a signal may reach the compiler's processes, too, which it ends
-            if task.config.compile and keeper.signals.received:
-                keeper.interrupt("while the network was compiled")
-            raise
-    except BackendCompilerFailed as error:
-        raise UserError(f"The network cannot be trained with --compile: {why_not_compiled(error)}") from error
-    except RuntimeError as error:
-        reader = lost_reader(error)
-        if isinstance(reader, RunInterrupted):
-            raise RunInterrupted(reader.what, keeper.resume_command) from error
-        if reader is not None:
-            raise reader from error
-        if others is None or not tells_of_loss(error):
-            raise
-        lost = others.lost()
-        if others.is_told_by_first():
-            sys.exit(0)
-        if lost.exit_code != 75:
-            say(str(lost))
-            sys.exit(lost.exit_code)
-        raise RunInterrupted(str(lost), keeper.resume_command) from error
     except RunInterrupted:
         if not trainer.is_global_zero:
             sys.exit(0)  # the first process tells the user; Lightning's launcher would kill it for a failure here
         raise
+    except BackendCompilerFailed as error:
+        raise UserError(f"The network cannot be trained with --compile: {why_not_compiled(error)}") from error
+    except RuntimeError as error:
+        reader = lost_reader(error, keeper.resume_command)
+        if reader is not None:
+            raise reader from error
+        if others is not None and tells_of_loss(error):
+            others.end_with(error, keeper.resume_command)
+        raise
+
+
+@contextmanager
+def _signals_answered(trainer: L.Trainer, task: Task, keeper: RunKeeper) -> Iterator[None]:
+    """Where a signal ends the training and neither the keeper nor Python has said so, say it.
+
+    Raises:
+        RunInterrupted: A signal asked to stop.
+        KeyboardInterrupt: A second Ctrl-C was pressed.
+    """
+    try:
+        yield
+    except SIGTERMException:
+        # Lightning's own answer, in the moment before the keeper takes over the signals
+        keeper.interrupt("before the first batch")
     except SystemExit:
         # Lightning turns a second Ctrl-C into exit code 1; our callers are to see the interrupt
         if trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
-
-
-def _check_folder(folder: Path, resume: bool, has_state: bool) -> None:
-    """Refuse to write over another run.
-
-    Raises:
-        UserError: ``folder`` is a file, or holds a run that is not to be continued or files that are read-only.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{str(folder)!r} is a file; choose a folder for the run.")
-    metrics = folder / METRICS_NAME
-    # a run that was killed before its first state has one epoch's metrics at most, and may start anew
-    if resume and not has_state and metrics.is_file() and len(metrics.read_text().splitlines()) > 2:
-        raise UserError(
-            f"{str(folder)!r} holds a run of several epochs but no state to continue from; choose another folder."
-        )
-    if not resume and any((folder / name).exists() for name in (STATES_NAME, WEIGHTS_NAME, METRICS_NAME)):
-        raise UserError(f"{str(folder)!r} holds a run already; continue it with --resume or choose another folder.")
-    # a run whose checkpoints cannot be replaced would go on for nothing
-    refuse_read_only(*(place / name for place in (folder, folder / LAST_NAME) for name in FILES))
-
-
-def _about(
-    kind: RunKind[ConfigT, DataT, TaskT, ResultT], config: ConfigT, data: DataT, processes: int
-) -> dict[str, Any]:
-    """What a run is, for its states and checkpoints."""
-    return {
-        "command": " ".join(kind.command),
-        "config": plain(asdict(config)),
-        "data": kind.describe_data(data),
-        "processes": processes,
-    }
-
-
-def differences(before: Mapping[str, Any], config: RunConfig, data: Mapping[str, Any]) -> list[str]:
-    """What makes a run different from what it was, in words.
-
-    Args:
-        before: The ``config`` and ``data`` that its states and checkpoints hold.
-        config: How it is to go on; settings that may change are passed over.
-        data: What it is to learn from now, as ``RunKind.describe_data`` says.
-    """
-    old, new = before["config"], plain(asdict(config))
-    changed = {name for name in old.keys() | new.keys() if old.get(name) != new.get(name)}
-    other_epochs = "epochs" in changed
-    for name, setting in settings_of(type(config)).items():
-        # whoever asks for other epochs did not ask for what follows from them
-        if setting.metadata["may_change"] or (other_epochs and setting.metadata["follows_epochs"]):
-            changed.discard(name)
-    other_data = [name.replace("_", " ") for name, was in before["data"].items() if was != data.get(name)]
-    return [
-        *(f"{name} was {old.get(name)!r} and is {new.get(name)!r}" for name in sorted(changed)),
-        *(f"{name} of the data differs" for name in other_data),
-    ]
-
-
-def _check_agreement(before: Mapping[str, Any], now: Mapping[str, Any], config: RunConfig, folder: Path) -> None:
-    """Refuse to continue a run with what would make it another one."""
-    if before.get("command", now["command"]) != now["command"]:
-        raise UserError(
-            f"{str(folder)!r} holds a run of `partialnet {before['command']}`, which `partialnet {now['command']}` "
-            "cannot continue; choose another folder."
-        )
-    differing = differences(before, config, now["data"])
-    if before["processes"] != now["processes"]:
-        differing.append(f"the number of processes was {before['processes']} and is {now['processes']}")
-    if differing:
-        raise UserError(
-            f"The run in {str(folder)!r} cannot continue like this: {'; '.join(differing)}. "
-            "Continue it as it began, or choose another folder."
-        )
+    except (UserError, RunInterrupted):
+        raise
+    except Exception:
+        # a signal may reach the compiler's processes, too, which it ends
+        if task.config.compile and keeper.signals.received:
+            keeper.interrupt("while the network was compiled")
+        raise
 
 
 @contextmanager
@@ -359,16 +270,6 @@ def pictures_may_fail() -> Iterator[None]:
         yield
     except OSError as error:
         say(f"The pictures cannot be written ({reason_of(error)}).")
-
-
-def present_files(folder: Path, names: Iterable[str]) -> tuple[Path, ...]:
-    """The files of a run folder with these names, in this order, without those that are not there."""
-    return tuple(folder / name for name in names if (folder / name).exists())
-
-
-def say(sentence: str) -> None:
-    """A line on the error stream, above a progress bar if there is one."""
-    tqdm.write(sentence, file=sys.stderr)
 
 
 def _say_nothing(sentence: str) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import math
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,21 +18,13 @@ from partialnet.messages import reason_of
 
 from .agreement import Agreement, gathered
 from .items import TrainingBatch
+from .run_folder import LAST_NAME, METRICS_NAME, UNREADABLE_NAME
 from .signals import StopSignals
 from .states import StateFiles
 from .task import Task
 
-METRICS_NAME = "metrics.csv"
-UNREADABLE_NAME = "unreadable_images.txt"
-LAST_NAME = "last"
 #: Least time between two epochs' pictures, so that drawing takes a small part of short epochs.
 SECONDS_BETWEEN_PICTURES = 60.0
-
-
-def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The rows of a run folder's ``metrics.csv``, one for each epoch."""
-    with (folder / METRICS_NAME).open(newline="") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
 class RunKeeper(L.Callback):
@@ -68,13 +58,6 @@ class RunKeeper(L.Callback):
         self._last_save = self._last_pictures = time.monotonic()
         self._known_unreadable = 0
         self._agreement = Agreement()
-
-    def remove_leftovers(self) -> None:
-        """Remove the parts of files that a killed process was writing."""
-        for folder in (self.folder, self.folder / LAST_NAME, self.states.folder):
-            for path in folder.glob(".*.*.*"):  # nothing where there is no such folder
-                if re.fullmatch(r"\..+\.(pt|safetensors|json|csv|txt|yaml|png)\.[a-z0-9_]{8}", path.name):
-                    path.unlink(missing_ok=True)
 
     # -- hooks, in the order in which they come ------------------------------------------------------------------------
 

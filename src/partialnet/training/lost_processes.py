@@ -10,13 +10,16 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
+from partialnet.errors import RunInterrupted
+
 from .launch import start_processes
+from .progress_bar import say
 
 #: What gloo and NCCL say where another process no longer answers.
 _SIGNS = ("gloo/transport", "remote process exit")
@@ -82,14 +85,33 @@ class OtherProcesses:
             strategy.launcher.procs = self.started  # to which it passes SIGTERM on, and a second Ctrl-C
             ProcessWatch(self.started, self.rank, self.world_size).start()
 
-    def is_told_by_first(self) -> bool:
+    def end_with(self, error: RuntimeError, resume_command: Sequence[str]) -> NoReturn:
+        """End this process, as another one is gone.
+
+        Args:
+            error: What has told of it.
+            resume_command: Subcommand, arguments and options that continue the run.
+
+        Raises:
+            RunInterrupted: The other one was killed, and this process is the one to tell the user.
+            SystemExit: Another process tells the user, or the other one has failed by itself.
+        """
+        lost = self._lost()
+        if self._is_told_by_first():
+            sys.exit(0)
+        if lost.exit_code != 75:
+            say(str(lost))
+            sys.exit(lost.exit_code)
+        raise RunInterrupted(str(lost), resume_command) from error
+
+    def _is_told_by_first(self) -> bool:
         """Whether the process that has started this one is there to tell the user."""
         if not isinstance(self.environment, LightningEnvironment) or self.environment.local_rank() == 0:
             return False
         time.sleep(_SECONDS_TO_BE_ORPHANED)
         return os.getppid() == self._parent
 
-    def lost(self) -> LostProcess:
+    def _lost(self) -> LostProcess:
         """The process that is gone, as far as it can be known here."""
         end = time.monotonic() + _SECONDS_TO_END
         while self.started and time.monotonic() < end:

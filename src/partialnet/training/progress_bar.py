@@ -88,3 +88,8 @@ class ProgressBar(L.Callback):
         """Close the bar, so that what follows starts on a line of its own."""
         if self._bar is not None:
             self._bar.close()
+
+
+def say(sentence: str) -> None:
+    """A line on the error stream, above a progress bar if there is one."""
+    tqdm.write(sentence, file=sys.stderr)

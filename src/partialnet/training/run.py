@@ -17,8 +17,9 @@ from . import pictures
 from .batches import train_loader
 from .classifier import ClassifierTask
 from .config import TrainConfig
-from .engine import FILES, RunKind, is_trained, pictures_may_fail, present_files, run
+from .engine import RunKind, is_trained, pictures_may_fail, run
 from .network import create_network
+from .run_folder import FILES, present_files
 from .teacher import load_teacher
 
 _PICTURES = (pictures.CURVES_NAME, pictures.CONFUSION_NAME, pictures.MISTAKES_NAME, pictures.FIRST_BATCH_NAME)
