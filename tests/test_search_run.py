@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NoReturn
@@ -243,13 +244,13 @@ def test_sweep_keeps_finished_points(photos: Path, tmp_path: Path, command: Comm
 @pytest.mark.usefixtures("without_pictures")  # here; the cluster's processes draw
 def test_sweep_on_a_ray_cluster(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray")
-    from partialnet.search.ray_cluster import RayCluster
+    from partialnet.search.ray_cluster import search_on_cluster
 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     monkeypatch.chdir(photos.parent)
     config = replace(CONFIG, epochs=1, warmup_epochs=0.0)
     sweep(config, [2.0, 4.0], "photos", tmp_path / "here", search_points=None)
-    result = sweep(config, [2.0, 4.0], "photos", tmp_path / "there", search_points=RayCluster("local"))
+    result = sweep(config, [2.0, 4.0], "photos", tmp_path / "there", search_points=partial(search_on_cluster, "local"))
     assert not ray.is_initialized()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     for theta, plan in result.plans.items():
@@ -263,10 +264,10 @@ def test_sweep_on_a_ray_cluster(photos: Path, tmp_path: Path, monkeypatch: pytes
 
 def test_ray_mistakes(photos: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    from partialnet.search.ray_cluster import RayCluster
+    from partialnet.search.ray_cluster import search_on_cluster
 
     with pytest.raises(UserError, match="cannot be reached"):
-        RayCluster("127.0.0.1:1")([(CONFIG, tmp_path)], str(photos))
+        search_on_cluster("127.0.0.1:1", [(CONFIG, tmp_path)], str(photos))
 
 
 @pytest.mark.parametrize(
@@ -277,9 +278,11 @@ def test_ray_mistakes(photos: Path, tmp_path: Path) -> None:
         (ZeroDivisionError(), "A search on the cluster failed: ZeroDivisionError"),
     ],
 )
-def test_error_in_a_task_is_told_in_a_sentence(cause: Exception, told: str, photos: Path, tmp_path: Path) -> None:
+def test_error_in_a_task_is_told_in_a_sentence(
+    cause: Exception, told: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ray = pytest.importorskip("ray")
-    from partialnet.search.ray_cluster import RayCluster
+    from partialnet.search.ray_cluster import search_on_cluster
 
     def fail(task: object) -> NoReturn:
         raise ray.exceptions.RayTaskError(
@@ -293,10 +296,9 @@ def test_error_in_a_task_is_told_in_a_sentence(cause: Exception, told: str, phot
         wait = staticmethod(lambda running, timeout: (running, []))
         get = staticmethod(fail)
 
-    cluster = RayCluster("local")
-    cluster._ray = OneTask
+    monkeypatch.setattr("partialnet.search.ray_cluster.require", lambda module, extra: OneTask)
     with pytest.raises(UserError) as error:
-        cluster([(CONFIG, tmp_path)], str(photos))
+        search_on_cluster("local", [(CONFIG, tmp_path)], str(photos))
     assert (type(error.value), str(error.value)) == (UserError, told)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import click
 
 from partialnet.data.sources import KINDS_OF_DATA
 from partialnet.errors import UserError
+from partialnet.extras import require
 from partialnet.search.config import SearchConfig
 from partialnet.training.settings import parse_setting
 
@@ -89,11 +91,13 @@ def search(
 
 
 def _sweep(run: Run[SearchConfig], thetas: tuple[float, ...], ray: str | None, shared: list[str]) -> None:
-    from partialnet.search.ray_cluster import RayCluster
+    from partialnet.search.ray_cluster import search_on_cluster
     from partialnet.search.sweep import sweep
 
-    cluster = RayCluster(ray) if ray is not None else None
-    result = sweep(run.config, thetas, run.data, run.folder, run.resume, cluster)
+    if ray is not None:
+        require("ray", "ray")  # if it is missing, it is to be told now
+    search_points = partial(search_on_cluster, ray) if ray is not None else None
+    result = sweep(run.config, thetas, run.data, run.folder, run.resume, search_points)
     click.echo(f"\n{'θ':>6}{'ζ/κ':>8}{'mean ratio':>12}{'accuracy':>10}{'G MACs':>9}   split ratio of each layer")
     for theta, plan in result.plans.items():
         ratios = " ".join(f"{ratio:.3g}" for ratio in plan.split_ratios.values())

@@ -8,9 +8,11 @@ import socket
 import tempfile
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tqdm import tqdm
@@ -24,9 +26,12 @@ from partialnet.training.run_folder import STATES_NAME
 from .config import SearchConfig
 from .plan import PLAN_NAME
 
+#: Time in which the cluster must answer.
+_SECONDS_TO_ANSWER = 10.0
 
-class RayCluster:
-    """Searches each point as a task of its own on whatever machine of a cluster is free.
+
+def search_on_cluster(address: str, points: Sequence[tuple[SearchConfig, Path]], data: str) -> None:
+    """Search each point as a task of its own on whatever machine of a cluster is free; see ``sweep``.
 
     Every machine needs this package, and the data under the same path. A task works in a temporary folder of its
     machine and hands its files over when it is finished; a machine that is lost costs the points it was at, which Ray
@@ -34,60 +39,71 @@ class RayCluster:
 
     Args:
         address: Of the cluster, such as ``auto`` or ``ray://host:10001``; ``local`` starts one on this machine.
+        points: What to search, each with its run folder, which has the search's files afterwards.
+        data: What to learn from; see ``partialnet.data.sources.open_data``.
 
     Raises:
-        UserError: Ray is not installed.
+        UserError: Ray is not installed, the cluster cannot be reached, or a search says what does not fit; other points
+            that are finished by then are kept.
     """
+    ray = require("ray", "ray")
+    if points:
+        with _connected(ray, address):
+            _collect(ray, _start(ray, points, data))
 
-    def __init__(self, address: str) -> None:
-        self._ray = require("ray", "ray")
-        self.address = address
 
-    def __call__(self, points: Sequence[tuple[SearchConfig, Path]], data: str) -> None:
-        """Search all points; their files are in their folders afterwards.
+@contextmanager
+def _connected(ray: ModuleType, address: str) -> Iterator[None]:
+    """Ray's tasks run on the cluster of an address.
 
-        Raises:
-            UserError: The cluster cannot be reached, or a search says what does not fit; other points that are finished
-                by then are kept.
-        """
-        if not points:
-            return
-        ray = self._ray
-        _check_reachable(self.address)
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            ray.init(None if self.address == "local" else self.address, log_to_driver=False, logging_level="warning")
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(f"The Ray cluster {self.address!r} cannot be reached: {first_line(error)}") from error
-        finally:
-            # Ray puts a handler of its own in its place, which it never takes away
-            if handler is not None and threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, handler)
-        try:
-            self._search(points, _absolute(data))
-        finally:
-            ray.shutdown()
+    Raises:
+        UserError: It cannot be reached.
+    """
+    _check_reachable(address)
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(None if address == "local" else address, log_to_driver=False, logging_level="warning")
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(f"The Ray cluster {address!r} cannot be reached: {first_line(error)}") from error
+    finally:
+        # Ray puts a handler of its own in its place, which it never takes away
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
-    def _search(self, points: Sequence[tuple[SearchConfig, Path]], data: str) -> None:
-        ray = self._ray
-        folders: dict[Any, Path] = {}
-        for config, folder in points:
-            resources = {"num_cpus": config.threads or 1, "num_gpus": 0 if config.device == "cpu" else _gpus(ray)}
-            task = ray.remote(**resources)(_search_in_temporary_folder)
-            weights, teacher = (path and _absolute(path) for path in (config.weights, config.teacher))
-            folders[task.remote(replace(config, weights=weights, teacher=teacher), data)] = folder
-        with tqdm(total=len(points), desc="searches", unit="θ") as bar:
-            running = list(folders)
-            while running:
-                finished, running = ray.wait(running, timeout=1)
-                for task in finished:
-                    try:
-                        files = ray.get(task)
-                    except ray.exceptions.RayError as error:
-                        raise UserError(_reason(error)) from error
-                    _write(folders[task], files)
-                    bar.update()
-                bar.refresh()
+
+def _start(ray: ModuleType, points: Sequence[tuple[SearchConfig, Path]], data: str) -> dict[Any, Path]:
+    """Hand all points to the cluster; the folder of each task."""
+    folders: dict[Any, Path] = {}
+    for config, folder in points:
+        resources = {"num_cpus": config.threads or 1, "num_gpus": 0 if config.device == "cpu" else _gpus(ray)}
+        task = ray.remote(**resources)(_search_in_temporary_folder)
+        weights, teacher = (path and _absolute(path) for path in (config.weights, config.teacher))
+        folders[task.remote(replace(config, weights=weights, teacher=teacher), _absolute(data))] = folder
+    return folders
+
+
+def _collect(ray: ModuleType, folders: Mapping[Any, Path]) -> None:
+    """Write each task's files into its folder as soon as it is finished.
+
+    Raises:
+        UserError: A task failed.
+    """
+    with tqdm(total=len(folders), desc="searches", unit="θ") as bar:
+        running = list(folders)
+        while running:
+            finished, running = ray.wait(running, timeout=1)
+            for task in finished:
+                try:
+                    files = ray.get(task)
+                except ray.exceptions.RayError as error:
+                    raise UserError(_reason(error)) from error
+                _write(folders[task], files)
+                bar.update()
+            bar.refresh()
 
 
 def _reason(error: Exception) -> str:
@@ -120,7 +136,7 @@ def _write(folder: Path, files: dict[str, bytes]) -> None:
         write_atomically(folder / name, files[name])
 
 
-def _check_reachable(address: str, seconds: float = 10.0) -> None:
+def _check_reachable(address: str) -> None:
     """Refuse an address where nobody listens, which Ray would try for minutes.
 
     Raises:
@@ -130,12 +146,12 @@ def _check_reachable(address: str, seconds: float = 10.0) -> None:
     if found is None:
         return  # "auto" and the like, which Ray looks up
     try:
-        socket.create_connection((found[1], int(found[2])), seconds).close()
+        socket.create_connection((found[1], int(found[2])), _SECONDS_TO_ANSWER).close()
     except (OSError, OverflowError) as error:
         raise UserError(f"The Ray cluster {address!r} cannot be reached: {error}.") from error
 
 
-def _gpus(ray: Any) -> int:
+def _gpus(ray: ModuleType) -> int:
     """One GPU for each search, where the cluster has any."""
     return min(1, int(ray.cluster_resources().get("GPU", 0)))
 
