@@ -19,8 +19,8 @@ from result_file import result_file, result_parser
 from partialnet.bench import environment
 from partialnet.checkpoint import Checkpoint, load
 from partialnet.data import FolderImages, LabelledImages, spread
+from partialnet.data.evaluation_parts import evaluation_folder
 from partialnet.data.handwritten_digits import open_digits
-from partialnet.data.sources import evaluation_folder
 from partialnet.demo import run_demo
 from partialnet.deploy.export import export
 from partialnet.deploy.exported_files import SUFFIXES

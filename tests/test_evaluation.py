@@ -18,8 +18,9 @@ from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 
 from partialnet.checkpoint import Checkpoint, create_checkpoint
 from partialnet.data import FolderImages, LabelledImages, Subset
+from partialnet.data.evaluation_parts import evaluation_folder
 from partialnet.data.labelled_images import describe_images
-from partialnet.data.sources import evaluation_folder, open_data
+from partialnet.data.sources import open_data
 from partialnet.errors import UserError
 from partialnet.evaluation import Evaluation, evaluate, match_classes
 from partialnet.prediction import Classifier, Prediction

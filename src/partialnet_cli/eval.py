@@ -60,7 +60,8 @@ def evaluate(
     Example: partialnet eval runs/flowers flowers/val --csv answers.csv
     """
     from partialnet.bench.environment import environment
-    from partialnet.data.sources import evaluation_folder, evaluation_part, is_folder, num_learnt
+    from partialnet.data.evaluation_parts import evaluation_folder, evaluation_part, num_learnt
+    from partialnet.data.sources import is_folder
     from partialnet.evaluation import evaluate as run_evaluation
     from partialnet.evaluation import match_classes
     from partialnet.prediction import Classifier

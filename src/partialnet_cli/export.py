@@ -144,7 +144,7 @@ def _as_text(result: Export) -> str:
 
 def _labelled(folder: str, checkpoint: Checkpoint) -> LabelledImages | None:
     """The images of a folder of class folders; None where the folders are no classes of the network."""
-    from partialnet.data.sources import evaluation_folder
+    from partialnet.data.evaluation_parts import evaluation_folder
     from partialnet.evaluation import match_classes
     from partialnet.prediction import Classifier
 

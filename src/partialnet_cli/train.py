@@ -69,7 +69,8 @@ def _planned(source: str, given: dict[str, Any]) -> dict[str, Any]:
 
 def _holds_out(data: str) -> bool:
     """Whether ``partialnet eval`` takes other images of ``data`` than were learnt from."""
-    from partialnet.data.sources import evaluation_folder, is_folder
+    from partialnet.data.evaluation_parts import evaluation_folder
+    from partialnet.data.sources import is_folder
 
     try:
         return not is_folder(data) or evaluation_folder(data) != Path(data)

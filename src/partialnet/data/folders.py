@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import numpy as np
 from partialnet.errors import UserError
 from partialnet.images import SUFFIXES, images_below, is_folder
 
-from .labelled_images import ImageFiles
+from .labelled_images import ImageData, ImageFiles
+from .splits import HELD_OUT, TRAINING, first_part, part_of, split_by_class
 
 
 class FolderImages(ImageFiles):
@@ -54,3 +56,48 @@ def class_folders(root: Path) -> tuple[str, ...]:
     return tuple(
         sorted(entry.name for entry in os.scandir(root) if is_folder(entry) and not entry.name.startswith("."))
     )
+
+
+def open_folder(root: Path, val_share: float, seed: int) -> ImageData:
+    """Training and held-out images of a folder of class folders, or of such folders for the two parts.
+
+    Args:
+        root: The folder; its parts, if it has any, are named as in ``TRAINING`` and ``HELD_OUT`` of ``splits``.
+        val_share: Share of each class to hold out where there is no held-out part.
+        seed: Of the choice of images to hold out.
+
+    Raises:
+        UserError: It holds no such images, or its parts are of different classes or under other names.
+    """
+    folders = class_folders(root)
+    train, held_out = first_part(folders, TRAINING), first_part(folders, HELD_OUT)
+    if train and held_out:
+        images = FolderImages(root, part=train)
+        class_names = images.class_names
+        differing = sorted(set(class_names) ^ set(class_folders(root / held_out)))
+        if differing:
+            here, there = (train, held_out) if differing[0] in class_names else (held_out, train)
+            raise UserError(f"Class {differing[0]!r} is in {str(root / here)!r} but not in {str(root / there)!r}.")
+        validation = FolderImages(root, class_names, held_out)
+        return ImageData(images, validation, f"folders {train} and {held_out}")
+    if train and len(folders) == 1 and class_folders(root / train):
+        root /= train
+    else:
+        _refuse_parts_as_classes(root, folders)
+    return split_by_class(FolderImages(root), val_share, seed)
+
+
+def _refuse_parts_as_classes(root: Path, folders: Sequence[str]) -> None:
+    """Refuse parts under other names, such as train beside dev, which would be learnt as if they were two classes.
+
+    Raises:
+        UserError: A folder is named after a part of a data set, and folders of the same names lie in it and another.
+    """
+    for name in filter(lambda name: part_of(Path(name)), folders):
+        inside = set(class_folders(root / name))
+        for other in folders:
+            if other != name and (shared := inside & set(class_folders(root / other))):
+                raise UserError(
+                    f"{str(root)!r} holds {min(shared)!r} in {name!r} and in {other!r}, as if these were parts "
+                    "of the data, not classes; call parts train and val, and classes by names without such a word."
+                )

@@ -78,37 +78,23 @@ def open_hugging_face(name: str, val_share: float, seed: int) -> ImageData:
         raise UserError("hfds/ needs the name of a data set or a folder behind it, such as hfds/ethz/food101.")
     path, configuration = _configuration(name)
     loaded = _load(datasets, name, path, configuration)
-    learnt = first_part(loaded, TRAINING)
-    if learnt is None:
+    training = first_part(loaded, TRAINING)
+    if training is None:
         raise UserError(f"Data set {name!r} has no part 'train', only {', '.join(map(repr, loaded))}.")
-    image_column, label_column = _columns(datasets, name, loaded[learnt].features)
-    given = tuple(map(str, getattr(loaded[learnt].features[label_column], "names", None) or ()))
-    labelled = {learnt: _labelled(f"{name}/{learnt}", loaded[learnt][label_column][:], len(given))}
-    if not len(labelled[learnt].rows):
-        raise UserError(f"Part {learnt!r} of data set {name!r} has no labelled image.")
-    # competitions publish their test part without classes
-    for part in filter(None, (first_part(loaded, (wanted,)) for wanted in HELD_OUT)):
-        if {image_column, label_column} <= set(loaded[part].features):
-            found = _labelled(f"{name}/{part}", loaded[part][label_column][:], len(given))
-            if len(found.rows):
-                labelled[part] = found
-                break
+    features = loaded[training].features
+    columns = _columns(datasets, name, features)
+    given = tuple(map(str, getattr(features[columns.labels], "names", None) or ()))
+    labelled = _labelled_parts(name, loaded, training, columns, len(given))
     names = given or _class_names(np.concatenate([part.classes for part in labelled.values()]))
     # what is held out follows from the images' names, and a folder may move
     prefix = "" if Path(path).is_dir() else f"{name}/"
     images = []
     for part, found in labelled.items():
-        labels = found.classes if given else _numbers(names, found.classes)
-        # reading a row reads, and decodes, whatever columns there are
-        rows = loaded[part].select_columns([image_column])
-        try:
-            rows = rows.cast_column(image_column, datasets.Image(decode=False))
-        except Exception as error:  # of pyarrow, where the column holds something else
-            reason = first_line(error).rstrip(".")
-            raise UserError(f"Column {image_column!r} of data set {name!r} holds no images: {reason}.") from error
+        rows = _images_alone(datasets, name, loaded[part], columns.images)
         if len(found.rows) < len(rows):
             rows = rows.select(found.rows)
-        images.append(HuggingFaceImages(f"{prefix}{part}", rows, image_column, labels.astype(np.int64), names))
+        labels = found.classes if given else _numbers(names, found.classes)
+        images.append(HuggingFaceImages(f"{prefix}{part}", rows, columns.images, labels.astype(np.int64), names))
     if len(images) == 1:
         return split_by_class(images[0], val_share, seed)
     return ImageData(images[0], images[1], f"{name}'s parts {' and '.join(labelled)}")
@@ -142,7 +128,15 @@ def _load(datasets: Any, name: str, path: str, configuration: str | None) -> Map
     return {part: rows.with_format(None) for part, rows in parts}
 
 
-def _columns(datasets: Any, name: str, features: Mapping[str, Any]) -> tuple[str, str]:
+@dataclass(frozen=True)
+class _Columns:
+    """Names of the columns of the images and of their classes."""
+
+    images: str
+    labels: str
+
+
+def _columns(datasets: Any, name: str, features: Mapping[str, Any]) -> _Columns:
     """Columns of the images and of their classes."""
     images = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
     images += [column for column in IMAGE_COLUMNS if column in features]
@@ -154,7 +148,7 @@ def _columns(datasets: Any, name: str, features: Mapping[str, Any]) -> tuple[str
             f"Data set {name!r} has no column of {missing}; it has {', '.join(map(repr, features))}. Rename one to "
             f"{', '.join(known[:-1])} or {known[-1]}."
         )
-    return images[0], labels[0]
+    return _Columns(images[0], labels[0])
 
 
 @dataclass(frozen=True)
@@ -163,6 +157,30 @@ class _Labelled:
 
     rows: np.ndarray
     classes: np.ndarray
+
+
+def _labelled_parts(
+    name: str, loaded: Mapping[str, Any], training: str, columns: _Columns, num_names: int
+) -> dict[str, _Labelled]:
+    """The training part and, where there is one with labelled images, the held-out part.
+
+    Args:
+        name: What errors call the data set.
+        loaded: All its parts.
+        training: The training part.
+        columns: Where the images and classes are.
+        num_names: Number of the classes that the data set names; 0 where it names none.
+    """
+    labelled = {training: _labelled(f"{name}/{training}", loaded[training][columns.labels][:], num_names)}
+    if not len(labelled[training].rows):
+        raise UserError(f"Part {training!r} of data set {name!r} has no labelled image.")
+    # competitions publish their test part without classes
+    for part in filter(None, (first_part(loaded, (wanted,)) for wanted in HELD_OUT)):
+        if {columns.images, columns.labels} <= set(loaded[part].features):
+            found = _labelled(f"{name}/{part}", loaded[part][columns.labels][:], num_names)
+            if len(found.rows):
+                return {**labelled, part: found}
+    return labelled
 
 
 def _labelled(part: str, values: Iterable[Any], num_names: int) -> _Labelled:
@@ -183,6 +201,17 @@ def _labelled(part: str, values: Iterable[Any], num_names: int) -> _Labelled:
         rows.append(row)
         classes.append(value)
     return _Labelled(np.array(rows, np.int64), np.array(classes))
+
+
+def _images_alone(datasets: Any, name: str, rows: Any, column: str) -> Any:
+    """The rows of a part with nothing but their images, which are not decoded."""
+    # reading a row reads, and decodes, whatever columns there are
+    rows = rows.select_columns([column])
+    try:
+        return rows.cast_column(column, datasets.Image(decode=False))
+    except Exception as error:  # of pyarrow, where the column holds something else
+        reason = first_line(error).rstrip(".")
+        raise UserError(f"Column {column!r} of data set {name!r} holds no images: {reason}.") from error
 
 
 def _class_names(values: np.ndarray) -> tuple[str, ...]:
