@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from partialnet.markdown import markdown_table
+
 from .accuracy import TrainedRow
 from .measure import Conditions, Cost, Speed
 from .tables import PAPER_MACHINES, PAPER_MODEL, AblationTable, Row
@@ -306,13 +308,6 @@ def as_markdown(content: Mapping[str, Any], level: int = 1) -> str:
     """
     lines = [f"{'#' * level} Table {content['table']}: {content['title']}"]
     for section in sections(content):
-        lines += ["", f"{section.heading}:", ""]
-        lines.append(_markdown_row(section.header))
-        lines.append(_markdown_row(["---"] * len(section.header)))
-        lines += [_markdown_row(row) for row in section.rows]
+        lines += ["", f"{section.heading}:", "", *markdown_table(section.header, section.rows)]
     lines += ["", *(f"- {note}" for note in notes(content))]
     return "\n".join(lines) + "\n"
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from partialnet.files import write_atomically, write_csv
+from partialnet.markdown import markdown_table
 
 from .accuracy_latency import Point, accuracy_latency
 from .comparison import Comparison, Conditions, Measurement
@@ -162,8 +163,9 @@ def _markdown(comparison: Comparison, rows: Sequence[PresetRow]) -> str:
     paper = any(row.paper for row in rows) and conditions.preset == "paper"
     for runtime in comparison.runtimes():
         table = [_cells(row, found, conditions, paper) for row, found in _finished(comparison, rows, runtime)]
-        header, texts = [heading for heading, _ in table[0]], [[text for _, text in cells] for cells in table]
-        lines += ["", f"## {_RUNTIME_NAMES[runtime]}", "", *map(_line, [header, ["---"] * len(header), *texts])]
+        header = [heading for heading, _ in table[0]]
+        texts = [[text for _, text in cells] for cells in table]
+        lines += ["", f"## {_RUNTIME_NAMES[runtime]}", "", *markdown_table(header, texts)]
     lines += ["", *(f"- {note}" for note in notes(comparison))]
     if paper:
         lines.append(f"- Columns headed “paper” and the accuracies are quoted from the {PAPER_SOURCE}.")
@@ -191,10 +193,6 @@ def _cells(row: PresetRow, found: Measurement, conditions: Conditions, paper: bo
         *([] if paper else [("quoted from", row.top1_source)]),
     ]
     return [(heading, text or "") for heading, text in cells if paper or not heading.startswith("paper")]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def as_text(comparison: Comparison, rows: Sequence[PresetRow]) -> str:
