@@ -41,7 +41,11 @@ def entries(name: str, values: Any, of_each: str) -> tuple[Any, ...]:
 
 
 def one_side(name: str, value: int | tuple[int, int]) -> int:
-    """The one side of a kernel, stride or dilation, which may be given as two equal ones, as to ``nn.Conv2d``."""
+    """The one side of a kernel, stride or dilation, which may be given as two equal ones, as to ``nn.Conv2d``.
+
+    Raises:
+        UserError: The two differ, or are no whole numbers.
+    """
     sides = set(value) if isinstance(value, (tuple, list)) and len(value) == 2 else {value}
     side = sides.pop()
     if sides or not isinstance(side, Integral):

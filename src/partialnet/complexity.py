@@ -8,6 +8,7 @@ multiply–adds, after folding; its parameters are counted before folding.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -36,7 +37,12 @@ PAPER = {
 
 @dataclass(frozen=True)
 class Count:
-    """Parameters in millions and multiply–adds in thousand millions."""
+    """How large a network, or a part of one, is.
+
+    Attributes:
+        params_m: Parameters in millions.
+        macs_g: Multiply–adds of one image in thousand millions.
+    """
 
     params_m: float
     macs_g: float
@@ -44,7 +50,17 @@ class Count:
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a network: stem, a stage, or head. ``resolution`` is (H, W) and ``channels`` that of its output."""
+    """One part of a network: stem, a stage, or head.
+
+    Attributes:
+        name: What tables call it.
+        blocks: Number of its blocks.
+        kind: What it consists of, in a few words.
+        resolution: Height and width of its output; (1, 1) where that is no map.
+        channels: Channels of its output.
+        training: Its size in training form.
+        folded: Its size after folding.
+    """
 
     name: str
     blocks: int
@@ -57,7 +73,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Complexity:
-    """Counts of a network for images of ``input_size`` (C, H, W), in training form and folded."""
+    """Size of a network for images of one size.
+
+    Attributes:
+        input_size: Of one image, (C, H, W).
+        parts: Its parts, for PartialNet in training form; none for other networks.
+        training: The whole in training form.
+        folded: The whole after folding.
+    """
 
     input_size: tuple[int, int, int]
     parts: tuple[Part, ...]
@@ -109,6 +132,10 @@ class ModuleCounts:
     """Multiply–adds, parameters and output shapes of every module, from one pass.
 
     It passes no data, unless the network looks at values; then the image is noise, on the network's own device.
+
+    Args:
+        model: The network.
+        input_size: Of one image, (C, H, W).
     """
 
     def __init__(self, model: nn.Module, input_size: tuple[int, int, int]) -> None:
@@ -133,8 +160,8 @@ class ModuleCounts:
         flops = {name: sum(kinds.values()) for name, kinds in counter.get_flop_counts().items()}
         self.macs = {name.removeprefix(root).removeprefix("."): count / 2 for name, count in flops.items()}
 
-    def _record_shape(self, name: str) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+    def _record_shape(self, name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
             if isinstance(output, torch.Tensor):
                 self.shapes[name] = output.shape
 

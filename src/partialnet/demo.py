@@ -24,7 +24,15 @@ SAMPLES = 20
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo left: the written files, the checkpoint first, and the share of test images it gets right."""
+    """What the demo left.
+
+    Attributes:
+        folder: The run folder.
+        checkpoint: Weights of the best epoch.
+        files: All files that are meant for people, the checkpoint first.
+        accuracy: Share of the test images, in [0, 1], that the checkpoint gets right.
+        num_test: Number of the test images.
+    """
 
     folder: Path
     checkpoint: Path

@@ -34,7 +34,13 @@ def mark_epochs(axes: Axes) -> None:
 
 
 def learning_curves(path: Path, rows: Sequence[Mapping[str, float]], title: str) -> None:
-    """Loss and accuracy over the epochs, training and held out, and the learning rate."""
+    """Draw loss and accuracy over the epochs, training and held out, and the learning rate, as PNG.
+
+    Args:
+        path: File to write.
+        rows: Metrics of a classifier's epochs, as in its ``metrics.csv``: losses in nats, accuracies in [0, 1].
+        title: What is above the picture.
+    """
     figure = Figure(figsize=(13, 4.4), layout="constrained")
     loss, accuracy, rate = figure.subplots(1, 3, width_ratios=(3, 3, 2))
     epochs = [row["epoch"] for row in rows]

@@ -19,7 +19,12 @@ from .preprocessing import Preprocessing
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable classes of one image, best first, as (class name, probability in [0, 1])."""
+    """What a classifier answers to one image.
+
+    Attributes:
+        path: The image's file.
+        classes: The most probable classes, best first: name, and probability in [0, 1].
+    """
 
     path: Path
     classes: tuple[tuple[str, float], ...]

@@ -167,7 +167,13 @@ def csv_records(ablation: Ablation) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report: a heading, and a table whose first column holds names."""
+    """A part of a report.
+
+    Attributes:
+        heading: What is above its table.
+        header: Headings of the table's columns; that of the first, which holds names, is empty.
+        rows: The table, row by row, with a text for each column.
+    """
 
     heading: str
     header: tuple[str, ...]

@@ -140,7 +140,13 @@ def _layout_to_compile(model: nn.Module, images: Tensor, setting: Setting) -> to
 def fastest_form(models: Sequence[nn.Module], images: Tensor, setting: Setting) -> TorchRunner:
     """What runs a copy of the fastest of a network's forms, each in contiguous and in channels_last memory.
 
-    Within ``torch_settings``. They take turns, and the best of a few runs counts, which other programs disturb least.
+    They take turns, and the best of a few runs counts, which other programs disturb least. To be called within
+    ``torch_settings``.
+
+    Args:
+        models: The forms, in evaluation mode; they stay as they are.
+        images: A batch that all of them take, (B, C, H, W).
+        setting: Precision and device.
     """
     runs = [
         TorchRunner(copy.deepcopy(model), images, setting.precision, setting.device, layout)

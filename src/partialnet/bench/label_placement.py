@@ -33,7 +33,12 @@ class Label:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a label goes: its centre, and whether it lies so far off that a leader line should join it to its point."""
+    """Where a label goes.
+
+    Attributes:
+        center: Its centre, (x, y).
+        needs_leader: Whether it lies so far off that a leader line should join it to its point.
+    """
 
     center: tuple[float, float]
     needs_leader: bool

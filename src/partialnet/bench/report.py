@@ -14,7 +14,17 @@ from .timing import Timing
 
 @dataclass(frozen=True)
 class Row:
-    """One network under one setting: its size and its time for one batch."""
+    """One network under one setting.
+
+    Attributes:
+        model: The network, as it was named.
+        against: The network that its times are compared with.
+        setting: Runtime, precision, threads, batch size, device.
+        input_size: Of one image, (C, H, W).
+        timing: Times of one batch.
+        folded_params_m: Parameters in millions, folded.
+        macs_g: Multiply–adds of one image in thousand millions, folded.
+    """
 
     model: str
     against: str

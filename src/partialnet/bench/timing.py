@@ -16,10 +16,16 @@ from partialnet.errors import UserError
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one contestant: median, quartiles, and the ratio to the reference.
+    """Times of one contestant, and their ratio to those of the reference.
 
-    ``ratio`` is the median of the ratios round by round, in which slow moments of the machine cancel;
-    ``ratio_q1`` and ``ratio_q3`` are its quartiles.
+    Attributes:
+        median_ms: Median time of a call, in milliseconds.
+        q1_ms: Lower quartile of the times, in milliseconds.
+        q3_ms: Upper quartile of the times, in milliseconds.
+        ratio: Median of the ratios round by round, in which slow moments of the machine cancel.
+        ratio_q1: Lower quartile of these ratios.
+        ratio_q3: Upper quartile of these ratios.
+        rounds: How often it was timed.
     """
 
     median_ms: float

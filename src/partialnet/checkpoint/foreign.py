@@ -84,7 +84,11 @@ def read_foreign(path: Path) -> ReleasedNetwork | TimmTraining:
 
 
 def build_released(path: Path, released: ReleasedNetwork) -> nn.Module:
-    """The network that was read from ``path``, in evaluation mode; see ``load_released``."""
+    """The network that was read from ``path``, in evaluation mode; see ``load_released``.
+
+    Raises:
+        UserError: The tensors are not those of a PartialNet.
+    """
     _logger.info("%s: %s", path.name, released.report)
     try:
         model = PartialNet(**released.arguments)

@@ -49,7 +49,11 @@ class StoredNetwork:
 
 @contextmanager
 def using_configuration(path: str | Path) -> Iterator[None]:
-    """What the configuration in a file lacks, or has in another form, becomes one sentence that names the file."""
+    """What the configuration in a file lacks, or has in another form, becomes one sentence that names the file.
+
+    Raises:
+        UserError: A value was missing or of the wrong kind.
+    """
     try:
         yield
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -152,7 +156,16 @@ def _task(stored: StoredNetwork) -> Any:
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Load all tensors; a dimension that does not fit is told in one sentence, not in torch's hundred lines."""
+    """Load all tensors; a dimension that does not fit is told in one sentence, not in torch's hundred lines.
+
+    Args:
+        model: The network that gets them.
+        tensors: All that its state dict has, by name.
+        path: The file that they are from, for the error.
+
+    Raises:
+        UserError: A tensor is missing, unknown or of another shape.
+    """
     expected = model.state_dict()
     missing = [name for name in expected if name not in tensors]
     unknown = [name for name in tensors if name not in expected]

@@ -47,7 +47,11 @@ class HuggingFaceImages(LabelledImages):
         self._image_column = image_column
 
     def read(self, index: int, min_side: int | None = None) -> Image.Image:
-        """Image ``index`` as 8-bit RGB; a JPEG perhaps in a smaller size."""
+        """Image ``index`` as 8-bit RGB; a JPEG perhaps in a smaller size.
+
+        Raises:
+            UserError: It cannot be read, or the row has none.
+        """
         image = self._rows[index][self._image_column]
         if image is None:
             raise UserError(f"{self.name(index)!r} has no image.")
@@ -69,6 +73,11 @@ def open_hugging_face(name: str, val_share: float, seed: int) -> ImageData:
     The image column is the first of type Image, else one that is named as in ``IMAGE_COLUMNS`` and holds paths or the
     content of files; the class column is the first of type ClassLabel, else one that is named as in ``LABEL_COLUMNS``
     and holds texts or numbers.
+
+    Args:
+        name: Name or folder, perhaps with a configuration.
+        val_share: Share of each class to hold out where the data set has no held-out part.
+        seed: Of the choice of images to hold out.
 
     Raises:
         UserError: ``datasets`` is not installed, the data set cannot be loaded or holds no labelled images.

@@ -54,7 +54,14 @@ class LabelledImages(ABC):
 
 
 class ImageFiles(LabelledImages):
-    """Image files by their paths from the folder ``root``; only the paths are kept in memory, packed."""
+    """Image files by their paths from a folder; only the paths are kept in memory, packed.
+
+    Args:
+        root: The folder.
+        names: Path of each image from it.
+        class_names: Name of each class, in the order of the labels.
+        labels: Class of each image, (number of images,), int64.
+    """
 
     def __init__(self, root: Path, names: Iterable[str], class_names: tuple[str, ...], labels: np.ndarray) -> None:
         self.root = root
@@ -90,7 +97,7 @@ class Subset(LabelledImages):
 
 
 def spread(numbers: np.ndarray, most: int) -> np.ndarray:
-    """At most ``most`` of the numbers, evenly over all, so that images sorted by class keep the classes' shares."""
+    """At most ``most`` of the numbers, (N,), evenly over all: of images sorted by class, classes keep their shares."""
     if len(numbers) <= most:
         return numbers
     return numbers[((np.arange(most) + 0.5) * len(numbers) / most).astype(int)]

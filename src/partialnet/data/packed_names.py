@@ -12,6 +12,9 @@ class PackedNames:
     """Names as bytes in one array: a million take their own length, and reading processes share them.
 
     A list of strings would be copied into every process, as counting a reference is a write.
+
+    Args:
+        names: The names, in the order of their indices.
     """
 
     def __init__(self, names: Iterable[str]) -> None:

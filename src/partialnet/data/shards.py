@@ -52,7 +52,15 @@ class _Index:
 
 
 class ShardImages(LabelledImages):
-    """The images of some shards; each is found by its place within the tar file, which is looked up once."""
+    """The images of some shards; each is found by its place within the tar file, which is looked up once.
+
+    Args:
+        index: What the shards hold.
+        class_names: Name of each class, in the order of the labels.
+
+    Raises:
+        UserError: The shards hold another class.
+    """
 
     def __init__(self, index: _Index, class_names: tuple[str, ...]) -> None:
         self.class_names = class_names

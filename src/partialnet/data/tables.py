@@ -21,7 +21,13 @@ PART_COLUMNS = ("split", "part", "set", "subset")
 
 
 class TableImages(ImageFiles):
-    """The files of some rows, by their paths from the folder ``root``."""
+    """The files of some rows.
+
+    Args:
+        root: Folder that the paths are from.
+        files: Path of each file.
+        classes: Class of each file, as a text.
+    """
 
     def __init__(self, root: Path, files: Iterable[str], classes: Sequence[str]) -> None:
         class_names = classes_in_order(set(classes))

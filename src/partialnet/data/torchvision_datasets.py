@@ -65,6 +65,12 @@ def open_torchvision(name: str, val_share: float, seed: int, root: str | Path = 
     One process downloads while others wait. What torchvision calls val or test is held out; a data set without parts
     is split.
 
+    Args:
+        name: Name of the class in torchvision.
+        val_share: Share of each class to hold out where the data set has no parts.
+        seed: Of the choice of images to hold out.
+        root: Folder for downloads.
+
     Raises:
         UserError: There is no such data set, or it cannot be downloaded.
     """

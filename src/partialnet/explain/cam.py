@@ -131,7 +131,11 @@ class Explainer(PhotoNetwork):
 
     @cached_property
     def layers(self) -> dict[int, TargetLayer]:
-        """The last layer of each stage, by the number of the stage."""
+        """The last layer of each stage, by the number of the stage, from 1.
+
+        Raises:
+            UserError: No layer gives a map of more than one position.
+        """
         try:
             return target_layers(self.model, (3, *self.input_size))
         except ValueError as error:
@@ -143,7 +147,11 @@ class Explainer(PhotoNetwork):
         return "gradcam" if self.num_classes else "eigencam"
 
     def target_layer(self, stage: int | None = None) -> TargetLayer:
-        """The last layer of a stage; the last stage's without a number."""
+        """The last layer of a stage; the last stage's without a number.
+
+        Raises:
+            UserError: There is no such stage.
+        """
         stage = max(self.layers) if stage is None else stage
         if stage not in self.layers:
             have = f"stages 1 to {max(self.layers)}" if len(self.layers) > 1 else "one stage only, number 1"

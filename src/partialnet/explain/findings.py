@@ -22,7 +22,22 @@ _PREDICTED = 3  # classes named in the JSON
 
 @dataclass(frozen=True)
 class Finding:
-    """What one network gives for one image: figures, and map and gates as long as they are to be drawn."""
+    """What one network gives for one image.
+
+    Attributes:
+        map: The map of a class, as long as it is to be drawn.
+        statistics: Figures of the map.
+        predicted: The most probable classes with their probabilities in [0, 1], best first.
+        target: Name of the class that the map is of; None where the method looks at no class.
+        gates: What the layers weigh, as long as it is to be drawn; None of a folded network.
+        gate_figures: Figures of the gates.
+        scores: How faithful the map is, if that was asked for.
+        region: The part of the image that the network sees.
+        method: How the map was made, one of ``METHODS``.
+        stage: Number of the stage that it is of, from 1.
+        layer: Name of the layer that it is of.
+        probability: Of the class, in [0, 1]; None where there is none.
+    """
 
     map: ClassMap | None
     statistics: dict[str, Any]
@@ -45,7 +60,16 @@ class Finding:
 
 @dataclass
 class ExplainedNetwork:
-    """A network and what was found with it."""
+    """A network and what was found with it.
+
+    Attributes:
+        name: What pictures call it.
+        source: How it was named.
+        explainer: The network, ready to be asked.
+        untrained: Whether it has random weights.
+        found: What it gives for each image, in their order.
+        game: Outcome of the pointing game, if it was played.
+    """
 
     name: str
     source: str
@@ -63,7 +87,21 @@ def explain_image(
     stage: int | None,
     scores: bool,
 ) -> list[Finding]:
-    """Maps, predictions, gates and scores of one image for every network."""
+    """Maps, predictions, gates and scores of one image for every network.
+
+    Args:
+        image: RGB.
+        networks: The networks.
+        classes: Class to explain for each network. None takes the class that the first network finds most probable, or
+            the network's own where it does not know that one.
+        method: One of ``METHODS``; None takes each network's default.
+        stage: Number of the stage, from 1; None takes the last.
+        scores: Whether to compute deletion and insertion.
+
+    Raises:
+        UserError: A network has no such stage or does not know the method, or scores are asked for where there is no
+            class.
+    """
     findings: list[Finding] = []
     shared: str | None = None
     for network, target in zip(networks, classes, strict=True):

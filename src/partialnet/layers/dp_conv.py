@@ -214,6 +214,9 @@ class DPConv(nn.Module):
 
         Args:
             count: "grouped", all of U, c·q·2^Σg (Eq. 6); or "partial", the block alone, (q·2^Σg)² (Eq. 7).
+
+        Raises:
+            ValueError: ``count`` is neither of them.
         """
         gates = self.binary_gates()
         # half precision cannot count: float16 ends at 65504 kernels, bfloat16 has 8 bits

@@ -101,7 +101,9 @@ def _multiply_add(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def standard_deviation(variance: Tensor, count: int) -> Tensor:
-    """Unbiased deviation from the population variance of ``count`` values; a constant's is 0, with gradient 0."""
+    """Unbiased deviation from the population variance of ``count`` values, of any shape; a constant's is 0, with
+    gradient 0.
+    """
     variance = variance * (count / max(count - 1, 1))
     # sqrt has an infinite slope at 0. Clamping at float32's smallest normal number (TorchScript knows no finfo) stops
     # the gradient of constant channels.

@@ -22,7 +22,11 @@ RUNTIMES: tuple[Runtime, ...] = ("torch", "onnxruntime", "openvino", "litert")
 
 
 class TokenNorm(nn.Module):
-    """A normalisation of tokens, (B, N, C), on a map, (B, C, H, W) → (B, C, H, W)."""
+    """A normalisation of tokens on a map, (B, C, H, W) → (B, C, H, W).
+
+    Args:
+        norm: Takes and gives tokens, (B, N, C).
+    """
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
@@ -55,5 +59,5 @@ def pointwise(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
 
 
 def clipped_sigmoid(x: Tensor) -> Tensor:
-    """The hard sigmoid in the form that OpenVINO knows and fuses into the convolution before it."""
+    """The hard sigmoid of each value, in the form that OpenVINO knows and fuses into the convolution before it."""
     return F.relu6(x + 3) / 6

@@ -290,7 +290,10 @@ def pat_ch(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> PATConv:
-    """Partial channel-attention block: convolve 3×3 the leading channels, gate the others by Gaussian-SE (Fig. 8a)."""
+    """Partial channel-attention block: convolve 3×3 the leading channels, gate the others by Gaussian-SE (Fig. 8a).
+
+    (B, C, H, W) → (B, C, H, W); for arguments and errors see ``PATConv``.
+    """
     return PATConv(
         channels,
         dilation=dilation,
@@ -312,8 +315,9 @@ def pat_sp(
 ) -> PATConv:
     """Partial spatial-attention block: gate the positions of the leading half, convolve 1×1 the normalised last half.
 
-    Follows an MLP, into whose last layer its convolution folds (Fig. 8b). The paper's Table 9 prints a ratio of 1/4;
-    only 1/2 gives its parameter counts.
+    (B, C, H, W) → (B, C, H, W); for arguments and errors see ``PATConv``. The block follows an MLP, into whose last
+    layer its convolution folds (Fig. 8b). The paper's Table 9 prints a ratio of 1/4; only 1/2 gives its parameter
+    counts.
     """
     return PATConv(
         channels,
@@ -337,7 +341,10 @@ def pat_sf(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> PATConv:
-    """Partial self-attention block: convolve 3×3 the leading channels, self-attention over the others (Fig. 8c)."""
+    """Partial self-attention block: convolve 3×3 the leading channels, self-attention over the others (Fig. 8c).
+
+    (B, C, H, W) → (B, C, H, W); for arguments and errors see ``PATConv`` and ``SelfAttention2d``.
+    """
     return PATConv(
         channels,
         dilation=dilation,

@@ -67,7 +67,11 @@ class SearchRun(ImageRun[SearchConfig, SearchTask, SearchResult]):
     task = SearchTask
 
     def adapt(self, checkpoint: Checkpoint, config: SearchConfig) -> Checkpoint:
-        """The network with its partial convolutions made dynamic."""
+        """The network with its partial convolutions made dynamic.
+
+        Raises:
+            UserError: It has none, or none that ``config`` asks for.
+        """
         try:
             return replace(checkpoint, model=make_dynamic(checkpoint.model, config.layer_pattern, config.attention))
         except ValueError as error:

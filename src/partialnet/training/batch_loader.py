@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -21,6 +21,8 @@ from .signals import STOP_SIGNALS
 MAX_REPLACEMENTS = 100
 
 _Read = TypeVar("_Read")
+_Batch = TypeVar("_Batch")
+_Batch_co = TypeVar("_Batch_co", covariant=True)
 
 
 def read_or_replace(
@@ -78,11 +80,19 @@ def lost_reader(error: BaseException, resume_command: Sequence[str] = ()) -> Use
     )
 
 
-def batch_loader(batches: Any, workers: int, pin_memory: bool, first: int = 0) -> DataLoader[Any]:
-    """The items of ``batches`` in order, each a whole batch; a ``UserError`` that one raises is raised here.
+class Batches(Protocol[_Batch_co]):
+    """Makes batches from their numbers; it must be possible to pickle it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int) -> _Batch_co: ...
+
+
+def batch_loader(batches: Batches[_Batch], workers: int, pin_memory: bool, first: int = 0) -> DataLoader[_Batch]:
+    """All batches in order; a ``UserError`` that making one raises is raised here.
 
     Args:
-        batches: A ``Dataset`` that makes a batch from its number; it must be possible to pickle it.
+        batches: Makes them.
         workers: Reading processes; 0 reads in this one.
         pin_memory: Whether to bring the batches into page-locked memory, for a GPU.
         first: Number of the batch to start with; from the length on there is none.
@@ -103,7 +113,7 @@ def batch_loader(batches: Any, workers: int, pin_memory: bool, first: int = 0) -
 class _Handed(Dataset[Any]):
     """Batches as readers hand them over: a user's mistake as an item; torch would wrap its message in a traceback."""
 
-    def __init__(self, batches: Any) -> None:
+    def __init__(self, batches: Batches[Any]) -> None:
         self.batches = batches
 
     def __len__(self) -> int:

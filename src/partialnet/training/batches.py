@@ -8,7 +8,7 @@ when reading starts at batch k, as an interrupted run does.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -64,9 +64,14 @@ class Batch:
         """The batch on another device."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def _each(self, function: Any) -> Batch:
-        tensors = {name: function(getattr(self, name)) for name in ("images", "targets", "labels", "indices")}
-        return replace(self, **tensors)
+    def _each(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        return replace(
+            self,
+            images=function(self.images),
+            targets=function(self.targets),
+            labels=function(self.labels),
+            indices=function(self.indices),
+        )
 
 
 def train_loader(
@@ -106,6 +111,13 @@ def eval_loader(
     """Every image once over all processes, prepared as for prediction; unreadable images are left out and reported.
 
     Processes may get different numbers of batches, and a batch whose images are all unreadable is empty.
+
+    Args:
+        images: What is evaluated.
+        config: Batch size, reading processes, and the share of an image that is kept.
+        input_config: timm's data configuration: ``input_size``, ``mean``, ``std``, ``interpolation``.
+        rank: Number of this process.
+        world_size: Number of training processes.
     """
     batches = _EvalBatches(images, config, dict(input_config), rank, world_size)
     return batch_loader(batches, config.workers, config.device != "cpu")

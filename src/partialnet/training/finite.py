@@ -37,12 +37,17 @@ class FiniteCheck:
         self._steps: list[_Step] = []
 
     def note_loss(self, loss: Tensor, indices: Tensor) -> None:
-        """Note the loss of the images with these indices."""
+        """Note a batch's loss, a scalar, and the indices of its images, (B,)."""
         self._losses.append(loss.detach())
         self._indices.append(indices)
 
     def note_step(self, norm: Tensor | None, place: str) -> None:
-        """Note a step with the norm of its gradient, which the noted losses led to."""
+        """Note a step to which the noted losses have led.
+
+        Args:
+            norm: Of its gradient, a scalar; None where that may be infinite.
+            place: What the message calls the step.
+        """
         norm = torch.zeros_like(self._losses[0]) if norm is None else norm
         flags = torch.stack([*self._losses, norm.to(self._losses[0].dtype)]).isfinite()
         ready = None

@@ -201,7 +201,7 @@ class RunKeeper(L.Callback):
         ):
             progress.best_epoch, progress.best_score = progress.epoch, score
 
-    def _try(self, what: str, write: Callable[[], Any]) -> bool:
+    def _try(self, what: str, write: Callable[[], object]) -> bool:
         """Write what the next epoch writes again; a full disk is told but does not stop the training."""
         try:
             self.states.write_with_room(write)
@@ -264,7 +264,11 @@ class RunKeeper(L.Callback):
         self._last_save = time.monotonic()
 
     def interrupt(self, where: str) -> NoReturn:
-        """Stop the run."""
+        """Stop the run.
+
+        Raises:
+            RunInterrupted: Always.
+        """
         name = self.signals.received or "a signal to another process"
         raise RunInterrupted(f"Stopped by {name} {where}.", self.resume_command)
 

@@ -61,9 +61,14 @@ def find_launch(devices: int, num_nodes: int) -> Launch:
 
 
 def start_processes(environment: ClusterEnvironment, devices: int, world_size: int) -> list[subprocess.Popen[Any]]:
-    """Start this machine's other processes by the command of this one, with ``devices`` in all.
+    """Start this machine's other processes by the command of this one.
 
     By their variable ``LOCAL_RANK`` Lightning takes all of them, this one too, for processes of a launcher.
+
+    Args:
+        environment: Where the processes find one another.
+        devices: Processes on this machine, with this one.
+        world_size: Number of all processes.
     """
     module = sys.modules["__main__"].__spec__
     script = ["-m", module.name] if module else [os.path.abspath(sys.argv[0])]

@@ -70,8 +70,14 @@ def create_schedule(
 ) -> Scheduler:
     """timm's schedule, a function of the number of updates.
 
-    After a linear warm-up the schedule proper fills the other epochs, from which ``decay_epochs`` count, too. "poly"
-    falls linearly.
+    After a linear warm-up, the schedule that was asked for takes the rest of the epochs; ``decay_epochs`` count from
+    its beginning. "poly" falls linearly.
+
+    Args:
+        optimizer: Whose learning rate it sets.
+        config: The schedule, and its epochs.
+        lr: Highest learning rate.
+        updates_per_epoch: Changes of the weights in an epoch.
     """
     # timm's annotations say whole epochs, its arithmetic takes parts, too
     epochs: Any = config.epochs - config.warmup_epochs

@@ -88,13 +88,13 @@ def settings_of(kind: type[Settings]) -> dict[str, dataclasses.Field[Any]]:
 def create_settings(kind: type[SettingsT], values: Mapping[str, Any], where: str = "the configuration") -> SettingsT:
     """A configuration from names and values, those not given at their defaults.
 
+    Each value is checked by itself. Whether they fit together, ``check`` of the finished configuration tells: what is
+    missing here may come from elsewhere.
+
     Args:
         kind: Class of the configuration.
         values: As YAML or an option gives them: lists for tuples, whole numbers for floats.
         where: What to call their source in an error.
-
-    Each value is checked by itself. Whether they fit together, ``check`` of the finished configuration tells: what is
-    missing here may come from elsewhere.
 
     Raises:
         UserError: A name is unknown, or a value is of the wrong type, out of range or not among the choices.

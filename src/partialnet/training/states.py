@@ -108,7 +108,7 @@ class StateFiles(CheckpointIO):
         self._remove_all_but(path, self.last_good)
         self.last_good = path
 
-    def write_with_room(self, write: Callable[[], Any]) -> None:
+    def write_with_room(self, write: Callable[[], object]) -> None:
         """Write something; if the disk is full, once more without the state before the last one.
 
         Raises:

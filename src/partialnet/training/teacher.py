@@ -53,7 +53,12 @@ class Teacher(nn.Module):
 
 
 def load_teacher(source: str, class_names: Sequence[str], input_config: Mapping[str, Any]) -> Teacher:
-    """A checkpoint, a run folder, or a timm model whose pretrained weights are on this machine.
+    """A checkpoint, a run folder, or a timm model whose pretrained weights are on this machine, as a teacher.
+
+    Args:
+        source: Which of them.
+        class_names: The student's classes.
+        input_config: How the student's images are prepared.
 
     Raises:
         UserError: There is no such thing, or it knows other classes.
@@ -70,7 +75,12 @@ def load_teacher(source: str, class_names: Sequence[str], input_config: Mapping[
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """Kullback–Leibler divergence of the softened answers, mean over images, times T².
+    """Kullback–Leibler divergence of the softened answers, mean over images, times T²; a scalar, in nats.
+
+    Args:
+        logits: The student's, (B, classes).
+        teacher_logits: The teacher's, (B, classes).
+        temperature: T, by which both are divided first.
 
     Source: G. Hinton et al., "Distilling the Knowledge in a Neural Network", 2015.
     """

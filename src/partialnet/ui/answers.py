@@ -210,7 +210,11 @@ class Viewer:
         return self._in_turn(lambda: self._attention(photo, x, y))
 
     def speed(self) -> dict[str, Any]:
-        """Time of every network, folded and unfolded, in turn, and a ``note`` on those that are left out."""
+        """Time of every network, folded and unfolded, in turn, and a ``note`` on those that are left out.
+
+        Raises:
+            UserError: All of them are exported, and would be left out.
+        """
         timed = [network for network in self.networks if not network.exported]
         if not timed:
             raise UserError(_NOT_TIMED)

@@ -97,7 +97,7 @@ class PageServer(ThreadingHTTPServer):
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = ADDRESS, self.port
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, request: object, client_address: object) -> None:
         """Log what went wrong with a connection; browsers that went away are no news."""
         _logger.debug("A connection failed.", exc_info=True)
 
@@ -126,7 +126,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Photographs, and measurements, which take a while."""
         self._answer(self._post)
 
-    def _get(self, path: str, query: dict[str, str]) -> Any:
+    def _get(self, path: str, query: dict[str, str]) -> dict[str, Any]:
         viewer = self.server.viewer
         if path == "/api/networks":
             return {**viewer.describe(), "max_upload": MAX_UPLOAD}
@@ -137,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
             return {"attention": viewer.attention(photo, _share(query, "x"), _share(query, "y"))}
         raise _Refused(HTTPStatus.NOT_FOUND, "There is nothing at this address.")
 
-    def _post(self, path: str, query: dict[str, str]) -> Any:
+    def _post(self, path: str, query: dict[str, str]) -> dict[str, Any]:
         content = self._read_body()
         if path == "/api/photos":
             return self.server.viewer.add_photo(content, query.get("name", "the file")[:100], _whole(query, "stage"))
@@ -145,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self.server.viewer.speed()
         raise _Refused(HTTPStatus.NOT_FOUND, "There is nothing at this address.")
 
-    def _answer(self, question: Callable[[str, dict[str, str]], Any]) -> None:
+    def _answer(self, question: Callable[[str, dict[str, str]], dict[str, Any]]) -> None:
         """Send what a question gives, or one sentence about what is wrong with it."""
         try:
             path, _, arguments = self.path.partition("?")
