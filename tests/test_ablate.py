@@ -186,7 +186,9 @@ def test_sizes_and_speeds_in_all_files(command: Command, tmp_path: Path) -> None
     )
     assert code == 0
     assert "eager PyTorch, fp32, 1 thread, processor time" in out
-    assert "Next: partialnet ablate --table 12 --data DATA" in out
+    following = out.partition("Next: partialnet ablate --table 12 ")[2]
+    assert f"--json {files[0]}" in following
+    assert following.endswith(" --data DATA   (trains every row and adds its accuracy)\n")
     content = json.loads(files[0].read_text())
     assert [row["name"] for row in content["rows"]] == ["SRM", "Gaussian-SE"]
     assert content["environment"]["versions"]["torch"]

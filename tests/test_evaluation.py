@@ -4,6 +4,7 @@ import copy
 import csv
 import itertools
 import json
+import shlex
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -306,6 +307,9 @@ def test_data_that_is_no_folder(checkpoint, folder, tmp_path, command: Command):
         assert json.loads(result.out)["num_images"] == count
         assert told in result.err
     assert_mistake(command("eval", tmp_path / "run", both, "--split", "test"), "the parts train and val")
+    given = [str(tmp_path / "run"), str(both), "--split", "train", "--limit", "2", "--workers", "0"]
+    following = "--csv answers.csv --confusion confusion.png   (shows every answer)"
+    assert command("eval", *given).out.endswith(f"\nNext: partialnet eval {shlex.join(given)} {following}\n")
 
 
 def test_images_that_the_network_learnt_from_are_told(checkpoint, folder, tmp_path, command: Command):

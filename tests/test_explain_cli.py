@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -58,8 +59,8 @@ def test_pictures_and_figures_of_a_folder(explain: Command, run_folder: Path, ph
     lines = text.splitlines()
     assert lines[0].startswith(f"{photos / '0.png'}   ")
     assert f"Written:\n  3 pictures in {out}\n  {tmp_path / 'figures.json'}\n" in text
-    assert lines[-1].startswith("Next: partialnet explain ")
-    assert "--scores" in lines[-1]
+    again = shlex.join(map(str, (run_folder, photos, "-o", out, "--gates", 1, "--json", tmp_path / "figures.json")))
+    assert lines[-1] == f"Next: partialnet explain {again} --scores   (measures how faithful the maps are)"
     figures = json.loads((tmp_path / "figures.json").read_text())
     (network,) = figures["networks"]
     assert (network["method"], network["stage"], network["layer"]) == ("gradcam", 4, "stages.3")

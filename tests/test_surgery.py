@@ -266,6 +266,7 @@ def test_command_writes_a_run_folder_that_train_takes(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     out = command("convert", "resnet10t", "--select", "layer3", "--dry-run").out
     assert "Nothing was converted yet" in out
+    assert out.endswith("\nNext: partialnet convert resnet10t --select layer3\n")
     out = command("convert", "resnet10t", "--select", "nowhere", "--dry-run").out
     assert "Nothing would be replaced" in out
     assert "Next:" not in out

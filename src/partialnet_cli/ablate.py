@@ -12,7 +12,7 @@ from partialnet.files import write_atomically, write_csv
 from partialnet.training.config import TrainConfig
 from partialnet.training.settings import read_settings
 
-from .next_command import next_command
+from .next_command import next_command, same_command
 from .ranges import FloatRange, IntRange
 from .results import Results, result_options
 from .runs import default_recipe, run_folder
@@ -136,8 +136,7 @@ def ablate(
     elif not results.written:
         results.finish("add --json, --csv or --markdown FILE to keep the result, or --data DATA to train every row.")
     else:
-        with_data = next_command("ablate", "--table", table, "--data", "DATA")
-        results.finish(f"{with_data}   (trains every row and adds its accuracy)")
+        results.finish(f"{same_command('--data', 'DATA')}   (trains every row and adds its accuracy)")
 
 
 def _refuse_training_options(ctx: click.Context, names: list[str]) -> None:

@@ -10,7 +10,7 @@ from partialnet.checkpoint import load
 from partialnet.errors import UserError
 from partialnet.surgery.converted import convert_checkpoint
 
-from .next_command import next_command
+from .next_command import next_command, same_command
 from .ranges import FloatRange
 from .results import Results, result_options
 
@@ -97,11 +97,7 @@ def convert(
         results.say("\nNothing would be replaced; choose other layers with --select or another --split-ratio.")
         results.finish()
     elif dry_run:
-        options = [f"--select={pattern}" for pattern in select]
-        options += [f"--split-ratio={split_ratio:g}"] if split_ratio != 1 / 4 else []
-        options += [f"--attention={attention}"] if attention != "gaussian_se" else []
-        options += [f"--attention-scope={attention_scope}"] if attention_scope != "partial" else []
         results.say("\nNothing was converted yet.")
-        results.finish(next_command("convert", source, *options, "-o", output))
+        results.finish(same_command(without="--dry-run"))
     else:
         results.finish(next_command("train", "DATA", "--model", output))

@@ -15,7 +15,7 @@ from partialnet.text_width import left_aligned, text_width
 
 from .device_option import device_option
 from .failures import tell_left_out
-from .next_command import next_command
+from .next_command import same_command
 from .ranges import IntRange
 from .results import Results, result_options
 
@@ -99,7 +99,7 @@ def evaluate(
         results.write("confusion", lambda path: _draw_confusion(path, result))
     elif results.files["confusion"] is not None:
         click.echo("Warning: no answer is a number, so there are no confusions to draw.", err=True)
-    every_answer = next_command("eval", source, data, "--csv", "answers.csv", "--confusion", "confusion.png")
+    every_answer = same_command("--csv", "answers.csv", "--confusion", "confusion.png")
     results.finish(None if results.written else f"{every_answer}   (shows every answer)")
 
 

@@ -18,7 +18,7 @@ from partialnet.text_width import left_aligned, text_width
 
 from .device_option import device_option
 from .failures import fail
-from .next_command import next_command
+from .next_command import same_command
 from .ranges import IntRange
 from .results import Results, result_options
 
@@ -147,8 +147,7 @@ def explain(
         _print_game(networks, results)
     results.add_pictures(len(pictures), output)
     results.write_json(_figures(networks, explained))
-    with_scores = next_command("explain", source, *images, "--scores", "-o", output)
-    with_scores += "   (measures how faithful the maps are)"
+    with_scores = f"{same_command('--scores')}   (measures how faithful the maps are)"
     results.finish(with_scores if explained.read and not scores else None)
     if explained.unreadable:
         reasons = [one.reason for one in explained.unreadable]

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .next_command import next_command
+from .next_command import next_command, remember_command
 
 
 class Subcommand(click.Command):
@@ -65,5 +65,6 @@ class Group(click.Group):
 
                 place = argument.rstrip("=") or f"after {before}"
                 raise UserError(f"An argument is empty ({place}); it may be a variable that is not set.")
+        remember_command(ctx, args)
         name, command, rest = super().resolve_command(ctx, args)
         return name, command.load() if isinstance(command, Subcommand) else command, rest
