@@ -11,7 +11,7 @@ from .messages import first_line
 def why_not_compiled(error: BackendCompilerFailed) -> str:
     """What the compiler says, and which folder to delete if files that it left there are the reason.
 
-    It keeps what it has compiled, and takes a file that a killed process has written half for a whole one.
+    The compiler keeps what it has compiled, and takes a file that a killed process left half-written for a whole one.
     """
     reason = error.inner_exception
     said = f"{type(reason).__name__}: {first_line(reason).removesuffix('.')}"

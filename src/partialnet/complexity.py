@@ -153,7 +153,7 @@ class ModuleCounts:
             module.register_forward_hook(self._record_shape(name))
         dtype = next((p.dtype for p in self.model.parameters() if p.is_floating_point()), None)
         image = torch.randn(1, *input_size, generator=torch.Generator().manual_seed(0))
-        # of the kernels for attention, the counter knows the products of the plain one everywhere
+        # of PyTorch's kernels for attention, the plain one is the one whose products are counted on every device
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
             self.model(image.to(device, dtype))
         root = type(self.model).__name__

@@ -263,7 +263,7 @@ def match_classes(images: LabelledImages, classifier: Classifier) -> np.ndarray:
         return np.arange(len(known))
     unknown = [name for name in images.class_names if name not in known]
     if unknown:
-        # compared without case, in which alien names differ more often than in anything else
+        # upper and lower case do not count, for that is what names of the same class differ in most often
         folded = {name.casefold(): name for name in known}
         near = get_close_matches(unknown[0].casefold(), folded, n=1, cutoff=0.5)
         hint = f"its nearest name is {folded[near[0]]!r}" if near else f"it knows {listed(classifier.class_names, 8)}"

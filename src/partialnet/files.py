@@ -81,7 +81,7 @@ def _write_to_stream(path: Path, content: bytes) -> None:
 
 
 def refuse_read_only(*paths: Path) -> None:
-    """Refuse files that are marked read-only, which nobody would be asked for when another file takes their place.
+    """Refuse files that are marked read-only: putting another file in their place needs no right to write them.
 
     Raises:
         UserError: One of the files is.
@@ -89,7 +89,7 @@ def refuse_read_only(*paths: Path) -> None:
     for path in paths:
         if path.is_symlink() or not path.is_file():
             continue  # of a link only the link is replaced
-        # root may write everything, but asks for no less
+        # the mark counts for root, too, who may write everything
         if not (path.stat().st_mode & 0o222 and os.access(path, os.W_OK)):
             raise UserError(f"{str(path)!r} cannot be written: it is read-only.")
 

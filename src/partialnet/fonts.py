@@ -18,7 +18,7 @@ _PLACEHOLDERS = "Last Resort"
 
 
 def fonts_for(text: str) -> list[FontEntry]:
-    """Fonts that together have what ``OWN_FONT`` lacks of a text, as far as any has, the most useful first.
+    """Fonts for the signs of a text that ``OWN_FONT`` lacks, as far as any font has them, the most useful first.
 
     Empty where nothing is lacking, which costs next to nothing; otherwise every font of the machine is asked, once.
     """

@@ -234,7 +234,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_eight_bits(values: np.ndarray) -> np.ndarray:
-    """Where 8 bits do not hold them, 16-bit data by its full range, other data by its own; NaN becomes the least."""
+    """Values as 8 bits; where they exceed that, 16-bit data is scaled by its full range and other data by its own.
+
+    NaN becomes the least value.
+    """
     deep = values.dtype.kind == "u"
     flat, eight = values.ravel(), np.empty(values.size, np.uint8)
     parts = [slice(start, start + _PART) for start in range(0, flat.size, _PART)]

@@ -142,7 +142,7 @@ def confusion_matrix(
     side = max(5.5, each * size + 1.6) if named else 9.0
     figure = Figure(figsize=(side + (1 if named else 5.5), side), layout="compressed")
     axes, *beside = figure.subplots(1, 1 if named else 2, squeeze=False, width_ratios=None if named else (9, 5))[0]
-    # the root shows single images of a class of fifty
+    # by the square root, so that single images of a class of fifty can be seen
     shown = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
     axes.set_xlabel("predicted class", fontsize=13)
     axes.set_ylabel("true class", fontsize=13)
@@ -276,7 +276,7 @@ def save(figure: Figure, path: Path, dpi: float = 120) -> None:
     _choose_fonts(figure)
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the box tells, and nobody can mend it here
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # which the box in the picture shows anyway
         figure.savefig(buffer, format="png", dpi=dpi)
     write_atomically(path, buffer.getvalue())
 

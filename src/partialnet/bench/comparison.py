@@ -120,7 +120,7 @@ class Comparison:
         return list(dict.fromkeys(row.runtime for row in self.measurements))
 
     def num_untried(self, rows: Sequence[PresetRow]) -> int:
-        """How many of a preset's rows are there to be measured in the runtimes so far: neither finished nor failed."""
+        """How many of a preset's rows have neither finished nor failed yet, counted over the runtimes so far."""
         return sum(
             key_of(row.name, runtime) not in self.failures
             for runtime in self.runtimes()
@@ -321,7 +321,7 @@ def _measure(
 
 
 def select(rows: Sequence[PresetRow], names: Sequence[str]) -> list[PresetRow]:
-    """The rows of these names or models, in the preset's order; all without any.
+    """The rows with one of these names or models, in the preset's order; all rows where no name is given.
 
     Raises:
         UserError: A name belongs to no row.

@@ -109,9 +109,9 @@ def prepare(checkpoint: Checkpoint, setting: Setting) -> Callable[[], object]:
 
 
 def eager_forms(setting: Setting) -> tuple[Runtime | None, ...]:
-    """What networks are folded for in eager PyTorch; of several the faster counts.
+    """The forms in which networks may run in eager PyTorch; where there are two, the faster one counts.
 
-    On a GPU matrix products save the kernels that add a convolution's bias, but mergings of patches take a copy more.
+    On a GPU, matrix products save the kernels that add a convolution's bias, but each merging of patches costs a copy.
     """
     return (_FORMS["eager"],) if setting.on_cpu else (None, _FORMS["eager"])
 

@@ -41,7 +41,7 @@ class Peak:
 #: kernel, channels, height and width, images: large enough for a CPU to show what it can do
 _CONVOLUTIONS = ((1, 512, 28, 4), (3, 256, 28, 1), (3, 512, 14, 1))
 _LAYERS = 4
-#: times as many images on a GPU, which a few do not fill
+#: the number of images is multiplied by this on a GPU, which a few do not keep busy
 _GPU_IMAGES = 128
 
 

@@ -59,8 +59,8 @@ def interleave(
         synchronize: Called before each reading of the clock, for devices that work asynchronously.
         description: Label of the progress bar.
         progress: Show a progress bar.
-        clock: Gives the seconds that are reported, those that pass if None. ``time.process_time`` leaves out what
-            others did on the same core, and equals the time that passes where one thread has a core of its own.
+        clock: Gives the seconds that are reported; None takes wall time. ``time.process_time`` leaves out what other
+            programs did on the same core; where one thread has a core of its own, it equals wall time.
 
     Returns:
         The timing of each contestant.

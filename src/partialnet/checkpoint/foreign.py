@@ -105,7 +105,7 @@ def build_released(path: Path, released: ReleasedNetwork) -> nn.Module:
 
 
 def variant_of(released: ReleasedNetwork) -> str:
-    """Name of the variant of this width; the arguments say all else, so a network of another width borrows T2's."""
+    """Name of the variant of this width, or T2's where there is none: the arguments say all else."""
     return _VARIANT_OF_WIDTH.get(released.arguments["embed_dim"], "partialnet_t2")
 
 
@@ -127,7 +127,7 @@ def _read_pickled(path: Path) -> Any:
         ) from error
     except Exception as error:  # torch's reader raises whatever a damaged file leads it to
         refuse_openvino_weights(path)
-        # of a file without structure it stumbles over its own lists and keys, which says nothing to a reader
+        # what it says of a file without structure is about lists and keys of its own, and tells a reader nothing
         spoken = isinstance(error, (RuntimeError, EOFError, OSError)) and str(error)
         # its further sentences may advise to load the file with whatever code is in it
         reason = f": {first_line(error).partition('. ')[0].removesuffix('.')}" if spoken else ""

@@ -49,7 +49,7 @@ def fit(
 
 
 def open_weights(source: str) -> Checkpoint:
-    """A checkpoint whose weights another network is to start from; a name of timm's is that of its pretrained weights.
+    """A checkpoint whose weights another network is to start from; a model name of timm means its pretrained weights.
 
     Raises:
         UserError: It is folded, or nothing usable; or a name whose pretrained weights are not on this machine.
@@ -88,7 +88,10 @@ def refuse_strangers(body: Sequence[str], found: Mapping[str, Tensor], place: st
 
 
 def differing(new: Sequence[str], left: Sequence[str]) -> list[str]:
-    """Sentences on what is new though it should not be, and on what nothing takes; batch counters are passed over."""
+    """Sentences on the tensors that are new though they should not be, and on those that nothing takes.
+
+    BatchNorm's counters of batches are passed over, as nothing depends on them.
+    """
     new, left = ([name for name in names if not name.endswith("num_batches_tracked")] for names in (new, left))
     sentences = [f"NEW, because they are missing or shaped otherwise there: {listed(new)}."] if new else []
     return sentences + ([f"NOT USED: {listed(left)}."] if left else [])

@@ -135,7 +135,7 @@ class ImageData:
 
 
 def describe_images(data: ImageData) -> dict[str, Any]:
-    """By what a run knows its images again: their numbers, classes, and fingerprints of labels and names.
+    """What a run recognises its images by: their numbers, classes, and fingerprints of labels and names.
 
     States of earlier versions, which lack the names, are compared by what they have.
     """

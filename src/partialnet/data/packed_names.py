@@ -9,7 +9,7 @@ import numpy as np
 
 
 class PackedNames:
-    """Names as bytes in one array: a million take their own length, and reading processes share them.
+    """Names as bytes in one array, which takes no more memory than they are long, and which reading processes share.
 
     A list of strings would be copied into every process, as counting a reference is a write.
 

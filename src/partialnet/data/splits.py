@@ -20,7 +20,12 @@ HELD_OUT = ("val", "valid", "validation", "test", "testing")
 
 
 def first_part(names: Iterable[str], wanted: Sequence[str]) -> str | None:
-    """The name of the first wanted part, ``TRAINING`` or ``HELD_OUT``, that is there in any case; None without any."""
+    """The first of the wanted parts that is there, as it is written there, in upper or lower case; None without any.
+
+    Args:
+        names: The parts that are there.
+        wanted: ``TRAINING``, ``HELD_OUT`` or some of them.
+    """
     found = {name.lower(): name for name in names}
     return next((found[part] for part in wanted if part in found), None)
 

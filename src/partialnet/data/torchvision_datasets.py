@@ -100,7 +100,7 @@ def _held_out(builder: Any, root: str | Path, candidates: tuple[str, ...]) -> tu
     for part in candidates:
         try:
             builder(root, split=part, download=False)
-        except ValueError:  # torchvision's answer to the name of a part that there is not
+        except ValueError:  # what torchvision raises where there is no such part
             continue
         except Exception:  # not downloaded yet
             pass

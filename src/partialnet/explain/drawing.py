@@ -76,7 +76,7 @@ def draw_maps(
     lines = bands if upright else bands * (1 + len(rows))
     side = 3.4 if upright else 2.1
     tall = [float(np.clip(image.height / image.width, 0.3, 1.6)) for image in images]
-    # a row is as high as its image; a band as most of its images, as a single upright one would spread them all
+    # a row is as high as its image; a band as most of its images are, or a single upright one would spread out all
     if upright:
         heights = [side * high + 0.5 for high in tall]
     else:

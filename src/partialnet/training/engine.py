@@ -238,7 +238,7 @@ def _fit(trainer: L.Trainer, task: Task, keeper: RunKeeper, state: Path | None) 
 
 @contextmanager
 def _signals_answered(trainer: L.Trainer, task: Task, keeper: RunKeeper) -> Iterator[None]:
-    """Where a signal ends the training and neither the keeper nor Python has said so, say it.
+    """Raise what tells that a signal ended the training, where Lightning or the compiler raise something else.
 
     Raises:
         RunInterrupted: A signal asked to stop.

@@ -150,8 +150,9 @@ class ProcessWatch(threading.Thread):
 
 
 def find_lost(started: Sequence[subprocess.Popen[Any]], rank: int, world_size: int) -> LostProcess | None:
-    """The process, of those that process ``rank`` has started, that has ended in failure; a killed one rather than
-    others, which may have failed for its loss.
+    """The process that has ended in failure, of those that process ``rank`` has started; None if none has.
+
+    Of several it is one that was killed, as the others may have failed because they lost it.
     """
     codes = {number: code for number, process in enumerate(started, rank + 1) if (code := process.poll())}
     if not codes:

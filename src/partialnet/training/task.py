@@ -39,7 +39,7 @@ class Task(L.LightningModule):
         num_batches: Batches of an epoch, in each process.
 
     Attributes:
-        kept_as: What an epoch is called whose checkpoint is kept for its ``score``.
+        kept_as: What to call the epoch whose checkpoint is kept because of its ``score``.
     """
 
     kept_as: ClassVar[str] = "best"
@@ -191,7 +191,9 @@ class Task(L.LightningModule):
 
     @property
     def _weight(self) -> float:
-        """What makes the sum over the batches of a step their mean, where an epoch's last step has fewer of them."""
+        """Factor of the loss, for an epoch's last step may have fewer batches than ``accumulate``, by which Lightning
+        divides the sum over them.
+        """
         left = self.num_batches % self.config.accumulate
         return self.config.accumulate / left if self.progress.batch >= self.num_batches - left else 1.0
 
