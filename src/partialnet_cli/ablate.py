@@ -13,6 +13,7 @@ from partialnet.training.config import TrainConfig
 from partialnet.training.settings import read_settings
 
 from .next_command import next_command, same_command
+from .output_option import output_folder
 from .ranges import FloatRange, IntRange
 from .results import Results, result_options
 from .runs import default_recipe, run_folder
@@ -52,13 +53,7 @@ _NETWORK_SETTINGS = ("model", "model_args", "img_size", "device")
 )
 @click.option("--recipe", metavar="NAME", help="Settings to start from, for every row.  [default: digits or small]")
 @click.option("--config", "config_file", metavar="FILE", help="YAML file of settings that override the recipe's.")
-@click.option(
-    "-o",
-    "--output",
-    metavar="FOLDER",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for the run folders of --data.  [default: runs/DATA-ablation]",
-)
+@output_folder("Folder for the run folders of --data.  [default: runs/DATA-ablation]")
 @result_options(
     json="everything and the environment",
     csv="a line for each row and runtime as CSV",

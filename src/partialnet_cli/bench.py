@@ -11,6 +11,7 @@ import click
 from partialnet.errors import UserError
 
 from .failures import fail
+from .output_option import output_folder
 from .ranges import FloatRange, IntRange
 from .results import Results, result_options, tell_written
 from .runtime_option import parse_runtimes, runtime_option
@@ -55,13 +56,7 @@ if TYPE_CHECKING:
     type=FloatRange(min=0, min_open=True),
     help="Time to measure each runtime; for a preset each latency and each throughput.  [default: 10; 4 for a preset]",
 )
-@click.option(
-    "-o",
-    "--output",
-    metavar="FOLDER",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for a preset's files.  [default: bench_PRESET_PRECISION_THREADSt]",
-)
+@output_folder("Folder for a preset's files.  [default: bench_PRESET_PRECISION_THREADSt]")
 @result_options(json="the rows and the environment", csv="the rows as CSV", plot="a bar chart as PNG")
 def bench(
     sources: tuple[str, ...],

@@ -11,6 +11,7 @@ from partialnet.errors import UserError
 from partialnet.surgery.converted import convert_checkpoint
 
 from .next_command import next_command, same_command
+from .output_option import output_folder
 from .ranges import FloatRange
 from .results import Results, result_options
 
@@ -42,13 +43,7 @@ from .results import Results, result_options
     help="Attend over the channels that are not convolved, or over all.",
 )
 @click.option("--dry-run", is_flag=True, help="Only report what would be replaced.")
-@click.option(
-    "-o",
-    "--output",
-    metavar="FOLDER",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Run folder.  [default: runs/SOURCE-pat]",
-)
+@output_folder("Run folder.  [default: runs/SOURCE-pat]")
 @result_options(json="the report")
 def convert(
     source: str,

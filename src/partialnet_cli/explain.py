@@ -19,6 +19,7 @@ from partialnet.text_width import left_aligned, text_width
 from .device_option import device_option
 from .failures import fail
 from .next_command import same_command
+from .output_option import output_folder
 from .ranges import IntRange
 from .results import Results, result_options
 
@@ -59,14 +60,7 @@ if TYPE_CHECKING:
     "--gates", "num_gates", type=IntRange(min=0), default=3, help="Images whose gates and attention are drawn."
 )
 @device_option
-@click.option(
-    "-o",
-    "--output",
-    metavar="FOLDER",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("explained"),
-    help="Folder for the pictures.",
-)
+@output_folder("Folder for the pictures.", default="explained")
 @result_options(json="all figures")
 def explain(
     source: str,

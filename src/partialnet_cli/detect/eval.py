@@ -11,6 +11,7 @@ import click
 from ..device_option import device_option
 from ..failures import tell_left_out
 from ..next_command import next_command
+from ..output_option import output_folder
 from ..ranges import IntRange
 from ..results import Results, result_options
 
@@ -27,13 +28,7 @@ from ..results import Results, result_options
 @click.option("-w", "--workers", type=IntRange(min=0), default=2, help="Processes that read images.")
 @device_option
 @click.option("--fold/--no-fold", default=True, help="Fold the network first; same detections.")
-@click.option(
-    "-o",
-    "--output",
-    metavar="FOLDER",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for the results.  [default: SOURCE/evaluation, or evaluation where SOURCE is a file]",
-)
+@output_folder("Folder for the results.  [default: SOURCE/evaluation, or evaluation where SOURCE is a file]")
 @result_options(json="the figures of evaluation.json")
 def evaluate(
     source: str,

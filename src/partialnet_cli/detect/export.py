@@ -12,6 +12,7 @@ from partialnet.images import find_images
 
 from ..failures import tell_left_out
 from ..next_command import next_command
+from ..output_option import output_file
 from ..ranges import IntRange
 from ..results import Results, result_options
 
@@ -51,13 +52,7 @@ if TYPE_CHECKING:
     help="Folder of photographs like those to come; int8 is calibrated on at most 100, and every export compared on at "
     "most 16. Of data with objects, as `detect eval` takes it, AP is told.  [default: crops of two from scikit-learn]",
 )
-@click.option(
-    "-o",
-    "--output",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="File to write.  [default: SOURCE_PRECISION.onnx or .xml]",
-)
+@output_file("File to write.  [default: SOURCE_PRECISION.onnx or .xml]")
 @result_options(json="the report")
 def export(
     source: str,

@@ -15,6 +15,7 @@ from partialnet.images import find_images, write_png
 
 from ..device_option import device_option
 from ..failures import fail
+from ..output_option import output_folder
 from ..ranges import FloatRange, IntRange
 from ..results import Results, result_options
 
@@ -33,14 +34,7 @@ from ..results import Results, result_options
     "--max-objects", type=IntRange(min=1), help="Objects on an image at most.  [default: the detector's, 100]"
 )
 @device_option
-@click.option(
-    "-o",
-    "--output",
-    metavar="FOLDER",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("detections"),
-    help="Folder for the pictures.",
-)
+@output_folder("Folder for the pictures.", default="detections")
 @result_options(json="one object a line for each image")
 def predict(
     source: str,
