@@ -295,13 +295,13 @@ def test_wrong_recipe_is_one_sentence(surgery) -> None:
 
 def test_a_network_of_torchvision_converts_trains_and_loads(tmp_path: Path, monkeypatch, command: Command) -> None:
     monkeypatch.chdir(tmp_path)
-    options = ("--select", "grouped", "--attention", "srm", "-o", "converted")
+    options = ("--select", "grouped", "--attention", "srm")
     assert "16 of 85 replaced" in command("convert", "torchvision:regnet_y_400mf", *options).out
-    checkpoint = load("converted")
+    checkpoint = load("runs/regnet_y_400mf-pat")
     assert sum(isinstance(module, PATConv) for module in checkpoint.model.modules()) == 16
     assert checkpoint.input_config["crop_pct"] == pytest.approx(224 / 256)
     x = torch.rand(1, 3, 64, 64)
-    timms = timm.create_model("local-dir:converted", pretrained=True).eval()
+    timms = timm.create_model("local-dir:runs/regnet_y_400mf-pat", pretrained=True).eval()
     torch.testing.assert_close(timms(x), checkpoint.model(x), rtol=0, atol=0)
     printed = command("train", "digits", "--model", "torchvision:resnet18", "--print-config").out
     assert yaml.safe_load(printed)["model"] == "torchvision:resnet18"

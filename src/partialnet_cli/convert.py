@@ -14,6 +14,7 @@ from .next_command import next_command, same_command
 from .output_option import output_folder
 from .ranges import FloatRange
 from .results import Results, result_options
+from .runs import short_name
 
 
 @click.command()
@@ -70,7 +71,7 @@ def convert(
     """
     if output is None:
         path = Path(source)
-        name = path.resolve().name if path.is_dir() else path.stem if path.is_file() else source
+        name = path.resolve().name if path.is_dir() else path.stem if path.is_file() else short_name(source)
         output = Path("runs") / f"{name}-pat"
     if not dry_run and output.exists():
         raise UserError(f"{str(output)!r} exists; choose another folder with --output.")

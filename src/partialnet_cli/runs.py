@@ -123,10 +123,10 @@ def default_recipe(kind: type[RunConfig], data: str | None) -> str:
 
 def run_folder(output: Path | None, data: str, name: str) -> Path:
     """The run folder: the one that was asked for, or one named after the data and ``name``."""
-    return output or Path("runs") / f"{_short(data) or 'images'}-{_short(name)}"
+    return output or Path("runs") / f"{short_name(data) or 'images'}-{short_name(name)}"
 
 
-def _short(source: str) -> str:
+def short_name(source: str) -> str:
     """The last part of a path or of a name such as torchvision:CIFAR10, fit for a folder's name."""
     last = re.split(r"[/:\\]", source.rstrip("/\\"))[-1]
     return re.sub(r"[^\w.-]+", "-", last).strip("-.")
