@@ -24,9 +24,10 @@ import partialnet.demo
 from partialnet.checkpoint import load
 from partialnet.data import LabelledImages
 from partialnet.data.sources import open_data
-from partialnet.demo import DemoResult, demo_config, run_demo
+from partialnet.demo import demo_config, run_demo
 from partialnet.prediction import Classifier
 from partialnet.training.config import TrainConfig
+from partialnet.training.run import TrainResult
 
 
 def short_config(seed: int = 0) -> TrainConfig:
@@ -39,20 +40,20 @@ def digits() -> LabelledImages:
 
 
 @pytest.fixture(scope="module")
-def short_demo(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
+def short_demo(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
     return run_demo(tmp_path_factory.mktemp("demo") / "run", short_config())
 
 
-def test_demo_writes_what_it_says(short_demo: DemoResult) -> None:
+def test_demo_writes_what_it_says(short_demo: TrainResult) -> None:
     names = {"model.safetensors", "config.json", "metrics.csv", "curves.png", "predictions.png", "confusion.png"}
     assert {path.name for path in short_demo.files} >= {*names, "samples"}
     assert {path.name for path in short_demo.folder.iterdir()} == {path.name for path in short_demo.files} | {"state"}
     assert short_demo.checkpoint == short_demo.files[0]
-    assert short_demo.num_test == 360
+    assert short_demo.num_val == 360
 
 
 @pytest.mark.parametrize("name", ["curves.png", "predictions.png", "confusion.png"])
-def test_demo_pictures(name: str, short_demo: DemoResult) -> None:
+def test_demo_pictures(name: str, short_demo: TrainResult) -> None:
     with Image.open(short_demo.folder / name) as image:
         image.load()
         assert image.format == "PNG"
@@ -61,7 +62,7 @@ def test_demo_pictures(name: str, short_demo: DemoResult) -> None:
         assert len(image.convert("RGB").resize((200, 200)).getcolors(40000) or []) > 50  # something is drawn
 
 
-def test_demo_metrics(short_demo: DemoResult) -> None:
+def test_demo_metrics(short_demo: TrainResult) -> None:
     with (short_demo.folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 1
@@ -73,7 +74,7 @@ def test_demo_metrics(short_demo: DemoResult) -> None:
     assert values["seconds"] > 0
 
 
-def test_demo_checkpoint(short_demo: DemoResult, digits: LabelledImages) -> None:
+def test_demo_checkpoint(short_demo: TrainResult, digits: LabelledImages) -> None:
     """The stored network, loaded anew, has the accuracy that was told."""
     checkpoint = load(short_demo.folder)
     assert checkpoint.class_names == tuple("0123456789")
@@ -83,7 +84,7 @@ def test_demo_checkpoint(short_demo: DemoResult, digits: LabelledImages) -> None
     assert right.float().mean().item() == pytest.approx(short_demo.accuracy)
 
 
-def test_demo_samples_are_predicted(short_demo: DemoResult, digits: LabelledImages, command: Command) -> None:
+def test_demo_samples_are_predicted(short_demo: TrainResult, digits: LabelledImages, command: Command) -> None:
     samples = sorted((short_demo.folder / "samples").iterdir())
     names = [f"{index:02d}_is_{label}.png" for index, label in enumerate(digits.labels[:20])]
     assert [path.name for path in samples] == names
@@ -99,7 +100,7 @@ def test_demo_samples_are_predicted(short_demo: DemoResult, digits: LabelledImag
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_demo_is_reproducible(short_demo: DemoResult, tmp_path: Path) -> None:
+def test_demo_is_reproducible(short_demo: TrainResult, tmp_path: Path) -> None:
     again = run_demo(tmp_path / "run", short_config())
     first, second = (safetensors.torch.load_file(result.checkpoint) for result in (short_demo, again))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
@@ -134,11 +135,11 @@ def test_demo_command(quick_demo: Path, command: Command) -> None:
 def test_demo_chooses_a_free_folder(quick_demo: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[Path] = []
 
-    def pretend(folder: Path, config: TrainConfig) -> DemoResult:
+    def pretend(folder: Path, config: TrainConfig) -> TrainResult:
         folder.mkdir(parents=True)
         (folder / "metrics.csv").touch()
         chosen.append(folder)
-        return DemoResult(folder, folder / "model.safetensors", (), 1.0, 40)
+        return TrainResult(folder, (), 1, 1.0, 40)
 
     monkeypatch.setattr(partialnet.demo, "run_demo", pretend)
     for _ in range(3):
@@ -210,7 +211,7 @@ def test_demo_takes_an_empty_folder_again(command: Command, tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "demo").mkdir(parents=True)
 
-    def interrupted(folder: Path, config: TrainConfig) -> DemoResult:
+    def interrupted(folder: Path, config: TrainConfig) -> TrainResult:
         (folder / "metrics.csv").touch()
         raise KeyboardInterrupt
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,30 +15,11 @@ from .images import write_png
 from .prediction import Classifier
 from .training.config import TrainConfig
 from .training.recipes import load_recipe
-from .training.run import train
+from .training.run import TrainResult, train
 
 MODEL = "partialnet_t0"
 DATA = "digits"
 SAMPLES = 20
-
-
-@dataclass(frozen=True)
-class DemoResult:
-    """What the demo left.
-
-    Attributes:
-        folder: The run folder.
-        checkpoint: Weights of the best epoch.
-        files: All files that are meant for people, the checkpoint first.
-        accuracy: Share of the test images, in [0, 1], that the checkpoint gets right.
-        num_test: Number of the test images.
-    """
-
-    folder: Path
-    checkpoint: Path
-    files: tuple[Path, ...]
-    accuracy: float
-    num_test: int
 
 
 def demo_config(seed: int = 0) -> TrainConfig:
@@ -46,12 +27,15 @@ def demo_config(seed: int = 0) -> TrainConfig:
     return load_recipe(DATA, model=MODEL, device="cpu", seed=seed)
 
 
-def run_demo(folder: Path, config: TrainConfig | None = None) -> DemoResult:
+def run_demo(folder: Path, config: TrainConfig | None = None) -> TrainResult:
     """Train ``partialnet_t0`` on handwritten digits from scratch and write a run folder with some images to predict.
 
     Args:
         folder: Folder to fill; it is made if needed.
         config: How to train; the default takes one to three minutes on one core.
+
+    Returns:
+        What the training left; a picture of predictions and a folder of samples are among its files.
 
     Raises:
         RunInterrupted: A signal asked to stop.
@@ -61,8 +45,7 @@ def run_demo(folder: Path, config: TrainConfig | None = None) -> DemoResult:
     images = open_data(DATA).validation
     picture = _draw_predictions(folder / "predictions.png", images, result.checkpoint)
     samples = _write_samples(folder / "samples", images)
-    files = (*result.files, picture, samples)
-    return DemoResult(folder, result.checkpoint, files, result.accuracy, result.num_val)
+    return replace(result, files=(*result.files, picture, samples))
 
 
 def _draw_predictions(path: Path, images: LabelledImages, checkpoint: Path) -> Path:

@@ -47,7 +47,7 @@ def demo(output: Path | None, seed: int) -> None:
             shutil.rmtree(folder, ignore_errors=True)
         raise
     click.echo(
-        f"\nAccuracy {result.accuracy:.1%} on {result.num_test} held-out images, in the epoch that does best on them."
+        f"\nAccuracy {result.accuracy:.1%} on {result.num_val} held-out images, in the epoch that does best on them."
     )
     tell_written(result.files, next_command("predict", result.checkpoint, result.folder / "samples"))
 

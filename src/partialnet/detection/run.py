@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from partialnet.checkpoint.stored_network import WEIGHTS_NAME
-from partialnet.training.engine import RunKind, pictures_may_fail, run
+from partialnet.training.engine import RunKind, RunResult, pictures_may_fail, run
 from partialnet.training.run_folder import FILES, present_files
 
 from . import pictures
@@ -32,22 +31,14 @@ _PICTURES = (
 
 
 @dataclass(frozen=True)
-class DetectionResult:
-    """What a run left.
+class DetectionResult(RunResult):
+    """What the training of a detector left.
 
     Attributes:
-        folder: The run folder.
-        checkpoint: Weights of the best epoch.
-        evaluation: How they fare on the held-out images.
-        files: All files that are meant for people, the checkpoint first.
-        epochs: Epochs trained.
+        evaluation: How the checkpoint, of the best epoch, fares on the held-out images.
     """
 
-    folder: Path
-    checkpoint: Path
     evaluation: DetectionEvaluation
-    files: tuple[Path, ...]
-    epochs: int
 
 
 def train_detector(config: DetectionConfig, data: str, folder: Path, resume: bool = False) -> DetectionResult:
@@ -130,4 +121,4 @@ class DetectorRun(RunKind[DetectionConfig, DetectionData, DetectorTask, Detectio
             heading = f"epoch {task.progress.best_epoch}, the best"
             pictures.draw_results(folder, images, found.evaluation, found.detections, heading)
         files = present_files(folder, (*FILES, *_PICTURES))
-        return DetectionResult(folder, folder / WEIGHTS_NAME, found.evaluation, files, task.progress.epoch)
+        return DetectionResult(folder, files, task.progress.epoch, found.evaluation)

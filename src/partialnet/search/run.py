@@ -9,7 +9,7 @@ from partialnet.checkpoint import Checkpoint, load
 from partialnet.complexity import measure
 from partialnet.errors import UserError
 from partialnet.plots import learning_curves
-from partialnet.training.engine import pictures_may_fail, run
+from partialnet.training.engine import RunResult, pictures_may_fail, run
 from partialnet.training.pictures import CURVES_NAME, FIRST_BATCH_NAME
 from partialnet.training.run import ImageRun, describe_task
 from partialnet.training.run_folder import FILES, present_files
@@ -22,24 +22,18 @@ from .task import RATIO_PREFIX, SearchTask
 
 
 @dataclass(frozen=True)
-class SearchResult:
-    """What a search left.
+class SearchResult(RunResult):
+    """What a search left; its checkpoint is the planned network with the search's weights.
 
     Attributes:
-        folder: The run folder; its checkpoint is the planned network with the search's weights.
         plan: The ratios that were found.
         accuracy: Share of the held-out images that the searched network got right then.
         epoch: Epoch that the plan is of, from 1.
-        epochs: Epochs searched.
-        files: All files that are meant for people, the plan first.
     """
 
-    folder: Path
     plan: Plan
     accuracy: float
     epoch: int
-    epochs: int
-    files: tuple[Path, ...]
 
 
 def search(config: SearchConfig, data: str, folder: Path, resume: bool = False) -> SearchResult:
@@ -100,7 +94,7 @@ class SearchRun(ImageRun[SearchConfig, SearchTask, SearchResult]):
             pictures.draw_plan(folder / pictures.PLAN_PICTURE_NAME, plan)
         found = (PLAN_NAME, pictures.PLAN_PICTURE_NAME, pictures.RATIOS_NAME)
         files = present_files(folder, (*found, *FILES, CURVES_NAME, FIRST_BATCH_NAME))
-        return SearchResult(folder, plan, accuracy, epoch, task.progress.epoch, files)
+        return SearchResult(folder, files, task.progress.epoch, plan, accuracy, epoch)
 
 
 def create_plan(checkpoint: Checkpoint) -> Plan:

@@ -11,7 +11,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch._dynamo.exc import BackendCompilerFailed
 
 from partialnet.checkpoint.stored_network import CONFIG_NAME as CHECKPOINT_CONFIG_NAME
+from partialnet.checkpoint.stored_network import WEIGHTS_NAME
 from partialnet.compilation import why_not_compiled
 from partialnet.errors import RunInterrupted, UserError
 from partialnet.messages import reason_of
@@ -44,7 +45,27 @@ from .task import Task
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 DataT = TypeVar("DataT", bound=TrainingData)
 TaskT = TypeVar("TaskT", bound=Task)
-ResultT = TypeVar("ResultT")
+ResultT = TypeVar("ResultT", bound="RunResult")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left; each kind of run adds what it has found out.
+
+    Attributes:
+        folder: The run folder.
+        files: All files in it that are meant for people, the most important first.
+        epochs: Epochs trained.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    epochs: int
+
+    @property
+    def checkpoint(self) -> Path:
+        """Weights of the epoch that is kept."""
+        return self.folder / WEIGHTS_NAME
 
 
 class RunKind(ABC, Generic[ConfigT, DataT, TaskT, ResultT]):

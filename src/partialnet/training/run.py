@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from partialnet.checkpoint import Checkpoint, load
-from partialnet.checkpoint.stored_network import WEIGHTS_NAME
 from partialnet.data.labelled_images import ImageData, describe_images
 from partialnet.data.sources import open_data
 from partialnet.evaluation import Evaluation, evaluate
@@ -17,7 +16,7 @@ from . import pictures
 from .batches import train_loader
 from .classifier import ClassifierTask
 from .config import TrainConfig
-from .engine import RunKind, is_trained, pictures_may_fail, run
+from .engine import RunKind, RunResult, is_trained, pictures_may_fail, run
 from .network import create_network
 from .run_folder import FILES, present_files
 from .teacher import load_teacher
@@ -26,28 +25,20 @@ _PICTURES = (pictures.CURVES_NAME, pictures.CONFUSION_NAME, pictures.MISTAKES_NA
 
 ConfigT = TypeVar("ConfigT", bound=TrainConfig)
 TaskT = TypeVar("TaskT", bound=ClassifierTask)
-ResultT = TypeVar("ResultT")
+ResultT = TypeVar("ResultT", bound=RunResult)
 
 
 @dataclass(frozen=True)
-class TrainResult:
-    """What a run left.
+class TrainResult(RunResult):
+    """What the training of a classifier left.
 
     Attributes:
-        folder: The run folder.
-        checkpoint: Weights of the best epoch.
-        accuracy: Share of the held-out images that they get right.
+        accuracy: Share of the held-out images that the checkpoint, of the best epoch, gets right.
         num_val: Number of the held-out images that could be read.
-        files: All files that are meant for people, the checkpoint first.
-        epochs: Epochs trained.
     """
 
-    folder: Path
-    checkpoint: Path
     accuracy: float
     num_val: int
-    files: tuple[Path, ...]
-    epochs: int
 
 
 def train(config: TrainConfig, data: str, folder: Path, resume: bool = False) -> TrainResult:
@@ -125,14 +116,8 @@ class ClassifierRun(ImageRun[TrainConfig, ClassifierTask, TrainResult]):
         evaluation = evaluate_kept(task, folder)
         with pictures_may_fail():
             pictures.draw_results(folder, task.progress.rows, task.data.validation, evaluation)
-        return TrainResult(
-            folder,
-            folder / WEIGHTS_NAME,
-            evaluation.top1,
-            evaluation.num_images,
-            present_files(folder, (*FILES, *_PICTURES)),
-            task.progress.epoch,
-        )
+        files = present_files(folder, (*FILES, *_PICTURES))
+        return TrainResult(folder, files, task.progress.epoch, evaluation.top1, evaluation.num_images)
 
 
 def describe_task(task: ClassifierTask) -> str:
