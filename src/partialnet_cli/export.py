@@ -15,6 +15,8 @@ from partialnet.images import find_images
 
 from .failures import tell_left_out
 from .next_command import next_command
+from .output_option import output_file
+from .precision_option import precision_option
 from .ranges import IntRange
 from .results import Results, result_options
 
@@ -31,13 +33,7 @@ if TYPE_CHECKING:
     default="onnx",
     help="Runtime; litert is for phones and small devices, torch a checkpoint for PyTorch.",
 )
-@click.option(
-    "-p",
-    "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
-    default="fp32",
-    help="Number format; bf16 is for OpenVINO and torch, int8 needs --calibration.",
-)
+@precision_option("OpenVINO and torch")
 @click.option("--img-size", type=IntRange(min=32), help="Height and width of the images.  [default: the network's own]")
 @click.option("--dynamic-batch", is_flag=True, help="Accept any number of images at a time.  [default: one]")
 @click.option(
@@ -47,13 +43,7 @@ if TYPE_CHECKING:
     help="Folder of images like those to come; int8 is calibrated and every export compared on them. Folders of "
     "classes inside are labels. Images that cannot be read are left out and reported.",
 )
-@click.option(
-    "-o",
-    "--output",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="File to write.  [default: SOURCE_PRECISION.onnx, .xml, .tflite or .safetensors]",
-)
+@output_file("File to write.  [default: SOURCE_PRECISION.onnx, .xml, .tflite or .safetensors]")
 @result_options(json="the report")
 def export(
     source: str,

@@ -13,6 +13,7 @@ from partialnet.images import find_images
 from ..failures import tell_left_out
 from ..next_command import next_command
 from ..output_option import output_file
+from ..precision_option import precision_option
 from ..ranges import IntRange
 from ..results import Results, result_options
 
@@ -26,13 +27,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("source")
 @click.option("-f", "--format", type=click.Choice(["onnx", "openvino"]), default="onnx", help="Runtime.")
-@click.option(
-    "-p",
-    "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
-    default="fp32",
-    help="Number format; bf16 is for OpenVINO, int8 needs --calibration.",
-)
+@precision_option("OpenVINO")
 @click.option(
     "--canvas",
     nargs=2,
