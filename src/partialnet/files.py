@@ -118,7 +118,13 @@ def check_destinations(*paths: Path | None) -> None:
 
 
 def distinct_files(folder: Path, names: Iterable[str], suffix: str) -> list[Path]:
-    """A file for each name, numbered where another of them has it, also on disks that take "A" and "a" for one name."""
+    """A file for each name, numbered where another of them has it, also on disks that take "A" and "a" for one name.
+
+    Args:
+        folder: Folder of the files.
+        names: Their names, of which some may be equal.
+        suffix: How all of them end, such as ".png".
+    """
     taken: set[str] = set()
     paths = []
     for name in names:

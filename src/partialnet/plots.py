@@ -128,10 +128,17 @@ def prediction_grid(
 def confusion_matrix(
     path: Path, labels: Sequence[int], predicted: Sequence[int], class_names: Sequence[str], title: str
 ) -> None:
-    """Number of held-out images of each true class (rows) predicted as each class (columns).
+    """Draw how many held-out images of each true class (rows) are predicted as each class (columns), as PNG.
 
     Up to 25 classes the numbers stand in the squares, right answers bold; up to 60 the classes are named beside
     them, and of more classes the most frequent mistakes are listed.
+
+    Args:
+        path: File to write.
+        labels: True class of each image.
+        predicted: Predicted class of each image.
+        class_names: Name of each class.
+        title: Heading.
     """
     size = len(class_names)
     counts = np.zeros((size, size), int)

@@ -109,7 +109,11 @@ def save_onnx(model: Any, path: Path, config: Mapping[str, Any]) -> None:
 
 
 def save_openvino(model: Any, path: Path, config: Mapping[str, Any], half: bool = False) -> None:
-    """Write an ``openvino.Model`` with the network's configuration in it; ``half`` stores weights in 16 bits."""
+    """Write an ``openvino.Model`` with the network's configuration in it; ``half`` stores weights in 16 bits.
+
+    Raises:
+        OSError: It could not be written, or not whole.
+    """
     model.set_rt_info(json.dumps(config), [CONFIG_KEY])
     make_room(model)
     try:

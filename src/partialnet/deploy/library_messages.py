@@ -18,7 +18,11 @@ from partialnet.messages import first_line
 
 @contextmanager
 def refusing(what: str) -> Iterator[None]:
-    """Turn errors of PyTorch, a runtime or a quantiser into one sentence that begins with ``what``."""
+    """Turn errors of PyTorch, a runtime or a quantiser into one sentence that begins with ``what``.
+
+    Raises:
+        UserError: There was such an error.
+    """
     try:
         yield
     except (UserError, OSError, torch.OutOfMemoryError):

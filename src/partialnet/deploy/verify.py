@@ -85,7 +85,13 @@ class Accuracy:
 
 
 def compare_accuracy(original: Evaluation, exported: Evaluation, held_out: bool) -> Accuracy:
-    """Compare two evaluations on the same images."""
+    """Compare two evaluations on the same images.
+
+    Args:
+        original: Of the network in PyTorch.
+        exported: Of the exported network.
+        held_out: Whether none of the images was used for calibration.
+    """
     same = ((original.predicted == exported.predicted) & (original.predicted >= 0))[original.readable]
     difference = exported.top1 - original.top1
     return Accuracy(original.num_images, original.top1, exported.top1, difference, float(same.mean()), held_out)

@@ -48,7 +48,7 @@ class DetectionBatch:
         return len(self.images)
 
     def inputs(self) -> list[Tensor]:
-        """The images as torchvision's detectors take them: float32 in [0, 1], on the device where they are."""
+        """The images as torchvision's detectors take them, where they are: (3, H, W), float32 in [0, 1]."""
         return [image.float().div_(255) for image in self.images]
 
     def pin_memory(self) -> DetectionBatch:

@@ -53,7 +53,15 @@ MODELS = (
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A row of the paper's Table 11: parameters in millions, "FLOPs" in 10⁹ multiply–adds, images/s, AP in percent."""
+    """A row of the paper's Table 11.
+
+    Attributes:
+        params_m: Parameters in millions.
+        macs_g: Its "FLOPs": multiply–adds of one image in thousand millions.
+        images_per_second: Throughput on a GPU.
+        box_ap: AP of boxes, in percent.
+        mask_ap: AP of masks, in percent.
+    """
 
     params_m: float
     macs_g: float

@@ -232,7 +232,13 @@ def comparison_grid(
 
 
 def precision_recall_plot(path: Path, evaluation: DetectionEvaluation, title: str) -> None:
-    """Precision over recall, mean over the categories, a curve for each IoU threshold; boxes, and masks beside them."""
+    """Draw precision over recall, mean over the categories, a curve for each IoU threshold, as PNG.
+
+    Args:
+        path: File to write.
+        evaluation: Of boxes, and of masks beside them where the detector has them.
+        title: Heading.
+    """
     panels = [("Boxes", evaluation.boxes, evaluation.box_precision)]
     if evaluation.masks is not None and evaluation.mask_precision is not None:
         panels.append(("Masks", evaluation.masks, evaluation.mask_precision))

@@ -19,6 +19,9 @@ class FilesBelow:
 
     A name may be a path or an address of the machine where the images were labelled, so the last parts of it are looked
     for, too, as many as there are. Nothing outside the folder is found.
+
+    Args:
+        root: The folder.
     """
 
     def __init__(self, root: Path) -> None:

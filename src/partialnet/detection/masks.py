@@ -98,7 +98,13 @@ def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
 
 
 def encode_box_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Masks of boxes as run lengths of the whole image; see ``paste_windows``."""
+    """Masks of boxes as run lengths of the whole image, the form of detections.
+
+    Args:
+        masks: (N, 1, S, S), in [0, 1].
+        boxes: Left, top, right, bottom in pixels of the image, (N, 4); they may reach beyond it.
+        size: Height and width of the image.
+    """
     height, width = size
     windows = paste_windows(masks, boxes, size)
     return [

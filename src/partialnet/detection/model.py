@@ -165,7 +165,7 @@ class PyramidBackbone(nn.Module):
         self.fpn = FeaturePyramidNetwork(list(maps.channels), channels, LastLevelMaxPool())
 
     def normalised_maps(self, x: Tensor) -> list[Tensor]:
-        """What goes into the pyramid, finest first."""
+        """What goes into the pyramid, of images (B, 3, H, W): maps (B, channels, height, width), finest first."""
         return [norm(item) for norm, item in zip(self.out_norms, self.maps(x), strict=True)]
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

@@ -53,7 +53,7 @@ def _usable(polygon: list[Any]) -> bool:
 
 
 def usable_run_lengths(outline: Mapping[str, Any], height: int, width: int) -> bool:
-    """Whether run lengths are whole, and of an image of this size."""
+    """Whether run lengths are whole, and of an image of this size, in pixels."""
     if outline.get("size") != [height, width]:
         return False
     try:
@@ -95,7 +95,7 @@ def run_lengths(counts: str | Sequence[int]) -> np.ndarray:
 
 
 def outline_area(outline: Outline, height: int, width: int) -> float:
-    """Number of pixels inside."""
+    """Number of pixels inside an outline, in an image of this size, in pixels."""
     return float(mask_functions().area(encoded(outline, height, width)))
 
 
@@ -110,7 +110,7 @@ def outline_box(outline: Outline) -> tuple[float, float, float, float]:
 
 
 def encoded(outline: Outline, height: int, width: int) -> dict[str, Any]:
-    """An outline in an image of this size as compressed run lengths, the form of detections."""
+    """An outline in an image of this size, in pixels, as compressed run lengths, the form of detections."""
     functions = mask_functions()
     if isinstance(outline, list):
         return functions.merge(functions.frPyObjects(outline, height, width))

@@ -66,7 +66,7 @@ class DetectorTask(Task):
         return detection_train_loader(self.data.train, self.config, epoch, first_batch, rank, world_size)
 
     def training_loss(self, batch: DetectionBatch) -> tuple[Tensor, Tensor]:
-        """Sum of torchvision's losses; and each of them times images, images."""
+        """Sum of torchvision's losses, a scalar; and each of them times images, images: (number of losses + 1,)."""
         losses = self.network(batch.inputs(), batch.targets)
         loss = torch.stack([losses[name] for name in self.losses]).sum()
         with torch.no_grad():

@@ -40,7 +40,17 @@ def line_of(path: Path, networks: Sequence[ExplainedNetwork]) -> str:
 def draw_map_pages(
     networks: Sequence[ExplainedNetwork], paths: Sequence[Path], images: Sequence[Image.Image], output: Path
 ) -> list[str]:
-    """The maps of all networks side by side, as many pages as it takes; the files that were written."""
+    """Draw the maps of all networks side by side, on as many pages as it takes.
+
+    Args:
+        networks: The networks, with what was found with them.
+        paths: The images' files.
+        images: The images themselves, RGB, at the size of pictures.
+        output: Folder of the files.
+
+    Returns:
+        The files that were written.
+    """
     written = []
     page = COLUMNS * BANDS
     for start in range(0, len(images), page):
@@ -124,7 +134,19 @@ def draw_point_page(
     stage: int | None,
     output: Path,
 ) -> list[str]:
-    """The first rounds of the game: boxes, and a cross at the peak."""
+    """Draw the first rounds of the pointing game: boxes, and a cross at the peak.
+
+    Args:
+        network: Whose game.
+        boxes: Where the objects are.
+        classes: Class of each category.
+        method: One of ``METHODS``; None takes the network's own.
+        stage: Stage whose output is looked at; None takes the last.
+        output: Folder of the file.
+
+    Returns:
+        The file that was written; none where no round was played.
+    """
     points = network.game.points[:_DRAWN_POINTS] if network.game else ()
     if not points:
         return []

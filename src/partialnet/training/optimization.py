@@ -52,6 +52,11 @@ def create_optimizer(network: nn.Module, config: RunConfig, lr: float) -> torch.
 
     PyTorch's own are fused, one pass over the parameters, which takes AdamW a quarter of the time on one core.
 
+    Args:
+        network: What is trained.
+        config: The optimiser, and how weights decay.
+        lr: Highest learning rate.
+
     Raises:
         UserError: timm refuses it, as for an optimiser whose library is not installed.
     """

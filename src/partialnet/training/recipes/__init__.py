@@ -66,6 +66,11 @@ def apply_recipe(kind: type[ConfigT], name: str, replaced: Mapping[str, Any]) ->
     A shorter training, without a warm-up of its own, warms up for the same share of its epochs as the recipe; one of
     another length steps down at the same shares of its epochs.
 
+    Args:
+        kind: Class of the configuration.
+        name: Name of the recipe.
+        replaced: Settings by name that take the place of the recipe's.
+
     Raises:
         UserError: There is no such recipe or setting, or a value is not allowed or does not fit to the others.
     """
