@@ -41,7 +41,7 @@ def drawn(folder: Path, name: str) -> np.ndarray:
 
 
 def test_names_in_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a warning for each sign, in the other font where there is one, as a box where there is none."""
+    """Without a warning for each character, in the other font where there is one, as a box where there is none."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with_font = drawn(tmp_path, ELSEWHERE)

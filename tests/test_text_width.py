@@ -1,4 +1,4 @@
-"""Columns of tables in a terminal: wide and narrow signs, and every table with names that users chose."""
+"""Columns of tables in a terminal: wide and narrow characters, and every table with names that users chose."""
 
 from __future__ import annotations
 

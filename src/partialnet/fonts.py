@@ -1,4 +1,4 @@
-"""Fonts of this machine for signs that matplotlib's own font lacks, such as Chinese, Japanese and Korean ones."""
+"""Fonts of this machine for characters that matplotlib's own font lacks, such as Chinese, Japanese and Korean ones."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from matplotlib.ft2font import FT2Font
 OWN_FONT, OWN_BOLD_FONT = (
     str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name) for name in ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf")
 )
-#: Has a box with the name of its alphabet for every sign there is.
+#: Has a box with the name of its alphabet for every character there is.
 _PLACEHOLDERS = "Last Resort"
 
 
 def fonts_for(text: str) -> list[FontEntry]:
-    """Fonts for the signs of a text that ``OWN_FONT`` lacks, as far as any font has them, the most useful first.
+    """Fonts for the characters of a text that ``OWN_FONT`` lacks, as far as any font has them, the most useful first.
 
     Empty where nothing is lacking, which costs next to nothing; otherwise every font of the machine is asked, once.
     """
@@ -32,13 +32,13 @@ def font_file(text: str) -> str:
 
 
 @cache
-def _fonts_with(signs: frozenset[str]) -> tuple[FontEntry, ...]:
+def _fonts_with(characters: frozenset[str]) -> tuple[FontEntry, ...]:
     fonts = {
         font.fname: font
         for font in fontManager.ttflist
         if font.style == "normal" and font.weight in (400, "normal") and not font.name.startswith(_PLACEHOLDERS)
     }
-    having = {name: signs - _lacking(name, signs) for name in sorted(fonts)}
+    having = {name: characters - _lacking(name, characters) for name in sorted(fonts)}
     chosen = []
     while having:
         best = max(having, key=lambda name: len(having[name]))
@@ -51,11 +51,11 @@ def _fonts_with(signs: frozenset[str]) -> tuple[FontEntry, ...]:
 
 
 @cache
-def _lacking(file: str, signs: frozenset[str]) -> frozenset[str]:
+def _lacking(file: str, characters: frozenset[str]) -> frozenset[str]:
     """What a font has no picture of; everything, if it cannot be read. Spaces and line breaks need none."""
-    signs = frozenset(sign for sign in signs if not sign.isspace())
+    characters = frozenset(character for character in characters if not character.isspace())
     try:
         font = FT2Font(file)
     except (OSError, RuntimeError):
-        return signs
-    return frozenset(sign for sign in signs if not font.get_char_index(ord(sign)))
+        return characters
+    return frozenset(character for character in characters if not font.get_char_index(ord(character)))

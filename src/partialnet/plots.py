@@ -279,7 +279,7 @@ def printable(name: str) -> str:
 
 
 def save(figure: Figure, path: Path, dpi: float = 120) -> None:
-    """Write a figure as PNG of ``dpi`` pixels an inch, in one step; signs that no font has become boxes."""
+    """Write a figure as PNG of ``dpi`` pixels an inch, in one step; characters that no font has become boxes."""
     _choose_fonts(figure)
     buffer = io.BytesIO()
     with warnings.catch_warnings():

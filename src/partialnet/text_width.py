@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import unicodedata
 
-#: Signs that stand on or between others and take no room of their own: accents, joiners.
+#: Characters that stand on or between others and take no room of their own: accents, joiners.
 _WITHOUT_WIDTH = ("Mn", "Me", "Cf")
 
 
 def text_width(text: str) -> int:
-    """Columns of a terminal that a text takes: two for each Chinese, Japanese or Korean sign and for most pictures."""
-    return sum(map(_sign_width, text))
+    """Columns of a terminal that a text takes: two for each Chinese, Japanese or Korean character and most pictures."""
+    return sum(map(_character_width, text))
 
 
 def left_aligned(text: str, width: int) -> str:
@@ -18,7 +18,7 @@ def left_aligned(text: str, width: int) -> str:
     return text + " " * (width - text_width(text))
 
 
-def _sign_width(sign: str) -> int:
-    if unicodedata.category(sign) in _WITHOUT_WIDTH:
+def _character_width(character: str) -> int:
+    if unicodedata.category(character) in _WITHOUT_WIDTH:
         return 0
-    return 2 if unicodedata.east_asian_width(sign) in "WF" else 1
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1

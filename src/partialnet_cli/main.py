@@ -62,7 +62,7 @@ def main(args: list[str] | None = None) -> None:
     """
     _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # names of files need not be UTF-8; an encoding of fewer signs than we print gets the others in ASCII
+        # names of files need not be UTF-8; an encoding of fewer characters than we print gets the others in ASCII
         utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
         sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
     try:

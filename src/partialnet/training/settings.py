@@ -141,7 +141,7 @@ def _type_hints(kind: type[Settings]) -> dict[str, Any]:
 def as_yaml(config: Settings, title: str = "") -> str:
     """The whole configuration as YAML, each setting with its help as a comment; ``create_settings`` reads it back."""
     # names of files may hold line breaks, and bytes that are no UTF-8
-    lines = [f"# {''.join(sign if sign.isprintable() else '?' for sign in title)}"] if title else []
+    lines = [f"# {''.join(character if character.isprintable() else '?' for character in title)}"] if title else []
     settings = settings_of(type(config))
     width = max(map(len, settings)) + 24
     group = ""

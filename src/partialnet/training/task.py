@@ -235,7 +235,8 @@ class Task(L.LightningModule):
     def lr(self) -> float:
         """Learning rate of the last step, of parameters that do not have a multiple of it."""
         optimizer = self.optimizers(use_pl_optimizer=False)
-        group = optimizer.param_groups[0]  # type: ignore[union-attr]
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        group = optimizer.param_groups[0]
         return float(group["lr"] / group.get("lr_scale", 1.0))
 
     @contextlib.contextmanager
