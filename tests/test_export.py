@@ -114,6 +114,7 @@ def test_float_export_agrees_and_keeps_classes(format, checkpoint, photos, tmp_p
 
 
 def test_onnx_graph_is_small_and_plain(exported):
+    check_by_onnx(exported.path)
     forbidden = {"ScatterND", "ScatterElements", "GatherND", "If", "Loop", "BatchNormalization"}
     assert not forbidden & set(exported.operators)
     assert exported.size_mb <= 1.02 * 4 * exported.folded_params_m + 0.1  # 0.1 MB: the graph of a very small network
@@ -150,6 +151,7 @@ def test_half_precision(format, precision, checkpoint, photos, tmp_path):
     # bfloat16 has 8 bits of precision, of which a random network loses some in each of its layers
     assert agreement.max_error <= (0.4 if precision == "bf16" else 0.05) * agreement.max_logit
     assert half.size_mb < 0.8 * 4 * half.folded_params_m
+    check_by_onnx(half.path)
 
 
 @pytest.mark.usefixtures("converted_once")
@@ -165,11 +167,18 @@ def test_int8_is_calibrated_and_small(format, checkpoint, photos, tmp_path):
         assert load_exported(result.kept).class_names == CLASSES
     bits = 8 * result.size_mb / result.folded_params_m
     assert bits < 32
+    check_by_onnx(output)
     # processors without VNNI add pairs of products in 16 bits
     weights = _int8_weights(output)
     assert len(weights) > 10
     assert any(weight.shape.count(len(CLASSES)) for weight in weights)  # the classifier
     assert max(np.abs(weight.astype(int)).max() for weight in weights) <= 64
+
+
+def check_by_onnx(path: Path) -> None:
+    """Whether an ONNX file follows the standard, about which onnxruntime is lenient."""
+    if path.suffix == ".onnx":
+        onnx.checker.check_model(path, full_check=True)
 
 
 def _int8_weights(path: Path) -> list[np.ndarray]:

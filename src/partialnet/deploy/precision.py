@@ -48,8 +48,11 @@ def convert_onnx(
     model = onnx.load(path)
     if precision == "fp16":
         from onnxruntime.transformers.float16 import convert_float_to_float16
+        from onnxruntime.transformers.onnx_model import OnnxModel
 
         model = convert_float_to_float16(model, keep_io_types=True)
+        # it leaves the conversion of the input behind the operators that use it, which ONNX does not allow
+        OnnxModel.graph_topological_sort(model.graph)
     return model
 
 
