@@ -162,7 +162,7 @@ def test_int8_is_calibrated_and_small(format, checkpoint, photos, tmp_path):
     result = export(checkpoint, output, format, "int8", calibration=photos)
     assert result.agreement["photographs"].num_images == len(photos)
     # a random network is no fair test of int8; a poor one must leave the float file too
-    assert (result.kept is not None) == (result.agreement["photographs"].top1 < 0.98)
+    assert (result.kept is None) == result.reliable
     if result.kept is not None:
         assert load_exported(result.kept).class_names == CLASSES
     bits = 8 * result.size_mb / result.folded_params_m
@@ -228,6 +228,27 @@ def test_a_float_export_that_computes_something_else_is_told(checkpoint, tmp_pat
     wrong = command(*run, tmp_path / "wrong.safetensors")
     assert "same class 100.0%" in wrong.out
     assert "Warning: logits are off by up to 100.0% of the largest" in wrong.err
+
+
+def test_logits_tell_what_a_single_class_cannot(checkpoint, tmp_path, monkeypatch, command: Command):
+    def constant(path: Path) -> Checkpoint:
+        opened = load(path)
+        opened.model.classifier.weight.data.zero_()
+        return opened
+
+    one = create_checkpoint("partialnet_t0", ("yes",), num_classes=1, embed_dim=16, depths=(1, 1, 1, 1))
+    randomize(one.model)
+    run = ("export", one.save(tmp_path / "run").parent, "-f", "torch", "-p", "fp16", "-o", tmp_path / "net.safetensors")
+    right = command(*run)
+    assert "same class 100.0%" in right.out
+    assert "Warning" not in right.err
+    monkeypatch.setattr("partialnet.deploy.export.load", constant)
+    wrong = command(*run)
+    assert "same class 100.0%" in wrong.out
+    error = json.loads((tmp_path / "net.safetensors.json").read_text())["agreement"]["photographs"]["error_to_spread"]
+    assert error >= 1
+    assert f"Warning: logits in fp16 are off by {error:.0%} of what they differ" in wrong.err
+    assert f"{tmp_path / 'net_fp32.safetensors'} was written too" in wrong.err
 
 
 def test_int8_needs_images(checkpoint, tmp_path):
@@ -327,6 +348,19 @@ def test_overflow_of_the_exported_network_is_told():
     for overflow in (float("nan"), float("inf")):
         with pytest.raises(UserError, match="NaN or infinity"):
             compare_logits(answering(1.0), answering(overflow), batches)
+
+
+def test_errors_of_logits_are_compared_with_their_spread():
+    def answering(*logits: float) -> SimpleNamespace:
+        return SimpleNamespace(run=lambda batch: torch.tensor(logits, dtype=torch.float32)[:, None])
+
+    batches = [torch.zeros(3, 3, 8, 8)]
+    original = answering(11, 10, 12)
+    assert compare_logits(original, original, batches).error_to_spread == 0
+    assert compare_logits(original, answering(11, 11, 11), batches).error_to_spread == pytest.approx(1)
+    assert compare_logits(original, answering(11, 10, 13.5), batches).error_to_spread == pytest.approx(1.5 / 2**0.5)
+    level = answering(0.1, 0.1, 0.1)  # whose mean is not quite that
+    assert compare_logits(level, original, batches).error_to_spread is None
 
 
 def test_overflow_of_the_network_itself_is_no_agreement():
@@ -725,7 +759,8 @@ def test_int8_is_tested_on_images_that_did_not_calibrate_it(checkpoint, labelled
     assert result.accuracy is not None
     assert (result.accuracy.num_images, result.accuracy.held_out) == (60, True)
     # the labelled images decide whether the float file is kept
-    assert (result.kept is not None) == (result.accuracy.agreement < 0.98)
+    assert result.same_class == result.accuracy.agreement
+    assert (result.kept is None) == result.reliable
 
 
 @pytest.mark.usefixtures("converted_once")

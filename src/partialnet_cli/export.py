@@ -88,11 +88,17 @@ def export(
                 f"{agreement.num_images} images ({kind}).",
                 err=True,
             )
+    instead = "do not rely on it" if result.kept is None else f"{result.kept} was written too"
     if result.same_class < LEAST_AGREEMENT:
-        instead = "do not rely on it" if result.kept is None else f"{result.kept} was written too"
         click.echo(
             f"Warning: {precision} agrees with PyTorch's class on {result.same_class:.1%} of the images, less than "
             f"{LEAST_AGREEMENT:.0%}; {instead}.",
+            err=True,
+        )
+    elif result.kept is not None:
+        click.echo(
+            f"Warning: logits in {precision} are off by {result.error_to_spread:.0%} of what they differ from "
+            f"photograph to photograph; {instead}.",
             err=True,
         )
     elif precision == "fp32" and result.relative_error > MOST_ERROR_FP32:

@@ -48,6 +48,10 @@ PRECISIONS: dict[str, tuple[str, ...]] = {
 }
 #: Share of images on which an export must name PyTorch's class, or one in fp32 is written too.
 LEAST_AGREEMENT = 0.98
+#: Error of logits, as a share of how these differ from photograph to photograph, from which on one in fp32 is written,
+#: too. The class alone would not tell: a single one is always right, and so is one that nearly all images get. int8 of
+#: networks that have learnt stays below 0.4, even of hardly trained ones; the same logits for every image are 1 off.
+MOST_ERROR = 0.75
 #: Error of a logit, as a share of the largest, that an export in fp32 shows only if it computes something else. The
 #: class alone would not tell: an untrained network gives most images the same, and one class is always right.
 MOST_ERROR_FP32 = 0.01
@@ -91,6 +95,16 @@ class Export:
     def same_class(self) -> float:
         """Share of photographs, in [0, 1], with the class that PyTorch gives: of the labelled ones if there are any."""
         return self.accuracy.agreement if self.accuracy is not None else self.agreement["photographs"].top1
+
+    @property
+    def reliable(self) -> bool:
+        """Whether classes and logits are close enough to PyTorch's for another precision than fp32."""
+        return agrees_enough(self.same_class) and self.error_to_spread < MOST_ERROR
+
+    @property
+    def error_to_spread(self) -> float:
+        """Errors of the logits as a share of how these differ from photograph to photograph; 0 where they do not."""
+        return self.agreement["photographs"].error_to_spread or 0.0
 
     @property
     def relative_error(self) -> float:
@@ -147,7 +161,7 @@ def export(
         draft = _Draft(Path(workspace), checkpoint, classifier, folded, photos, test, dynamic_batch, progress)
         return write_with_float(
             lambda path, chosen: draft.write(path, format, chosen),
-            lambda result: result.same_class,
+            lambda result: result.reliable,
             draft.workspace,
             output,
             precision,
@@ -159,23 +173,23 @@ _Written = TypeVar("_Written", bound=Any)
 
 def write_with_float(
     write: Callable[[Path, str], _Written],
-    agreement: Callable[[_Written], float],
+    reliable: Callable[[_Written], bool],
     workspace: Path,
     output: Path,
     precision: str,
 ) -> _Written:
-    """Write an export and its report, and if it agrees too rarely with PyTorch, another one in fp32: all or nothing.
+    """Write an export and its report, and if it is not reliable, another one in fp32: all or nothing.
 
     Args:
         write: Writes what is to become a file into the workspace, under its name and in a precision, and tells of it:
             ``Export`` or another dataclass with ``path``, ``kept`` and ``as_dict``.
-        agreement: How far what was written agrees, in [0, 1].
+        reliable: Whether what was written agrees well enough with PyTorch.
         workspace: From where finished files are moved.
         output: File to write.
         precision: Its precision.
     """
     exports = [write(output, precision)]
-    if precision != "fp32" and agreement(exports[0]) < LEAST_AGREEMENT:
+    if precision != "fp32" and not reliable(exports[0]):
         exports.append(write(_free_name(output.with_stem(f"{output.stem}_fp32")), "fp32"))
         exports[0] = replace(exports[0], kept=exports[1].path)
     for one in exports:
@@ -183,6 +197,11 @@ def write_with_float(
     for one in exports:
         put_in_place(workspace / one.path.name, one.path)
     return exports[0]
+
+
+def agrees_enough(share: float) -> bool:
+    """Whether a share of answers, in [0, 1], that are PyTorch's is enough for another precision than fp32."""
+    return share >= LEAST_AGREEMENT
 
 
 def _free_name(path: Path) -> Path:

@@ -15,6 +15,9 @@ from partialnet.errors import UserError
 from partialnet.evaluation import Evaluation
 from partialnet.prediction import Classifier
 
+#: Share of the largest logit by which equal ones may differ in float32.
+_ROUNDING = 1e-5
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -28,6 +31,9 @@ class Agreement:
         max_logit: Largest absolute logit of the original, to judge the error by.
         top1: Share of images, in [0, 1], with the same most probable class.
         num_not_finite: Images to which the original answers NaN or infinity.
+        error_to_spread: Root mean square of the errors as a share of that of the original's logits about each class's
+            mean over the images: 1 if the exported network gave every image the same answer. None where the original
+            itself does, as to a single image.
     """
 
     num_images: int
@@ -35,6 +41,7 @@ class Agreement:
     max_logit: float
     top1: float
     num_not_finite: int = 0
+    error_to_spread: float | None = None
 
 
 def compare_logits(original: Classifier, exported: Classifier, batches: Iterable[Tensor]) -> Agreement:
@@ -44,23 +51,28 @@ def compare_logits(original: Classifier, exported: Classifier, batches: Iterable
         UserError: The original answers NaN or infinity to every image, or the exported network to one to which the
             original does not.
     """
-    max_error, max_logit, same, count, finite = 0.0, 0.0, 0, 0, 0
-    for batch in batches:
-        expected, given = original.run(batch), exported.run(batch)
-        count += len(batch)
-        known = expected.isfinite().all(1)
-        if not known.any():
-            continue
-        expected, given = expected[known], given[known]
-        if not given.isfinite().all():
-            raise UserError("The exported network answers NaN or infinity, so it is not kept; take another precision.")
-        finite += len(expected)
-        max_error = max(max_error, float((expected - given).abs().max()))
-        max_logit = max(max_logit, float(expected.abs().max()))
-        same += int((expected.argmax(1) == given.argmax(1)).sum())
-    if count and not finite:
+    pairs = [(original.run(batch), exported.run(batch)) for batch in batches]
+    expected, given = (torch.cat(answers) for answers in zip(*pairs, strict=True))
+    count, known = len(expected), expected.isfinite().all(1)
+    if not known.any():
         raise UserError("The network itself answers NaN or infinity to every image; there is nothing to export.")
-    return Agreement(count, max_error, max_logit, same / max(count, 1), count - finite)
+    expected, given = expected[known], given[known]
+    if not given.isfinite().all():
+        raise UserError("The exported network answers NaN or infinity, so it is not kept; take another precision.")
+    errors, largest = given - expected, float(expected.abs().max())
+    spread = _root_mean_square(expected - expected.mean(0))
+    return Agreement(
+        count,
+        float(errors.abs().max()),
+        largest,
+        int((expected.argmax(1) == given.argmax(1)).sum()) / count,
+        count - len(expected),
+        _root_mean_square(errors) / spread if spread > _ROUNDING * largest else None,
+    )
+
+
+def _root_mean_square(values: Tensor) -> float:
+    return float(values.square().mean().sqrt())
 
 
 @dataclass(frozen=True)

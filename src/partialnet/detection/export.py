@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_tensor
 from tqdm import tqdm
 
-from partialnet.deploy.export import check_export, write_with_float
+from partialnet.deploy.export import agrees_enough, check_export, write_with_float
 from partialnet.deploy.exported_files import FORMS, save_onnx, save_openvino, size_mb, workspace_for
 from partialnet.deploy.library_messages import quiet, refusing
 from partialnet.deploy.photos import Photos, collect_photos
@@ -173,7 +173,7 @@ def export_detector(
             folded = checkpoint.fold_for(canvas, FORMS[format])
         draft = _Draft(Path(workspace), checkpoint, folded, format, canvas, traced, photos, test, progress)
         return write_with_float(
-            draft.write, lambda result: result.same_canvas.sure_share, draft.workspace, output, precision
+            draft.write, lambda result: agrees_enough(result.same_canvas.sure_share), draft.workspace, output, precision
         )
 
 
