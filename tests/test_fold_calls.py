@@ -135,6 +135,54 @@ def test_part_that_is_also_taken_apart_where_code_cannot_be_followed() -> None:
     assert isinstance(folded.norm, nn.BatchNorm2d)
 
 
+def test_part_without_norms_that_is_also_called_where_code_cannot_be_followed() -> None:
+    class Chain(nn.Module):
+        def __init__(self, part: nn.Module) -> None:
+            super().__init__()
+            self.part, self.norm = part, nn.BatchNorm2d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.part(x))
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = nn.Sequential(nn.ReLU(), nn.Conv2d(8, 8, 1))
+            self.chain = Chain(self.part)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.pad(x, (0, 1)) if x.shape[-1] % 2 else x
+            return self.chain(x) + self.part(x)
+
+    assert affines(check(trained(Network()), images(8))) == 1
+
+
+class Tap(nn.Module):
+    """Holds no layers, but calls one that it knows."""
+
+    def __init__(self, conv: nn.Module) -> None:
+        super().__init__()
+        self.known = {"convolutions": [conv]}
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.known["convolutions"][0](x)
+        return result
+
+
+def test_part_that_holds_no_layers_but_knows_one() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pair = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
+            self.tap = Tap(self.pair[0])
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.pad(x, (0, 1)) if x.shape[-1] % 2 else x
+            return self.pair(x) + self.tap(x)
+
+    assert affines(check(trained(Network()), images(8))) == 1
+
+
 class AsksForTensor(OptionalBetween):
     """Symbolic values are no tensors; real ones are."""
 

@@ -61,12 +61,14 @@ def fold_batch_norms(model: nn.Module) -> nn.Module:
     if not norms:
         return model
     affines = {norm: batch_norm_affine(norm, torch.empty(0)) for norm in norms}
-    flow = module_flow(model, lambda module: is_linear_layer(module) or isinstance(module, (*_KINDS, ChannelAffine)))
+    # a ChannelAffine that one of our own layers ends in can be absorbed, too
+    ends = [module for module in model.modules() if isinstance(module, ChannelAffine)]
+    flow = module_flow(
+        model, lambda module: is_linear_layer(module) or isinstance(module, (*_KINDS, ChannelAffine)), {*norms, *ends}
+    )
     fixed = flow.read | set(_held_elsewhere(model)) | {module for module in model.modules() if has_hooks(module)}
     classifier = set(_classifier(model))
     new: dict[nn.Module, nn.Module] = {}
-    # a ChannelAffine that one of our own layers ends in can be absorbed, too
-    ends = [module for module in flow.calls if isinstance(module, ChannelAffine)]
     affines |= {module: batch_norm_affine(module, torch.empty(0)) for module in ends}
     in_order = [module for module in flow.calls if module in affines]
     for norm in in_order + [norm for norm in norms if norm not in flow.calls]:

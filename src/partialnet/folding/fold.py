@@ -171,12 +171,9 @@ def _with_patch_convs(model: nn.Module) -> nn.Module:
     """
     ours = (m for m in model.modules() if type(m).__module__.startswith("partialnet.") and hasattr(m, "fuse"))
     kept = {child for module in ours for child in module.children()}
-    flow = module_flow(model, is_linear_layer)
-    new: dict[nn.Module, nn.Module] = {
-        layer: PatchConv(layer)
-        for layer in flow.calls.keys() - flow.read - kept
-        if is_patchwise(layer) and is_linear_layer(layer) and not has_hooks(layer)
-    }
+    convs = [m for m in model.modules() if is_patchwise(m) and m not in kept and not has_hooks(m)]
+    flow = module_flow(model, is_linear_layer, set(convs))
+    new: dict[nn.Module, nn.Module] = {m: PatchConv(m) for m in convs if m in flow.calls and m not in flow.read}
     return replace_modules(model, lambda module: new.get(module, module))
 
 

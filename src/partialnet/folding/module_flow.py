@@ -9,7 +9,7 @@ import inspect
 import itertools
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -24,6 +24,8 @@ _ITEMS = 8
 #: Ways to call a module that are followed, at most; each optional argument doubles them
 _WAYS = 16
 _A_TENSOR = torch.empty(0)
+#: What holds no modules
+_VALUES = (type(None), bool, int, float, str, torch.Tensor, torch.dtype, torch.device, type)
 
 
 @dataclass
@@ -34,7 +36,7 @@ class ModuleFlow:
         calls: The calls of each layer, as nodes of a traced graph. A layer with calls that no trace has reached is
             missing.
         layers: The layer that a node calls; nodes of functions are missing.
-        read: Modules whose parameters or buffers are used by others than themselves.
+        read: Modules whose parameters or buffers are used by others than themselves, or that may have further calls.
     """
 
     calls: dict[nn.Module, list[fx.Node]] = field(default_factory=dict)
@@ -75,13 +77,15 @@ class ModuleFlow:
             del self.layers[node]
 
 
-def module_flow(model: nn.Module, is_layer: Callable[[nn.Module], bool]) -> ModuleFlow:
+def module_flow(model: nn.Module, is_layer: Callable[[nn.Module], bool], sought: Collection[nn.Module]) -> ModuleFlow:
     """Follow a symbolic value through ``model`` as far as its code permits.
 
     A module with control flow is followed no further from outside, but its parts are followed, each on its own, if they
     are called as a whole. Nobody knows then which of its optional arguments such a part is given, no more than those of
     the network itself; all ways to call it are followed, or none. ``is_layer`` names the modules that count as one
     layer besides those of ``torch.nn``. Hooks are not called; what they would see counts as used by others.
+
+    ``sought`` are the layers whose calls are asked for. What holds none of them is not followed on its own.
     """
     # tracing runs the modules' code, which may store symbolic values in them; the tensors need no copy
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
@@ -89,7 +93,11 @@ def module_flow(model: nn.Module, is_layer: Callable[[nn.Module], bool]) -> Modu
     traced = copy.deepcopy(model, memo)
     ours = dict(zip(traced.modules(), model.modules(), strict=True))
     flow = ModuleFlow()
-    followed = _Followed(is_layer, {module for module in traced.modules() if has_hooks(ours[module])})
+    followed = _Followed(
+        is_layer,
+        sought={module for module in traced.modules() if ours[module] in sought},
+        watched={module for module in traced.modules() if has_hooks(ours[module])},
+    )
     followed.follow(traced)
     flow.read |= {ours[module] for module in followed.read}
     for root, graph in followed.graphs:
@@ -129,18 +137,34 @@ def _admits_none(annotation: Any) -> bool:
     return annotation in (inspect.Parameter.empty, Any) or type(None) in get_args(annotation)
 
 
+def _may_hold_modules(module: nn.Module) -> bool:
+    """Whether ``module`` may have other modules in plain attributes, for all that is known of these attributes."""
+    pending = [value for name, value in vars(module).items() if name != "_modules"]
+    seen: set[int] = set()
+    while pending:
+        value = pending.pop()
+        if isinstance(value, (dict, list, tuple, set)):
+            if id(value) not in seen:
+                seen.add(id(value))
+                pending += value.values() if isinstance(value, dict) else value
+        elif not isinstance(value, _VALUES):
+            return True
+    return False
+
+
 class _Followed:
     """Graphs that together cover as much of a network as can be followed, as (root, graph) in ``graphs``.
 
     ``loose`` are layers that are called in code that cannot be followed, whatever calls of them there are besides;
-    ``read`` are modules whose parameters or buffers such code uses.
+    ``read`` are modules whose parameters or buffers such code uses, and layers in what holds none that is sought.
     """
 
-    def __init__(self, is_layer: Callable[[nn.Module], bool], watched: set[nn.Module]) -> None:
+    def __init__(self, is_layer: Callable[[nn.Module], bool], sought: set[nn.Module], watched: set[nn.Module]) -> None:
         self.graphs: list[tuple[nn.Module, fx.Graph]] = []
         self.loose: set[nn.Module] = set()
         self.read: set[nn.Module] = set()
         self._is_layer = is_layer
+        self._sought = sought
         self._watched = watched
         self._seen: set[nn.Module] = set()
         self._taken_apart: set[nn.Module] = set()
@@ -151,7 +175,7 @@ class _Followed:
         if self._is_layer(module):
             self.loose.add(module)
             return
-        if module in self._seen or module in self._taken_apart:
+        if module in self._seen or module in self._taken_apart or not self._matters(module):
             return
         self._seen.add(module)
         try:
@@ -167,6 +191,14 @@ class _Followed:
             for part in opaque:
                 self._follow_parts(part)
 
+    def _matters(self, module: nn.Module) -> bool:
+        """Whether a layer that is sought is in ``module``, or in reach of its code; else its layers count as read."""
+        parts = list(module.modules())
+        if any(part in self._sought or _may_hold_modules(part) for part in parts):
+            return True
+        self.read |= {part for part in parts if self._is_layer(part)}
+        return False
+
     def _trace(self, module: nn.Module, way: dict[str, Any]) -> Iterator[tuple[fx.Graph, list[nn.Module]]]:
         """The graph of ``module`` called in this way and what is one layer in it; two where it asks for tensors."""
         tracers = [_Tracer(self._is_layer, self._watched)]
@@ -180,7 +212,7 @@ class _Followed:
                 tracers.append(_Tracer(self._is_layer, self._watched, values_are_tensors=True))
 
     def _follow_parts(self, module: nn.Module) -> None:
-        if module in self._taken_apart:
+        if module in self._taken_apart or not self._matters(module):
             return
         self._taken_apart.add(module)
         with contextlib.suppress(TypeError, ValueError):  # of a forward without a signature

@@ -173,12 +173,13 @@ class PATConv(nn.Module):
 
     @torch.jit.ignore
     def fuse_up_to_affine(self) -> tuple[PATConv, Tensor, Tensor]:
-        """A folded copy, and a scale and a shift, (out_channels,), still to be applied to its output.
+        """The folded layer, and a scale and a shift, (out_channels,), still to be applied to its output.
 
         A following 1×1 convolution absorbs them. They are 1 and 0 for convolved channels and for an attention that
-        does not end in a BatchNorm.
+        does not end in a BatchNorm. What does not fold is part of both layers: call it on a copy.
         """
-        folded = copy.deepcopy(self)
+        folded = copy.copy(self)
+        folded._modules = dict(self._modules)
         if is_affine(self.conv_norm) and not isinstance(self.conv_norm, nn.Identity):
             affine = batch_norm_affine(self.conv_norm, self.conv.weight[0, :, 0, 0])
             if absorbs_input_affine(self.conv):
