@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import timm
 import torch
@@ -23,7 +23,10 @@ from partialnet.errors import UserError
 from partialnet.folding import fold
 from partialnet.layers.inference import Runtime
 
-from .model import SCORE_THRESH, create_mask_rcnn
+from .model import SCORE_THRESH, Detector, create_mask_rcnn
+
+if TYPE_CHECKING:
+    from .exported import Canvas
 
 _WITH_MASKS, _WITHOUT_MASKS = "mask_rcnn", "faster_rcnn"
 _SETTINGS = {
@@ -38,7 +41,8 @@ class DetectorCheckpoint:
     """A detector with everything that is needed to use it.
 
     Attributes:
-        model: torchvision's Mask R-CNN or Faster R-CNN, in evaluation mode; see ``create_mask_rcnn``.
+        model: torchvision's Mask R-CNN or Faster R-CNN, in evaluation mode; see ``create_mask_rcnn``. Of an exported
+            detector, what is called like one.
         backbone: Name of its backbone in timm's registry.
         categories: Name of each category by its COCO id, in the order of the labels: label 1 is the first.
         settings: What ``create_mask_rcnn`` is given besides.
@@ -46,7 +50,7 @@ class DetectorCheckpoint:
         training: How it was trained: the run's configuration with its seed, the epoch, the precision it reached.
     """
 
-    model: nn.Module
+    model: Detector | Canvas
     backbone: str
     categories: dict[int, str]
     settings: dict[str, Any] = field(default_factory=dict)
@@ -56,17 +60,17 @@ class DetectorCheckpoint:
     @property
     def mean(self) -> list[float]:
         """Mean of each RGB channel, of values in [0, 1], that is subtracted from images."""
-        return self.model.transform.image_mean  # type: ignore[union-attr, return-value]
+        return self.model.transform.image_mean
 
     @property
     def std(self) -> list[float]:
         """Standard deviation of each channel, by which images are divided."""
-        return self.model.transform.image_std  # type: ignore[union-attr, return-value]
+        return self.model.transform.image_std
 
     @property
     def img_size(self) -> tuple[int, int]:
         """Shorter and at most longer side of an image, in pixels."""
-        return self.model.transform.img_size  # type: ignore[union-attr, return-value]
+        return self.model.transform.img_size
 
     @property
     def score_thresh(self) -> float:
@@ -95,7 +99,7 @@ class DetectorCheckpoint:
 
     def fold(self) -> DetectorCheckpoint:
         """A copy with the network folded for inference; see ``partialnet.fold``."""
-        return replace(self, model=fold(self.model), folded=True)
+        return replace(self, model=cast(Detector, fold(self.model)), folded=True)
 
     def fold_for(self, canvas: tuple[int, int] | None, runtime: Runtime | None = None) -> nn.Module:
         """The network folded for a runtime, and for images of ``canvas``, (H, W) in pixels, only; None for any size."""

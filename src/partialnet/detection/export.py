@@ -34,7 +34,6 @@ from .annotations import DetectionImages, DetectionSubset
 from .checkpoint import DetectorCheckpoint
 from .exported import INPUTS, Canvas, CanvasGraph, load_exported_detector
 from .inference import EvaluatedDetector, evaluate_detector
-from .model import Detector
 from .resizing import padded_size
 from .verify import Accuracy, Parity, compare_accuracy, compare_detections
 
@@ -283,7 +282,7 @@ class _Draft:
             sizes.append((int(photo.shape[-2]), int(photo.shape[-1])))
             with torch.inference_mode():
                 for given, model in zip(answers, (exported, self.on_canvas, self.checkpoint.model), strict=True):
-                    given += cast(Detector | Canvas, model).find([photo])
+                    given += model.find([photo])
         for found in answers[0]:
             if not all(bool(values.isfinite().all()) for values in found.values()):
                 raise UserError("The exported detector answers NaN or infinity; nothing was written.")

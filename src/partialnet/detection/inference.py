@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -101,12 +101,11 @@ def evaluate_detector(
         UserError: No image can be read, or there is no object to find.
     """
     device = torch.device(device)
-    transform: Any = detector.model.transform
     batches = detection_eval_loader(
         images,
         batch_size=batch_size,
         img_size=detector.img_size,
-        size_divisible=transform.size_divisible,
+        size_divisible=detector.model.transform.size_divisible,
         workers=workers,
         pin_memory=device.type == "cuda",
     )

@@ -80,7 +80,7 @@ def detect(
         min_score: Objects of lower scores are left out.
         device: Where to compute.
     """
-    network: Any = detector.model.to(device).eval()
+    network = detector.model.to(device).eval()
     names = tuple(detector.categories.values())
     for _, photo in read_images(paths):
         if isinstance(photo, UserError):

@@ -46,7 +46,7 @@ class DetectorTask(Task):
     ) -> None:
         super().__init__(checkpoint.model, config, data, num_batches)
         self.start = checkpoint
-        checkpoint.model.transform.resizes_training = False  # type: ignore[union-attr]  # the batches are resized
+        checkpoint.model.transform.resizes_training = False  # the batches are resized
         #: The last validation, and its detections on the images that are drawn; of the first process.
         self._validated: tuple[DetectionEvaluation, list[Detection]] | None = None
 
@@ -87,7 +87,7 @@ class DetectorTask(Task):
             rank=trainer.global_rank,
             world_size=trainer.world_size,
             img_size=config.sides,
-            size_divisible=self.start.model.transform.size_divisible,  # type: ignore[union-attr, arg-type]
+            size_divisible=self.start.model.transform.size_divisible,
             workers=config.workers,
             pin_memory=device.type == "cuda",
         )
@@ -151,4 +151,4 @@ class DetectorTask(Task):
 
     def checkpoint(self, training: dict[str, Any]) -> DetectorCheckpoint:
         """The detector that is evaluated, with its categories."""
-        return replace(self.start, model=self.evaluated, training=training)
+        return replace(self.start, model=cast(Detector, self.evaluated), training=training)

@@ -76,7 +76,7 @@ def _load_detector_weights(detector: DetectorCheckpoint, source: str) -> str:
     body = [name for name in own if name.startswith("backbone.maps.")]
     refuse_strangers(body, found.tensors, f"of the backbone {detector.backbone}", source, other.backbone)
     detector.model.load_state_dict(found.tensors, strict=False)
-    transform: Any = detector.model.transform
+    transform = detector.model.transform
     transform.image_mean, transform.image_std = list(other.mean), list(other.std)
     new, left = found.new, found.left
     sentences = [f"Weights: {_counted(list(own), found)} of the detector from {source} ({other.backbone})."]
@@ -125,6 +125,6 @@ def _take_normalisation(detector: DetectorCheckpoint, other: Checkpoint) -> list
     mean, std = ([float(value) for value in other.input_config[key]] for key in ("mean", "std"))
     if (mean, std) == ([*detector.mean], [*detector.std]):
         return []
-    transform: Any = detector.model.transform
+    transform = detector.model.transform
     transform.image_mean, transform.image_std = mean, std
     return [f"Images are normalised as there: mean {numbers(mean)}, standard deviation {numbers(std)}."]
