@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 from dataclasses import replace
 from itertools import pairwise
@@ -16,13 +17,13 @@ import pytest
 import torch
 from commands import Command
 from conftest import randomize_parameters
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
-from torchvision.transforms.functional import to_tensor
+from torchvision.transforms.functional import to_pil_image, to_tensor
 
-from partialnet.deploy.exported_files import SUFFIXES
+from partialnet.deploy.exported_files import SUFFIXES, save_openvino
 from partialnet.deploy.precision import convert_onnx
-from partialnet.deploy.runtimes import load_exported, openvino_core
+from partialnet.deploy.runtimes import CONFIG_KEY, load_exported, openvino_core
 from partialnet.detection import export, verify
 from partialnet.detection.annotations import DetectionSubset
 from partialnet.detection.checkpoint import DetectorCheckpoint, create_detector, load_detector
@@ -36,6 +37,7 @@ from partialnet.detection.model import Detector
 from partialnet.detection.sources import open_detector
 from partialnet.detection.verify import compare_detections
 from partialnet.errors import UserError
+from partialnet.images import read_image
 
 CATEGORIES = {1: "person", 18: "dog"}
 
@@ -378,6 +380,70 @@ def test_ap_of_int8_is_of_photos_that_it_was_not_calibrated_with(
     assert [indices.tolist() for indices in tested] == [[0, 2]] * 2  # calibrated with the one in the middle
     assert result.accuracy is not None
     assert result.accuracy.held_out
+
+
+def test_an_export_is_used_without_partialnet_as_documented(
+    detector: DetectorCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Boxes, scores and masks are those that we get from the file, of photographs that are stored on their side."""
+    pytest.importorskip("openvino")
+    monkeypatch.chdir(tmp_path)
+    sure = replace(detector, model=copy.deepcopy(detector.model))
+    heads: Any = sure.model.roi_heads
+    with torch.no_grad():
+        heads.box_predictor.cls_score.bias[2] += 3  # dogs everywhere
+        heads.mask_predictor.mask_fcn_logits.weight[2] = 0
+        heads.mask_predictor.mask_fcn_logits.bias[2] = 9  # each fills its box
+    write_photo_on_its_side(64, 96)
+    export_detector(sure, Path("detector.onnx"), images=[Path("photo.jpg")])
+    (config,) = (entry.value for entry in onnx.load("detector.onnx").metadata_props if entry.key == CONFIG_KEY)
+    save_openvino(openvino_core().read_model("detector.onnx"), Path("detector.xml"), json.loads(config))
+    document = Path(__file__).parent.parent / "docs" / "detection.md"
+    section = document.read_text(encoding="utf-8").partition("### In programs without PartialNet")[2]
+    program = re.search(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    assert program is not None
+    with_onnxruntime, with_openvino = re.split(r"\n(?=model = openvino)", program[1])
+    exported: Any = load_exported_detector("detector.onnx").model
+
+    # an image that keeps its size is the same pixel by pixel
+    (expected,) = exported.find([to_tensor(read_image("photo.jpg"))])
+    names: dict[str, Any] = {}
+    exec(with_onnxruntime, names)
+    parity = compare_detections([expected], [as_found(names)], [(96, 64)])
+    assert (parity.original, parity.share) == (20, 1)
+    assert parity.max_box_error is not None
+    assert max(parity.max_box_error, parity.max_score_error or 0) < 1e-3
+    boxes = expected["boxes"].round().int()
+    areas = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).tolist()
+    assert capsys.readouterr().out.splitlines() == [
+        f"dog {score:.0%} {box} {area} pixels"
+        for score, box, area in zip(expected["scores"].tolist(), boxes.numpy(), areas, strict=True)
+        if area
+    ]
+    exec(with_openvino, names)
+    parity = compare_detections([expected], [as_found(names)], [(96, 64)])
+    assert (parity.original, parity.share) == (20, 1)
+    # a resized one is rounded to whole values, and random weights put scores so close together that some change places
+    write_photo_on_its_side(128, 160)
+    (expected,) = exported.find([to_tensor(read_image("photo.jpg"))])
+    exec(with_onnxruntime, names)
+    assert compare_detections([expected], [as_found(names)], [(160, 128)]).share > 0.8
+
+
+def write_photo_on_its_side(width: int, height: int) -> None:
+    """``photo.jpg``, as a phone stores a photograph that was taken upright."""
+    pixels = torch.rand(1, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    image = torch.nn.functional.interpolate(pixels, (width, height), mode="bilinear")[0]
+    to_pil_image(image).save("photo.jpg", exif=turned)
+
+
+def as_found(names: dict[str, Any]) -> dict[str, Tensor]:
+    """What a program has in variables of these names, as detectors answer it."""
+    found = {name: torch.tensor(np.array(names[name])) for name in ("labels", "scores")}
+    boxes = torch.tensor(np.array(names["boxes"])).float()
+    return {**found, "boxes": boxes, "box_masks": torch.tensor(np.array(names["masks"]))[:, None]}
 
 
 def test_objects_of_other_categories_are_photographs(
