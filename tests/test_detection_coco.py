@@ -373,6 +373,13 @@ def test_names_that_lead_to_one_file_are_left_out(root: Path) -> None:
     assert images.image_ids.tolist() == [100, 109, 112, *range(115, 136, 3)]
 
 
+def test_files_that_are_listed_twice_are_told(root: Path) -> None:
+    images = rewritten(root, lambda content: content["images"][4].update(file_name="./000.jpg"))
+    assert counts(images) == {"repeated file": 1}
+    assert len(images) == 12
+    assert images.name(4) == "000.jpg"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -442,6 +449,9 @@ def test_no_objects_at_all(root: Path) -> None:
     Path(write_set(root))
     with pytest.raises(UserError, match="has no object that can be used: 40 boxes have no area"):
         rewritten(root, lambda content: [one.update(bbox=[1, 1, 0, 0]) for one in content["annotations"]])
+    Path(write_set(root))
+    with pytest.raises(UserError, match=r"All boxes of .* lie within the first pixels of their images, as shares of"):
+        rewritten(root, lambda content: [one.update(bbox=[0.5, 0.4, 0.5, 0.6]) for one in content["annotations"]])
     Path(write_set(root))
     rewritten(root, lambda content: [one.update(iscrowd=1) for one in content["annotations"]])
     with pytest.raises(UserError, match="no object that can be used, crowds aside"):

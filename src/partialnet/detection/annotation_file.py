@@ -102,6 +102,11 @@ def images_with_objects(
         raise UserError(f"{str(path)!r} has no object that can be used{': ' + told if told else '.'}")
     if not reader.has_outlines:
         faults.forget("no outline")  # whoever has boxes only lacks nothing
+    if all(max(found.raw_box) <= 1 for found in objects):
+        raise UserError(
+            f"All boxes of {str(path)!r} lie within the first pixels of their images, as shares of width and height "
+            "would; give them in pixels."
+        )
     objects.sort(key=lambda found: found.image)
     return DetectionImages(
         root, names, category_ids, images.usable, objects, reader.has_outlines, faults.faults(), reading
@@ -219,6 +224,7 @@ class _ListedImages:
 
 def _read_images(entries: list[Any], root: Path, faults: FaultCounter) -> _ListedImages:
     images = _ListedImages()
+    taken: set[str] = set()
     files = FilesBelow(root)
     names = [entry.get("file_name") for entry in entries if isinstance(entry, dict)]
     shared = shared_paths(name for name in names if isinstance(name, str))
@@ -246,6 +252,9 @@ def _read_images(entries: list[Any], root: Path, faults: FaultCounter) -> _Liste
             except UserError:
                 faults.add("unreadable image", name)
                 continue
+        if path in taken:
+            faults.add("repeated file", name)
+        taken.add(path)
         images.places[image_id] = len(images.usable)
         images.usable.append(ListedImage(image_id, path, height, width))
     return images

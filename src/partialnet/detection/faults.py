@@ -30,6 +30,10 @@ FAULTS = {
         "entry of the image list shares its file with others, as their folders are not there, and is left out",
         "entries of the image list lead to one file with others, as their folders are not there, and are left out",
     ),
+    "repeated file": (
+        "entry of the image list has the file of an earlier one; both are kept, each with its own objects",
+        "entries of the image list have the files of earlier ones; all are kept, each with its own objects",
+    ),
     "unreadable image": (
         "image whose size is not given cannot be read and is left out",
         "images whose sizes are not given cannot be read and are left out",
