@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from commands import Command
+from commands import Command, assert_mistake
 from conftest import randomize_parameters
 from PIL import ExifTags, Image
 from torch import Tensor
@@ -461,6 +461,8 @@ def test_objects_of_other_categories_are_photographs(
     refused = command(*arguments, folder / "objects.json")
     assert refused.code == 2
     assert "'cat'" in refused.err
+    # what is wrong in any case is told before the data is read
+    assert_mistake(command(*arguments, folder, "--precision", "bf16"), "onnx is exported in fp32, fp16, int8")
 
 
 def test_many_large_photos_are_compared_in_little_memory(

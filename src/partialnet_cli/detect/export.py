@@ -80,10 +80,10 @@ def export(
         raise UserError(f"{source!r} is an exported file already; give the run it came from.")
     checkpoint = load_detector(source)
     output = output or default_output(source, format, precision)
+    check_export(output, format, precision, bool(calibration))
+    check_files(output, source, results.files["json"])
     labelled = _labelled(calibration, checkpoint) if calibration else None
     images = find_images([calibration]) if calibration and labelled is None else []
-    check_export(output, format, precision, bool(images) or labelled is not None)
-    check_files(output, source, results.files["json"])
     click.echo(f"Exporting {checkpoint.kind} with {checkpoint.backbone} to {format} in {precision} …", err=True)
     result = export_detector(
         checkpoint, output, format, precision, canvas, images, progress=True, any_size=any_size, labelled=labelled
@@ -102,7 +102,9 @@ def export(
     same_canvas = result.same_canvas
     if not same_canvas.original + same_canvas.exported:
         click.echo(
-            "Warning: neither found anything, so the comparison says little; give --calibration with objects.", err=True
+            "Warning: neither found anything on the photographs, so the comparison says little; give others with "
+            "--calibration.",
+            err=True,
         )
     elif result.kept is not None:
         of_scores = f" that score {SURE_SCORE} or more" if same_canvas.sure else ""
