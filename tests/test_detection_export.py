@@ -231,7 +231,20 @@ def test_graph_has_no_batch_norm_and_any_number_of_detections(
     kinds = operators(graph)
     assert "BatchNormalization" not in kinds
     assert {"NonMaxSuppression", "RoiAlign"} <= kinds
-    (found,) = load_exported_detector(result.path).model([torch.rand(3, 96, 128)])
+    check_that_nothing_is_found(result.path)
+
+
+def test_openvino_finds_nothing_where_nothing_is_left(
+    detector: DetectorCheckpoint, photos: list[Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+    result = export_detector(load_strict(detector), tmp_path / "strict.xml", "openvino", images=photos[:1])
+    assert (result.same_canvas.original, result.same_canvas.exported) == (0, 0)
+    check_that_nothing_is_found(result.path)
+
+
+def check_that_nothing_is_found(path: Path) -> None:
+    (found,) = load_exported_detector(path).model([torch.rand(3, 96, 128)])
     assert {key: tuple(value.shape) for key, value in found.items()} == {
         "boxes": (0, 4),
         "labels": (0,),

@@ -267,6 +267,7 @@ class _Draft:
                 return
             # NNCF needs the branches of conditions tidied, as the converter leaves them
             model = require("openvino", "openvino").convert_model(graph)
+            _keep_empty(model)
             if precision == "int8":
                 model = quantize_openvino(model, calibration, _left_by_int8)
             compute_in_float32(model, lambda name: not _is_layer(name))
@@ -287,6 +288,21 @@ class _Draft:
             if not all(bool(values.isfinite().all()) for values in found.values()):
                 raise UserError("The exported detector answers NaN or infinity; nothing was written.")
         return compare_detections(answers[1], answers[0], sizes), compare_detections(answers[2], answers[0], sizes)
+
+
+def _keep_empty(model: Any) -> None:
+    """Let an OpenVINO model find nothing where no box is left to choose from.
+
+    For that case the graph has a branch with a constant of no values. The converter makes a number of it, and so one
+    box of whatever the memory holds.
+    """
+    constant = require("openvino.op", "openvino").Constant
+    for condition in (operator for operator in model.get_ops() if operator.get_type_name() == "If"):
+        without_boxes = condition.get_function(0)
+        (result,) = without_boxes.get_results()
+        result.input(0).replace_source_output(constant(np.zeros(0, np.int64)).output(0))
+        without_boxes.validate_nodes_and_infer_types()
+    model.validate_nodes_and_infer_types()
 
 
 def _is_layer(name: str) -> bool:
