@@ -404,6 +404,9 @@ def test_broken_photo_is_replaced_and_listed(tmp_path: Path) -> None:
     config = replace(CONFIG, epochs=1, warmup_epochs=0.0, max_unreadable_share=0.5)
     train_detector(config, data, tmp_path / "run")
     assert (tmp_path / "run" / "unreadable_images.txt").read_text() == "002.jpg\n"
+    Image.new("RGB", (9, 8)).save(tmp_path / "shapes" / "images" / "002.jpg")
+    with pytest.raises(UserError, match="1 of 10 images cannot be read, or have another size than the file says, more"):
+        train_detector(replace(config, max_unreadable_share=0.05), data, tmp_path / "strict")
 
 
 def test_an_exported_file_is_evaluated_too(data: str, tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ class _TrainBatches(Dataset[DetectionBatch]):
         pixels, targets, indices = [], [], []
         for wanted in self.order[number].tolist():
             read = partial(self._read, img_size=img_size)
-            index, image = read_or_replace(read, images.name, wanted, len(images), self.config.seed, unreadable)
+            index, image = read_or_replace(read, wanted, len(images), self.config.seed, unreadable)
             mirrored = generator(IMAGE, self.config.seed, self.epoch, index).random() < self.config.horizontal_flip
             size = self._size(index)
             to_size = resized_size(size, img_size)

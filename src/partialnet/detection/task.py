@@ -38,6 +38,7 @@ class DetectorTask(Task):
         num_batches: Batches of an epoch, in each process.
     """
 
+    unreadable = "cannot be read, or have another size than the file says"
     config: DetectionConfig
     data: DetectionData
 
@@ -96,8 +97,9 @@ class DetectorTask(Task):
         self.progress.unreadable.update(images.name(index) for index in found.unreadable)
         detections, indices = gather(found.detections, found.indices)
         if not indices:
+            first = f"; the first: {next(iter(found.unreadable.values()))}" if found.unreadable else "."
             raise UserError(
-                "None of the validation images can be read; if the data is gone, bring it back and use --resume."
+                f"None of the validation images can be read{first} If the data is gone, bring it back and use --resume."
             )
         metrics: list[dict[str, float] | None] = [None]
         if trainer.is_global_zero:

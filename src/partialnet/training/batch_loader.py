@@ -27,7 +27,6 @@ _Batch_co = TypeVar("_Batch_co", covariant=True)
 
 def read_or_replace(
     read: Callable[[int], _Read],
-    name: Callable[[int], str],
     wanted: int,
     count: int,
     seed: int,
@@ -37,7 +36,6 @@ def read_or_replace(
 
     Args:
         read: Reads an image; raises ``UserError`` if it is unreadable.
-        name: Name of an image, for the error.
         wanted: Index of the image.
         count: Number of images there are.
         seed: Of the run.
@@ -56,8 +54,8 @@ def read_or_replace(
         others = others or generator(REPLACEMENT, seed, wanted)
         index = int(others.integers(count))
     raise UserError(
-        f"None of {MAX_REPLACEMENTS} images could be read, {name(wanted)!r} among them; if the data is gone, bring it "
-        "back and continue with --resume."
+        f"None of {MAX_REPLACEMENTS} images could be read; the first: {unreadable[wanted]} If the data is gone, bring "
+        "it back and continue with --resume."
     )
 
 

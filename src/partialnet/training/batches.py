@@ -173,9 +173,7 @@ class _TrainBatches(Dataset[Batch]):
         read = partial(self.images.read, min_side=self._min_side(size))
         with random_state_restored():
             for place, wanted in enumerate(self.order[number].tolist()):
-                index, image = read_or_replace(
-                    read, self.images.name, wanted, len(self.images), config.seed, unreadable
-                )
+                index, image = read_or_replace(read, wanted, len(self.images), config.seed, unreadable)
                 seed_everything(IMAGE, config.seed, self.epoch, index)
                 pixels[place] = np.asarray(self._transform(size)(image))
                 indices.append(index)

@@ -242,7 +242,7 @@ class RunKeeper(L.Callback):
             self._try(UNREADABLE_NAME, lambda: write_atomically(path, text))
         if len(names) > task.config.max_unreadable_share * total:
             raise UserError(
-                f"{len(names)} of {total} images cannot be read, more than max_unreadable_share="
+                f"{len(names)} of {total} images {task.unreadable}, more than max_unreadable_share="
                 f"{task.config.max_unreadable_share:g} allows; they are listed in {str(path)!r}."
             )
 

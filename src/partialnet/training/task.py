@@ -40,9 +40,11 @@ class Task(L.LightningModule):
 
     Attributes:
         kept_as: What to call the epoch whose checkpoint is kept because of its ``score``.
+        unreadable: What is wrong with the items that ``progress.unreadable`` names, in words.
     """
 
     kept_as: ClassVar[str] = "best"
+    unreadable: ClassVar[str] = "cannot be read"
 
     def __init__(self, network: nn.Module, config: RunConfig, data: TrainingData, num_batches: int) -> None:
         super().__init__()
