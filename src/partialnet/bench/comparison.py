@@ -6,6 +6,7 @@ import gc
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -241,24 +242,26 @@ def measure_rows(
             for row in lacking:
                 number += 1
                 key = key_of(row.name, runtime)
-                label = f"[{number}/{total}] {key}"
-                try:
-                    found = _measure(row, runtime, prepared, conditions, peak.gflop, run_peak)
-                except Exception as error:  # networks fail in as many ways as there are runtimes; the others go on
-                    reason = " ".join(str(error).split())[:200] or type(error).__name__
-                    comparison.failures[key] = reason
-                    on_row(f"{label}: not measured: {reason}")
-                    continue
-                finally:
-                    gc.collect()  # the last network's memory, before the next one is built
-                comparison.measurements.append(found)
-                comparison.failures.pop(key, None)
-                comparison.save(folder)
-                on_row(
-                    f"{label}: {found.latency.median_ms:.2f} ms, {found.images_per_second:.0f} images/s, "
-                    f"{found.share_of_peak:.0%} of peak"
-                )
+                measure_row = partial(_measure, row, runtime, prepared, conditions, peak.gflop, run_peak)
+                on_row(f"[{number}/{total}] {key}: {_add_row(comparison, key, measure_row, folder)}")
     return unusable
+
+
+def _add_row(comparison: Comparison, key: str, measure_row: Callable[[], Measurement], folder: Path) -> str:
+    """Measure a row and store it, or note why it cannot be measured; what came of it, in words."""
+    try:
+        found = measure_row()
+    except Exception as error:  # networks fail in as many ways as there are runtimes; the others go on
+        comparison.failures[key] = " ".join(str(error).split())[:200] or type(error).__name__
+        return f"not measured: {comparison.failures[key]}"
+    finally:
+        gc.collect()  # the last network's memory, before the next one is built
+    comparison.measurements.append(found)
+    comparison.failures.pop(key, None)
+    comparison.save(folder)
+    return (
+        f"{found.latency.median_ms:.2f} ms, {found.images_per_second:.0f} images/s, {found.share_of_peak:.0%} of peak"
+    )
 
 
 def _prepare_reference(reference: Checkpoint, runtime: str, conditions: Conditions) -> dict[int, Callable[[], object]]:
