@@ -259,7 +259,17 @@ def test_prediction_replaces_no_photograph(trained: Path, tmp_path: Path, comman
     Image.new("RGB", (64, 48)).save(tmp_path / "one.png")
     before = (tmp_path / "one.png").read_bytes()
     assert_mistake(command("detect", "predict", trained, tmp_path / "one.png", "-o", tmp_path), "would replace")
+    photo, drawn = tmp_path / "one.png", tmp_path / "drawn"
+    assert_mistake(command("detect", "predict", trained, photo, "-o", drawn, "--json", photo), "what the command reads")
     assert (tmp_path / "one.png").read_bytes() == before
+
+
+def test_evaluation_replaces_no_annotations(trained: Path, data: str, command: Command) -> None:
+    annotations = Path(data) / "annotations.json"
+    before = annotations.read_bytes()
+    for given in (data, annotations, f"{data}/images,{annotations}"):
+        assert_mistake(command("detect", "eval", trained, given, "--json", annotations), "is what the command reads")
+    assert annotations.read_bytes() == before
 
 
 def test_pictures_come_with_every_epoch(data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,18 @@ def test_printed_json_has_the_standard_output_to_itself(tmp_path: Path) -> None:
     assert run("--json", "-").stderr == ""
 
 
+def test_what_a_command_reads_is_not_replaced(tmp_path: Path) -> None:
+    run_folder, photo, link = tmp_path / "run", tmp_path / "a.png", tmp_path / "link.png"
+    run_folder.mkdir()
+    link.symlink_to(photo)
+    for written in (photo, link, run_folder / "model.safetensors"):
+        for results in (Results(json=str(written)), Results(csv=written)):
+            results.spare(tmp_path / "b.png")
+            with pytest.raises(UserError, match="is what the command reads, and would be replaced"):
+                results.spare(run_folder, photo)
+    Results(json="-", csv=None).spare(photo)
+
+
 def test_files_that_cannot_be_written_are_refused_before_the_work(tmp_path: Path) -> None:
     for arguments, reason in (
         (["--csv", tmp_path / "none" / "a.csv"], "There is no folder"),

@@ -67,6 +67,7 @@ def evaluate(
     from partialnet.prediction import Classifier
     from partialnet.sources import device_for, open_source
 
+    results.spare(source, data)
     images: LabelledImages
     if is_folder(data):
         folder = evaluation_folder(data, split)

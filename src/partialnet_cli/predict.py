@@ -49,6 +49,7 @@ def predict(
     from partialnet.sources import device_for, open_source
 
     paths = find_images(images)
+    results.spare(source, *paths)
     classifier = Classifier(open_source(source, trained=True), device_for(source, device))
     failures: list[UserError] = []
     # results that scroll by on a terminal are progress enough; a bar is for output that goes elsewhere

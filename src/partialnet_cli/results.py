@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import click
 
+from partialnet.errors import UserError
 from partialnet.files import check_destinations, write_atomically, write_json
 
 _STANDARD_OUTPUT = "-"
@@ -43,6 +45,23 @@ class Results:
     def wanted(self) -> bool:
         """Whether any option was given."""
         return self.prints_json or any(path is not None for path in self.files.values())
+
+    def spare(self, *inputs: str | Path) -> None:
+        """Refuse to replace what the command reads.
+
+        Args:
+            inputs: Files, and run folders, of which the checkpoint is meant.
+
+        Raises:
+            UserError: One of the files to write is among them.
+        """
+        from partialnet.checkpoint.stored_network import WEIGHTS_NAME  # which loads PyTorch
+
+        # unlike Path.resolve, which refuses links in a circle
+        read = {os.path.realpath(path) for given in inputs for path in (given, Path(given) / WEIGHTS_NAME)}
+        for path in filter(None, self.files.values()):
+            if os.path.realpath(path) in read:
+                raise UserError(f"{str(path)!r} is what the command reads, and would be replaced; name another file.")
 
     def say(self, text: str) -> None:
         """Print text for people, unless JSON takes its place."""

@@ -72,6 +72,7 @@ def bench(
     from partialnet.devices import find_device
 
     names = list(dict.fromkeys(models)) or list(MODELS)
+    results.spare(*names)
     find_device(device)
     reference = against or ("resnet50" if "resnet50" in names else names[0])
     if against is not None and against not in names:

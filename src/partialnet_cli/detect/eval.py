@@ -54,6 +54,7 @@ def evaluate(
     Example: partialnet detect eval runs/boxes coco/
     """
     from partialnet.bench.environment import environment
+    from partialnet.detection.coco import annotation_files
     from partialnet.detection.data_sources import open_evaluation
     from partialnet.detection.evaluator import table, write_detections
     from partialnet.detection.faults import faults_as_json
@@ -63,6 +64,8 @@ def evaluate(
     from partialnet.files import check_destinations, write_json
     from partialnet.sources import device_for
 
+    annotations = annotation_files(Path(data)) if Path(data).is_dir() else [data, data.rpartition(",")[2]]
+    results.spare(source, *annotations)
     found = device_for(source, device)
     detector = open_detector(source)
     images, told = open_evaluation(data, tuple(detector.categories.values()), split, detector.training)

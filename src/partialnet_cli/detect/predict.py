@@ -59,6 +59,7 @@ def predict(
     from partialnet.sources import device_for, is_exported
 
     paths = find_images(images)
+    results.spare(source, *paths)
     pictures = distinct_files(output, [path.stem for path in paths], ".png")
     # unlike Path.resolve, which refuses links in a circle; as images they are told with the others that cannot be read
     if overwritten := set(map(os.path.realpath, paths)) & set(map(os.path.realpath, pictures)):
