@@ -89,9 +89,11 @@ def test_options_replace_the_file_and_the_file_the_recipe(command: Command, call
     file = tmp_path / "mine.yaml"
     file.write_text("epochs: 7\nbatch_size: 5\nmodel_args: {drop_rate: 0.1, depths: [1, 1, 1, 1]}\n")
     options = ("--batch-size", "9", "--model-args", "drop_rate=0.2", "--no-channels-last", "--clip-grad", "none")
+    options += ("--learning-rate", "0.125")
     assert command("train", "photos", "--recipe", "finetune", "--config", file, *options).code == 0
     config = calls[0][0]
     assert (config.epochs, config.batch_size, config.channels_last, config.clip_grad) == (7, 9, False, None)
+    assert config.lr == 0.125
     assert config.model_args == {"drop_rate": 0.2, "depths": [1, 1, 1, 1]}
     assert config.layer_decay == load_recipe("finetune").layer_decay
 
@@ -210,7 +212,8 @@ def test_mistakes_are_one_sentence(arguments: list[str], message: str, command: 
     [
         ("epochs: [", "is not a YAML file"),
         ("epoch: 3", "mean epochs"),
-        ("learning_rate: 1\nlr_bach: 3\n", "no setting 'learning_rate' in "),
+        ("learning_rate: 1\nlr_bach: 3\n", "Did you mean lr?"),
+        ("init_from: run\n", "Did you mean weights?"),
     ],
 )
 def test_mistakes_in_files_are_one_sentence(

@@ -71,7 +71,9 @@ class RunConfig(Settings):
     batch_size: int = _optimization(128, "images in a step of one process", least=1)
     accumulate: int = _optimization(1, "batches whose gradients are summed before the weights change", least=1)
     optimizer: str = _optimization("adamw", "name of an optimiser in timm")
-    lr: float = _optimization(4e-3, "highest learning rate, for lr_batch images in a step", least=0)
+    lr: float = _optimization(
+        4e-3, "highest learning rate, for lr_batch images in a step", least=0, aliases=("learning-rate",)
+    )
     lr_batch: int = _optimization(4096, "number of images in a step that lr is meant for", least=1)
     lr_scaling: str = _optimization(
         "linear", "how lr grows with the images in a step", choices=("linear", "sqrt", "none")

@@ -102,11 +102,19 @@ def create_settings(kind: type[SettingsT], values: Mapping[str, Any], where: str
     checked = {}
     for name, value in values.items():
         if name not in settings_of(kind):
-            near = get_close_matches(str(name).replace("-", "_"), settings_of(kind), n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
+            known = _spellings(kind)
+            near = get_close_matches(str(name).replace("-", "_"), known, n=1)
+            hint = f" Did you mean {known[near[0]]}?" if near else ""
             raise UserError(f"There is no setting {str(name)!r} in {where}.{hint}")
         checked[name] = _checked(kind, name, value)
     return kind(**checked)
+
+
+def _spellings(kind: type[Settings]) -> dict[str, str]:
+    """Names of all settings by what else each may be called, too."""
+    settings = settings_of(kind)
+    others = {alias.replace("-", "_"): name for name in settings for alias in settings[name].metadata["aliases"]}
+    return {**others, **{name: name for name in settings}}
 
 
 def parse_setting(kind: type[Settings], name: str, text: str) -> Any:
