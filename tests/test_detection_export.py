@@ -187,7 +187,7 @@ def stored_as(weight: Any) -> str | None:
 
 
 def test_a_graph_of_any_size_keeps_the_sizes_of_images(
-    detector: DetectorCheckpoint, photos: list[Path], tmp_path: Path
+    detector: DetectorCheckpoint, photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = export_detector(detector, tmp_path / "detector.onnx", images=photos, any_size=True)
     assert result.canvas is None
@@ -202,6 +202,15 @@ def test_a_graph_of_any_size_keeps_the_sizes_of_images(
         parity = compare_detections(whole.find(images[:1]) + whole.find(images[1:2]), again.find(images[:2]), sizes[:2])
     assert parity.share > 0.9
     assert [tuple(found["masks"].shape[2:]) for found in again(images)] == sizes
+    # also in the program that is documented
+    pytest.importorskip("openvino")
+    monkeypatch.chdir(tmp_path)
+    write_photo_on_its_side(96, 120)
+    names: dict[str, Any] = {}
+    exec(documented_programs()[0], names)
+    assert names["inputs"]["images"].shape == (1, 3, 128, 96)
+    expected = again.find([to_tensor(read_image("photo.jpg"))])
+    assert compare_detections(expected, [as_found(names)], [(120, 96)]).share == 1
     with pytest.raises(UserError, match="is to be 96×128 and of any size"):
         export_detector(detector, tmp_path / "detector.onnx", canvas=(96, 128), any_size=True)
 
@@ -411,11 +420,7 @@ def test_an_export_is_used_without_partialnet_as_documented(
     export_detector(sure, Path("detector.onnx"), images=[Path("photo.jpg")])
     (config,) = (entry.value for entry in onnx.load("detector.onnx").metadata_props if entry.key == CONFIG_KEY)
     save_openvino(openvino_core().read_model("detector.onnx"), Path("detector.xml"), json.loads(config))
-    document = Path(__file__).parent.parent / "docs" / "detection.md"
-    section = document.read_text(encoding="utf-8").partition("### In programs without PartialNet")[2]
-    program = re.search(r"```python\n(.*?)```", section, flags=re.DOTALL)
-    assert program is not None
-    with_onnxruntime, with_openvino = re.split(r"\n(?=model = openvino)", program[1])
+    with_onnxruntime, with_openvino = documented_programs()
     exported: Any = load_exported_detector("detector.onnx").model
 
     # an image that keeps its size is the same pixel by pixel
@@ -441,6 +446,15 @@ def test_an_export_is_used_without_partialnet_as_documented(
     (expected,) = exported.find([to_tensor(read_image("photo.jpg"))])
     exec(with_onnxruntime, names)
     assert compare_detections([expected], [as_found(names)], [(160, 128)]).share > 0.8
+
+
+def documented_programs() -> list[str]:
+    """How docs/detection.md uses ``detector.onnx`` on ``photo.jpg``, and then ``detector.xml``."""
+    document = Path(__file__).parent.parent / "docs" / "detection.md"
+    section = document.read_text(encoding="utf-8").partition("### In programs without PartialNet")[2]
+    program = re.search(r"```python\n(.*?)```", section, flags=re.DOTALL)
+    assert program is not None
+    return re.split(r"\n(?=model = openvino)", program[1])
 
 
 def write_photo_on_its_side(width: int, height: int) -> None:

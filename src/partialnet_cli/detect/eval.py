@@ -45,8 +45,7 @@ def evaluate(
 
     SOURCE is a detector's run folder, its model.safetensors, or an exported .onnx or .xml file. DATA is a folder in the
     COCO, YOLO or Pascal VOC format, whose validation part is evaluated, or IMAGES,JSON; its categories are matched by
-    name. If SOURCE was
-    trained on data without parts, the images that it did not learn from are evaluated.
+    name. If SOURCE was trained on data without parts, the images that it did not learn from are evaluated.
 
     The folder gets the figures and the detections as JSON (the latter as COCO's own evaluators read them), precision
     over recall, and ground truth beside detections. Images that cannot be read are reported and do not count.
