@@ -56,6 +56,7 @@ def test_an_option_at_its_default_still_replaces(command: Command, calls: Calls)
         ("my photos/", "small", "my-photos-resnet18"),
         ("torchvision:CIFAR10", "small", "CIFAR10-resnet18"),
         ("hfds/ethz/food101", "small", "food101-resnet18"),
+        ("tables/labels.csv", "small", "labels-resnet18"),
     ],
 )
 def test_defaults(data: str, recipe: str, folder: str, command: Command, calls: Calls) -> None:

@@ -127,6 +127,6 @@ def run_folder(output: Path | None, data: str, name: str) -> Path:
 
 
 def short_name(source: str) -> str:
-    """The last part of a path or of a name such as torchvision:CIFAR10, fit for a folder's name."""
-    last = re.split(r"[/:\\]", source.rstrip("/\\"))[-1]
+    """The last part of a path, without a table's ending, or of a name such as torchvision:CIFAR10, fit for a folder."""
+    last = re.sub(r"(?i)\.[ct]sv$", "", re.split(r"[/:\\]", source.rstrip("/\\"))[-1])
     return re.sub(r"[^\w.-]+", "-", last).strip("-.")
