@@ -708,7 +708,11 @@ def test_openvinos_weights_replace_nothing_but_an_older_exports(tmp_path, monkey
         assert command(*run, tmp_path / "new.xml").code == 0
     monkeypatch.setattr("partialnet.deploy.export.LEAST_AGREEMENT", 1.01)  # no export agrees so often
     (tmp_path / "half_fp32.bin").write_bytes(b"something else")
-    assert "half_fp32-2.xml" in command(*run, tmp_path / "half.xml", "-p", "fp16").err
+    done = command(*run, tmp_path / "half.xml", "-p", "fp16")
+    assert "half_fp32-2.xml" in done.err
+    written = done.out.partition("Written:")[2]
+    for file in tmp_path.glob("half*"):
+        assert (f"{file} (" in written or f"{file}\n" in written) == (file.name != "half_fp32.bin")
     assert {path: path.read_bytes() for path in before} == before
     assert (tmp_path / "half_fp32.bin").read_bytes() == b"something else"
 

@@ -67,7 +67,7 @@ def export(
     """
     from partialnet.deploy.export import LEAST_AGREEMENT, MOST_ERROR_FP32, check_export
     from partialnet.deploy.export import export as run_export
-    from partialnet.deploy.exported_files import check_files, default_output
+    from partialnet.deploy.exported_files import check_files, default_output, name_files
 
     output = output or default_output(source, format, precision)
     images = find_images([calibration]) if calibration else []
@@ -77,7 +77,7 @@ def export(
     labelled = _labelled(calibration, checkpoint) if calibration and Path(source).exists() else None
     click.echo(f"Exporting {checkpoint.architecture} to {format} in {precision} …", err=True)
     result = run_export(checkpoint, output, format, precision, img_size, dynamic_batch, images, labelled, progress=True)
-    results.written += [f"{result.path} ({result.size_mb:.1f} MB)", f"{result.path}.json"]
+    results.written += [name for path in (result.path, result.kept) if path for name in name_files(path)]
     results.write_json(result.as_dict())
     results.say(_as_text(result))
     tell_left_out(result.unreadable)

@@ -83,6 +83,12 @@ def files_of(output: Path) -> list[Path]:
     return [*_network_files(output), _report(output)]
 
 
+def name_files(output: Path) -> list[str]:
+    """All files of an export that is there, for people: the file itself first, with sizes in megabytes."""
+    networks = [f"{file} ({file.stat().st_size / 1e6:.1f} MB)" for file in reversed(_network_files(output))]
+    return [*networks, str(_report(output))]
+
+
 @contextmanager
 def workspace_for(output: Path) -> Iterator[str]:
     """A hidden folder on the disk of ``output``, so that finished files only have to be moved.

@@ -70,7 +70,7 @@ def export(
     Example: partialnet detect export runs/boxes --format openvino --calibration photos/
     """
     from partialnet.deploy.export import LEAST_AGREEMENT, check_export
-    from partialnet.deploy.exported_files import check_files, default_output
+    from partialnet.deploy.exported_files import check_files, default_output, name_files
     from partialnet.detection.checkpoint import load_detector
     from partialnet.detection.export import export_detector
     from partialnet.detection.verify import LEAST_MATCHED, SURE_SCORE
@@ -88,7 +88,7 @@ def export(
     result = export_detector(
         checkpoint, output, format, precision, canvas, images, progress=True, any_size=any_size, labelled=labelled
     )
-    results.written += [f"{result.path} ({result.size_mb:.1f} MB)", f"{result.path}.json"]
+    results.written += [name for path in (result.path, result.kept) if path for name in name_files(path)]
     results.write_json(result.as_dict())
     tell_left_out(result.unreadable)
     if not result.held_out:
