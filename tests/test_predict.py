@@ -14,7 +14,7 @@ from commands import CLASSES, NUM_PHOTOS, Command, Result, assert_mistake
 from PIL import Image
 from stored_networks import released_layout
 
-from partialnet.checkpoint import load
+from partialnet.checkpoint import create_checkpoint, load
 
 
 def test_predict_every_kind_of_image(run_folder: Path, photos: Path, command: Command) -> None:
@@ -29,6 +29,20 @@ def test_predict_every_kind_of_image(run_folder: Path, photos: Path, command: Co
         probabilities = [entry["probability"] for entry in row["classes"]]
         assert probabilities == sorted(probabilities, reverse=True)
         assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("channels", "told"), [(1, "images of 1 channel; photographs"), (4, "images of 4 channels; photo")]
+)
+def test_a_network_for_other_channels_is_told(
+    channels: int, told: str, photos: Path, tmp_path: Path, command: Command
+) -> None:
+    tiny = {"embed_dim": 16, "depths": (1, 1, 1, 1), "in_chans": channels}
+    run = create_checkpoint("partialnet_t0", CLASSES, num_classes=len(CLASSES), **tiny).save(tmp_path).parent
+    assert_mistake(command("predict", run, photos), told)
+    refused = command("export", run, "-o", tmp_path / "net.onnx")
+    assert refused.code == 2
+    assert told in refused.err
 
 
 def test_predict_gives_what_the_network_gives(run_folder: Path, photos: Path, command: Command) -> None:

@@ -48,7 +48,8 @@ class PhotoNetwork:
     def __init__(self, checkpoint: Checkpoint, device: str | torch.device = "cpu") -> None:
         channels, height, width = checkpoint.input_config["input_size"]
         if channels != 3:
-            raise UserError(f"This network reads images of {channels} channels; photographs have three (RGB).")
+            plural = "" if channels == 1 else "s"
+            raise UserError(f"This network reads images of {channels} channel{plural}; photographs have three (RGB).")
         self.checkpoint = checkpoint
         self.device = torch.device(device)
         self.model: nn.Module = checkpoint.model.eval().to(self.device)
