@@ -13,6 +13,7 @@ from conftest import Randomize
 from folded_networks import Parts, affines, batch_norms, images
 from folded_networks import trained as other_trained
 from folding import SmallCnn, outputs, relative_error, small, trained
+from timm.layers import BatchNormAct2d
 from timm.models.byobnet import MobileOneBlock
 from timm.models.repvit import RepVggDw
 from torch import Tensor, nn
@@ -254,6 +255,18 @@ def test_hooks_on_modules_around_a_layer(watched: str) -> None:
     folded = fold(model)
     assert_sees_the_same(recorder, model, folded, images())
     assert affines(folded) == 1
+
+
+@pytest.mark.parametrize("watched", ["1.drop", "1.act"])
+def test_hooks_on_parts_of_a_norm_with_activation(watched: str) -> None:
+    """Also on a part that does nothing, whose hook may change a value."""
+    model = other_trained(nn.Sequential(nn.Conv2d(3, 8, 3), BatchNormAct2d(8)))
+    recorder = Recorder()
+    recorder.watch(model, watched)
+    model.get_submodule(watched).register_forward_hook(lambda module, inputs, output: 2 * output)
+    folded = fold(model)
+    assert_sees_the_same(recorder, model, folded, images())
+    assert affines(folded) == 0
 
 
 def test_hooks_on_the_network() -> None:

@@ -350,6 +350,33 @@ def test_network(name: str) -> None:
         assert torch.equal(expected, got)
 
 
+def test_parametrized_weight_that_others_use() -> None:
+    class Twin(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = parametrizations.weight_norm(nn.Conv2d(8, 8, 1)), nn.BatchNorm2d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.conv(x)) + F.conv2d(x, self.conv.weight)
+
+    model, x = trained(Twin()), images(8)
+    check(model, x)
+    torch.testing.assert_close(fold(model, runtime="torch")(x), model(x))
+
+
+def test_features_that_a_module_keeps() -> None:
+    """PyTorch copies no tensors with a history."""
+
+    class Keeps(Parts):
+        def forward(self, x: Tensor) -> Tensor:
+            self.kept = {"features": [self.conv1(x)]}
+            return self.bn1(self.kept["features"][0])
+
+    model, x = trained(Keeps()), images()
+    model(x)
+    check(model, x)
+
+
 def test_hooks_see_what_they_saw() -> None:
     model = trained(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()))
     seen: list[Tensor] = []

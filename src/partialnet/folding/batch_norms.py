@@ -151,10 +151,14 @@ def _affine(norm: nn.Module, scale: Tensor, shift: Tensor) -> nn.Module:
     return ChannelAffine(scale, shift, spatial_dims=3 if isinstance(norm, nn.BatchNorm3d) else 2)
 
 
+def _does_nothing(module: nn.Module) -> bool:
+    return isinstance(module, nn.Identity) and not has_hooks(module)
+
+
 def _with_activation(norm: nn.Module, affine: nn.Module) -> nn.Module:
     """``affine`` and what the norm does besides, under the names that timm has for it."""
     rest = [(name, getattr(norm, name, None)) for name in ("drop", "act")] if isinstance(norm, _WITH_ACTIVATION) else []
-    parts = [(name, part) for name, part in rest if part is not None and not isinstance(part, nn.Identity)]
+    parts = [(name, part) for name, part in rest if part is not None and not _does_nothing(part)]
     whole = nn.Sequential(OrderedDict([("affine", affine), *parts])) if parts else affine
     # networks ask their norms for it
     whole.num_features = len(norm.running_mean) if hasattr(norm, "running_mean") else None  # type: ignore

@@ -91,9 +91,19 @@ def _height_and_width(img_size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    """A copy of a network, also of weights that hooks have computed under autograd, which PyTorch does not copy."""
-    attributes = [value for module in model.modules() for value in vars(module).values() if isinstance(value, Tensor)]
-    return copy_with_hooks(model, {id(value): value.detach().clone() for value in attributes if not value.is_leaf})
+    with _WithoutHistories():
+        return copy_with_hooks(model)
+
+
+class _WithoutHistories(TorchFunctionMode):
+    """Copies tensors with a history, which PyTorch refuses: weights that hooks computed, features that are kept."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            return args[0].detach().clone()
+        return func(*args, **(kwargs or {}))
 
 
 def _parts_of_searched_layers(model: nn.Module) -> set[nn.Module]:

@@ -35,18 +35,14 @@ def hooks_of(module: nn.Module) -> Iterator[dict[int, Callable[..., Any]]]:
     return (getattr(module, name) for name in _HOOKS)
 
 
-def copy_with_hooks(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+def copy_with_hooks(model: nn.Module) -> nn.Module:
     """A deep copy in which a hook that nothing in the network is bound to stays what it is, as functions do.
 
     Somebody outside waits for what such a hook collects; one that is bound to a module, or to what a module holds,
     is copied with it.
-
-    Args:
-        model: Any network.
-        memo: Copies that are known already, as ``copy.deepcopy`` takes them; is changed.
     """
     watched = [hooks for module in model.modules() for hooks in hooks_of(module) if hooks]
-    memo.update((id(hooks), OrderedDict()) for hooks in watched)
+    memo: dict[int, Any] = {id(hooks): OrderedDict() for hooks in watched}
     copied = copy.deepcopy(model, memo)
     for hooks in watched:
         for key, hook in hooks.items():

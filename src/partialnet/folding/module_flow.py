@@ -101,14 +101,22 @@ def module_flow(model: nn.Module, is_layer: Callable[[nn.Module], bool], sought:
     followed.follow(traced)
     flow.read |= {ours[module] for module in followed.read}
     for root, graph in followed.graphs:
+        flow.read |= {ours[module] for module in _read_in(root, graph)}
         for node in graph.nodes:
             if node.op == "call_module" and root.get_submodule(node.target) not in followed.loose:
                 layer = ours[root.get_submodule(node.target)]
                 flow.calls.setdefault(layer, []).append(node)
                 flow.layers[node] = layer
-            elif node.op == "get_attr":
-                flow.read.add(ours[root.get_submodule(node.target.rpartition(".")[0])])
     return flow
+
+
+def _read_in(root: nn.Module, graph: fx.Graph) -> Iterator[nn.Module]:
+    """Modules whose parameters or buffers are used in a graph of ``root``, parametrized ones included."""
+    for node in graph.nodes:
+        if node.op in ("get_attr", "call_module"):
+            owner, parametrized, _ = node.target.partition(".parametrizations.")
+            if node.op == "get_attr" or parametrized:
+                yield root.get_submodule(owner if parametrized else node.target.rpartition(".")[0])
 
 
 def _ways_to_call(module: nn.Module) -> tuple[list[dict[str, Any]], bool]:
@@ -222,8 +230,7 @@ class _Followed:
                     tracer.follow(module, way)
                 self._called |= tracer.called
                 self.loose |= {layer for layer in tracer.called_by_root if self._is_layer(layer)}
-                read = [node.target.rpartition(".")[0] for node in tracer.graph.nodes if node.op == "get_attr"]
-                self.read |= {module.get_submodule(name) for name in read}
+                self.read |= set(_read_in(module, tracer.graph))
         self._follow_children(module)
 
     def _follow_children(self, module: nn.Module) -> None:
