@@ -13,16 +13,19 @@ import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
-from partialnet.layers import PATConv, SpatialGate, pat_ch, pat_sf, pat_sp
+from partialnet.layers import DPConv, PATConv, SpatialGate, pat_ch, pat_sf, pat_sp
 from partialnet.layers.affine import (
     ChannelAffine,
     batch_norm_affine,
     can_be_folded,
     fold_batch_norm,
+    fold_input_affine,
     is_pointwise,
     keeps_forward,
     with_fixed_weights,
+    with_weights,
 )
+from partialnet.layers.spatial_gate import FoldedSpatialGate
 
 from .folded_block import FoldedPartialNetBlock
 
@@ -169,7 +172,38 @@ class PartialNetBlock(nn.Module):
             pointwise += [attention.conv, gate]
         if not can_be_folded(*parts) or not all(is_pointwise(conv) for conv in pointwise):
             return self
-        return FoldedPartialNetBlock(with_fixed_weights(copy.deepcopy(self)))
+        return _folded(with_fixed_weights(copy.deepcopy(self)))
+
+
+def _folded(block: PartialNetBlock) -> FoldedPartialNetBlock:
+    """The folded block, of which parts of ``block`` become a part."""
+    mixer, gate = block.mixer, block.mlp_attention
+    fc1, fc2 = fold_batch_norm(block.mlp.fc1, block.mlp.norm), block.mlp.fc2
+    if isinstance(mixer, DPConv):
+        mixer = mixer.to_static()
+    if keeps_forward(mixer, PATConv) and not block.mixer_residual:
+        mixer, scale, shift = mixer.fuse_up_to_affine()
+        fc1 = fold_input_affine(fc1, scale, shift)
+    elif keeps_forward(mixer, PATConv):
+        mixer = mixer.fuse()
+    if keeps_forward(gate, PATConv) and keeps_forward(gate.attn, SpatialGate):
+        fc2, gate = _merge_convolution(fc2, gate), FoldedSpatialGate(gate.attn, gate.out_channels)
+    elif keeps_forward(gate, PATConv):
+        gate = gate.fuse()
+    return FoldedPartialNetBlock(mixer, fc1, block.mlp.act, fc2, gate, block.mixer_residual)
+
+
+def _merge_convolution(fc2: nn.Conv2d, pat_sp: PATConv) -> nn.Conv2d:
+    """One 1×1 convolution for ``fc2`` and the convolution of PAT_sp, with its BatchNorm, on the last channels."""
+    conv = fold_input_affine(pat_sp.conv, *batch_norm_affine(pat_sp.conv_norm, pat_sp.conv.weight[0, :, 0, 0]))
+    weight = fc2.weight.detach()[:, :, 0, 0]  # (C, hidden)
+    kernel = conv.weight.detach()[:, :, 0, 0]
+    attended, convolved = torch.split(weight, [pat_sp.attn_channels, pat_sp.conv_channels])
+    bias = weight.new_zeros(weight.shape[0]) if fc2.bias is None else fc2.bias.detach().clone()
+    bias[pat_sp.attn_channels :] = kernel @ bias[pat_sp.attn_channels :]
+    if conv.bias is not None:
+        bias[pat_sp.attn_channels :] += conv.bias.detach()
+    return with_weights(fc2, torch.cat((attended, kernel @ convolved))[:, :, None, None], bias)
 
 
 @torch.fx.wrap

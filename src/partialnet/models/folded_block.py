@@ -6,19 +6,11 @@ Source: paper, Sec. 3.1 and Fig. 8.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from partialnet.layers import DPConv, PATConv, SpatialGate
-from partialnet.layers.affine import (
-    batch_norm_affine,
-    fold_batch_norm,
-    fold_input_affine,
-    keeps_forward,
-    with_weights,
-)
 from partialnet.layers.eager import (
     EagerPATConv,
     PositionwiseLinear,
@@ -33,9 +25,6 @@ from partialnet.layers.eager import (
 from partialnet.layers.inference import Runtime
 from partialnet.layers.spatial_gate import FoldedSpatialGate, PositionGate
 
-if TYPE_CHECKING:
-    from .blocks import PartialNetBlock
-
 
 class FoldedPartialNetBlock(nn.Module):
     """``PartialNetBlock`` at inference.
@@ -45,31 +34,29 @@ class FoldedPartialNetBlock(nn.Module):
     and 0 elsewhere, ``passed`` is 1 on the other channels. Runtimes fuse this form into one pass, without the split and
     concatenation of PAT_sp.
 
+    Args:
+        mixer: Mixes positions.
+        fc1: First convolution of the MLP, with its BatchNorm.
+        act: Its activation.
+        fc2: Its second convolution, with PAT_sp's.
+        gate: What follows the MLP: PAT_sp's gate, or another attention.
+        mixer_residual: Whether the mixer has a residual connection of its own.
+
     Source: paper, Sec. 3.1 (PAT_sp merges into the MLP); the algebra is ours.
     """
 
-    def __init__(self, block: PartialNetBlock) -> None:
+    def __init__(
+        self,
+        mixer: nn.Module,
+        fc1: nn.Conv2d,
+        act: nn.Module,
+        fc2: nn.Conv2d,
+        gate: nn.Module,
+        mixer_residual: bool,
+    ) -> None:
         super().__init__()
-        self.mixer_residual = block.mixer_residual
-        mixer, fc1 = block.mixer, fold_batch_norm(block.mlp.fc1, block.mlp.norm)
-        if isinstance(mixer, DPConv):
-            mixer = mixer.to_static()
-        if keeps_forward(mixer, PATConv) and not block.mixer_residual:
-            mixer, scale, shift = mixer.fuse_up_to_affine()
-            fc1 = fold_input_affine(fc1, scale, shift)
-        elif keeps_forward(mixer, PATConv):
-            mixer = mixer.fuse()
-        self.mixer = mixer
-        self.fc1 = fc1
-        self.act = block.mlp.act
-        attention = block.mlp_attention
-        self.fc2 = block.mlp.fc2
-        self.gate: nn.Module = attention
-        if keeps_forward(attention, PATConv) and keeps_forward(attention.attn, SpatialGate):
-            self.fc2 = _merge_convolution(block.mlp.fc2, attention)
-            self.gate = FoldedSpatialGate(attention.attn, attention.out_channels)
-        elif keeps_forward(attention, PATConv):
-            self.gate = attention.fuse()
+        self.mixer_residual = mixer_residual
+        self.mixer, self.fc1, self.act, self.fc2, self.gate = mixer, fc1, act, fc2, gate
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -140,16 +127,3 @@ class EagerPartialNetBlock(nn.Module):
 
 def _positionwise(conv: nn.Conv2d) -> PositionwiseLinear:
     return PositionwiseLinear(conv.weight[:, :, 0, 0], conv.bias)
-
-
-def _merge_convolution(fc2: nn.Conv2d, pat_sp: PATConv) -> nn.Conv2d:
-    """One 1×1 convolution for ``fc2`` and the convolution of PAT_sp, with its BatchNorm, on the last channels."""
-    conv = fold_input_affine(pat_sp.conv, *batch_norm_affine(pat_sp.conv_norm, pat_sp.conv.weight[0, :, 0, 0]))
-    weight = fc2.weight.detach()[:, :, 0, 0]  # (C, hidden)
-    kernel = conv.weight.detach()[:, :, 0, 0]
-    attended, convolved = torch.split(weight, [pat_sp.attn_channels, pat_sp.conv_channels])
-    bias = weight.new_zeros(weight.shape[0]) if fc2.bias is None else fc2.bias.detach().clone()
-    bias[pat_sp.attn_channels :] = kernel @ bias[pat_sp.attn_channels :]
-    if conv.bias is not None:
-        bias[pat_sp.attn_channels :] += conv.bias.detach()
-    return with_weights(fc2, torch.cat((attended, kernel @ convolved))[:, :, None, None], bias)
