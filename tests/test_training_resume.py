@@ -129,7 +129,7 @@ def test_killed_at_random_moments(workers: int, start: Start, uninterrupted: tup
         assert process.wait() == -signal.SIGKILL
     process = start(folder, workers=workers)
     assert process.wait() == 0, process.err
-    assert "Continuing after" in process.err
+    assert "Continuing with epoch" in process.err
     assert outcome(folder) == uninterrupted
 
 

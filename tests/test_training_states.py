@@ -64,7 +64,7 @@ def test_damaged_state(damage: str, train_tiny: Train, capsys: pytest.CaptureFix
     again = train_tiny(epochs=3, resume=True)
     told = capsys.readouterr().err
     assert f"{newest.name}' is damaged" in told
-    assert "Continuing after 2 epochs" in told
+    assert "Continuing with epoch 3." in told
     assert all(torch.equal(whole[n], t) for n, t in tensors(again.folder / "last" / "model.safetensors").items())
     assert len(list((again.folder / "state").iterdir())) == 2
 

@@ -232,8 +232,9 @@ def _announce(
     for sentence in (*kind.announce(task), weights, task.highest_lr(world_size)[1]):
         say(sentence)
     if state is not None:
-        progress = state.progress
-        say(f"Continuing after {progress['epoch']} epochs and {progress['batch']} batches.")
+        epoch, batch = state.progress["epoch"], state.progress["batch"]
+        where = f"epoch {epoch + 1}" + (f", batch {batch + 1}" if batch else "")
+        say(f"Continuing with {where}." if epoch < task.config.epochs else "The last epoch is trained already.")
 
 
 def _fit(trainer: L.Trainer, task: Task, keeper: RunKeeper, state: Path | None) -> None:
