@@ -226,7 +226,7 @@ def test_what_does_not_exist_is_told() -> None:
         explainer.class_map(image(), method="gradcan")
     with pytest.raises(UserError, match="no class 9"):
         explainer.class_map(image(), 9)
-    with pytest.raises(UserError, match="1 channels"):
+    with pytest.raises(UserError, match="of 1 channel;"):
         Explainer(create_checkpoint("partialnet_t0", in_chans=1))
 
 

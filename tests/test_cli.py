@@ -165,7 +165,7 @@ def test_damaged_checkpoint(run_folder: Path, photos: Path, tmp_path: Path, comm
 
 
 @pytest.mark.parametrize(
-    ("model_args", "part"), [({"num_classes": 0}, "no classes"), ({"num_classes": 2, "in_chans": 1}, "1 channels")]
+    ("model_args", "part"), [({"num_classes": 0}, "no classes"), ({"num_classes": 2, "in_chans": 1}, "of 1 channel;")]
 )
 def test_network_that_cannot_classify_photos(
     model_args: dict[str, int], part: str, photos: Path, tmp_path: Path, command: Command
