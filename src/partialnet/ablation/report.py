@@ -6,18 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from partialnet.bench.contestants import RUNTIMES
 from partialnet.markdown import markdown_table
 
 from .accuracy import TrainedRow
 from .measure import Conditions, Cost, Speed
 from .tables import PAPER_MACHINES, PAPER_MODEL, AblationTable, Row
 
-RUNTIME_NAMES = {
-    "eager": "eager PyTorch",
-    "compile": "torch.compile",
-    "onnxruntime": "onnxruntime",
-    "openvino": "OpenVINO",
-}
 #: Deviation of the parameters beyond which a note must say why.
 TOLERANCE = 0.01
 
@@ -241,7 +236,7 @@ def _speeds(content: Mapping[str, Any], runtime: str) -> Section:
         )
     if content["clock"] != "wall time":
         where += f", {content['clock']}"
-    return Section(f"{RUNTIME_NAMES[runtime]}, fp32, {where}", (*header, "dev."), tuple(lines))
+    return Section(f"{RUNTIMES[runtime]}, fp32, {where}", (*header, "dev."), tuple(lines))
 
 
 def _accuracies(content: Mapping[str, Any]) -> Section:

@@ -31,7 +31,13 @@ from partialnet.messages import first_line
 from .runners import TorchRunner, check_openvino, exported_runner
 from .timing import synchronizer
 
-RUNTIMES = ("eager", "compile", "onnxruntime", "openvino")
+#: Runtimes, and what tables and pictures call them.
+RUNTIMES = {
+    "eager": "eager PyTorch",
+    "compile": "torch.compile",
+    "onnxruntime": "onnxruntime",
+    "openvino": "OpenVINO",
+}
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 #: Which form of the layers suits a runtime on the CPU.
 _FORMS: dict[str, Runtime] = {

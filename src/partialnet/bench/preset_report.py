@@ -12,14 +12,9 @@ from partialnet.markdown import markdown_table
 
 from .accuracy_latency import Point, accuracy_latency
 from .comparison import Comparison, Conditions, Measurement
+from .contestants import RUNTIMES
 from .presets import PAPER_SOURCE, PresetRow
 
-_RUNTIME_NAMES = {
-    "eager": "eager PyTorch",
-    "compile": "torch.compile",
-    "onnxruntime": "ONNX Runtime",
-    "openvino": "OpenVINO",
-}
 _PACKAGES = {"eager": "torch", "compile": "torch", "onnxruntime": "onnxruntime", "openvino": "openvino"}
 
 
@@ -106,7 +101,7 @@ def _conditions(comparison: Comparison, runtime: str) -> str:
     version = machine["versions"].get(_PACKAGES[runtime], "")
     threads = "1 thread" if conditions.threads == 1 else f"{conditions.threads} threads"
     where = f"{machine['gpu']}" if conditions.device == "cuda" else f"{machine['cpu']}, {threads}"
-    return f"{_RUNTIME_NAMES[runtime]} {version}, {conditions.precision}, batch 1 · {where}"
+    return f"{RUNTIMES[runtime]} {version}, {conditions.precision}, batch 1 · {where}"
 
 
 def _figure_note(points: Sequence[Point], rows: Sequence[PresetRow], comparison: Comparison) -> str:
@@ -141,7 +136,7 @@ def notes(comparison: Comparison) -> list[str]:
         fastest = max(comparison.peaks, key=lambda peak: peak.gflops)
         lines.append(
             f"Peak: {fastest.gflops:.0f} GFLOP/s, the fastest of some large convolutions ({fastest.convolution}) in "
-            f"{_RUNTIME_NAMES[fastest.runtime]}, {fastest.precision}, {fastest.threads} thread(s). Shares are of that "
+            f"{RUNTIMES[fastest.runtime]}, {fastest.precision}, {fastest.threads} thread(s). Shares are of that "
             "convolution's speed in the same rounds."
         )
     if comparison.missing:
@@ -165,7 +160,7 @@ def _markdown(comparison: Comparison, rows: Sequence[PresetRow]) -> str:
         table = [_cells(row, found, conditions, paper) for row, found in _finished(comparison, rows, runtime)]
         header = [heading for heading, _ in table[0]]
         texts = [[text for _, text in cells] for cells in table]
-        lines += ["", f"## {_RUNTIME_NAMES[runtime]}", "", *markdown_table(header, texts)]
+        lines += ["", f"## {RUNTIMES[runtime]}", "", *markdown_table(header, texts)]
     lines += ["", *(f"- {note}" for note in notes(comparison))]
     if paper:
         lines.append(f"- Columns headed “paper” and the accuracies are quoted from the {PAPER_SOURCE}.")
@@ -203,7 +198,7 @@ def as_text(comparison: Comparison, rows: Sequence[PresetRow]) -> str:
     for runtime in comparison.runtimes():
         lines += [
             "",
-            f"{_RUNTIME_NAMES[runtime]}, {comparison.conditions.precision}",
+            f"{RUNTIMES[runtime]}, {comparison.conditions.precision}",
             f"{head}{'top-1 % (quoted)':>18}",
         ]
         lines += [
