@@ -733,5 +733,5 @@ def test_mistakes_with_hugging_face(hub: dict[str, dict[str, Rows]], monkeypatch
     with pytest.raises(UserError, match="no part 'train', only 'later'"):
         open_data("hfds/late")
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r'datasets; .* pip install "\.\[hf\]"'):
+    with pytest.raises(UserError, match=r'datasets; .* pip install "partialnet\[hf\]"'):
         open_data("hfds/text")

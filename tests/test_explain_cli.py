@@ -190,7 +190,7 @@ def test_mistakes_are_one_sentence(
 
 def test_without_the_library_it_is_named(explain: Command, run_folder: Path, photos: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
-    assert_mistake(explain(run_folder, photos), 'pip install ".[explain]"')
+    assert_mistake(explain(run_folder, photos), 'pip install "partialnet[explain]"')
 
 
 def test_a_folded_checkpoint_has_maps_and_no_gates(explain: Command, photos: Path, tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ def require(module: str, extra: str) -> ModuleType:
     """Import a module of an optional package.
 
     Raises:
-        UserError: The package is not installed; names the extra that brings it.
+        UserError: The package is not installed; the message gives the command that installs the extra.
     """
     try:
         return importlib.import_module(module)
     except ImportError:
         package = module.partition(".")[0]
-        raise UserError(f'This needs {package}; in the checkout run: pip install ".[{extra}]"') from None
+        # pip finds the extra in what is installed, whether from a wheel or from a clone, and asks no index for it
+        raise UserError(f'This needs {package}; install it with: pip install "partialnet[{extra}]"') from None
