@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
@@ -147,6 +148,13 @@ def test_selection(select, expected: list[str]) -> None:
     assert {n: t.shape for n, t in again.model.state_dict().items()} == {
         n: t.shape for n, t in surgery.model.state_dict().items()
     }
+
+
+def test_a_function_is_asked_once_for_each_layer() -> None:
+    asked = itertools.count()
+    surgery = replace_convs(Small(), lambda name, layer: next(asked) == 0, input_size=SIZE)
+    assert len(surgery.replaced) == 1
+    assert isinstance(surgery.model.get_submodule(surgery.replaced[0].name), PATConv)
 
 
 def test_leading_block_and_bias_are_carried_over_and_the_original_is_untouched() -> None:

@@ -188,8 +188,7 @@ def replace_convs(
     for side in size:
         check_count("input_size", side)
     counts_before = _run(model, size, "The network")
-    decisions = list(_decide(model, **options))
-    converted = convert(model, **options)
+    converted, decisions = _converted(model, **options)
     counts_after = _run(converted, size, "The converted network")
     for name, shape in counts_before.shapes.items():
         if name in counts_after.shapes and counts_after.shapes[name] != shape:
@@ -228,14 +227,7 @@ def convert(
 ) -> nn.Module:
     """The converted copy alone, without checks and counts; for arguments and errors see ``replace_convs``."""
     check_network(model)
-    converted = copy.deepcopy(model)
-    attention = for_every_layer(attention)
-    new: dict[nn.Module, nn.Module] = {
-        decision.layer: _pat_conv(decision.layer, split_ratio, attention, attention_scope)
-        for decision in _decide(converted, select, split_ratio, attention, attention_scope)
-        if decision.replace and isinstance(decision.layer, nn.Conv2d)
-    }
-    return replace_modules(converted, lambda module: new.get(module, module))
+    return _converted(model, select, split_ratio, for_every_layer(attention), attention_scope)[0]
 
 
 def for_every_layer(attention: AttentionLike) -> AttentionLike:
@@ -249,27 +241,41 @@ def for_every_layer(attention: AttentionLike) -> AttentionLike:
     return None if attention == "none" else attention
 
 
+def pat_conv_like(conv: nn.Conv2d, in_channels: int, out_channels: int, **options: Any) -> PATConv:
+    """A fresh ``PATConv`` with the kernel, stride and dilation of a convolution, on its device and in its data type."""
+    geometry = (conv.kernel_size[0], conv.stride[0], conv.dilation[0])
+    return PATConv(in_channels, out_channels, *geometry, **options, device=conv.weight.device, dtype=conv.weight.dtype)
+
+
 @dataclass(frozen=True)
 class _Decision:
+    """Whether a convolution is replaced, and why not or which weights are carried over."""
+
     name: str
-    layer: nn.Module
+    layer: Any
     replace: bool
     note: str
 
 
-def _decide(
-    model: nn.Module,
-    select: Select,
-    split_ratio: float,
-    attention: AttentionLike,
-    attention_scope: AttentionScope,
-) -> Iterator[_Decision]:
-    """What to do with each convolution of ``model``, in order."""
+def _converted(
+    model: nn.Module, select: Select, split_ratio: float, attention: AttentionLike, attention_scope: AttentionScope
+) -> tuple[nn.Module, list[_Decision]]:
+    """The converted copy, and what was decided on each convolution."""
     if not isinstance(split_ratio, (int, float)) or not 0 < split_ratio < 1:
         raise UserError(f"split_ratio={split_ratio!r} must lie between 0 and 1.")
     if attention_scope not in ("partial", "full"):
         raise UserError(f"attention_scope={attention_scope!r} must be 'partial' or 'full'.")
-    selected = _selector(select)
+    converted = copy.deepcopy(model)
+    decisions = list(_decide(converted, _selector(select), split_ratio))
+    options = {"split_ratio": split_ratio, "attention": attention, "attention_scope": attention_scope}
+    new: dict[nn.Module, nn.Module] = {
+        decision.layer: _pat_conv(decision.layer, **options) for decision in decisions if decision.replace
+    }
+    return replace_modules(converted, lambda module: new.get(module, module)), decisions
+
+
+def _decide(model: nn.Module, selected: Callable[[str, Any], bool], split_ratio: float) -> Iterator[_Decision]:
+    """What to do with each convolution of ``model``, in order."""
     shared = _shared_parameters(model)
     own = [name for name, module in model.named_modules() if type(module).__module__.startswith("partialnet.layers")]
     for name, layer in model.named_modules():
@@ -280,15 +286,12 @@ def _decide(
             reason: str | None = f"part of a {type(model.get_submodule(around)).__name__}"
         else:
             reason = _obstacle(layer, shared, split_ratio)
-        if reason is None and isinstance(layer, nn.Conv2d):
-            if selected(name, layer):
-                yield _Decision(name, layer, True, _carried(layer, split_ratio))
-                continue
+        if reason is None and not selected(name, layer):
             reason = "not selected"
-        yield _Decision(name, layer, False, reason or "no 2D convolution")
+        yield _Decision(name, layer, reason is None, reason or _carried(layer, split_ratio))
 
 
-def _selector(select: Select) -> Callable[[str, nn.Conv2d], bool]:
+def _selector(select: Select) -> Callable[[str, Any], bool]:
     if select is None:
         return lambda name, layer: True
     if callable(select):
@@ -369,30 +372,17 @@ def _shared_parameters(model: nn.Module) -> set[nn.Module]:
     return {module for modules in users.values() if len(modules) > 1 for module in modules}
 
 
-def _carried(layer: nn.Conv2d, split_ratio: float) -> str:
+def _carried(layer: Any, split_ratio: float) -> str:
     ins, outs = split_channels(layer.in_channels, split_ratio), split_channels(layer.out_channels, split_ratio)
     bias = ", bias of the convolved part kept" if layer.bias is not None else ""
     kernel = f"kernel[:{outs}, :{ins}] kept" if layer.groups == 1 else f"dense {ins}→{outs}, fresh weights"
     return kernel + bias
 
 
-def _pat_conv(
-    layer: nn.Conv2d, split_ratio: float, attention: AttentionLike, attention_scope: AttentionScope
-) -> PATConv:
+def _pat_conv(layer: nn.Conv2d, **options: Any) -> PATConv:
+    """What takes the place of a convolution, with the weights that carry over."""
     try:
-        new = PATConv(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size[0],
-            layer.stride[0],
-            layer.dilation[0],
-            split_ratio=split_ratio,
-            attention=attention,
-            attention_scope=attention_scope,
-            bias=layer.bias is not None,
-            device=layer.weight.device,
-            dtype=layer.weight.dtype,
-        )
+        new = pat_conv_like(layer, layer.in_channels, layer.out_channels, bias=layer.bias is not None, **options)
     except (ValueError, TypeError, RuntimeError, AssertionError) as error:
         raise UserError(f"A {_shape(layer)} convolution cannot become a PATConv: {error}") from error
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import torch
 from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual
@@ -13,7 +14,7 @@ from partialnet.layers.affine import can_be_folded, fold_input_affine, is_pointw
 from partialnet.layers.attention import AttentionLike
 from partialnet.layers.pat_conv import AttentionScope
 
-from .convolutions import for_every_layer
+from .convolutions import for_every_layer, pat_conv_like
 
 
 class MixedExpansion(nn.Module):
@@ -65,26 +66,13 @@ def mix_before_expansion(
     """
     model = copy.deepcopy(model)
     attention = for_every_layer(attention)
-
-    def pat_conv(conv: nn.Conv2d, channels: int) -> PATConv:
-        kernel, stride, dilation = conv.kernel_size[0], conv.stride[0], conv.dilation[0]
-        return PATConv(
-            channels,
-            channels,
-            kernel,
-            stride,
-            dilation,
-            split_ratio=split_ratio,
-            attention=attention,
-            attention_scope=attention_scope,
-            device=conv.weight.device,
-            dtype=conv.weight.dtype,
-        )
-
+    build = partial(pat_conv_like, split_ratio=split_ratio, attention=attention, attention_scope=attention_scope)
     for block in model.modules():
         if type(block) is InvertedResidual:
-            block.conv_pw = MixedExpansion(pat_conv(block.conv_dw, block.conv_pw.in_channels), block.conv_pw)
+            channels = block.conv_pw.in_channels
+            block.conv_pw = MixedExpansion(build(block.conv_dw, channels, channels), block.conv_pw)
             block.conv_dw = block.bn2 = nn.Identity()
         elif type(block) is DepthwiseSeparableConv:
-            block.conv_dw = pat_conv(block.conv_dw, block.conv_dw.in_channels)
+            channels = block.conv_dw.in_channels
+            block.conv_dw = build(block.conv_dw, channels, channels)
     return model
