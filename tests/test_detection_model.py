@@ -577,7 +577,10 @@ def test_measuring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ratios = [row.timing.ratio for row in rows if row.timing is not None]
     assert len(ratios) == 2
     assert ratios[0] == 1
-    assert "partialnet_t0" in as_table(rows)
+    shown = [line.split() for line in as_table(rows).splitlines()[1:]]
+    assert [line[:2] for line in shown] == [["partialnet_t0", "32"], ["partialnet_t0", "16"]]
+    for line, row in zip(shown, rows, strict=True):
+        assert float(line[3]) == pytest.approx(row.total_macs_g, abs=5e-5)
     write_detector_csv(tmp_path / "rows.csv", rows)
     table = (tmp_path / "rows.csv").read_text()
     assert table.count("\n") == 3

@@ -126,8 +126,8 @@ class DetectorRow:
             "pyramid_channels": self.pyramid_channels,
             "params_m": round(self.total_params_m, 4),
             "params_m_by_part": {name: round(value, 4) for name, value in self.params_m.items()},
-            "macs_g": round(self.total_macs_g, 3),
-            "macs_g_by_part": {name: round(value, 3) for name, value in self.macs_g.items()},
+            "macs_g": round(self.total_macs_g, 5),
+            "macs_g_by_part": {name: round(value, 5) for name, value in self.macs_g.items()},
             "images_per_second": None if self.timing is None else round(1e3 / self.timing.median_ms, 4),
             "timing": timing,
             "layout": self.layout,
@@ -327,10 +327,10 @@ def as_table(rows: Sequence[DetectorRow]) -> str:
         paper = row.paper
         line = f"{row.model:{width}}{row.pyramid_channels:>9}"
         line += f"{row.total_params_m:>10.2f}{f'({paper.params_m})' if paper else '':>9}"
-        line += f"{row.total_macs_g:>9.1f}{f'({paper.macs_g:.0f})' if paper else '':>9}"
+        line += f"{row.total_macs_g:>9.4f}{f'({paper.macs_g:.0f})' if paper else '':>9}"
         if row.timing is not None:
-            quartiles = f"{row.timing.q1_ms:.0f}–{row.timing.q3_ms:.0f}"
-            line += f"{row.timing.median_ms:>9.0f}{quartiles:>15}{row.timing.ratio:>7.2f}"
+            quartiles = f"{row.timing.q1_ms:.1f}–{row.timing.q3_ms:.1f}"
+            line += f"{row.timing.median_ms:>9.1f}{quartiles:>15}{row.timing.ratio:>7.2f}"
             line += f"{1e3 / row.timing.median_ms:>10.3f}"
             line += f"{f'({paper.images_per_second:.0f})' if paper else '':>14}"
         line += f"{f'({paper.box_ap}, {paper.mask_ap})' if paper else '':>19}"
