@@ -285,7 +285,7 @@ def test_boxes_are_exported_and_found_again(
     photo = Path(masks) / "images" / "000.jpg"
     told = command("detect", "export", tmp_path / "run", "-f", format, "--images", photo, "-o", output)
     assert told.code == 0, told.err
-    assert "Exporting Faster R-CNN" in told.err
+    assert f"Exporting {tmp_path / 'run'} (Faster R-CNN) to {format} in fp32" in told.err
     assert "of a score" in told.out
     assert "masks" not in told.out
     report = json.loads(output.with_name(f"{output.name}.json").read_text())["same_canvas"]

@@ -811,6 +811,7 @@ def test_images_that_cannot_be_read_are_told(checkpoint, photos, labelled, tmp_p
     ):
         done = command("export", tmp_path / "run", "-f", "torch", "-o", output, "--calibration", calibration)
         assert done.code == 0
+        assert f"Exporting {tmp_path / 'run'} to torch in fp32 …\n" in done.err
         assert "2 unreadable images were left out:\n" in done.err
         unreadable = json.loads(Path(f"{output}.json").read_text())["unreadable"]
         assert [one["image"] for one in unreadable] == list(names)

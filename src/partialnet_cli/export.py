@@ -75,7 +75,7 @@ def export(
     check_export(output, format, precision, bool(images), dynamic_batch)
     check_files(output, source, results.files["json"])
     labelled = _labelled(calibration, checkpoint) if calibration and Path(source).exists() else None
-    click.echo(f"Exporting {checkpoint.architecture} to {format} in {precision} …", err=True)
+    click.echo(f"Exporting {source} to {format} in {precision} …", err=True)
     result = run_export(checkpoint, output, format, precision, img_size, dynamic_batch, images, labelled, progress=True)
     results.written += [name for path in (result.path, result.kept) if path for name in name_files(path)]
     results.write_json(result.as_dict())

@@ -84,7 +84,7 @@ def export(
     check_files(output, source, results.files["json"])
     labelled = _labelled(calibration, checkpoint) if calibration else None
     images = find_images([calibration]) if calibration and labelled is None else []
-    click.echo(f"Exporting {checkpoint.kind} with {checkpoint.backbone} to {format} in {precision} …", err=True)
+    click.echo(f"Exporting {source} ({checkpoint.kind}) to {format} in {precision} …", err=True)
     result = export_detector(
         checkpoint, output, format, precision, canvas, images, progress=True, any_size=any_size, labelled=labelled
     )
