@@ -164,9 +164,10 @@ def test_broken_images_are_told_and_do_not_count(trained: Path, tmp_path: Path, 
     assert "crowd" in told["faults"]
     for path in (tmp_path / "shapes" / "images").iterdir():
         path.write_bytes(b"no image")
-    refused = command(*evaluate)
+    refused = command(*evaluate[:-1], tmp_path / "none")
     assert refused.code == 2
     assert "None of the 3 images can be read" in refused.err
+    assert not (tmp_path / "none").exists()
 
 
 def test_prediction_draws_and_tells(trained: Path, data: str, tmp_path: Path, command: Command) -> None:
@@ -194,6 +195,9 @@ def test_prediction_draws_and_tells(trained: Path, data: str, tmp_path: Path, co
     told = command(*arguments, "--json", tmp_path / "found.jsonl")
     assert told.code == 2
     assert f"Written:\n  2 pictures in {tmp_path / 'drawn'}\n  {tmp_path / 'found.jsonl'}\n" in told.out
+    (photos / "one.png").write_bytes(b"no image")
+    assert command("detect", "predict", trained, photos / "one.png", "-o", tmp_path / "none").code == 2
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_choice_of_boxes_is_the_users(tmp_path: Path, randomize: Randomize, command: Command) -> None:

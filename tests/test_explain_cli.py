@@ -161,6 +161,13 @@ def test_broken_images_are_told_and_the_others_explained(explain: Command, run_f
     assert unreadable["image"] == str(tmp_path / "bad.png")
     assert unreadable["reason"] in err
     assert (tmp_path / "out" / "maps.png").is_file()
+    (tmp_path / "kept").mkdir()
+    for folder in ("new/below", "kept"):
+        code, _, err = explain(run_folder, tmp_path / "bad.png", "-o", tmp_path / folder)
+        assert code == 2
+        assert "1 of 1 images could not be read" in err
+    assert not (tmp_path / "new").exists()
+    assert (tmp_path / "kept").exists()
 
 
 @pytest.mark.parametrize(

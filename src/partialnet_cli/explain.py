@@ -19,7 +19,7 @@ from partialnet.text_width import left_aligned, text_width
 from .device_option import device_option
 from .failures import fail
 from .next_command import same_command
-from .output_option import output_folder
+from .output_option import make_folder, output_folder
 from .ranges import IntRange
 from .results import Results, result_options
 
@@ -117,6 +117,7 @@ def explain(
 
     for note in _notes(networks, method, position):
         click.echo(note, err=True)
+    make_folder(output)
     # with boxes the game goes over all images, and the maps of what is predicted over those that are drawn
     chosen = paths[:draw] if box_set else paths
     # lines that scroll by on a terminal are progress enough; None shows a bar on a terminal, but not in a file

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,3 +30,21 @@ def output_file(help: str) -> Decorator:
         help: What it is for.
     """
     return click.option("-o", "--output", metavar="FILE", type=click.Path(path_type=Path), help=help)
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of the current command's results before its work; if it is still empty in the end, remove it."""
+    click.get_current_context().with_resource(_removed_if_empty(folder))
+
+
+@contextmanager
+def _removed_if_empty(folder: Path) -> Iterator[None]:
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for path in made:
+            if any(path.iterdir()):
+                break
+            path.rmdir()

@@ -27,7 +27,7 @@ class Pictures:
     """What is drawn of many images.
 
     Attributes:
-        folder: Where the pictures go.
+        folder: Where the pictures go, a folder that is there.
         num_maps: Images whose maps are drawn, the first ones.
         num_gates: Images whose gates and attention are drawn, the first ones.
         point: From where the attention is drawn; None takes the map's peak.
@@ -98,7 +98,6 @@ def explain_images(
     Raises:
         UserError: There are to be scores of a map that is of no class.
     """
-    pictures.folder.mkdir(parents=True, exist_ok=True)
     read: list[tuple[Path, tuple[int, int]]] = []
     unreadable: list[UnreadableImage] = []
     drawn: list[Image.Image] = []

@@ -11,7 +11,7 @@ import click
 from ..device_option import device_option
 from ..failures import tell_left_out
 from ..next_command import next_command
-from ..output_option import output_folder
+from ..output_option import make_folder, output_folder
 from ..ranges import IntRange
 from ..results import Results, result_options
 
@@ -77,7 +77,7 @@ def evaluate(
     if fold and not detector.folded:
         detector = detector.fold()
     folder = output or (Path(source) / "evaluation" if Path(source).is_dir() else Path("evaluation"))
-    folder.mkdir(parents=True, exist_ok=True)  # what speaks against it is to be told before the work
+    make_folder(folder)
     files = [folder / name for name in ("evaluation.json", "detections.json", PRECISION_RECALL_NAME, COMPARISON_NAME)]
     check_destinations(*files)
     result = evaluate_detector(detector, images, found, batch_size, workers, sys.stderr.isatty())

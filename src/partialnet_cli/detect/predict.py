@@ -15,7 +15,7 @@ from partialnet.images import find_images, write_png
 
 from ..device_option import device_option
 from ..failures import fail
-from ..output_option import output_folder
+from ..output_option import make_folder, output_folder
 from ..ranges import FloatRange, IntRange
 from ..results import Results, result_options
 
@@ -83,7 +83,7 @@ def predict(
         )
     if not detector.folded:
         detector = detector.fold()
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     unreadable: list[UserError] = []
     detections = detect(detector, paths, min_score, where)
     for path, picture, result in tqdm(
