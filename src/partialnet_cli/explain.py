@@ -109,12 +109,12 @@ def explain(
         raise UserError("--category says what the boxes' categories are called; give the boxes with --boxes.")
     paths = find_images(images)
     place = find_device(device)
-    networks = open_networks((source, *against), place, img_size)
+    networks = open_networks((source, *against), place, img_size, method, stage)
     for network in networks:
-        network.explainer.target_layer(stage)
-    classes = [None if target is None else network.explainer.find_class(target) for network in networks]
-    matched = [_match(network.explainer, box_set, category) for network in networks] if box_set else []
-
+        if target is not None:
+            network.target = network.explainer.find_class(target)
+        if box_set is not None:
+            network.categories = _match(network.explainer, box_set, category)
     for note in _notes(networks, method, position):
         click.echo(note, err=True)
     make_folder(output)
@@ -125,9 +125,6 @@ def explain(
     explained = explain_images(
         tqdm(chosen, desc="explaining", unit="image", delay=2, disable=hide_bar),
         networks,
-        classes,
-        method,
-        stage,
         scores,
         Pictures(output, draw, num_gates, point),
         on_image=results.say,
@@ -137,8 +134,8 @@ def explain(
     if scores and explained.read:
         _print_scores(networks, results)
     if box_set is not None:
-        play_with_all(networks, paths, box_set, matched, method, stage)
-        pictures += draw_point_page(networks[0], box_set, matched[0], method, stage, output)
+        play_with_all(networks, paths, box_set)
+        pictures += draw_point_page(networks[0], box_set, output)
         _print_game(networks, results)
     results.add_pictures(len(pictures), output)
     results.write_json(_figures(networks, explained))

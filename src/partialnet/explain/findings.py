@@ -60,13 +60,18 @@ class Finding:
 
 @dataclass
 class ExplainedNetwork:
-    """A network and what was found with it.
+    """A network, what it is asked, and what was found with it.
 
     Attributes:
         name: What pictures call it.
-        source: How it was named.
+        source: How the user named it.
         explainer: The network, ready to be asked.
         untrained: Whether it has random weights.
+        method: How its maps are made, one of ``METHODS``; None takes its default.
+        stage: Number of the stage that its maps are of, from 1; None takes the last.
+        target: Class of its maps. None takes the class that the first of all networks finds most probable, or its own
+            most probable one where it does not know that class.
+        categories: Class of each category of the pointing game; see ``match_categories``.
         found: What it gives for each image, in their order.
         game: Outcome of the pointing game, if it was played.
     """
@@ -75,43 +80,39 @@ class ExplainedNetwork:
     source: str
     explainer: Explainer
     untrained: bool
+    method: str | None = None
+    stage: int | None = None
+    target: int | None = None
+    categories: dict[str, int] = field(default_factory=dict)
     found: list[Finding] = field(default_factory=list)
     game: PointingGame | None = None
 
+    def class_map(self, image: Image.Image, target: int | None) -> ClassMap:
+        """The map of a class of this image; see ``Explainer.class_map``."""
+        return self.explainer.class_map(image, target, self.method, self.stage)
 
-def explain_image(
-    image: Image.Image,
-    networks: Sequence[ExplainedNetwork],
-    classes: Sequence[int | None],
-    method: str | None,
-    stage: int | None,
-    scores: bool,
-) -> list[Finding]:
+
+def explain_image(image: Image.Image, networks: Sequence[ExplainedNetwork], scores: bool) -> list[Finding]:
     """Maps, predictions, gates and scores of one image for every network.
 
     Args:
         image: RGB.
         networks: The networks.
-        classes: Class to explain for each network. None takes the class that the first network finds most probable, or
-            the network's own where it does not know that one.
-        method: One of ``METHODS``; None takes each network's default.
-        stage: Number of the stage, from 1; None takes the last.
         scores: Whether to compute deletion and insertion.
 
     Raises:
-        UserError: A network has no such stage or does not know the method, or scores are asked for where there is no
-            class.
+        UserError: A network does not know the method, or scores are asked for where there is no class.
     """
     findings: list[Finding] = []
     shared: str | None = None
-    for network, target in zip(networks, classes, strict=True):
-        explainer = network.explainer
+    for network in networks:
+        explainer, target = network.explainer, network.target
         predicted = explainer.most_probable(image, _PREDICTED)
         if target is None and explainer.names_known and predicted:
             # all networks show the class that the first predicts, where they have it
             shared = shared or predicted[0][0]
             target = explainer.class_names.index(shared) if shared in explainer.class_names else None
-        found = explainer.class_map(image, target, method, stage)
+        found = network.class_map(image, target)
         if scores and found.target is None:
             raise UserError(f"--scores needs a class, which {found.method} does not look at.")
         gates = None if explainer.checkpoint.folded else read_gates(explainer, image)

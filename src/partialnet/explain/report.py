@@ -126,34 +126,24 @@ def draw_score_page(networks: Sequence[ExplainedNetwork], output: Path) -> list[
     return [str(path)]
 
 
-def draw_point_page(
-    network: ExplainedNetwork,
-    boxes: BoxSet,
-    classes: dict[str, int],
-    method: str | None,
-    stage: int | None,
-    output: Path,
-) -> list[str]:
-    """Draw the first rounds of the pointing game: boxes, and a cross at the peak.
+def draw_point_page(network: ExplainedNetwork, boxes: BoxSet, output: Path) -> list[str]:
+    """Draw the first rounds of a network's pointing game: boxes, and a cross at the peak.
 
     Args:
-        network: Whose game.
+        network: The network.
         boxes: Where the objects are.
-        classes: Class of each category.
-        method: One of ``METHODS``; None takes the network's own.
-        stage: Stage whose output is looked at; None takes the last.
         output: Folder of the file.
 
     Returns:
         The file that was written; none where no round was played.
     """
-    points = network.game.points[:_DRAWN_POINTS] if network.game else ()
+    points = network.game.points if network.game else ()
     if not points:
         return []
     images, captions, tiles = [], [], []
-    for point in points:
+    for point in points[:_DRAWN_POINTS]:
         image, truth = read_image(point.path), boxes.of(point.path)
-        found = network.explainer.class_map(image, classes[point.category], method, stage)
+        found = network.class_map(image, network.categories[point.category])
         assert truth is not None
         outcome = "hit" if point.hit else "miss"
         color = BLUE if point.hit else RED
@@ -161,10 +151,9 @@ def draw_point_page(
         captions.append(clip(point.path.name))
         caption = f"{shorten(point.category, 16)}: {outcome}\np = {found.probability:.1%}"
         tiles.append(MapTile(found, caption, truth.boxes[point.category], color if point.peak else None))
-    assert network.game is not None
-    hits, number = sum(point.hit for point in network.game.points), len(network.game.points)
+    hits = sum(point.hit for point in points)
     path = output / "pointing.png"
-    title = f"Pointing game, {_title(network)}: {hits} of {number} peaks in a box; blue hits, red misses"
+    title = f"Pointing game, {_title(network)}: {hits} of {len(points)} peaks in a box; blue hits, red misses"
     draw_maps(path, images, captions, [(network.name, tiles)], title)
     return [str(path)]
 

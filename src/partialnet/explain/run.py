@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,29 +54,36 @@ class ExplainedImages:
     written: Sequence[str]
 
 
-def open_networks(sources: Iterable[str], device: torch.device, img_size: int | None = None) -> list[ExplainedNetwork]:
+def open_networks(
+    sources: Iterable[str],
+    device: torch.device,
+    img_size: int | None = None,
+    method: str | None = None,
+    stage: int | None = None,
+) -> list[ExplainedNetwork]:
     """Open networks, ready to explain their answers, each with a name of its own.
 
     Args:
         sources: Run folders, checkpoints or model names; see ``partialnet.checkpoint.load``.
         device: Where they run.
         img_size: Height and width of their input; None takes each one's own.
+        method: How their maps are made, one of ``METHODS``; None takes each one's default.
+        stage: Number of the stage that their maps are of, from 1; None takes the last.
 
     Raises:
-        UserError: Nothing usable is there, or the size does not fit.
+        UserError: Nothing usable is there, the size does not fit, or a network has no such stage.
     """
-    return [
-        ExplainedNetwork(name, source, Explainer(load(source).resized(img_size), device), not Path(source).exists())
-        for source, name in short_names(sources).items()
-    ]
+    networks = []
+    for source, name in short_names(sources).items():
+        explainer = Explainer(load(source).resized(img_size), device)
+        explainer.target_layer(stage)  # refuses a stage that is not there
+        networks.append(ExplainedNetwork(name, source, explainer, not Path(source).exists(), method, stage))
+    return networks
 
 
 def explain_images(
     paths: Iterable[Path],
     networks: Sequence[ExplainedNetwork],
-    classes: Sequence[int | None],
-    method: str | None,
-    stage: int | None,
     scores: bool,
     pictures: Pictures,
     on_image: Callable[[str], None] = lambda line: None,
@@ -87,9 +94,6 @@ def explain_images(
     Args:
         paths: Image files.
         networks: The networks, side by side; gates and attention are those of the first.
-        classes: For each network the class that is looked for; None takes what is predicted.
-        method: One of ``METHODS``; None takes each network's own.
-        stage: Stage whose output is looked at; None takes the last.
         scores: Whether pixels are deleted and inserted in the maps' order.
         pictures: What is drawn, and where.
         on_image: Takes one or more lines on each image as soon as it is explained.
@@ -106,7 +110,7 @@ def explain_images(
         if isinstance(image, UserError):
             unreadable.append(UnreadableImage(str(path), str(image)))
             continue
-        findings = explain_image(image, networks, classes, method, stage, scores)
+        findings = explain_image(image, networks, scores)
         index = len(read)
         if index < pictures.num_gates:
             gate_pages += draw_gate_pages(
@@ -126,29 +130,21 @@ def explain_images(
     return ExplainedImages(read, unreadable, written)
 
 
-def play_with_all(
-    networks: Sequence[ExplainedNetwork],
-    paths: Sequence[Path],
-    boxes: BoxSet,
-    classes: Sequence[Mapping[str, int]],
-    method: str | None = None,
-    stage: int | None = None,
-) -> None:
+def play_with_all(networks: Sequence[ExplainedNetwork], paths: Sequence[Path], boxes: BoxSet) -> None:
     """The pointing game with one network after the other; each keeps its own.
 
     Args:
         networks: The networks.
         paths: Image files; those without boxes are passed over.
         boxes: Where the objects are.
-        classes: For each network the class of each category; see ``match_categories``.
-        method: One of ``METHODS``; None takes each network's own.
-        stage: Stage whose output is looked at; None takes the last.
 
     Raises:
         UserError: No image has boxes.
     """
     if not any(boxes.of(path) for path in paths):
         raise UserError("None of the images is in the file of boxes; its file_name must be the end of their paths.")
-    for network, own in zip(networks, classes, strict=True):
+    for network in networks:
         bar = tqdm(paths, desc=f"pointing, {network.name}", unit="image", delay=2)
-        network.game = play_pointing_game(network.explainer, bar, boxes, own, method, stage)
+        network.game = play_pointing_game(
+            network.explainer, bar, boxes, network.categories, network.method, network.stage
+        )
