@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,14 +47,12 @@ def target_layers(model: nn.Module, input_size: tuple[int, int, int]) -> dict[in
     Raises:
         ValueError: No layer gives a map of more than one position.
     """
-    ends, channels = _declared_ends(model), _declared_channels(model)
-    if not ends:
-        ends, channels = _observed_ends(model, input_size)
+    ends = _declared_ends(model) or _observed_ends(model, input_size)
     if not ends:
         raise ValueError(f"{type(model).__name__} has no layer whose output is a map of more than one position.")
     layers = {}
-    for stage, (name, module) in enumerate(ends[-MAX_STAGES:], 1):
-        layers[stage] = TargetLayer(stage, name, module, _layout(model, name, channels.get(name)))
+    for stage, end in enumerate(ends[-MAX_STAGES:], 1):
+        layers[stage] = TargetLayer(stage, end.name, end.module, _layout(model, end.name, end.channels))
     last = max(layers)
     layers[last] = _before_attention(model, layers[last])
     return layers
@@ -72,49 +70,40 @@ def stage_of(name: str, model: nn.Module, layers: Iterable[TargetLayer]) -> int:
     return number
 
 
-def _declared(model: nn.Module) -> list[Mapping[str, Any]]:
-    """timm's ``feature_info``: resolution, channels and path of each stage's end."""
+class _End(NamedTuple):
+    """The last layer of a resolution: its path, the layer, and its channels where they are known."""
+
+    name: str
+    module: nn.Module
+    channels: int | None
+
+
+def _declared_ends(model: nn.Module) -> list[_End]:
+    """The last layer of each resolution, finest first, as timm's ``feature_info`` has them.
+
+    The layers are also found within networks that return features, where names are flattened or begin with ``model``.
+    """
     declared: Any = getattr(model, "feature_info", None) or ()
-    return list(getattr(declared, "info", declared))
-
-
-def _declared_channels(model: nn.Module) -> dict[str, int]:
-    """Channels by the path of the layer."""
-    found = ((_find(model, entry.get("module", "") or ""), entry) for entry in _declared(model))
-    return {end[0]: entry["num_chs"] for end, entry in found if end is not None and "num_chs" in entry}
-
-
-def _declared_ends(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Path and module of the last layer of each resolution, as timm's ``feature_info`` has them."""
-    ends: dict[int, tuple[str, nn.Module]] = {}
-    for entry in _declared(model):
-        found = _find(model, entry.get("module", "") or "")
-        if found is not None:
-            ends[entry["reduction"]] = found
+    modules = dict(model.named_modules())
+    ends: dict[int, _End] = {}
+    for entry in getattr(declared, "info", declared):
+        path = entry.get("module")
+        for name in (path, path.replace(".", "_"), f"model.{path}") if path else ():
+            if name in modules:
+                ends[entry["reduction"]] = _End(name, modules[name], entry.get("num_chs"))
+                break
     return [ends[reduction] for reduction in sorted(ends)]
 
 
-def _find(model: nn.Module, path: str) -> tuple[str, nn.Module] | None:
-    """A module by timm's path, also within networks that return features: flattened, or held as ``model``."""
-    modules = dict(model.named_modules())
-    for name in (path, path.replace(".", "_"), f"model.{path}"):
-        if name and name in modules:
-            return name, modules[name]
-    return None
-
-
-def _observed_ends(
-    model: nn.Module, input_size: tuple[int, int, int]
-) -> tuple[list[tuple[str, nn.Module]], dict[str, int]]:
-    """Path and module of the last layer of each resolution in a run, and the channels of each by its path."""
-    ends: dict[tuple[int, int], tuple[str, nn.Module]] = {}
-    channels: dict[str, int] = {}
+def _observed_ends(model: nn.Module, input_size: tuple[int, int, int]) -> list[_End]:
+    """The last layer of each resolution in a run, finest first."""
+    ends: dict[tuple[int, int], _End] = {}
 
     def watch(name: str, module: nn.Module) -> Callable[..., None]:
         def note(_module: nn.Module, _inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor) and (found := _map_of(output, input_size)) is not None:
-                size, channels[name] = found
-                ends[size] = (name, module)
+                size, channels = found
+                ends[size] = _End(name, module, channels)
 
         return note
 
@@ -127,7 +116,7 @@ def _observed_ends(
         for handle in handles:
             handle.remove()
     smaller_than_input = {size: end for size, end in ends.items() if size != input_size[1:]} or ends
-    return [smaller_than_input[size] for size in sorted(smaller_than_input, reverse=True)], channels
+    return [smaller_than_input[size] for size in sorted(smaller_than_input, reverse=True)]
 
 
 def _map_of(output: Tensor, input_size: tuple[int, int, int]) -> tuple[tuple[int, int], int] | None:
