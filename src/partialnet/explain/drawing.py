@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +147,9 @@ def draw_gates(path: Path, image: Image.Image, class_map: ClassMap | None, gates
         gates: With spatial or channel gates.
         title: Heading.
     """
-    stages = sorted({gate.stage for gate in gates.spatial})
-    columns = max((min(_MAX_BLOCKS, _number(gates.spatial, stage)) for stage in stages), default=0)
+    in_order = sorted(gates.spatial, key=attrgetter("stage"))
+    stages = [list(of_stage) for _, of_stage in groupby(in_order, attrgetter("stage"))]
+    columns = min(_MAX_BLOCKS, max(map(len, stages), default=0))
     widths = [2.4, 1.55 * columns + 0.9 if columns else 0, 5.2 if gates.channel else 0]
     used = [width for width in widths if width]
     height = max(5.4, 1.75 * len(stages) + 0.8, 0.33 * len(gates.channel) + 1.6)
@@ -154,7 +157,7 @@ def draw_gates(path: Path, image: Image.Image, class_map: ClassMap | None, gates
     parts = list(figure.subfigures(1, len(used), squeeze=False, width_ratios=used)[0])
     _draw_input(parts.pop(0), image, class_map)
     if columns:
-        _draw_spatial(parts.pop(0), gates, stages, columns)
+        _draw_spatial(parts.pop(0), stages, columns)
     if gates.channel:
         _draw_channel(parts.pop(0), gates.channel)
     figure.suptitle(title, fontsize=14, parse_math=False)
@@ -170,18 +173,18 @@ def _draw_input(part: SubFigure, image: Image.Image, class_map: ClassMap | None)
         second.set_title(f"{class_map.method}, stage {class_map.stage}", fontsize=12)
 
 
-def _draw_spatial(part: SubFigure, gates: Gates, stages: Sequence[int], columns: int) -> None:
-    """A row of maps for each stage, all in one scale."""
-    low = min(float(gate.values.min()) for gate in gates.spatial)
-    high = max(float(gate.values.max()) for gate in gates.spatial)
+def _draw_spatial(part: SubFigure, stages: Sequence[Sequence[Gate]], columns: int) -> None:
+    """A row of maps for each stage, all in one scale; of more blocks than columns some, spread from first to last."""
+    low = min(float(gate.values.min()) for gates in stages for gate in gates)
+    high = max(float(gate.values.max()) for gates in stages for gate in gates)
     scale = Normalize(low, max(high, low + 1e-3))
     grid = image_axes(part, len(stages), columns)
-    for row, stage in zip(grid, stages, strict=True):
-        shown = _spread([gate for gate in gates.spatial if gate.stage == stage], columns)
-        for axes, gate in zip(row, shown, strict=False):
+    for row, gates in zip(grid, stages, strict=True):
+        shown = np.linspace(0, len(gates) - 1, min(columns, len(gates))).round().astype(int)
+        for axes, gate in zip(row, (gates[index] for index in shown), strict=False):
             axes.imshow(gate.values, cmap=MAP_COLORS, norm=scale, interpolation="nearest")
             height, width = gate.values.shape
-            label = f"stage {stage}, {height}×{width}\n" if gate is shown[0] else ""
+            label = f"stage {gate.stage}, {height}×{width}\n" if gate is gates[0] else ""
             axes.set_title(f"{label}block {gate.index}", fontsize=11)
     bar = part.colorbar(ScalarMappable(scale, MAP_COLORS), ax=list(grid.flat), shrink=0.6, aspect=30, location="bottom")
     bar.set_label("PAT_sp: weight of the position", fontsize=12)
@@ -318,14 +321,3 @@ def small_image(image: Image.Image) -> Image.Image:
     """An image as large as pictures show it."""
     size = _small_size(image.size)
     return image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
-
-
-def _number(gates: Sequence[Gate], stage: int) -> int:
-    return sum(gate.stage == stage for gate in gates)
-
-
-def _spread(gates: Sequence[Gate], number: int) -> list[Gate]:
-    """At most ``number`` of them, evenly, with the first and the last."""
-    if len(gates) <= number:
-        return list(gates)
-    return [gates[round(index * (len(gates) - 1) / max(number - 1, 1))] for index in range(number)]
