@@ -170,7 +170,7 @@ def test_boxes_alone_can_be_asked_for(masks: str, tmp_path: Path, command: Comma
     assert told.code == 0, told.err
     assert told.out.split()[:2] == ["boxes", "AP"]
     detector = load_detector(tmp_path / "run")
-    assert not detector.draws_masks
+    assert not detector.has_masks
     assert detector.training["config"]["masks"] is False
     assert detector.training["data"]["has_outlines"]
 
@@ -247,11 +247,8 @@ def test_files_tell_whether_there_are_masks(tmp_path: Path) -> None:
     for masks, kind in ((True, "Mask R-CNN"), (False, "Faster R-CNN")):
         detector = tiny(masks=masks)
         again = load_detector(detector.save(tmp_path / kind))
-        assert (again.kind, again.draws_masks) == (kind, masks)
+        assert (again.kind, again.has_masks) == (kind, masks)
         assert_bitwise_equal(again.model.state_dict(), detector.model.state_dict())
-    before = tiny()  # as versions wrote it that always learnt masks
-    before.settings.pop("masks", None)
-    assert load_detector(before.save(tmp_path / "before")).draws_masks
 
 
 def test_detectors_with_and_without_masks_start_from_each_other(tmp_path: Path, randomize: Randomize) -> None:
@@ -293,7 +290,7 @@ def test_boxes_are_exported_and_found_again(
     assert report["matched"] >= 0.9 * report["original"]
     assert report["min_mask_iou"] is None
     exported = load_exported_detector(output)
-    assert not exported.draws_masks
+    assert not exported.has_masks
     (found,) = exported.model([torch.rand(3, 48, 80)])
     assert set(found) == {"boxes", "labels", "scores"}
     if format == "openvino":  # from here on both are the same

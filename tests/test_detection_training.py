@@ -69,8 +69,6 @@ def test_run_folder(trained: Path) -> None:
 def test_evaluation_is_that_of_the_run(trained: Path, data: str, tmp_path: Path, command: Command) -> None:
     """The command's numbers, folded or not, whatever the images in a step, are those of the run's best epoch."""
     # the run held out a part of its data, which is written as a set of its own here
-    from partialnet.detection.data_sources import open_detection_data
-
     held_out = open_detection_data(data, None, CONFIG.val_share, CONFIG.seed).validation
     content = json.loads((Path(data) / "annotations.json").read_text())
     kept = {int(number) for number in held_out.image_ids}
@@ -235,28 +233,6 @@ def test_the_choice_of_boxes_is_the_users(tmp_path: Path, randomize: Randomize, 
 def test_the_choice_of_an_exported_file_is_fixed(option: str, data: str, tmp_path: Path, command: Command) -> None:
     refused = command("detect", "predict", "detector.onnx", f"{data}/images", option, "-o", tmp_path / "drawn")
     assert_mistake(refused, "give the run it came from to use --nms or --max-objects")
-
-
-def test_a_detector_that_learnt_from_boxes_draws_no_masks(
-    trained: Path, data: str, tmp_path: Path, command: Command
-) -> None:
-    content = json.loads((Path(data) / "annotations.json").read_text())
-    for one in content["annotations"]:
-        del one["segmentation"]
-    (tmp_path / "boxes.json").write_text(json.dumps(content))
-    settings = DetectorRun().describe_data(open_detection_data(f"{data}/images,{tmp_path}/boxes.json"))
-    assert not settings["has_outlines"]
-    assert DetectorRun().describe_data(open_detection_data(data))["has_outlines"]
-    Image.effect_noise((80, 48), 80).save(tmp_path / "photo.png")
-    of_boxes = replace(load_detector(trained), training={"data": settings})
-    of_boxes.save(tmp_path / "run")
-    options = ("--min-score", "0", "--device", "cpu", "-o", tmp_path / "drawn", "--json", "-")
-    with_masks, without = (
-        json.loads(command("detect", "predict", run, tmp_path / "photo.png", *options).out)
-        for run in (trained, tmp_path / "run")
-    )
-    assert without["objects"]
-    assert without["objects"] == [{**found, "mask": None} for found in with_masks["objects"]]
 
 
 def test_prediction_replaces_no_photograph(trained: Path, tmp_path: Path, command: Command) -> None:

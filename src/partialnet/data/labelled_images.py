@@ -135,10 +135,7 @@ class ImageData:
 
 
 def describe_images(data: ImageData) -> dict[str, Any]:
-    """What a run recognises its images by: their numbers, classes, and fingerprints of labels and names.
-
-    States of earlier versions, which lack the names, are compared by what they have.
-    """
+    """What a run recognises its images by: their numbers, classes, and fingerprints of labels and names."""
     names = hashlib.sha256()  # on which also depends what is held out
     for images in (data.train, data.validation):
         for index in range(len(images)):

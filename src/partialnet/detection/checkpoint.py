@@ -88,11 +88,6 @@ class DetectorCheckpoint:
         """What it is called."""
         return "Mask R-CNN" if self.has_masks else "Faster R-CNN"
 
-    @property
-    def draws_masks(self) -> bool:
-        """Whether it gives masks that mean anything: a Mask R-CNN of earlier versions may have learnt boxes only."""
-        return self.has_masks and bool(self.training.get("data", {}).get("has_outlines", True))
-
     def category_ids(self) -> list[int]:
         """COCO ids of the labels 1, 2, …"""
         return list(self.categories)

@@ -116,7 +116,7 @@ def evaluate_detector(
     if not found.indices:
         raise none_readable(unreadable)
     return EvaluatedDetector(
-        evaluate(images, found.detections, found.indices, detector.draws_masks),
+        evaluate(images, found.detections, found.indices, detector.has_masks),
         in_order(found.detections),
         unreadable,
     )

@@ -91,7 +91,7 @@ def detect(
         kept = output["scores"] >= min_score
         found = {name: values[kept].cpu() for name, values in output.items()}
         masks: list[dict[str, Any]] | list[None] = [None] * len(found["boxes"])
-        if detector.draws_masks:
+        if detector.has_masks:
             masks = encode_box_masks(found["box_masks"], found["boxes"], (photo.height, photo.width))
         labels, scores, boxes = (found[name].tolist() for name in ("labels", "scores", "boxes"))
         yield DetectedPhoto(

@@ -68,10 +68,7 @@ class DetectorRun(RunKind[DetectionConfig, DetectionData, DetectorTask, Detectio
         return open_detection_data(source, config.validation, config.val_share, config.seed, config.keep_empty)
 
     def describe_data(self, data: DetectionData) -> dict[str, Any]:
-        """Numbers of images, categories, and fingerprints of the objects.
-
-        States of earlier versions, which lack the outlines, are compared by what they have.
-        """
+        """Numbers of images, categories, and fingerprints of the objects."""
         parts = (data.train, data.validation)
         return {
             "number_of_training_images": len(data.train),

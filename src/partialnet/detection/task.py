@@ -103,7 +103,7 @@ class DetectorTask(Task):
             )
         metrics: list[dict[str, float] | None] = [None]
         if trainer.is_global_zero:
-            evaluation = evaluate(images, detections, indices, self.start.draws_masks)
+            evaluation = evaluate(images, detections, indices, self.start.has_masks)
             drawn = set(images.image_ids[pictures.compared_images(images)].tolist())
             self._validated = evaluation, [one for one in detections if one["image_id"] in drawn]
             metrics = [{"val_box_ap": evaluation.boxes.ap or 0.0, "val_box_ap50": evaluation.boxes.ap50 or 0.0}]

@@ -71,8 +71,8 @@ def evaluate(
     click.echo(told, err=True)
     for remark in images.remarks():
         click.echo(remark, err=True)
-    if not (detector.draws_masks and images.has_outlines):
-        lacks_masks = "data has" if detector.draws_masks else "detector gives"
+    if not (detector.has_masks and images.has_outlines):
+        lacks_masks = "data has" if detector.has_masks else "detector gives"
         click.echo(f"Only boxes are evaluated, as the {lacks_masks} no masks.", err=True)
     if fold and not detector.folded:
         detector = detector.fold()
