@@ -31,6 +31,7 @@ from partialnet.detection.transforms import prepare
 from partialnet.errors import UserError
 
 SETTINGS = {"img_size": (40, 64), "workers": 0, "seed": 1}
+RESIZE = DetectorTransform((40, 64), [0.0] * 3, [1.0] * 3, size_divisible=16).eval()
 
 
 @pytest.fixture(scope="module")
@@ -146,14 +147,9 @@ def test_objects_too_thin_to_be_seen_are_not_learnt(images: DetectionImages) -> 
 
 
 def test_evaluation_sees_every_image_once_in_its_own_size(with_unreadable: DetectionImages) -> None:
-    arguments = {"img_size": (40, 64), "size_divisible": 16}
     for workers in (0, 2):
         parts = [
-            list(
-                detection_eval_loader(
-                    with_unreadable, batch_size=3, rank=rank, world_size=2, workers=workers, **arguments
-                )  # type: ignore[arg-type]
-            )
+            list(detection_eval_loader(with_unreadable, RESIZE, batch_size=3, rank=rank, world_size=2, workers=workers))
             for rank in range(2)
         ]
         batches = [batch for part in parts for batch in part]
@@ -166,13 +162,12 @@ def test_evaluation_sees_every_image_once_in_its_own_size(with_unreadable: Detec
 
 
 def test_only_images_that_come_to_one_size_are_evaluated_together(images: DetectionImages) -> None:
-    resize = DetectorTransform((40, 64), [0.0] * 3, [1.0] * 3, size_divisible=16).eval()
     sizes = set()
-    for batch in detection_eval_loader(images, batch_size=5, workers=0, img_size=(40, 64), size_divisible=16):
-        together = resize(batch.inputs())[0].tensors.shape[2:]
+    for batch in detection_eval_loader(images, RESIZE, batch_size=5, workers=0):
+        together = RESIZE(batch.inputs())[0].tensors.shape[2:]
         sizes.add(tuple(together))
         for image in batch.inputs():
-            assert resize([image])[0].tensors.shape[2:] == together
+            assert RESIZE([image])[0].tensors.shape[2:] == together
     assert len(sizes) > 1
 
 
@@ -239,9 +234,7 @@ def test_detections_do_not_depend_on_the_batch_size(images: DetectionImages) -> 
     found = []
     for batch_size in (1, 4):
         detections = []
-        for batch in detection_eval_loader(
-            images, batch_size=batch_size, workers=0, img_size=(40, 64), size_divisible=16
-        ):
+        for batch in detection_eval_loader(images, RESIZE, batch_size=batch_size, workers=0):
             with torch.no_grad():
                 detections += to_detections(images, batch.indices.tolist(), model(batch.inputs()))
         found.append(sorted(detections, key=lambda one: (one["image_id"], -one["score"], one["bbox"])))
@@ -259,7 +252,7 @@ def test_too_many_broken_images(tmp_path: Path) -> None:
     for workers in (0, 1):
         with pytest.raises(UserError, match=r"; the first: '.*.jpg' has 9×8 pixels, but its annotations are for \d+×"):
             train(images, workers=workers)
-    batches = list(detection_eval_loader(images, batch_size=4, workers=0))
+    batches = list(detection_eval_loader(images, RESIZE, batch_size=4, workers=0))
     assert sum(map(len, batches)) == 0
 
 

@@ -22,7 +22,7 @@ from partialnet.training.seeding import BATCH_ORDER, IMAGE, ORDER, SIZE, generat
 
 from .annotations import DetectionImages
 from .config import DetectionConfig
-from .resizing import IMG_SIZE, resized_size
+from .resizing import DetectorTransform, padded_size, resized_size
 from .transforms import prepare, to_tensor
 
 
@@ -100,12 +100,11 @@ def detection_train_loader(
 
 def detection_eval_loader(
     images: DetectionImages,
+    transform: DetectorTransform,
     *,
     batch_size: int,
     rank: int = 0,
     world_size: int = 1,
-    img_size: tuple[int, int] = IMG_SIZE,
-    size_divisible: int = 32,
     workers: int = 2,
     pin_memory: bool = False,
 ) -> DataLoader[DetectionBatch]:
@@ -119,16 +118,23 @@ def detection_eval_loader(
 
     Args:
         images: What is evaluated.
+        transform: How the detector resizes and fills up images.
         batch_size: Images in a batch at most.
         rank: Number of this process.
         world_size: Number of processes.
-        img_size: What the detector resizes to: shorter, and at most longer side, in pixels.
-        size_divisible: What the detector makes heights and widths multiples of.
         workers: Reading processes; 0 reads in this one.
         pin_memory: Whether the batches are to go to a GPU.
     """
-    batches = _EvalBatches(images, batch_size, rank, world_size, img_size, size_divisible)
-    return batch_loader(batches, workers, pin_memory)
+    together: dict[tuple[int, int], list[int]] = {}
+    for index, (height, width) in enumerate(images.sizes.tolist()):
+        size = padded_size(resized_size((height, width), transform.img_size), transform.size_divisible)
+        together.setdefault(size, []).append(index)
+    batches = [
+        indices[start : start + batch_size]
+        for _, indices in sorted(together.items())
+        for start in range(0, len(indices), batch_size)
+    ]
+    return batch_loader(_EvalBatches(images, batches[rank::world_size]), workers, pin_memory)
 
 
 class _TrainBatches(Dataset[DetectionBatch]):
@@ -191,28 +197,11 @@ class _TrainBatches(Dataset[DetectionBatch]):
 
 
 class _EvalBatches(Dataset[DetectionBatch]):
-    """Item k is batch k of one process's share of the images."""
+    """Item k is the images at the places ``batches[k]``."""
 
-    def __init__(
-        self,
-        images: DetectionImages,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        img_size: tuple[int, int],
-        size_divisible: int,
-    ) -> None:
+    def __init__(self, images: DetectionImages, batches: list[list[int]]) -> None:
         self.images = images
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for index, (height, width) in enumerate(images.sizes.tolist()):
-            sides = resized_size((height, width), img_size)
-            groups.setdefault(tuple(-(-side // size_divisible) for side in sides), []).append(index)
-        batches = [
-            group[start : start + batch_size]
-            for _, group in sorted(groups.items())
-            for start in range(0, len(group), batch_size)
-        ]
-        self.batches = batches[rank::world_size]
+        self.batches = batches
 
     def __len__(self) -> int:
         return len(self.batches)

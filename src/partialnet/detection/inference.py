@@ -103,9 +103,8 @@ def evaluate_detector(
     device = torch.device(device)
     batches = detection_eval_loader(
         images,
+        detector.model.transform,
         batch_size=batch_size,
-        img_size=detector.img_size,
-        size_divisible=detector.model.transform.size_divisible,
         workers=workers,
         pin_memory=device.type == "cuda",
     )

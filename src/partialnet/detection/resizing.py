@@ -20,7 +20,7 @@ IMG_SIZE = (800, 1333)
 
 
 def resized_size(
-    size: tuple[int, int], img_size: tuple[int, int] = IMG_SIZE, room: tuple[int, int] | None = None
+    size: tuple[int, int], img_size: tuple[int, int], room: tuple[int, int] | None = None
 ) -> tuple[int, int]:
     """Height and width at which a detector sees an image of ``size``.
 

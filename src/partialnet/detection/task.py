@@ -84,11 +84,10 @@ class DetectorTask(Task):
         device = trainer.strategy.root_device
         batches = detection_eval_loader(
             images,
+            self.start.model.transform,
             batch_size=config.eval_batch_size,
             rank=trainer.global_rank,
             world_size=trainer.world_size,
-            img_size=config.sides,
-            size_divisible=self.start.model.transform.size_divisible,
             workers=config.workers,
             pin_memory=device.type == "cuda",
         )
