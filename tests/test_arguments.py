@@ -37,10 +37,10 @@ LAYERS: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (SelfAttention2d, {"channels": 16, "num_heads": 2.0}, "num_heads=2.0 does not divide the 16 attended channels"),
     (SelfAttention2d, {"channels": 16, "num_heads": "a"}, "num_heads='a' does not divide the 16 attended channels"),
     (RelativePositionBias, {"num_heads": 0}, "num_heads=0 must be a whole number of at least 1"),
-    *((layer, {argument: value}, f"{argument}={value!r} must be a whole number, or twice the same one")
+    *((layer, {argument: value}, f"{argument}={value!r} must be a whole number, or the same one twice")
       for layer in (partial(PATConv, 16), partial(DPConv, 16)) for argument in ("kernel_size", "dilation")
       for value in ((3, 5), (3,), (3, 3, 3), 3.0, "3", None)),
-    (PATConv, {"in_channels": 16, "stride": (2, 1)}, r"stride=(2, 1) must be a whole number, or twice the same one"),
+    (PATConv, {"in_channels": 16, "stride": (2, 1)}, r"stride=(2, 1) must be a whole number, or the same one twice"),
     (PATConv, {"in_channels": 16, "stride": None}, "stride=None must be a whole number"),
     *((PATConv, {"in_channels": channels}, f"of {channels!r} channels: give a ratio")
       for channels in (64.0, "64", None)),
@@ -57,8 +57,8 @@ LAYERS: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
 ]  # fmt: skip
 
 NETWORKS: list[tuple[dict[str, Any], str]] = [
-    ({"depths": (), "mixers": ()}, "depths=() leaves the network no stage"),
-    ({"depths": ()}, "depths=() leaves the network no stage"),
+    ({"depths": (), "mixers": ()}, "depths=() leaves the network without stages"),
+    ({"depths": ()}, "depths=() leaves the network without stages"),
     ({"depths": 5}, "depths=5 must have an entry for each stage"),
     ({"depths": None}, "depths=None must have an entry for each stage"),
     ({"mixers": None}, "mixers=None must have an entry for each stage"),
@@ -78,7 +78,7 @@ NETWORKS: list[tuple[dict[str, Any], str]] = [
 
 FUNCTIONS: list[tuple[Callable[[], Any], str]] = [
     (lambda: small().reset_classifier("a"), "num_classes='a' must be a whole number of at least 0"),
-    *((partial(function, value), "is no network; build one first")
+    *((partial(function, value), "is not a network; build one first")
       for function in (fold, replace_convs, convert, make_dynamic, settle, partial(with_ratios, split_ratios={}))
       for value in ("partialnet_t0", None)),
     *((partial(fold, CONVS.eval(), size), message) for size, message in (
@@ -92,10 +92,10 @@ FUNCTIONS: list[tuple[Callable[[], Any], str]] = [
     (partial(replace_convs, CONVS, input_size=(8, 4.0, 4)), "input_size=4.0 must be a whole number"),
     (partial(timm.create_model, "mobilenetv2_100_pat", attention=nn.Identity()), "would be shared by all layers"),
     (partial(timm.create_model, "converted", base=5), "no model named 5 to convert"),
-    (partial(timm.create_model, "converted", surgery=5), "surgery must hold options of replace_convs"),
+    (partial(timm.create_model, "converted", surgery=5), "surgery must be a mapping of replace_convs' options"),
     (partial(timm.create_model, "planned", network=5), "no model named 5 to plan"),
     (partial(timm.create_model, "planned", split_ratios=["layer1"]), "split_ratios=['layer1'] must give a ratio"),
-    (lambda: make_dynamic(small(), scope=5), "scope=5 is no regular expression"),
+    (lambda: make_dynamic(small(), scope=5), "scope=5 is not a regular expression"),
     (lambda: with_ratios(small(), {"stages.0.blocks.0.mixer": "a"}), "stages.0.blocks.0.mixer='a' must be a number"),
     (partial(Objective, theta="a"), "theta='a' must be a number of at least 1"),
     (partial(Objective, beta=None), "beta=None must be a number"),

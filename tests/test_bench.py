@@ -327,7 +327,7 @@ def test_too_little_memory_for_all_networks_is_a_failure(monkeypatch: pytest.Mon
     failures: list[str] = []
     assert measure_models(["test_resnet"], [Setting(img_size=32)], on_failure=failures.append) == []
     (failure,) = failures
-    assert failure.startswith("The networks cannot be timed in eager: the GPU's memory does not suffice; take smaller")
+    assert failure.startswith("The networks cannot be timed in eager: the GPU is out of memory; use smaller")
 
 
 def test_a_precision_that_one_runtime_lacks_is_refused_before_anything_is_timed(
@@ -337,7 +337,7 @@ def test_a_precision_that_one_runtime_lacks_is_refused_before_anything_is_timed(
     core = SimpleNamespace(compile_model=lambda *arguments: compiled)
     monkeypatch.setattr("partialnet.bench.runners.openvino_core", lambda: core)
     done = command("bench", "test_resnet", "--runtime", "eager,openvino", "--precision", "bf16")
-    assert_mistake(done, "OpenVINO computes in f32 on this CPU when bf16 is asked; measure fp32 instead.\n")
+    assert_mistake(done, "OpenVINO computes in f32 on this CPU when asked for bf16; measure fp32 instead.\n")
 
 
 def test_results_of_a_gpu_are_labelled_with_its_name(

@@ -99,7 +99,7 @@ def test_a_table_with_parts(tmp_path: Path) -> None:
         (["name,label", "images/0.png,cat"], "no column of files"),
         (["file,label"], "has no rows"),
         (["file,label", "images/0.png,cat", "images/1.png"], "Line 3 of .* has no 'label'"),
-        (["file,label", "0.png,cat", "1.png,dog"], "None of the files in .* is there, such as '.*/0.png'"),
+        (["file,label", "0.png,cat", "1.png,dog"], "None of the files that .* names exists, such as '.*/0.png'"),
         (["file,label,split", "images/0.png,cat,a"], "'split' of .* should hold train and val; it holds 'a'"),
         (
             ["file,label,split", "images/0.png,cat,train", "images/1.png,dog,val"],
@@ -199,8 +199,8 @@ def test_mistakes_with_folders(tmp_path: Path) -> None:
     refused(tmp_path / "photo", "did you mean '.*photos'")
     refused(tmp_path / "photos" / "cat", "no folders")
     refused(tmp_path / "photos" / "cat" / "00.png", "is a file")
-    refused(fill(tmp_path / "one", ["cat"], 3), "one class only, 'cat'")
-    refused(fill(tmp_path / "single", ["cat", "dog"], 1), "one image only")
+    refused(fill(tmp_path / "one", ["cat"], 3), "only one class, 'cat'")
+    refused(fill(tmp_path / "single", ["cat", "dog"], 1), "only one image")
     refused(tmp_path / "photos", "between 0 and 1", val_share=1.5)
     (tmp_path / "photos" / "bird").mkdir()
     refused(tmp_path / "photos", "'.*bird' holds no image")
@@ -232,7 +232,7 @@ def test_names_tell_images_of_two_parts_apart(tmp_path: Path, kind: str) -> None
 def test_parts_under_other_names_are_not_taken_for_classes(tmp_path: Path, parts: tuple[str, str]) -> None:
     for part in parts:
         fill(tmp_path / "parts" / part, ["cat", "dog"], 3)
-    with pytest.raises(UserError, match=r"holds 'cat' in '.*' and in '.*', as if these were parts"):
+    with pytest.raises(UserError, match=r"holds 'cat' in both '.*' and '.*', as if these were parts"):
         open_data(str(tmp_path / "parts"))
     # a class that is called so may have folders of its own
     fill(tmp_path / "vehicles" / parts[0], ["steam", "electric"], 3)
@@ -513,7 +513,7 @@ def test_mistakes_with_shards(tmp_path: Path) -> None:
     write_shard(tmp_path / "a" / "0.tar", [sample(0, 0), ("alone", {"png": png(1)})])
     with pytest.raises(UserError, match=r"alone.png.* has no class; .* or a .json file with label, cls or class"):
         open_data(f"wds/{tmp_path / 'a'}")
-    with pytest.raises(UserError, match=rf"holds no file of an image; did you mean 'wds/{tmp_path}/a'"):
+    with pytest.raises(UserError, match=rf"holds no image; did you mean 'wds/{tmp_path}/a'"):
         open_data(str(tmp_path / "a"))
     (tmp_path / "z").mkdir()
     (tmp_path / "z" / "0.tar.gz").write_bytes(gzip.compress((tmp_path / "a" / "0.tar").read_bytes()))
@@ -531,7 +531,7 @@ def test_mistakes_with_shards(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'2' is in the training shards .* but not in the validation shards"):
         open_data(f"wds/{tmp_path / 'c'}")
     write_shard(tmp_path / "d" / "0.tar", [sample(i, "only") for i in range(3)])
-    with pytest.raises(UserError, match="one class only"):
+    with pytest.raises(UserError, match="only one class"):
         open_data(f"wds/{tmp_path / 'd'}")
 
 

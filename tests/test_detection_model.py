@@ -513,7 +513,7 @@ def test_heads_of_another_width_are_new(tmp_path: Path) -> None:
     assert load_detector(tmp_path).model.backbone.out_channels == 16
     detector = tiny()
     report = load_weights(detector, tmp_path)
-    assert "NEW, because they are missing or shaped otherwise there: backbone.fpn" in report
+    assert "NEW, because they are missing there or have another shape: backbone.fpn" in report
     theirs = other.model.backbone.maps.state_dict()
     assert all(tensor.equal(theirs[name]) for name, tensor in detector.model.backbone.maps.state_dict().items())
 

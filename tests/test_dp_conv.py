@@ -389,11 +389,11 @@ def test_out_of_order_gates_are_refused() -> None:
         ({"channels": 25}, "must be even"),
         ({"channels": 24, "kernel_size": 2}, "must be odd"),
         ({"channels": 24, "dilation": 0}, "dilation=0 must be at least 1"),
-        ({"channels": 24, "split_ratio": 0.05}, "choose one from 0.125 to 1"),
-        ({"channels": 24, "split_ratio": 1.5}, "choose one from"),
+        ({"channels": 24, "split_ratio": 0.05}, "choose a ratio from 0.125 to 1"),
+        ({"channels": 24, "split_ratio": 1.5}, "choose a ratio from"),
         ({"channels": 24, "attention": "eca"}, "changing number of channels"),
         ({"channels": 24, "min_channels": 48}, "No block of 24"),
-        ({"channels": 24, "attention": partial(SelfAttention2d, num_heads=3), "split_ratio": 1 / 16}, "choose one"),
+        ({"channels": 24, "attention": partial(SelfAttention2d, num_heads=3), "split_ratio": 1 / 16}, "choose a ratio"),
     ],
 )
 def test_wrong_arguments(arguments: dict, message: str) -> None:

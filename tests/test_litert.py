@@ -116,7 +116,7 @@ def test_an_opened_file_may_be_deleted(exported: Export, tmp_path: Path) -> None
 def test_what_litert_does_not_offer_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="litert is exported in fp32, fp16, not in bf16"):
         export(checkpoint, tmp_path / "net.tflite", "litert", "bf16")
-    with pytest.raises(UserError, match="no open number of images"):
+    with pytest.raises(UserError, match="without a dynamic batch"):
         export(checkpoint, tmp_path / "net.tflite", "litert", dynamic_batch=True)
 
 
@@ -126,9 +126,13 @@ def test_a_missing_package_is_named(
     for module in ("litert_torch", "ai_edge_litert", "ai_edge_litert.interpreter"):
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.chdir(tmp_path)
-    assert_mistake(command("export", "partialnet_t0", "--format", "litert"), "litert_torch; in the", '".[litert]"')
+    assert_mistake(
+        command("export", "partialnet_t0", "--format", "litert"), "litert_torch; install it", '"partialnet[litert]"'
+    )
     Path("net.tflite").write_bytes(b"")
-    assert_mistake(command("predict", "net.tflite", photos / "grey.png"), "ai_edge_litert; in the", '".[litert]"')
+    assert_mistake(
+        command("predict", "net.tflite", photos / "grey.png"), "ai_edge_litert; install it", '"partialnet[litert]"'
+    )
 
 
 def test_messages_of_libraries_in_c_are_kept_off_the_screen(capfd: pytest.CaptureFixture[str]) -> None:

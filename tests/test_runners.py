@@ -146,7 +146,7 @@ def test_a_precision_that_this_cpu_lacks_is_refused(
     compiled = SimpleNamespace(get_property=lambda name: used)
     core = SimpleNamespace(read_model=lambda content: None, compile_model=lambda *arguments: compiled)
     monkeypatch.setattr("partialnet.bench.runners.openvino_core", lambda: core)
-    with pytest.raises(UserError, match="computes in f32 on this CPU when bf16 is asked"):
+    with pytest.raises(UserError, match="computes in f32 on this CPU when asked for bf16"):
         OpenVINORunner(onnx_file, images.numpy(), "bf16", 1)
 
 

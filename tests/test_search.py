@@ -161,7 +161,7 @@ def test_nothing_to_search() -> None:
         make_dynamic(nn.Sequential(nn.Conv2d(3, 8, 3)))
     with pytest.raises(ValueError, match="'nowhere'"):
         make_dynamic(tiny(), scope="nowhere")
-    with pytest.raises(ValueError, match=r"scope='\(' is no regular expression"):
+    with pytest.raises(ValueError, match=r"scope='\(' is not a regular expression"):
         make_dynamic(tiny(), scope="(")
 
 
@@ -249,7 +249,7 @@ def test_plan_survives_its_file(tmp_path: Path) -> None:
         ("{", "cannot be read as a plan"),
         ("[1]", "is not a plan"),
         ('{"format": "other"}', "is not a plan"),
-        ('{"format": "partialnet plan 1"}', "is not whole"),
+        ('{"format": "partialnet plan 1"}', "is not valid"),
     ],
 )
 def test_wrong_plans(text: str | None, message: str, tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_a_sweep_is_no_plan_but_holds_some(tmp_path: Path) -> None:
         ("kappa", 0, "its kappa is 0"),
         ("macs_g", "few", "its macs_g is 'few'"),
         ("input_size", [32, 32], "not channels, height and width"),
-        ("input_size", 32, "not whole"),
+        ("input_size", 32, "not valid"),
         ("surprise", 1, "surprise"),
     ],
 )

@@ -168,7 +168,7 @@ def test_converted_networks_are_searched_too(photos: Path, tmp_path: Path) -> No
 
 
 def test_ratios_of_layers_that_are_not_there() -> None:
-    with pytest.raises(UserError, match="'layer9' is no partial convolution"):
+    with pytest.raises(UserError, match="'layer9' is not a partial convolution"):
         create_checkpoint("planned", network="resnet50_pat", split_ratios={"layer9": 0.5})
     with pytest.raises(UserError, match="no model named 'resnet51'"):
         create_checkpoint("planned", network="resnet51")

@@ -60,7 +60,7 @@ def test_features_only_gives_every_stage(depths: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("kind", ["dict", "list", "hook", "fx"])
 def test_norms_of_features_need_their_extractor(kind: str) -> None:
     assert small(features_only=True, feature_cls=kind)
-    with pytest.raises(ValueError, match=f"feature_cls='{kind}' knows no out_norms.*'getter'"):
+    with pytest.raises(ValueError, match=f"feature_cls='{kind}' does not support out_norms.*'getter'"):
         small(features_only=True, out_norms=True, feature_cls=kind)
 
 

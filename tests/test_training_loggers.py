@@ -66,7 +66,7 @@ def test_wandb_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_service_that_cannot_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether its library is installed or not, the user is told in a sentence before the training."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://nowhere")
-    with pytest.raises(UserError, match=r"^The logger mlflow (is not installed|cannot begin)[^\n]*$"):
+    with pytest.raises(UserError, match=r"^The logger mlflow (is not installed|cannot start)[^\n]*$"):
         create_loggers(TrainConfig(loggers=("mlflow",)), "photos", tmp_path / "run", first_epoch=1, continues=False)
 
 

@@ -43,7 +43,7 @@ def test_weights_for_other_classes(
     assert "classifier.weight" in told
     before, after = tensors(finished_run.checkpoint), tensors(result.checkpoint)
     learnt = before["classifier.weight"].numel() + before["classifier.bias"].numel()
-    assert re.search(rf"{learnt:,} of \S+ M parameters learn", told)
+    assert re.search(rf"{learnt:,} of \S+ M parameters are trained", told)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     # statistics of the frozen layers stay, too
     assert changed == {"classifier.weight", "classifier.bias"}
@@ -58,7 +58,7 @@ def test_images_are_prepared_as_for_the_weights(
     other.save(tmp_path / "other")
     settings = {"teacher": str(finished_run.folder), "epochs": 2}
     train_tiny(weights=str(tmp_path / "other"), **settings)
-    told = "Images are prepared as there: mean 0.1, 0.2, 0.3, std 0.4, 0.5, 0.6, interpolation bilinear."
+    told = "Images are prepared as for those weights: mean 0.1, 0.2, 0.3, std 0.4, 0.5, 0.6, interpolation bilinear."
     assert told in capsys.readouterr().err
     run = tmp_path / "run"
     whole, rows = tensors(run / "last" / "model.safetensors"), metrics(run)

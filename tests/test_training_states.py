@@ -129,7 +129,7 @@ def lose_reader(monkeypatch: pytest.MonkeyPatch, function: str, signal: str) -> 
 def test_a_reading_process_is_killed(train_tiny: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     lose_reader(monkeypatch, "lightning.Trainer.fit", "Killed")
     with pytest.raises(
-        RunInterrupted, match=r"^A reading process was lost.* Continue with: partialnet train .*--resume"
+        RunInterrupted, match=r"^A data-loading worker was lost.* Continue with: partialnet train .*--resume"
     ):
         train_tiny()
 
@@ -147,7 +147,7 @@ def test_a_reading_process_is_killed_elsewhere(
     lose_reader(monkeypatch, "partialnet.demo.run_demo", "Killed")
     result = command("demo", "-o", tmp_path / "run")
     assert result.code == 2
-    assert result.err.splitlines()[-1].startswith("partialnet: A reading process was lost")
+    assert result.err.splitlines()[-1].startswith("partialnet: A data-loading worker was lost")
 
 
 def test_data_is_gone_before_the_validation(train_tiny: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,13 +13,13 @@ from .errors import UserError
 
 
 def check_count(name: str, value: object, least: int = 1) -> None:
-    """Raise UserError for what is no whole number, or a smaller one than ``least``."""
+    """Raise UserError unless ``value`` is a whole number of at least ``least``."""
     if not isinstance(value, Integral) or value < least:
         raise UserError(f"{name}={value!r} must be a whole number of at least {least}.")
 
 
 def check_number(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> None:
-    """Raise UserError for what is no finite number between ``least`` and ``most``."""
+    """Raise UserError unless ``value`` is a finite number between ``least`` and ``most``."""
     number = float(value) if isinstance(value, Real) else math.nan
     if not math.isfinite(number) or not least <= number <= most:
         bounds = f" of at least {least:g}" if least > -math.inf else ""
@@ -28,13 +28,13 @@ def check_number(name: str, value: object, least: float = -math.inf, most: float
 
 
 def check_network(value: object) -> None:
-    """Raise UserError for what is no network, such as the name of one."""
+    """Raise UserError unless ``value`` is a network; the name of one is not."""
     if not isinstance(value, nn.Module):
-        raise UserError(f"{value!r:.80} is no network; build one first, as timm.create_model does of a name.")
+        raise UserError(f"{value!r:.80} is not a network; build one first, for example with timm.create_model.")
 
 
 def entries(name: str, values: Any, of_each: str) -> tuple[Any, ...]:
-    """Several values as a tuple; UserError for what has no entries, and for a text, which is one value."""
+    """Several values as a tuple; raises UserError for a single value, such as a text."""
     if isinstance(values, (str, Mapping)) or not isinstance(values, Iterable):
         raise UserError(f"{name}={values!r} must have an entry for each {of_each}.")
     return tuple(values)
@@ -49,5 +49,5 @@ def one_side(name: str, value: int | tuple[int, int]) -> int:
     sides = set(value) if isinstance(value, (tuple, list)) and len(value) == 2 else {value}
     side = sides.pop()
     if sides or not isinstance(side, Integral):
-        raise UserError(f"{name}={value!r} must be a whole number, or twice the same one.")
+        raise UserError(f"{name}={value!r} must be a whole number, or the same one twice.")
     return int(side)

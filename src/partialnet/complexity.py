@@ -107,7 +107,7 @@ def measure(model: nn.Module, input_size: tuple[int, int, int]) -> Complexity:
         raise
     except Exception as error:  # whatever a network's own code raises
         raise UserError(
-            f"The multiply–adds cannot be counted, for the network does not run on one image of "
+            f"The multiply–adds cannot be counted: the network does not run on one image of "
             f"{'×'.join(map(str, input_size))}: {first_line(error)}"
         ) from error
     parts: list[Part] = []

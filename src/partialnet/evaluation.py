@@ -266,7 +266,9 @@ def match_classes(images: LabelledImages, classifier: Classifier) -> np.ndarray:
         # upper and lower case do not count, for that is what names of the same class differ in most often
         folded = {name.casefold(): name for name in known}
         near = get_close_matches(unknown[0].casefold(), folded, n=1, cutoff=0.5)
-        hint = f"its nearest name is {folded[near[0]]!r}" if near else f"it knows {listed(classifier.class_names, 8)}"
+        hint = (
+            f"the most similar one is {folded[near[0]]!r}" if near else f"it knows {listed(classifier.class_names, 8)}"
+        )
         others = f", nor {len(unknown) - 1} more of the classes" if len(unknown) > 1 else ""
         raise UserError(f"The network has no class {unknown[0]!r}{others}; {hint}.")
     return np.array([known[name] for name in images.class_names], np.int64)

@@ -34,9 +34,7 @@ _COLUMNS = ("path", "label", "predicted", "probability")
 @click.argument("data")
 @click.option("--split", metavar="NAME", help="Part of DATA, such as test.  [default: val or test, where there is one]")
 @click.option("-b", "--batch-size", type=IntRange(min=1), default=32, help="Images at a time.")
-@click.option(
-    "-w", "--workers", type=IntRange(min=0), help="Processes that read images.  [default: by images and cores]"
-)
+@click.option("-w", "--workers", type=IntRange(min=0), help="Data-loading workers.  [default: by images and cores]")
 @device_option
 @click.option("--limit", type=IntRange(min=1), metavar="N", help="Take N images only, evenly over the data.")
 @result_options(json="all figures", csv="one row for each image as CSV", confusion="the confusion matrix as PNG")

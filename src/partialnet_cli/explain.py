@@ -176,9 +176,7 @@ def _parse_position(text: str | None) -> Position | None:
     try:
         x, y = ((float(part[:-1]) / 100, True) if part.endswith("%") else (float(part), False) for part in parts)
     except ValueError:
-        raise UserError(
-            f"--position {text!r} must be X,Y in pixels, such as 120,80, or in percents: 50%,30%."
-        ) from None
+        raise UserError(f"--position {text!r} must be X,Y in pixels, such as 120,80, or in percent: 50%,30%.") from None
     return x, y
 
 

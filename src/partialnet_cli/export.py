@@ -97,14 +97,14 @@ def export(
         )
     elif result.kept is not None:
         click.echo(
-            f"Warning: logits in {precision} are off by {result.error_to_spread:.0%} of what they differ from "
-            f"photograph to photograph; {instead}.",
+            f"Warning: logits in {precision} are off by {result.error_to_spread:.0%} of their spread over the "
+            f"photographs; {instead}.",
             err=True,
         )
     elif precision == "fp32" and result.relative_error > MOST_ERROR_FP32:
         click.echo(
             f"Warning: logits are off by up to {result.relative_error:.1%} of the largest, so the file computes "
-            "something else than PyTorch; do not rely on it.",
+            "something other than PyTorch; do not rely on it.",
             err=True,
         )
     if not Path(source).exists():

@@ -49,7 +49,7 @@ for subcommand in (
     Subcommand("partialnet_cli.info:info", "Show structure and cost of a network."),
     Subcommand("partialnet_cli.predict:predict", "Classify images."),
     Subcommand("partialnet_cli.search:search", "Learn how many channels each layer convolves."),
-    Subcommand("partialnet_cli.train:train", "Train any timm network on images of yours."),
+    Subcommand("partialnet_cli.train:train", "Train any timm network on your own images."),
     Subcommand("partialnet_cli.ui:ui", "Open the local page in the browser."),
 ):
     cli.add_command(subcommand)

@@ -89,7 +89,7 @@ class Conditions:
     def check(self) -> None:
         """Raise UserError for what cannot be timed like this."""
         if self.processor_time and (self.device != "cpu" or self.threads != 1):
-            raise UserError("--processor-time adds up all threads, so it tells the speed of one CPU thread only.")
+            raise UserError("--processor-time adds up all threads, so it can measure only one.")
         for runtime in self.runtimes:
             self.setting(runtime, self.batch_size).check()
 

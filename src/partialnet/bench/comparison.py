@@ -181,8 +181,8 @@ def open_comparison(folder: Path, conditions: Conditions) -> Comparison:
     ]
     if changed:
         raise UserError(
-            f"{str(folder)!r} holds rows of other settings ({'; '.join(changed)}); give another folder with -o, or "
-            "delete it."
+            f"{str(folder)!r} holds rows that were measured under other settings ({'; '.join(changed)}); give another "
+            "folder with -o, or delete it."
         )
     return comparison
 

@@ -197,7 +197,7 @@ def open_and_prepare(name: str, setting: Setting) -> Callable[[], object]:
 def why_not_run(error: Exception) -> str:
     """Why a runtime could not run what it was given, in a few words."""
     if isinstance(error, torch.OutOfMemoryError):
-        return "the GPU's memory does not suffice; take smaller images, or fewer at a time (a smaller batch size)."
+        return "the GPU is out of memory; use smaller images, or fewer at a time (a smaller batch size)."
     if isinstance(error, BackendCompilerFailed):
         return why_not_compiled(error)
     return first_line(error)

@@ -118,7 +118,7 @@ def _compile_openvino(model: Any, precision: str, threads: int) -> Any:
     compiled = openvino_core().compile_model(model, "CPU", properties)
     used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     if used != hint and precision != "int8":  # whose layers in int8 are the same
-        raise UserError(f"OpenVINO computes in {used} on this CPU when {precision} is asked; measure fp32 instead.")
+        raise UserError(f"OpenVINO computes in {used} on this CPU when asked for {precision}; measure fp32 instead.")
     return compiled
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from partialnet.errors import UserError
 from partialnet.files import write_atomically
+from partialnet.messages import listed
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -128,7 +129,7 @@ def _read(source: str | Path, weights: bool = True) -> StoredNetwork:
     path = Path(source) / WEIGHTS_NAME if Path(source).is_dir() else Path(source)
     if not path.is_file():
         if Path(source).is_dir():
-            raise UserError(f"Folder {str(source)!r} has no {WEIGHTS_NAME}, so it is no run folder.")
+            raise UserError(f"Folder {str(source)!r} has no {WEIGHTS_NAME}, so it is not a run folder.")
         raise UserError(f"There is no file or folder {str(source)!r}.")
     try:
         with safe_open(path, "pt") as file:
@@ -174,11 +175,7 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
         for name, tensor in tensors.items()
         if name in expected and expected[name].shape != tensor.shape
     ]
-    problems = [
-        f"{names[0]} and {len(names) - 1} more are {what}"
-        for names, what in ((missing, "missing"), (unknown, "unknown"))
-        if names
-    ]
+    problems = [f"{listed(names, 1)} {what}" for names, what in ((missing, "missing"), (unknown, "unknown")) if names]
     if problems or misfits:
         raise UserError(f"The weights in {str(path)!r} do not fit the network: {'; '.join(problems + misfits[:1])}.")
     model.load_state_dict(tensors)

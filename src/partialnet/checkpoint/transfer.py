@@ -93,7 +93,7 @@ def differing(new: Sequence[str], left: Sequence[str]) -> list[str]:
     BatchNorm's counters of batches are passed over, as nothing depends on them.
     """
     new, left = ([name for name in names if not name.endswith("num_batches_tracked")] for names in (new, left))
-    sentences = [f"NEW, because they are missing or shaped otherwise there: {listed(new)}."] if new else []
+    sentences = [f"NEW, because they are missing there or have another shape: {listed(new)}."] if new else []
     return sentences + ([f"NOT USED: {listed(left)}."] if left else [])
 
 

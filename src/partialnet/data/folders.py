@@ -98,6 +98,6 @@ def _refuse_parts_as_classes(root: Path, folders: Sequence[str]) -> None:
         for other in folders:
             if other != name and (shared := inside & set(class_folders(root / other))):
                 raise UserError(
-                    f"{str(root)!r} holds {min(shared)!r} in {name!r} and in {other!r}, as if these were parts "
-                    "of the data, not classes; call parts train and val, and classes by names without such a word."
+                    f"{str(root)!r} holds {min(shared)!r} in both {name!r} and {other!r}, as if these were parts of "
+                    "the data rather than classes; name the parts train and val, or the classes without such a word."
                 )

@@ -84,7 +84,7 @@ def open_hugging_face(name: str, val_share: float, seed: int) -> ImageData:
     """
     datasets = require("datasets", "hf")
     if not name:
-        raise UserError("hfds/ needs the name of a data set or a folder behind it, such as hfds/ethz/food101.")
+        raise UserError("hfds/ needs the name of a data set or a folder after it, such as hfds/ethz/food101.")
     path, configuration = _configuration(name)
     loaded = _load(datasets, name, path, configuration)
     training = first_part(loaded, TRAINING)

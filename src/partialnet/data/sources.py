@@ -53,7 +53,7 @@ def open_data(source: str, val_share: float = 0.1, seed: int = 0, root: str | Pa
         data = open_shards(source.partition("/")[2], val_share, seed)
     elif Path(source).is_dir():
         if (scheme := _packed(Path(source))) and not any(images_below(Path(source))):
-            raise UserError(f"Folder {source!r} holds no file of an image; did you mean '{scheme}/{source}'?")
+            raise UserError(f"Folder {source!r} holds no image; did you mean '{scheme}/{source}'?")
         data = open_folder(Path(source), val_share, seed)
     elif _is_table(source):
         from .tables import open_table
@@ -66,7 +66,7 @@ def open_data(source: str, val_share: float = 0.1, seed: int = 0, root: str | Pa
     else:
         raise UserError(f"There is no data {source!r}; {_hint(source)}")
     if len(data.class_names) < 2:
-        raise UserError(f"{source!r} has one class only, {data.class_names[0]!r}; a classifier needs at least two.")
+        raise UserError(f"{source!r} has only one class, {data.class_names[0]!r}; a classifier needs at least two.")
     return data
 
 

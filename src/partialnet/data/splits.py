@@ -56,7 +56,7 @@ def split_by_class(images: LabelledImages, share: float, seed: int) -> ImageData
     for label, class_name in enumerate(images.class_names):
         members = np.flatnonzero(images.labels == label)
         if len(members) == 1:
-            raise UserError(f"Class {class_name!r} has one image only; to hold one out it needs at least two.")
+            raise UserError(f"Class {class_name!r} has only one image; to hold one out it needs at least two.")
         held_out_here = choose_by_name([images.name(i) for i in members.tolist()], share, seed)
         held_out.append(members[held_out_here])
         train.append(members[~held_out_here])

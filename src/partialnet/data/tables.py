@@ -63,7 +63,9 @@ def open_table(path: Path, val_share: float, seed: int) -> ImageData:
             raise UserError(f"Line {number} of {str(path)!r} has no {missing[0]!r}.")
         parts[name].append(row)
     if not any((path.parent / row[file]).is_file() for chosen in parts.values() for row in chosen):
-        raise UserError(f"None of the files in {str(path)!r} is there, such as {str(path.parent / rows[0][file])!r}.")
+        raise UserError(
+            f"None of the files that {str(path)!r} names exists, such as {str(path.parent / rows[0][file])!r}."
+        )
     images = [
         TableImages(path.parent, [row[file] for row in chosen], [row[label] for row in chosen])
         for chosen in parts.values()

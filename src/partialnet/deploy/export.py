@@ -232,7 +232,7 @@ def check_export(output: Path, format: str, precision: str, calibrated: bool, dy
             "int8 needs images like those that the network will see: give a folder of at least 100 with --calibration."
         )
     if format == "litert" and dynamic_batch:
-        raise UserError("litert-torch converts no open number of images; export one image at a time to litert.")
+        raise UserError("A litert file takes a fixed number of images; export it without a dynamic batch.")
     if format == "openvino" and precision == "int8":
         require("nncf", "quantize")
     prepare_output(output, format)

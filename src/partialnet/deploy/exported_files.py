@@ -49,13 +49,13 @@ def prepare_output(output: Path, format: str) -> None:
     for weights in _network_files(output)[:-1]:
         if weights.exists() and not output.exists() and digest_behind(weights) is None:
             raise UserError(
-                f"The weights would be written to {str(weights)!r}, which is no export's; choose another file."
+                f"The weights would replace {str(weights)!r}, which is not part of an export; choose another file."
             )
     refuse_read_only(*files_of(output))
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{str(output)!r} cannot be written, its folder cannot be made: {error.strerror}.") from error
+        raise UserError(f"{str(output)!r} cannot be written: its folder cannot be made ({error.strerror}).") from error
 
 
 def check_files(output: Path, source: str | Path, report: Path | None = None) -> None:
@@ -125,7 +125,7 @@ def save_openvino(model: Any, path: Path, config: Mapping[str, Any], half: bool 
     try:
         require("openvino", "openvino").save_model(model, path, compress_to_fp16=half)
     except RuntimeError as error:  # which does not say why
-        reason = f"OpenVINO could not write all of it, as on a full disk ({first_line(error)})"
+        reason = f"OpenVINO could not write all of it; the disk may be full ({first_line(error)})"
         raise OSError(errno.EIO, reason, str(path)) from error
     tie_together(path)
 

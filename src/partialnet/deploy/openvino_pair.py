@@ -64,6 +64,6 @@ def check_pair(graph: Path) -> None:
     named = _NAMED.search(graph.read_bytes())
     if named is None or named[1] != found:
         raise UserError(
-            f"{str(graph)!r} and the {weights.name!r} beside it are of two exports, as one that was stopped may leave "
-            "them; export again."
+            f"{str(graph)!r} and the {weights.name!r} beside it are of two exports, perhaps because one was stopped; "
+            "export again."
         )

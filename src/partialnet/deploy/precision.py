@@ -42,7 +42,7 @@ def convert_onnx(
     import onnx
 
     if precision not in ("fp32", "fp16", "int8"):
-        raise ValueError(f"onnxruntime runs no {precision} on the CPU.")
+        raise ValueError(f"onnxruntime does not run {precision} on the CPU.")
     if precision == "int8":
         return quantize_onnx(path, calibration, in_float)
     model = onnx.load(path)

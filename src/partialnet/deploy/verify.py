@@ -58,7 +58,7 @@ def compare_logits(original: Classifier, exported: Classifier, batches: Iterable
         raise UserError("The network itself answers NaN or infinity to every image; there is nothing to export.")
     expected, given = expected[known], given[known]
     if not given.isfinite().all():
-        raise UserError("The exported network answers NaN or infinity, so it is not kept; take another precision.")
+        raise UserError("The exported network answers NaN or infinity, so it is not kept; use another precision.")
     errors, largest = given - expected, float(expected.abs().max())
     spread = _root_mean_square(expected - expected.mean(0))
     return Agreement(

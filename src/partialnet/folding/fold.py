@@ -64,7 +64,7 @@ def fold(model: nn.Module, img_size: int | tuple[int, int] | None = None, runtim
     size = None if img_size is None else _height_and_width(img_size)
     if model.training:
         raise ValueError(
-            "A network in training mode cannot be folded, its statistics still change. Call .eval() first."
+            "A network in training mode cannot be folded, because its statistics still change; call .eval() first."
         )
     if runtime is not None and runtime not in RUNTIMES:
         raise ValueError(f"Unknown runtime {runtime!r}. Choose {', '.join(RUNTIMES)} or None.")

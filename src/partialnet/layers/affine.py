@@ -77,7 +77,7 @@ def batch_norm_affine(norm: nn.Module, like: Tensor) -> tuple[Tensor, Tensor]:
         return norm.scale.detach().flatten(), norm.shift.detach().flatten()
     if norm.training and not isinstance(norm, (FrozenBatchNorm2d, FrozenBatchNormAct2d)):
         raise ValueError(
-            "A network in training mode cannot be folded, its statistics still change. Call .eval() first."
+            "A network in training mode cannot be folded, because its statistics still change; call .eval() first."
         )
     mean, variance = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
     if not isinstance(mean, Tensor) or not isinstance(variance, Tensor):

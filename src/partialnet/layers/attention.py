@@ -59,7 +59,7 @@ def create_attention(
         raise _unknown(attention)
     built = attention(channels, device=device, dtype=dtype)
     if not isinstance(built, nn.Module):
-        raise UserError(f"The function {attention!r} made {built!r} for {channels} channels, which is no attention.")
+        raise UserError(f"The function {attention!r} made {built!r} for {channels} channels, which is not a module.")
     return built
 
 

@@ -129,8 +129,8 @@ class DPConv(nn.Module):
         self.num_fixed = fixed
         if not blocks[fixed] <= channels * split_ratio + 1e-6 <= channels + 1e-3:
             raise ValueError(
-                f"split_ratio={split_ratio} of {channels} channels: choose one from {blocks[fixed] / channels:.4g} "
-                "to 1."
+                f"split_ratio={split_ratio} of {channels} channels: choose a ratio from "
+                f"{blocks[fixed] / channels:.4g} to 1."
             )
         ones = max(ones for ones, block in enumerate(blocks) if block <= channels * split_ratio + 1e-6)
         free = self.num_gates - fixed
@@ -256,7 +256,7 @@ class DPConv(nn.Module):
             ValueError: The gates are out of order; train with ``order_loss`` until ``in_order``.
         """
         if not self.in_order:
-            raise ValueError("The gates of this DPConv are out of order; train on with its order_loss.")
+            raise ValueError("The gates of this DPConv are out of order; keep training with its order_loss.")
         compute_weights(self.conv)
         width = self.conv_channels
         kept = torch.arange(width, self.channels, device=self.conv.weight.device)

@@ -121,7 +121,7 @@ class PartialNet(nn.Module):
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         depths, mixers = entries("depths", depths, "stage"), entries("mixers", mixers, "stage")
         if not depths:
-            raise ValueError("depths=() leaves the network no stage; give the number of blocks in each stage.")
+            raise ValueError("depths=() leaves the network without stages; give the number of blocks in each stage.")
         if len(mixers) != len(depths):
             raise ValueError(f"mixers names {len(mixers)} stages, depths {len(depths)}; give one mixer for each stage.")
         check_count("in_chans", in_chans)
@@ -348,7 +348,9 @@ def _pooling(global_pool: str, num_classes: int) -> SelectAdaptivePool2d:
     if global_pool not in ("avg", "max", "avgmax", ""):
         raise ValueError(f"global_pool={global_pool!r} is not possible. Choose avg, max, avgmax or ''.")
     if num_classes and not global_pool:
-        raise ValueError("global_pool='' leaves a feature map, which no classifier takes; give num_classes=0 as well.")
+        raise ValueError(
+            "global_pool='' leaves a feature map, which a classifier cannot take; give num_classes=0 as well."
+        )
     return SelectAdaptivePool2d(pool_type=global_pool)
 
 
@@ -406,7 +408,7 @@ def _create_partialnet(variant: str, pretrained: bool = False, **kwargs: Any) ->
         features = {"out_indices": stages, "feature_cls": "getter", "norm": True}
         kind = kwargs.get("feature_cls", "getter")
         if kwargs.get("features_only") and kind not in ("getter", FeatureGetterNet):
-            raise ValueError(f"feature_cls={kind!r} knows no out_norms; leave it out, or give 'getter'.")
+            raise ValueError(f"feature_cls={kind!r} does not support out_norms; leave it out, or give 'getter'.")
     return build_model_with_cfg(
         PartialNet,
         variant,

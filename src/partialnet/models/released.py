@@ -91,7 +91,7 @@ def convert_released(state_dict: Mapping[str, Tensor], act_layer: str | None = N
         if new_name is None:
             if re.search(r"(^|\.)(stages|patch_embed)\.", name):
                 raise UserError(
-                    f"Tensor {name!r} is part of no PartialNet block, so this checkpoint is of another network."
+                    f"Tensor {name!r} belongs to no PartialNet block, so this checkpoint is of another network."
                 )
             left.append(name)
             continue
@@ -135,7 +135,7 @@ def _reshape(name: str, tensor: Tensor) -> Tensor:
     if not name.endswith(".mixer.attn.weight"):
         return tensor
     if tensor.ndim != 4 or tensor.shape[2:] != (1, 2):
-        raise UserError(f"Tensor {name!r} has shape {tuple(tensor.shape)}, a released gate has (C, C, 1, 2).")
+        raise UserError(f"Tensor {name!r} has shape {tuple(tensor.shape)}; a released gate has (C, C, 1, 2).")
     channels, mixed = tensor.shape[:2]
     return tensor.reshape(channels, 2) if mixed == 1 else tensor[:, :, 0].transpose(1, 2).reshape(channels, 2 * mixed)
 

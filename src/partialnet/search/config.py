@@ -60,7 +60,7 @@ class SearchConfig(TrainConfig):
         """
         super().check()
         if self.ema is not None:
-            raise UserError("ema averages weights, but an average of gates is no gate: search without it.")
+            raise UserError("ema averages weights, but an average of gates is not a gate; search without it.")
         if self.freeze_backbone:
             raise UserError("freeze_backbone would freeze the gates; search without it.")
         try:

@@ -40,7 +40,7 @@ def make_dynamic(model: nn.Module, scope: str | None = None, attention: bool = T
     try:
         pattern = re.compile(scope or "")
     except (re.error, TypeError) as error:
-        raise ValueError(f"scope={scope!r} is no regular expression: {error}.") from error
+        raise ValueError(f"scope={scope!r} is not a regular expression: {error}.") from error
     model = copy.deepcopy(model)
     new: dict[nn.Module, nn.Module] = {
         layer: _dynamic(layer, attention) for name, layer in searchable_layers(model).items() if pattern.search(name)
@@ -99,7 +99,7 @@ def with_ratios(model: nn.Module, split_ratios: Mapping[str, float]) -> nn.Modul
     for name, ratio in split_ratios.items():
         layer = layers.get(name)
         if not isinstance(layer, PATConv) or not _is_replaceable(layer):
-            raise ValueError(f"{name!r} is no partial convolution whose split ratio can be chosen.")
+            raise ValueError(f"{name!r} is not a partial convolution whose split ratio can be chosen.")
         check_number(f"split ratio of {name}", ratio)
         weight = layer.conv.weight
         static = PATConv(

@@ -134,7 +134,7 @@ def load_plan(path: str | Path) -> Plan:
         plan = Plan(**{**fields, "input_size": tuple(fields["input_size"])})
         _check(plan)
     except (TypeError, KeyError, ValueError) as error:
-        raise UserError(f"Plan {str(path)!r} is not whole: {error}.") from None
+        raise UserError(f"Plan {str(path)!r} is not valid: {error}.") from None
     return plan
 
 
@@ -153,7 +153,7 @@ def _check(plan: Plan) -> None:
     numbers = {name: getattr(plan, name) for name in ("theta", "zeta", "kappa", "params_m", "macs_g")}
     for name, number in numbers.items():
         if not isinstance(number, (int, float)) or not 0 < number < math.inf:
-            raise ValueError(f"its {name} is {number!r}, no positive number")
+            raise ValueError(f"its {name} is {number!r}, not a positive number")
     if len(plan.input_size) != 3 or not all(isinstance(side, int) and side > 0 for side in plan.input_size):
         raise ValueError(f"its input_size is {list(plan.input_size)}, not channels, height and width")
     for name, ratio in plan.split_ratios.items():

@@ -79,7 +79,7 @@ def sweep(
         images = kind.describe_data(opened)
         for theta in finished:
             if found := differences(load_plan(points[theta]).search, configs[theta], images):
-                raise UserError(f"The search in {str(points[theta])!r} is of other settings: {'; '.join(found)}.")
+                raise UserError(f"The search in {str(points[theta])!r} had other settings: {'; '.join(found)}.")
     left = [(configs[theta], path) for theta, path in points.items() if theta not in finished]
     folder.mkdir(parents=True, exist_ok=True)
     (search_points or _one_after_the_other)(left, data)

@@ -50,7 +50,7 @@ def convert_checkpoint(checkpoint: Checkpoint, dry_run: bool = False, **options:
     if dry_run:
         return checkpoint, surgery
     if not surgery.replaced:
-        raise UserError("No convolution was replaced; --dry-run tells why for each, --select may be too narrow.")
+        raise UserError("No convolution was replaced; --dry-run shows why for each; --select may be too narrow.")
     recipes = [surgery.recipe]
     arguments = dict(checkpoint.model_args)
     base = checkpoint.architecture
@@ -125,7 +125,7 @@ def _convert(model: nn.Module, recipes: Sequence[Mapping[str, Any]]) -> nn.Modul
 def _recipes(surgery: Any) -> list[dict[str, Any]]:
     recipes = list(surgery) if isinstance(surgery, (list, tuple)) else [surgery]
     if not all(isinstance(recipe, Mapping) for recipe in recipes):
-        raise UserError("surgery must hold options of replace_convs by name, or a list of such.")
+        raise UserError("surgery must be a mapping of replace_convs' options, or a list of such mappings.")
     for recipe in recipes:
         check_options(dict(recipe))
     return [dict(recipe) for recipe in recipes]

@@ -334,7 +334,7 @@ def _obstacle(layer: Any, shared: set[nn.Module], split_ratio: float) -> str | N
     if max(layer.kernel_size) == 1:
         return "1×1: it only mixes channels"
     if type(layer) is not nn.Conv2d:
-        return f"a {type(layer).__name__} computes something else than Conv2d"
+        return f"a {type(layer).__name__} computes something other than Conv2d"
     if layer._forward_pre_hooks or layer._forward_hooks:
         return "hooks look at it or compute its weight"
     if layer in shared:
@@ -409,7 +409,7 @@ def _run(model: nn.Module, input_size: tuple[int, int, int], what: str) -> Modul
     except Exception as error:  # whatever a network's own code raises
         lines = str(error).splitlines() or [type(error).__name__]
         raise UserError(
-            f"{what} does not run on a batch of 1 image of {'×'.join(map(str, input_size))} without data: {lines[0]} "
+            f"{what} does not run on one image of {'×'.join(map(str, input_size))}: {lines[0]} "
             "Give another input_size, or convert the part that takes images."
         ) from error
 

@@ -70,10 +70,10 @@ def lost_reader(error: BaseException, resume_command: Sequence[str] = ()) -> Use
         return None
     if "Bus error" in str(error):  # it would come again and again
         return UserError(
-            "A reading process found no shared memory; give the container more (--shm-size), or use --workers 0."
+            "A data-loading worker ran out of shared memory; give the container more (--shm-size), or use --workers 0."
         )
     return RunInterrupted(
-        "A reading process was lost, as where memory is short and the system kills it; fewer --workers take less.",
+        "A data-loading worker was lost; the system may have killed it for its memory, so try fewer --workers.",
         resume_command,
     )
 

@@ -136,7 +136,7 @@ class ClassifierTask(Task):
         )
 
     def trained_parameters(self) -> str:
-        """How many parameters learn, in words, and which where only the last layer does."""
+        """How many parameters are trained, in words, and which where only the last layer is."""
         words = super().trained_parameters()
         if self.config.freeze_backbone:
             words += f" (only {', '.join(sorted(classifier_parameters(self.network)))})"

@@ -59,7 +59,10 @@ class RunConfig(Settings):
 
     val_share: float = _data(0.1, "share of each class to hold out if the data has no such part", least=0, most=0.9)
     workers: int = _data(
-        2, "reading processes of each training process; 0 reads in the training process", least=0, may_change=True
+        2,
+        "data-loading workers of each training process; 0 loads in the training process itself",
+        least=0,
+        may_change=True,
     )
     max_unreadable_share: float = _data(
         0.01, "training stops if a larger share of the images is unreadable", least=0, most=1, may_change=True

@@ -214,7 +214,7 @@ def _prepare(
 def _create_task(
     kind: RunKind[ConfigT, DataT, TaskT, ResultT], config: ConfigT, data: DataT, world_size: int, state: State | None
 ) -> tuple[TaskT, str]:
-    """The task, drawn from the run's seed; and where its weights come from and how many learn, in words."""
+    """The task, drawn from the run's seed; and where its weights come from and how many are trained, in words."""
     torch.manual_seed(config.seed % 2**64)
     # a state holds all weights, so those that a run began with may be gone when it continues
     task, weights = kind.create_task(config if state is None else replace(config, weights=None), data, world_size)

@@ -141,7 +141,7 @@ class RunKeeper(L.Callback):
         }
         for name, value in metrics.items():
             if not math.isfinite(value) and trainer.is_global_zero:
-                self.say(f"{name} of epoch {progress.epoch} is {value}: answers of the network overflow.")
+                self.say(f"{name} of epoch {progress.epoch} is {value}: the outputs of the network overflow.")
         progress.rows.append(row)
         progress.validated = True
         progress.sums = torch.zeros_like(progress.sums)

@@ -48,9 +48,9 @@ def create_loggers(config: RunConfig, source: str, folder: Path, first_epoch: in
             if name not in tracked:
                 logger.log_hyperparams(settings)
         except ModuleNotFoundError as error:
-            raise UserError(f"The logger {name} is not installed; `pip install {name}` does that.") from error
+            raise UserError(f"The logger {name} is not installed; install it with `pip install {name}`.") from error
         except Exception as error:  # of the service, its library or the network
-            raise UserError(f"The logger {name} cannot begin: {' '.join(str(error).split())}") from error
+            raise UserError(f"The logger {name} cannot start: {' '.join(str(error).split())}") from error
         found.append(logger)
         if tracked.get(name) != run:
             tracked[name] = run

@@ -56,7 +56,7 @@ class LostProcess:
         place = f"Training process {self.rank} (of 0 to {self.world_size - 1})"
         if self.code > 0:
             return f"{place} ended with exit code {self.code}; it has said why."
-        reason = ", as by the system where memory is short" if -self.code == signal.SIGKILL else ""
+        reason = ", perhaps by the system for its memory" if -self.code == signal.SIGKILL else ""
         return f"{place} was killed by {signal.Signals(-self.code).name}{reason}."
 
 

@@ -37,7 +37,7 @@ def create_network(config: TrainConfig, class_names: Sequence[str]) -> tuple[Che
     network = create_checkpoint(config.model, class_names, **arguments)
     if (channels := network.input_config["input_size"][0]) != 3:
         raise UserError(
-            f"Training is on images of 3 channels, but {config.model} is to take {channels}; leave out in_chans."
+            f"Training uses images of 3 channels, but {config.model} is built for {channels}; leave in_chans out."
         )
     size = [config.img_size] * 2 if config.img_size is not None else network.input_config["input_size"][1:]
     input_config = {**network.input_config, "input_size": [3, *size], "crop_pct": config.test_crop}
@@ -119,7 +119,7 @@ def _prepared_like(network: Checkpoint, other: Checkpoint) -> tuple[Checkpoint, 
         return network, []
     told = ", ".join(f"{key} {value if isinstance(value, str) else numbers(value)}" for key, value in changed.items())
     network = replace(network, input_config={**network.input_config, **changed})
-    return network, [f"Images are prepared as there: {told}."]
+    return network, [f"Images are prepared as for those weights: {told}."]
 
 
 def _freeze_backbone(model: nn.Module, config: TrainConfig) -> None:

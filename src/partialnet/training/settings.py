@@ -178,7 +178,7 @@ def read_settings(path: str) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path!r} cannot be read: {error.strerror or error}.") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path!r} is no text in UTF-8: {error}.") from None
+        raise UserError(f"{path!r} is not UTF-8 text: {error}.") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path!r} is not a YAML file: {yaml_problem(error)}.") from None
     if content is None:

@@ -80,7 +80,7 @@ class StateFiles(CheckpointIO):
             except Exception as error:  # torch's reader raises whatever a damaged file leads it to
                 self.say(f"The state {str(path)!r} is damaged ({first_line(error)}); trying the one before.")
         if self.files():
-            raise UserError(f"None of the states in {str(self.folder)!r} is whole; train anew in another folder.")
+            raise UserError(f"None of the states in {str(self.folder)!r} is intact; train anew in another folder.")
         return None
 
     def next_path(self, epoch: int, batch: int) -> Path:

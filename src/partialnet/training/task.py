@@ -107,11 +107,11 @@ class Task(L.LightningModule):
         """Pictures of how the run stands after an epoch, for the run folder; a kind of run may have none."""
 
     def trained_parameters(self) -> str:
-        """How many parameters learn, in words."""
+        """How many parameters are trained, in words."""
         every = sum(parameter.numel() for parameter in self.network.parameters())
         learn = sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
         few = f"{learn:,}" if learn < 10_000 else f"{learn / 1e6:.2f} M"  # of a last layer alone
-        return f"{few} of {every / 1e6:.2f} M parameters learn"
+        return f"{few} of {every / 1e6:.2f} M parameters are trained"
 
     # -- the same for all -------------------------------------------------------------------------------------------
 
