@@ -192,7 +192,7 @@ def test_broken_images_are_replaced_and_reported() -> None:
         assert torch.equal(batch.labels, batch.indices % 3)
     for workers in (0, 1):
         with pytest.raises(
-            UserError, match=r"^None of 100 images could be read; the first: \d is broken. If the data is gone"
+            UserError, match=r"^None of 4 images could be read; the first: \d is broken. If the data is gone"
         ):
             list(train_loader(Noise(4, unreadable=(0, 1, 2, 3)), config(workers=workers), INPUT, epoch=0))
 

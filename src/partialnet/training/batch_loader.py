@@ -46,15 +46,17 @@ def read_or_replace(
     """
     index = wanted
     others = None
+    tried = set()  # of few images the same one may come again
     for _ in range(MAX_REPLACEMENTS):
         try:
             return index, read(index)
         except UserError as error:
             unreadable[index] = str(error)
+        tried.add(index)
         others = others or generator(REPLACEMENT, seed, wanted)
         index = int(others.integers(count))
     raise UserError(
-        f"None of {MAX_REPLACEMENTS} images could be read; the first: {unreadable[wanted]} If the data is gone, bring "
+        f"None of {len(tried)} images could be read; the first: {unreadable[wanted]} If the data is gone, bring "
         "it back and continue with --resume."
     )
 
