@@ -11,8 +11,8 @@ from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.ft2font import FT2Font
 from PIL import Image
 
+from partialnet import plots
 from partialnet.fonts import OWN_BOLD_FONT, OWN_FONT, font_file, fonts_for
-from partialnet.plots import confusion_matrix
 
 #: In a font that comes with matplotlib, but not in its usual one; and in no font at all.
 ELSEWHERE, NOWHERE = "\u1d81", "\u0378"
@@ -36,7 +36,7 @@ def test_the_font_of_a_whole_text() -> None:
 
 
 def drawn(folder: Path, name: str) -> np.ndarray:
-    confusion_matrix(folder / "c.png", [0, 1], [1, 1], ["cat", name], "")
+    plots.confusion_matrix(folder / "c.png", [0, 1], [1, 1], ["cat", name], "")
     return np.asarray(Image.open(folder / "c.png").convert("L"))
 
 
@@ -49,3 +49,10 @@ def test_names_in_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr("partialnet.plots.fonts_for", lambda text: [])
         as_box = drawn(tmp_path, ELSEWHERE)
     assert with_font.shape != as_box.shape or (with_font != as_box).any()
+
+
+def test_captions_in_plots(tmp_path: Path) -> None:
+    """Above images, which are measured before they are drawn."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plots.image_grid(tmp_path / "g.png", [np.zeros((8, 8, 3))] * 2, [NOWHERE, "\x1b.jpg"], NOWHERE)

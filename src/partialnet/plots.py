@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -252,13 +253,14 @@ def fit_captions(figure: Figure, grid: np.ndarray) -> None:
     _choose_fonts(figure)
     layout = figure.get_layout_engine()
     assert layout is not None
-    layout.execute(figure)
-    middles = [axes.get_position().intervalx.mean() for axes in grid[0]]
-    room = 0.97 * figure.bbox.width * min(np.diff(middles), default=1.0)
-    for axes in grid.flat:
-        width = axes.title.get_window_extent().width
-        if width > room:
-            axes.title.set_fontsize(axes.title.get_fontsize() * room / width)
+    with _boxes_for_lacking_characters():
+        layout.execute(figure)
+        middles = [axes.get_position().intervalx.mean() for axes in grid[0]]
+        room = 0.97 * figure.bbox.width * min(np.diff(middles), default=1.0)
+        for axes in grid.flat:
+            width = axes.title.get_window_extent().width
+            if width > room:
+                axes.title.set_fontsize(axes.title.get_fontsize() * room / width)
 
 
 def shorten(name: str, limit: int = 16) -> str:
@@ -278,12 +280,19 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
+@contextmanager
+def _boxes_for_lacking_characters() -> Iterator[None]:
+    """Without a warning for each character that no font has: the box in the picture shows it anyway."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
+
+
 def save(figure: Figure, path: Path, dpi: float = 120) -> None:
     """Write a figure as PNG of ``dpi`` pixels an inch, in one step; characters that no font has become boxes."""
     _choose_fonts(figure)
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # which the box in the picture shows anyway
+    with _boxes_for_lacking_characters():
         figure.savefig(buffer, format="png", dpi=dpi)
     write_atomically(path, buffer.getvalue())
 
