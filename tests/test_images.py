@@ -18,7 +18,7 @@ from PIL import Image
 
 from partialnet import images
 from partialnet.errors import UserError
-from partialnet.images import MAX_PIXELS, read_image, read_images, to_rgb
+from partialnet.images import MAX_PIXELS, decode_image, read_image, read_images, to_rgb
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 RAMP = np.linspace(0, 1, 64).reshape(8, 8)
@@ -341,7 +341,9 @@ def test_missing_file(tmp_path: Path) -> None:
 def test_no_image(content: bytes, name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    refused(path)
+    assert refused(path).endswith("is empty.") == (not content)
+    with pytest.raises(UserError, match="is empty" if not content else f"{name}' (is not|cannot)"):
+        decode_image(content, name)
 
 
 def test_other_formats_of_pil_are_refused(tmp_path: Path) -> None:

@@ -206,6 +206,8 @@ def _opened(file: str | Path | io.BytesIO, name: str, max_pixels: int = MAX_PIXE
             raise UserError(f"{name!r} is a link to a file that is not there.") from None
         raise UserError(f"There is no file {name!r}.") from None
     except UnidentifiedImageError:
+        if not (file.getbuffer().nbytes if isinstance(file, io.BytesIO) else Path(file).stat().st_size):
+            raise UserError(f"{name!r} is empty.") from None
         raise UserError(f"{name!r} is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image.") from None
     except Image.DecompressionBombError:
         raise UserError(f"{name!r} has more than {MAX_PIXELS:,} pixels.") from None
