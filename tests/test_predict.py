@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,17 @@ def test_predict_as_text(run_folder: Path, photos: Path, command: Command) -> No
     assert first.startswith(f"{photos / 'grey.png'}   ")
     assert second.startswith(f"{photos / 'more' / 'pixel.png'}   ")
     assert len(re.findall(r"(cat|dog|Übergröße) \d+\.\d%", first)) == 3
+
+
+def test_a_name_with_a_line_break(run_folder: Path, photos: Path, tmp_path: Path, command: Command) -> None:
+    try:
+        image = shutil.copy(photos / "grey.png", tmp_path / "a\nb\x1b[31m.png")
+    except OSError:
+        pytest.skip("the disk takes no such names")
+    result = command("predict", run_folder, image)
+    assert result.code == 0
+    assert result.out.startswith(rf"{tmp_path}/a\nb\x1b[31m.png   ")
+    assert result.out.count("\n") == 1
 
 
 @pytest.mark.parametrize(("topk", "shown"), [(1, 1), (2, 2), (3, 3), (50, 3)])

@@ -7,7 +7,7 @@ import pytest
 from partialnet.bench.contestants import Setting
 from partialnet.bench.report import Row, as_table
 from partialnet.bench.timing import Timing
-from partialnet.text_width import left_aligned, text_width
+from partialnet.text_width import in_one_line, left_aligned, text_width
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,11 @@ def test_width_of_a_text(text: str, width: int) -> None:
     assert text_width(text) == width
     assert left_aligned(text, 10) == text + " " * (10 - width)
     assert left_aligned(text, 1).startswith(text)
+
+
+def test_a_name_in_one_line() -> None:
+    assert in_one_line("a\nb\t\x1b[31m\u0085.jpg") == r"a\nb\t\x1b[31m\x85.jpg"
+    assert in_one_line("C:\\Über 猫's.jpg\udcfc") == "C:\\Über 猫's.jpg\udcfc"
 
 
 def test_networks_in_the_table_of_bench() -> None:

@@ -1,4 +1,4 @@
-"""How much room a text takes in a terminal, for tables with names in any alphabet."""
+"""Names in any alphabet in a terminal: in a line of their own, and how much room they take in tables."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import unicodedata
 
 #: Characters that stand on or between others and take no room of their own: accents, joiners.
 _WITHOUT_WIDTH = ("Mn", "Me", "Cf")
+
+
+def in_one_line(name: str) -> str:
+    """A name of a file, in which line breaks and commands to the terminal are spelt out: ``\\n``, ``\\x1b``."""
+    return "".join(repr(char)[1:-1] if unicodedata.category(char) == "Cc" else char for char in name)
 
 
 def text_width(text: str) -> int:

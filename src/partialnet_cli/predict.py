@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from partialnet.errors import UserError
 from partialnet.images import find_images
+from partialnet.text_width import in_one_line
 
 from .device_option import device_option
 from .failures import fail
@@ -70,4 +71,4 @@ def predict(
 
 def _as_text(path: Path, result: Prediction) -> str:
     best = "   ".join(f"{name} {probability:.1%}" for name, probability in result.classes)
-    return f"{path}   {best}"
+    return f"{in_one_line(str(path))}   {best}"

@@ -11,6 +11,7 @@ from PIL import Image
 from partialnet.errors import UserError
 from partialnet.images import read_image
 from partialnet.plots import BLUE, RED, clip, shorten
+from partialnet.text_width import in_one_line
 
 from .boxes import BoxSet
 from .cam import ClassMap
@@ -28,7 +29,7 @@ def line_of(path: Path, networks: Sequence[ExplainedNetwork]) -> str:
     lines = []
     for network in networks:
         found = network.found[-1]
-        begin = str(path) if network is networks[0] else f"  {network.name}"
+        begin = in_one_line(str(path)) if network is networks[0] else f"  {network.name}"
         predicted = f"{found.predicted[0][0]} {found.predicted[0][1]:.1%}   " if found.predicted else ""
         of = f"map by {found.method}" if found.target is None else f"map of {found.target} ({found.probability:.1%})"
         figures = found.statistics

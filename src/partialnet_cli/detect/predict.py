@@ -12,6 +12,7 @@ from tqdm import tqdm
 from partialnet.errors import UserError
 from partialnet.files import distinct_files, refuse_read_only
 from partialnet.images import find_images, write_png
+from partialnet.text_width import in_one_line
 
 from ..device_option import device_option
 from ..failures import fail
@@ -102,7 +103,7 @@ def predict(
         results.add_line({"image": str(path), "picture": str(picture), "objects": objects})
         counts = Counter(found.category for found in result.objects)
         named = ", ".join(f"{count} {name}" for name, count in counts.most_common()) or "nothing"
-        results.say(f"{path}   {named}   → {picture}")
+        results.say(f"{in_one_line(str(path))}   {named}   → {in_one_line(str(picture))}")
     num_drawn = len(paths) - len(unreadable)
     results.add_pictures(num_drawn, output)
     results.write_lines()
