@@ -88,6 +88,31 @@ def test_it_detects_and_learns() -> None:
     assert idle == []
 
 
+def test_boxes_keep_their_pixels_under_autocast() -> None:
+    """As in training on a GPU, where bf16 is the default: it would round pixel 1003 to 1004."""
+    model = tiny(score_thresh=0.0, detections_per_img=7, img_size=(64, 1280)).model
+    seen: dict[str, Any] = {}
+    model.rpn.anchor_generator.register_forward_hook(lambda module, inputs, out: seen.update(anchors=out))
+    model.roi_heads.box_roi_pool.register_forward_hook(lambda module, inputs, out: seen.update(regions=inputs[1]))
+    images = [torch.rand(3, 64, 1250)] * 2
+    with torch.no_grad():
+        model.find(images)
+        expected = seen["anchors"]
+        with torch.autocast("cpu", torch.bfloat16):
+            found = model.find(images)[0]
+            assert model.backbone(torch.rand(1, 3, 96, 128))["0"].dtype == torch.bfloat16
+    assert found["boxes"].dtype == found["scores"].dtype == torch.float32
+    assert all(torch.equal(*pair) for pair in zip(seen["anchors"], expected, strict=True))
+    objects = targets(images)
+    objects[0]["boxes"] += torch.tensor([1003.3, 0.7, 1003.9, 0.9])
+    model.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        sum(model(images, objects).values()).backward()
+    assert seen["regions"][0].dtype == torch.float32
+    assert (seen["regions"][0] == objects[0]["boxes"]).all(1).any()  # objects are among what is learnt from
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in model.parameters())
+
+
 def test_masks_left_in_their_boxes_are_the_same() -> None:
     detector = tiny(score_thresh=0.0, detections_per_img=7)
     images = photos()

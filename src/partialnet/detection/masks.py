@@ -75,7 +75,7 @@ def paste_windows(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Iterat
         size: Height and width of the image.
     """
     height, width = size
-    padded, scale = expand_masks(masks.detach().cpu(), padding=1)
+    padded, scale = expand_masks(masks.detach().float().cpu(), padding=1)
     corners = expand_boxes(boxes.detach().cpu(), scale).to(torch.int64)
     for mask, (first_column, first_row, last_column, last_row) in zip(padded, corners.tolist(), strict=True):
         left, top = max(first_column, 0), max(first_row, 0)

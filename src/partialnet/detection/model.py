@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.transform import resize_boxes
@@ -171,6 +172,45 @@ class PyramidBackbone(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Images, (B, 3, H, W), to the levels of their pyramid by name."""
         return self.fpn(OrderedDict((str(level), item) for level, item in enumerate(self.normalised_maps(x))))
+
+
+def _is_autocast(x: Tensor) -> bool:
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def _exact(x: Tensor) -> Tensor:
+    """``x``, under autocast in float32, in which boxes keep their pixels: bfloat16 has no number from 1000 to 1004."""
+    return x.float() if _is_autocast(x) else x
+
+
+class _Anchors(AnchorGenerator):  # type: ignore[misc]
+    """torchvision's, which gives anchors the data type of the feature maps; here they are exact."""
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        """Anchors of each image, (N, 4), xyxy pixels."""
+        if _is_autocast(feature_maps[0]):
+            # only their shapes, data type and device are looked at
+            feature_maps = [item.new_empty(1, dtype=torch.float32).expand(item.shape) for item in feature_maps]
+        return super().forward(image_list, feature_maps)
+
+
+class _ProposalHead(RPNHead):  # type: ignore[misc]
+    """torchvision's; what it says of boxes is exact."""
+
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Of each level, (B, C, H, W), scores, (B, A, H, W), and changes of the anchors, (B, 4 A, H, W)."""
+        scores, changes = super().forward(x)
+        return [*map(_exact, scores)], [*map(_exact, changes)]
+
+
+class _BoxPredictor(FastRCNNPredictor):  # type: ignore[misc]
+    """torchvision's; what it says of boxes is exact."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of regions, (N, C), scores of the classes, (N, classes), and changes of the boxes, (N, 4 classes)."""
+        scores, changes = super().forward(x)
+        return _exact(scores), _exact(changes)
 
 
 class Detector(FasterRCNN):  # type: ignore[misc]
@@ -327,11 +367,11 @@ def _assemble(
         }
     detector = Detector(
         backbone,
-        rpn_anchor_generator=AnchorGenerator(sizes, (_ASPECT_RATIOS,) * len(sizes)),
-        rpn_head=RPNHead(channels, len(_ASPECT_RATIOS)),
+        rpn_anchor_generator=_Anchors(sizes, (_ASPECT_RATIOS,) * len(sizes)),
+        rpn_head=_ProposalHead(channels, len(_ASPECT_RATIOS)),
         box_roi_pool=_region_pooling(backbone.maps.strides, _BOX_SIDE),
         box_head=TwoMLPHead(channels * _BOX_SIDE**2, 4 * channels),
-        box_predictor=FastRCNNPredictor(4 * channels, num_classes),
+        box_predictor=_BoxPredictor(4 * channels, num_classes),
         **options,
     )
     for name, module in of_masks.items():
