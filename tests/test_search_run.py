@@ -13,13 +13,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import torch
 import yaml
 from commands import Command, assert_mistake
 from stored_networks import assert_bitwise_equal
+from torch.overrides import TorchFunctionMode
 from training_runs import DRAW_NOTHING, ON_ONE_CORE, TINY, metrics, write_photos
 from warm_processes import WarmProcesses
 
@@ -70,6 +71,41 @@ def test_metrics_hold_objective_and_every_ratio(searched: Path) -> None:
         factor = max(1.0, row["zeta"] / row["kappa"])
         assert row["objective"] >= 0.5 * row["train_loss"]
         assert row["objective"] <= factor * row["train_loss"] + 10
+
+
+class Waits(TorchFunctionMode):
+    """Notes calls for which a GPU would be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in ("tolist", "item", "__bool__", "__int__", "__float__", "__index__", "cpu", "numpy", "nonzero"):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_step_reads_the_gates_of_all_layers_at_once(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reading makes a GPU wait; the check for NaN, which waits on a CPU alone, is left out."""
+    seen: list[tuple[bool, list[str]]] = []
+    original = SearchTask.optimizer_step
+
+    def step(task: SearchTask, *arguments: Any, **options: Any) -> None:
+        with Waits() as waits:
+            original(task, *arguments, **options)
+        seen.append((task.progress.batch + 1 == task.num_batches, waits.found))
+
+    monkeypatch.setattr(SearchTask, "optimizer_step", step)
+    monkeypatch.setattr(SearchTask, "check_finite", lambda task, wait: None)
+    search(replace(CONFIG, epochs=2), str(photos), tmp_path / "run")
+    assert len(seen) == 2 * 6
+    for last, waits in seen:
+        assert waits == ["tolist"] * (5 if last else 1)  # at an epoch's end each of the four layers is put in order
 
 
 @pytest.mark.usefixtures("without_pictures")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,6 +18,8 @@ from .layout import is_transformed
 from .leading_conv import LeadingConv2d
 from .partial_attention import PartialAttention
 from .pat_conv import PATConv
+
+_Number = TypeVar("_Number", int, Tensor)
 
 #: Distance of a fresh gate from the threshold at which it flips.
 INITIAL_GATE = 0.5
@@ -30,6 +36,23 @@ def _binary(values: Tensor) -> Tensor:
 def _zero_of(module: nn.Module) -> Tensor:
     """0 with a gradient of zeros for each parameter, as distributed training waits for the gradients of all."""
     return 0 * torch.stack([parameter.sum() for parameter in module.parameters()]).sum()
+
+
+@contextmanager
+def known_gates(layers: Iterable[DPConv]) -> Iterator[None]:
+    """Read the gates of all layers at once, so that a GPU is waited for once instead of in each layer.
+
+    Within it the layers do not read their gates again: they must stay as they are until the layers have been used.
+    """
+    unknown = [layer for layer in layers if layer._values is None]
+    values = torch.cat([layer.gates.detach() for layer in unknown]).tolist() if unknown else []
+    try:
+        for layer in unknown:
+            layer._values, values = values[: len(layer.gates)], values[len(layer.gates) :]
+        yield
+    finally:
+        for layer in unknown:
+            layer._values = None
 
 
 class DPConv(nn.Module):
@@ -74,6 +97,9 @@ class DPConv(nn.Module):
         >>> conv(torch.rand(2, 48, 14, 14)).shape, conv.split_ratio
         (torch.Size([2, 48, 14, 14]), 0.25)
     """
+
+    #: The gates' values, where ``known_gates`` has read them.
+    _values: list[float] | None = None
 
     def __init__(
         self,
@@ -173,7 +199,7 @@ class DPConv(nn.Module):
 
     def _block(self) -> tuple[int, bool]:
         """How many channels are convolved, and whether they lead. A GPU is waited for, so it is asked once."""
-        binary = (self.gates > 0).tolist()
+        binary = [value > 0 for value in (self.gates.tolist() if self._values is None else self._values)]
         return self.group << (sum(binary) + self.num_fixed), binary == sorted(binary)
 
     @torch.no_grad()
@@ -221,11 +247,18 @@ class DPConv(nn.Module):
         gates = self.binary_gates()
         # half precision cannot count: float16 ends at 65504 kernels, bfloat16 has 8 bits
         gates = gates.to(torch.promote_types(gates.dtype, torch.float32))
-        width = self.group * (1 + gates).prod()
+        return self._kernels(self.group * (1 + gates).prod(), count)
+
+    def num_kernels(self, count: str = "grouped") -> int:
+        """The same as a number, from ``conv_channels``."""
+        return self._kernels(self.conv_channels, count)
+
+    def _kernels(self, width: _Number, count: str) -> _Number:
+        """Kernels of a block of ``width`` channels."""
         if count == "grouped":
             return self.channels * width
         if count == "partial":
-            return width.square()
+            return width * width
         raise ValueError(f"count={count!r} must be 'grouped' or 'partial'.")
 
     # -- computing --------------------------------------------------------------------------------------------------

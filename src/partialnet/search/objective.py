@@ -53,6 +53,10 @@ class Objective:
         """ζ, a scalar: the complexity of the layers' current gates, differentiable."""
         return torch.stack([layer.complexity(self.count) for layer in layers]).sum()
 
+    def is_met(self, layers: Sequence[DPConv]) -> bool:
+        """Whether the layers' current gates keep to κ."""
+        return sum(layer.num_kernels(self.count) for layer in layers) <= self.kappa(layers)
+
     def order_loss(self, layers: Sequence[DPConv]) -> Tensor:
         """ψ, a scalar: how much the gates are out of order."""
         return torch.stack([layer.order_loss() for layer in layers]).sum()
@@ -60,5 +64,6 @@ class Objective:
     def __call__(self, loss: Tensor, layers: Sequence[DPConv]) -> Tensor:
         """The objective, a scalar, for a task's loss."""
         zeta, kappa = self.zeta(layers), self.kappa(layers)
-        factor = (kappa / zeta) ** self.alpha if zeta > kappa else torch.ones_like(zeta)
+        # chosen where the gates are: to look at the number here would make a GPU wait
+        factor = torch.where(zeta > kappa, (kappa / zeta) ** self.alpha, torch.ones_like(zeta))
         return loss * factor + self.beta * self.order_loss(layers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from partialnet.checkpoint import Checkpoint, create_checkpoint
 from partialnet.data.labelled_images import ImageData
 from partialnet.layers import DPConv
+from partialnet.layers.dp_conv import known_gates
 from partialnet.training.batches import Batch
 from partialnet.training.classifier import ClassifierTask
 from partialnet.training.teacher import Teacher
@@ -39,7 +41,6 @@ class SearchTask(ClassifierTask):
     kept_as: ClassVar[str] = "kept"  # not the best: the latest, see score
 
     config: SearchConfig
-    updates_above: Tensor
 
     def __init__(
         self,
@@ -51,7 +52,7 @@ class SearchTask(ClassifierTask):
     ) -> None:
         super().__init__(checkpoint, config, data, num_batches, teacher)
         #: Updates of the gates that began with too high a complexity; a part of the saved state.
-        self.register_buffer("updates_above", torch.zeros((), dtype=torch.int64))
+        self.updates_above = 0
 
     @property
     def objective(self) -> Objective:
@@ -60,7 +61,7 @@ class SearchTask(ClassifierTask):
         It grows to −1 at most, where the objective is the loss times ζ/κ.
         """
         objective, growth = self.config.objective, self.config.alpha_growth
-        grown = objective.alpha * growth ** (self.updates_above.item() / self.gate_updates)
+        grown = objective.alpha * growth ** (self.updates_above / self.gate_updates)
         return replace(objective, alpha=max(grown, min(objective.alpha, -1.0)) if objective.alpha else 0.0)
 
     @property
@@ -94,8 +95,9 @@ class SearchTask(ClassifierTask):
 
     def training_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The objective (Eq. 9); and the sums of loss, images that were right, objective and ψ, and the images."""
-        loss, sums = super().training_loss(batch)
         layers = list(self.layers.values())
+        with known_gates(layers):
+            loss, sums = super().training_loss(batch)
         objective = self.objective(loss, layers)
         loss_sum, right, number = sums
         psi = self.objective.order_loss(layers).detach()
@@ -115,14 +117,19 @@ class SearchTask(ClassifierTask):
         a network to validate and to keep.
         """
         layers = list(self.layers.values())
-        objective = self.objective
-        if not self.warms_up and objective.zeta(layers) > objective.kappa(layers):
-            self.updates_above += 1
-        super().optimizer_step(*arguments, **options)
+        with known_gates(layers):  # which the batch is computed with, before they change
+            if not self.warms_up and not self.objective.is_met(layers):
+                self.updates_above += 1
+            super().optimizer_step(*arguments, **options)
         for layer in layers:
             layer.clamp_gates()
             if self.progress.batch + 1 == self.num_batches:
                 layer.put_gates_in_order()
+
+    def validate(self, after_batch: Callable[[], None]) -> dict[str, float]:
+        """As for any classifier."""
+        with known_gates(self.layers.values()):
+            return super().validate(after_batch)
 
     def metrics(self, sums: list[float], validation: dict[str, float]) -> dict[str, float]:
         """Those of a classifier; the objective; ζ, κ and α; ψ, the mean of the epoch; and each layer's split ratio."""
@@ -149,6 +156,16 @@ class SearchTask(ClassifierTask):
             f"{super().summary(row)}  ζ/κ {row['zeta'] / row['kappa']:.2f}  ψ {row['psi']:.2g}  "
             f"mean ratio {sum(ratios) / len(ratios):.3f}"
         )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep how far α has grown, too."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["updates_above"] = self.updates_above
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it back."""
+        super().on_load_checkpoint(checkpoint)
+        self.updates_above = checkpoint["updates_above"]
 
     def checkpoint(self, training: dict[str, Any]) -> Checkpoint:
         """The static network with the ratios and weights of an epoch's end, where the gates are in order.
