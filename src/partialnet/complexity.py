@@ -24,7 +24,7 @@ from .messages import first_line
 from .models import PartialNet
 from .models.blocks import PartialNetBlock
 
-#: Table 9: parameters in millions (training form), multiply–adds in thousand millions at 224² (folded)
+#: Table 9: parameters in millions (training form), multiply–adds in billions at 224² (folded)
 PAPER = {
     "partialnet_t0": (4.3, 0.25),
     "partialnet_t1": (7.8, 0.55),
@@ -41,7 +41,7 @@ class Count:
 
     Attributes:
         params_m: Parameters in millions.
-        macs_g: Multiply–adds of one image in thousand millions.
+        macs_g: Multiply–adds of one image in billions.
     """
 
     params_m: float

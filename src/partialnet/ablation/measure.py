@@ -30,7 +30,7 @@ class Cost:
         input_size: (C, H, W) that multiply–adds are counted for.
         num_classes: Classes of the head.
         params_m: Parameters in millions, training form.
-        macs_g: Multiply–adds in thousand millions for one image, folded.
+        macs_g: Multiply–adds in billions for one image, folded.
     """
 
     model_args: Mapping[str, Any]

@@ -24,7 +24,7 @@ class PaperFigures:
 
     Attributes:
         params_m: Parameters in millions, training form.
-        macs_g: Its "FLOPs": multiply–adds in thousand millions at 224², folded.
+        macs_g: Its "FLOPs": multiply–adds in billions at 224², folded.
         images_per_second: Throughput on a GPU.
         latency_ms: Latency of one image on a CPU.
         top1: Accuracy on ImageNet-1k in percent.

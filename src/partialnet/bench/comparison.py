@@ -65,7 +65,7 @@ class Measurement:
         name: Name of its row in the preset.
         runtime: One of ``RUNTIMES``.
         params_m: Parameters in millions, in training form as papers count them.
-        macs_g: Multiply–adds in thousand millions for one image, re-parameterised and folded as it is run.
+        macs_g: Multiply–adds in billions for one image, re-parameterised and folded as it is run.
         latency: Times of one image, and their ratio to the reference.
         throughput: Times of one batch, and their ratio to the reference.
         reference_ms: Median time of the reference in the rounds of ``latency``.

@@ -20,7 +20,7 @@ class PaperFigures:
 
     Attributes:
         params_m: Parameters in millions.
-        macs_g: Multiply–adds of one image in thousand millions; the paper's "FLOPs".
+        macs_g: Multiply–adds of one image in billions; the paper's "FLOPs".
         images_per_second_v100: Throughput of an Nvidia V100 in batches of 256.
         images_per_second_mi250: Throughput of an AMD MI250 in batches of 256.
         latency_ms: Latency on one core of an AMD EPYC 73F3, in milliseconds.

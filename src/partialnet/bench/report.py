@@ -1,4 +1,4 @@
-"""Rows of a measurement, and the files made from them."""
+"""Rows of a measurement, and the table that is made of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Row:
         input_size: Of one image, (C, H, W).
         timing: Times of one batch.
         folded_params_m: Parameters in millions, folded.
-        macs_g: Multiply–adds of one image in thousand millions, folded.
+        macs_g: Multiply–adds of one image in billions, folded.
     """
 
     model: str
@@ -34,6 +34,11 @@ class Row:
     folded_params_m: float
     macs_g: float
 
+    @property
+    def images_per_second(self) -> float:
+        """Batch size ÷ median time of a batch."""
+        return 1e3 * self.setting.batch_size / self.timing.median_ms
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {
@@ -42,7 +47,7 @@ class Row:
             "input_size": list(self.input_size),
             "folded_params_m": round(self.folded_params_m, 4),
             "macs_g": round(self.macs_g, 5),
-            "images_per_second": round(1e3 * self.setting.batch_size / self.timing.median_ms, 2),
+            "images_per_second": round(self.images_per_second, 2),
             "against": self.against,
             **{name: round(value, 5) for name, value in asdict(self.timing).items()},
         }
@@ -60,7 +65,7 @@ def as_table(rows: Sequence[Row]) -> str:
         lines.append(
             f"{row.setting.runtime:12}{left_aligned(row.model, width + 2)}"
             f"{row.folded_params_m:>15.2f}{row.macs_g:>9.3f}{timing.median_ms:>10.2f}{f'{timing.q1_ms:.2f}–{timing.q3_ms:.2f}':>18}"
-            f"{1e3 * row.setting.batch_size / timing.median_ms:>11.1f}"
+            f"{row.images_per_second:>11.1f}"
             f"{timing.ratio:>8.2f}{f'{timing.ratio_q1:.2f}–{timing.ratio_q3:.2f}':>14}"
         )
     return "\n".join(lines)

@@ -14,8 +14,6 @@ from partialnet.data import spread
 from partialnet.errors import UserError
 from partialnet.images import UnreadableImage, none_readable, read_image
 
-from .verify import sample_photos
-
 #: Images that int8 is calibrated with, and that logits are compared on, at most.
 CALIBRATION_IMAGES = 300
 #: Labelled images that the accuracy is measured on, at most.
@@ -112,7 +110,7 @@ def collect_photos(
     elif files:
         read, name, count = (lambda number: read_image(files[number])), (lambda number: str(files[number])), len(files)
     else:
-        samples = sample_photos(num_samples)
+        samples = _sample_photos(num_samples)
         read, name, count = samples.__getitem__, str, len(samples)
     everything = np.arange(count)
     held_out = not calibrated or count >= LEAST_TO_DIVIDE
@@ -123,3 +121,18 @@ def collect_photos(
     for numbers in (calibration, comparison) if calibrated else (comparison,):
         next(photos.images(numbers))  # if none can be read, that is told before the work
     return photos
+
+
+def _sample_photos(num_images: int) -> list[Image.Image]:
+    """Random cut-outs of the two photographs that come with scikit-learn, for users who name no folder."""
+    from sklearn.datasets import load_sample_images
+
+    random = np.random.default_rng(0)
+    photos = [Image.fromarray(photo) for photo in load_sample_images().images]
+    cuts = []
+    for index in range(num_images):
+        photo = photos[index % len(photos)]
+        side = int(random.integers(100, min(photo.size)))
+        left, top = (int(random.integers(0, length - side + 1)) for length in photo.size)
+        cuts.append(photo.crop((left, top, left + side, top + side)))
+    return cuts

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -121,18 +120,3 @@ def image_batches(classifier: Classifier, images: Iterable[Image.Image], batch_s
     images = iter(images)
     while batch := list(islice(images, batch_size)):
         yield classifier.prepare(batch)
-
-
-def sample_photos(num_images: int) -> list[Image.Image]:
-    """Random cut-outs of the two photographs that come with scikit-learn, for users who name no folder."""
-    from sklearn.datasets import load_sample_images
-
-    random = np.random.default_rng(0)
-    photos = [Image.fromarray(photo) for photo in load_sample_images().images]
-    cuts = []
-    for index in range(num_images):
-        photo = photos[index % len(photos)]
-        side = int(random.integers(100, min(photo.size)))
-        left, top = (int(random.integers(0, length - side + 1)) for length in photo.size)
-        cuts.append(photo.crop((left, top, left + side, top + side)))
-    return cuts

@@ -57,7 +57,7 @@ class PaperRow:
 
     Attributes:
         params_m: Parameters in millions.
-        macs_g: Its "FLOPs": multiply–adds of one image in thousand millions.
+        macs_g: Its "FLOPs": multiply–adds of one image in billions.
         images_per_second: Throughput on a GPU.
         box_ap: AP of boxes, in percent.
         mask_ap: AP of masks, in percent.

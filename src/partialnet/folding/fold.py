@@ -114,18 +114,16 @@ def _parts_of_searched_layers(model: nn.Module) -> set[nn.Module]:
 
 def _fold_itself(module: nn.Module) -> nn.Module:
     """What the module's own method for inference makes of it; the methods are those that timm looks for."""
-    methods = (getattr(module, name, None) for name in ("fuse", "reparameterize", "switch_to_deploy"))
-    found = next((method for method in methods if _needs_no_arguments(method)), None)
-    if found is None or _is_outdated(module, getattr(found, "__name__", "")):
+    methods = ("fuse", "reparameterize", "switch_to_deploy")
+    method = next((name for name in methods if _needs_no_arguments(getattr(module, name, None))), None)
+    if method is None or _is_outdated(module, method):
         return module
     if type(module).__module__.partition(".")[0] == "partialnet":
         return module.fuse()  # type: ignore[operator]
     changed = copy.deepcopy(module)
-    methods = (getattr(changed, name, None) for name in ("fuse", "reparameterize", "switch_to_deploy"))
-    method = next(method for method in methods if _needs_no_arguments(method))
     try:
         with _NewTensorsLike(module):
-            result = method()
+            result = getattr(changed, method)()
     except Exception as error:  # other people's code; its BatchNorms still fold
         _logger.info("%s cannot fold itself: %s", type(module).__name__, error)
         return module

@@ -38,7 +38,7 @@ class Plan:
         zeta: Complexity of the ratios.
         kappa: Complexity that was allowed.
         params_m: Parameters of the planned network, in millions.
-        macs_g: Its multiply–adds for one image, folded, in thousand millions.
+        macs_g: Its multiply–adds for one image, folded, in billions.
         input_size: (C, H, W) of that image.
         search: How it was found: the search's ``config``, ``data``, ``epoch`` and ``val_accuracy``.
     """
