@@ -1,4 +1,4 @@
-"""What arguments must be; each check says in one sentence what was given and what is allowed."""
+"""Checks of arguments; each raises one sentence that says what was given and what is allowed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What to do where PyTorch's compiler fails."""
+"""What to tell the user where PyTorch's compiler fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From photographs to a network's answers: what every use of a network on photographs is made of."""
+"""From photographs to a network's answers, for everything that asks a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a command says that could do only a part of its work."""
+"""What a command reports when it could do only a part of its work."""
 
 from __future__ import annotations
 

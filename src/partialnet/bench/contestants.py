@@ -1,4 +1,4 @@
-"""Make networks ready to run as fast as each runtime lets them, ours and everybody else's alike."""
+"""Prepare networks, ours and others alike, to run as fast as each runtime lets them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of a command's data is evaluated: the part that a network has not learnt from, or another one that is named."""
+"""Which part of a command's data is evaluated: the held-out one, or the one that the user names."""
 
 from __future__ import annotations
 

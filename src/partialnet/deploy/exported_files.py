@@ -1,4 +1,4 @@
-"""The files of an export: checked before any work, written to one side, and moved into place when all is well."""
+"""The files of an export: checked before any work, written to a temporary folder, and moved into place at the end."""
 
 from __future__ import annotations
 

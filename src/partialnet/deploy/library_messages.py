@@ -1,4 +1,4 @@
-"""What exporters, runtimes and quantisers say: their errors as one sentence, their notes off the screen."""
+"""Messages of exporters, runtimes and quantisers: errors become one sentence, notes are kept off the screen."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def _passes(module: nn.Module) -> bool:
 
 
 def _partner(flow: ModuleFlow, norm: nn.Module, side: str) -> nn.Module | None:
-    """The layer before or behind ``norm`` if, at every call of the two, one feeds the other and nothing else."""
+    """The layer before or behind ``norm``, if at every call the one feeds the other and nothing else."""
     calls = flow.calls.get(norm, [])
     if not calls or any(call.kwargs or len(call.args) != 1 for call in calls):
         return None
@@ -111,7 +111,7 @@ def _partner(flow: ModuleFlow, norm: nn.Module, side: str) -> nn.Module | None:
     layer = layers.pop()
     if layers or not is_linear_layer(layer) or set(flow.calls[layer]) != set(met):
         return None
-    # what lies between must not be read by anybody else, whichever side we came from
+    # nothing else may use the value between the two, whichever side we came from
     pairs = [(node, call) if side == "before" else (call, node) for node, call in zip(met, calls, strict=True)]
     if any(node is None or flow.consumer(node, _passes) is not call for node, call in pairs):
         return None
@@ -119,7 +119,7 @@ def _partner(flow: ModuleFlow, norm: nn.Module, side: str) -> nn.Module | None:
 
 
 def _fits(flow: ModuleFlow, norm: nn.Module, layer: nn.Module, channels: int, output: bool) -> bool:
-    """Whether the channels of both are the same dimension."""
+    """Whether ``norm`` and ``layer`` have their channels in the same dimension."""
     if not isinstance(layer, nn.Linear):
         return channels == (layer.out_channels if output else layer.in_channels)
     # a Linear counts its last dimension, a norm of images the second of four
@@ -178,7 +178,7 @@ def _held_elsewhere(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def _classifier(model: nn.Module) -> Iterator[nn.Module]:
-    """What users exchange for another task, so that it must not hold a part of the features."""
+    """The layers that users exchange for another task, so they must not absorb a norm of the features."""
     for module in model.modules():
         get_classifier = getattr(module, "get_classifier", None)
         if callable(get_classifier):

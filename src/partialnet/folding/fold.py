@@ -96,7 +96,7 @@ def _copy(model: nn.Module) -> nn.Module:
 
 
 class _WithoutHistories(TorchFunctionMode):
-    """Copies tensors with a history, which PyTorch refuses: weights that hooks computed, features that are kept."""
+    """Lets tensors with a gradient history be copied, which PyTorch refuses: weights by hooks, kept features."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -107,7 +107,7 @@ class _WithoutHistories(TorchFunctionMode):
 
 
 def _parts_of_searched_layers(model: nn.Module) -> set[nn.Module]:
-    """Attentions, above all: a DPConv that stays asks them for some of the channels, as no folded one can be asked."""
+    """The parts of each DPConv, which must not be folded: it needs its attention over a changing set of channels."""
     layers = [module for module in model.modules() if isinstance(module, DPConv)]
     return {part for layer in layers for part in layer.modules() if part is not layer}
 
@@ -141,7 +141,7 @@ def _is_outdated(module: nn.Module, method: str) -> bool:
 
 
 def _needs_no_arguments(method: Any) -> TypeGuard[Callable[[], object]]:
-    """Whether it is a method for inference, not one that, say, fuses two feature maps."""
+    """Whether it can be a method for inference: one with arguments may, for example, fuse two feature maps."""
     if not callable(method) or isinstance(method, nn.Module):
         return False
     parameters = inspect.signature(method).parameters.values()
@@ -174,8 +174,8 @@ def _for_runtime(module: nn.Module, runtime: Runtime) -> nn.Module:
 def _with_patch_convs(model: nn.Module) -> nn.Module:
     """Replace the convolutions that are matrix products, in our networks and others', where only they use their weight.
 
-    Those that no trace reaches, and those with hooks, stay, and those of our layers that fold themselves, which would
-    look for their weights when the network is folded again.
+    Convolutions that no trace reaches or that have hooks stay. So do those inside our layers that fold themselves:
+    these look for their convolution when the network is folded again.
     """
     ours = (m for m in model.modules() if type(m).__module__.startswith("partialnet.") and hasattr(m, "fuse"))
     kept = {child for module in ours for child in module.children()}

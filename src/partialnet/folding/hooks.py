@@ -13,7 +13,7 @@ from torch import nn
 from partialnet.layers.affine import WEIGHT_HOOKS
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-#: Which of these hooks take keywords and are always called, and of which kind the backward hooks are
+#: Where PyTorch keeps which of these hooks take keywords or are always called, and the kind of the backward hooks
 _SETTINGS = (
     *("_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks_with_kwargs"),
     "_is_full_backward_hook",
@@ -21,12 +21,12 @@ _SETTINGS = (
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody watches the module's calls, or computes its weights before them."""
+    """Whether ``module`` has any hooks, those included that compute its weights."""
     return any(getattr(module, name) for name in _HOOKS)
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether ``module`` has hooks, those aside that compute its weights as pruning does."""
+    """Whether ``module`` has hooks other than those that compute its weights, as pruning does."""
     return any(not isinstance(hook, WEIGHT_HOOKS) for hooks in hooks_of(module) for hook in hooks.values())
 
 
@@ -36,10 +36,10 @@ def hooks_of(module: nn.Module) -> Iterator[dict[int, Callable[..., Any]]]:
 
 
 def copy_with_hooks(model: nn.Module) -> nn.Module:
-    """A deep copy in which a hook that nothing in the network is bound to stays what it is, as functions do.
+    """A deep copy of a network that shares the hooks which are not bound to a part of it.
 
-    Somebody outside waits for what such a hook collects; one that is bound to a module, or to what a module holds,
-    is copied with it.
+    What such a hook collects is read outside the network, through the original. A hook that is bound to a module, or to
+    something that a module holds, is copied with it.
     """
     watched = [hooks for module in model.modules() for hooks in hooks_of(module) if hooks]
     memo: dict[int, Any] = {id(hooks): OrderedDict() for hooks in watched}
@@ -59,9 +59,10 @@ def _bound_to(hook: Any) -> Iterator[Any]:
 
 
 def keeping_hooks(replacement: Callable[[nn.Module], nn.Module]) -> Callable[[nn.Module], nn.Module]:
-    """``replacement``, for ``replace_modules``, of modules by others with the same outputs, that keeps all hooks.
+    """Wrap a ``replacement`` for ``replace_modules``, of modules by others with the same outputs, to keep all hooks.
 
-    What takes a module's place takes its hooks. A module with hooks on its parts stays: what they see would be gone.
+    The new module gets the hooks of the old one. A module with hooks on its parts is not replaced, because the values
+    that they see would no longer exist.
     """
 
     def replaced(module: nn.Module) -> nn.Module:
@@ -70,7 +71,7 @@ def keeping_hooks(replacement: Callable[[nn.Module], nn.Module]) -> Callable[[nn
         if not is_watched(module):
             return replacement(module)
         hooks, settings = ({name: getattr(module, name) for name in names} for names in (_HOOKS, _SETTINGS))
-        # out of the way of the copies that a module makes of itself
+        # a module may copy itself, and its hooks are not to be copied
         for name in _HOOKS:
             computing = ((key, hook) for key, hook in hooks[name].items() if isinstance(hook, WEIGHT_HOOKS))
             setattr(module, name, OrderedDict(computing))
@@ -80,7 +81,7 @@ def keeping_hooks(replacement: Callable[[nn.Module], nn.Module]) -> Callable[[nn
                 for key in [key for key, hook in kept.items() if isinstance(hook, WEIGHT_HOOKS)]:
                     del kept[key]
                 kept.update(getattr(new, name))
-            setattr(new, name, kept)  # itself, which the handles of hooks know
+            setattr(new, name, kept)  # the same dictionary, to which the hooks' handles refer
         for name, kept in settings.items():
             setattr(new, name, kept)
         return new

@@ -19,9 +19,9 @@ from torch import fx, nn
 
 from .hooks import has_hooks, hooks_of
 
-#: Items that a sequence of unknown length is taken to have where only the calls matter: the levels of a pyramid, say
+#: Assumed length of a sequence, such as the levels of a pyramid, when only the calls matter
 _ITEMS = 8
-#: Ways to call a module that are followed, at most; each optional argument doubles them
+#: Most ways to call a module that are followed; each optional argument doubles them
 _WAYS = 16
 _A_TENSOR = torch.empty(0)
 #: What holds no modules
@@ -139,14 +139,14 @@ def _ways_to_call(module: nn.Module) -> tuple[list[dict[str, Any]], bool]:
 
 
 def _admits_none(annotation: Any) -> bool:
-    """Whether an argument may be None for all that its annotation, which may be none or a text, says."""
+    """Whether an argument's annotation, which may be missing or a text, allows None."""
     if isinstance(annotation, str):
         return "None" in annotation or "Optional" in annotation or "Any" in annotation
     return annotation in (inspect.Parameter.empty, Any) or type(None) in get_args(annotation)
 
 
 def _may_hold_modules(module: nn.Module) -> bool:
-    """Whether ``module`` may have other modules in plain attributes, for all that is known of these attributes."""
+    """Whether ``module`` may keep other modules in plain attributes, as far as their types show."""
     pending = [value for name, value in vars(module).items() if name != "_modules"]
     seen: set[int] = set()
     while pending:
@@ -200,7 +200,7 @@ class _Followed:
                 self._follow_parts(part)
 
     def _matters(self, module: nn.Module) -> bool:
-        """Whether a layer that is sought is in ``module``, or in reach of its code; else its layers count as read."""
+        """Whether ``module`` holds a layer that is sought, or its code may reach one; else its layers count as read."""
         parts = list(module.modules())
         if any(part in self._sought or _may_hold_modules(part) for part in parts):
             return True

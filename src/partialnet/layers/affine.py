@@ -114,7 +114,7 @@ def with_weights(layer: LayerT, weight: Tensor, bias: Tensor | None) -> LayerT:
 
 
 def with_fixed_weights(module: LayerT) -> LayerT:
-    """``module``, which is changed, with the weights that hooks compute before each call as parameters."""
+    """Turn the weights that hooks compute before each call into parameters; ``module`` itself, changed in place."""
     for layer in module.modules():
         for key, hook in list(layer._forward_pre_hooks.items()):
             if isinstance(hook, WEIGHT_HOOKS):
@@ -124,19 +124,19 @@ def with_fixed_weights(module: LayerT) -> LayerT:
 
 
 def compute_weights(layer: nn.Module) -> None:
-    """Let hooks compute ``layer``'s weight as before a call; what it is made from may have changed since the last."""
+    """Run the hooks that compute ``layer``'s weight before a call, as its inputs may have changed since the last."""
     for hook in layer._forward_pre_hooks.values():
         if isinstance(hook, WEIGHT_HOOKS):
             hook(layer, ())
 
 
 def is_affine(norm: nn.Module) -> bool:
-    """Whether ``norm`` at inference is what ``batch_norm_affine`` says of it, and does nothing besides."""
+    """Whether ``norm`` at inference is the scale and shift of ``batch_norm_affine`` and nothing else."""
     return any(keeps_forward(norm, kind) for kind in _AFFINES)
 
 
 def can_be_folded(*parts: nn.Module) -> bool:
-    """Whether all parts are layers and norms whose weights say what they compute: no adapter, no activation."""
+    """Whether all parts are layers and norms that are fully described by their weights: no adapter, no activation."""
     return all(is_linear_layer(part) or is_affine(part) for part in parts)
 
 
@@ -146,7 +146,7 @@ def keeps_forward(module: nn.Module, base: type[LayerT]) -> TypeGuard[LayerT]:
 
 
 def is_linear_layer(layer: nn.Module) -> bool:
-    """Whether ``layer`` computes just what the one of ``LINEAR_LAYERS`` that it is computes."""
+    """Whether ``layer`` computes exactly what its base class in ``LINEAR_LAYERS`` does."""
     if not isinstance(layer, LINEAR_LAYERS) or "forward" in vars(layer):
         return False
     if type(layer) in (Conv2dSame, TimmLinear):

@@ -23,7 +23,7 @@ _Number = TypeVar("_Number", int, Tensor)
 
 #: Distance of a fresh gate from the threshold at which it flips.
 INITIAL_GATE = 0.5
-#: The same of a gate that was put in order: it is undecided.
+#: The same for a gate that was put in order, which leaves it undecided.
 UNDECIDED_GATE = 1e-3
 
 
@@ -34,7 +34,7 @@ def _binary(values: Tensor) -> Tensor:
 
 
 def _zero_of(module: nn.Module) -> Tensor:
-    """0 with a gradient of zeros for each parameter, as distributed training waits for the gradients of all."""
+    """0 with a gradient of zeros for each parameter: distributed training waits for a gradient of every one."""
     return 0 * torch.stack([parameter.sum() for parameter in module.parameters()]).sum()
 
 
@@ -209,10 +209,10 @@ class DPConv(nn.Module):
 
     @torch.no_grad()
     def put_gates_in_order(self) -> None:
-        """Flip the gates that keep the others from being zeros before ones, and no gate where they are.
+        """Flip the gates that keep zeros from coming before ones; if they are in order, nothing changes.
 
-        Of all orders the nearest is taken: that whose flipped gates are, in sum, the least far from the threshold; of
-        two equally near the one with fewer convolved channels.
+        The nearest order is chosen: the one whose flipped gates have the smallest summed distance from the threshold,
+        and of two equally near the one with fewer convolved channels.
         """
         values = self.gates.tolist()
         # gates before `zeros` are to be at 0, the others at 1

@@ -1,11 +1,13 @@
 """Folded layers in the form that eager PyTorch runs fastest; every form computes the same function.
 
-On the CPU every call costs, as a matrix product leaves little of Python and PyTorch in the caches; for one image, of a
-small network, that is much of the time. On a GPU every call is a kernel, and most do nothing but read and write a map;
-a product adds its bias on the way, for which a convolution takes a kernel more. So these layers have a method
-``in_place`` for use without autograd, autocast and compilers, which writes into tensors at hand and calls no modules,
-whose hooks it passes over. Modules and parameters are taken from ``_modules`` and ``_parameters``: ``nn.Module`` finds
-them by one more function of Python.
+Calls are expensive. On the CPU a matrix product leaves little of Python and PyTorch in the caches, so that with one
+image and a small network the calls take much of the time. On a GPU every call is a kernel, and most kernels do nothing
+but read and write a map; a matrix product also adds its bias, where a convolution needs a second kernel.
+
+So these layers have a method ``in_place``, for use without autograd, autocast and compilers. It writes into existing
+tensors and calls no modules, so their hooks do not run. It reads ``_modules`` and ``_parameters`` directly, which saves
+the Python function by which ``nn.Module`` looks attributes up.
+
 ``partialnet.fold(..., runtime="torch")`` puts these layers in; an attention's form stands beside the attention.
 """
 
@@ -30,11 +32,11 @@ CACHE_LINE = 64
 
 
 def may_write_in_place(x: Tensor) -> bool:
-    """Whether what becomes of ``x`` may be written into tensors at hand.
+    """Whether results computed from ``x`` may be written into existing tensors.
 
     Not under autograd, autocast, a compiler, an exporter or ``torch.func``.
     """
-    # asked in every block, so without a function of our own around each question
+    # called in every block, so the functions of ``layout`` that ask the same are written out
     return not (
         torch.is_grad_enabled()
         or torch.is_autocast_enabled("cuda" if x.is_cuda else "cpu")
@@ -56,9 +58,9 @@ def map_of(positions: Tensor, like: Tensor) -> Tensor:
 
 
 def cached_parts(x: Tensor, features: int) -> list[slice | None]:
-    """Equal parts of positions, (positions, C), whose ``features`` stay in the CPU threads' caches; None is all.
+    """Split positions, (positions, C), into equal parts whose ``features`` fit the CPU threads' caches.
 
-    A GPU, which many positions at once keep busy, takes all.
+    [None] stands for all positions at once, as a GPU takes them: it needs many to be busy.
     """
     if x.is_cuda:
         return [None]
@@ -72,12 +74,12 @@ def cached_parts(x: Tensor, features: int) -> list[slice | None]:
 
 
 def rows_of(x: Tensor, rows: slice | None) -> Tensor:
-    """The given rows, for which no call into PyTorch is made where they are all."""
+    """``x[rows]``; ``x`` itself, without a call into PyTorch, if ``rows`` is None."""
     return x if rows is None else x[rows]
 
 
 def activate_in_place(act: nn.Module, x: Tensor) -> Tensor:
-    """``act`` of a tensor that nobody else needs, without a second one where PyTorch can do that."""
+    """``act(x)``, written into ``x`` where PyTorch has an in-place form."""
     if type(act) is nn.ReLU:
         return torch.relu_(x)
     if type(act) is BiasedReLU:
@@ -91,7 +93,7 @@ def activate_in_place(act: nn.Module, x: Tensor) -> Tensor:
 def spread_rows(matrix: Tensor) -> Tensor:
     """The same matrix, (R, C), with an odd number of cache lines from one row to the next.
 
-    With a power of two, values of one column share a few places of a cache and drive each other out, which makes
+    With a power of two, the values of a column compete for a few sets of the cache and evict one another, which makes
     products of few positions and many weights slow.
     """
     in_line = max(CACHE_LINE // matrix.element_size(), 1)
@@ -152,9 +154,10 @@ class PositionwiseLinear(nn.Module):
 
 
 class BiasedReLU(nn.Module):
-    """ReLU with the bias b of the layer before it, without the bias behind: ``relu(x + b) − b``, which is max(x, −b).
+    """ReLU that includes the bias b of the layer before it and leaves b out of its output: ``relu(x + b) − b``.
 
-    ``addmm`` writes the bias to all positions before it adds the product to them; this saves that pass over memory.
+    That is max(x, −b). ``addmm`` writes the bias to all positions before it adds the product; this saves that pass over
+    memory.
 
     Args:
         bias: (C,), of the last dimension.
@@ -172,7 +175,7 @@ class BiasedReLU(nn.Module):
 def pass_bias_on(
     fc1: PositionwiseLinear, fc2: PositionwiseLinear
 ) -> tuple[PositionwiseLinear, nn.Module, PositionwiseLinear]:
-    """Two layers and the ReLU between them, whose biases are all added behind the second layer."""
+    """The two layers and the ReLU between them, with both biases added after the second layer."""
     if fc1.bias is None:
         return fc1, nn.ReLU(), fc2
     bias = fc1.bias.detach()
@@ -187,7 +190,7 @@ def pass_bias_on(
 class PatchConv(PositionwiseLinear):
     """A convolution whose patches touch but do not overlap, as one matrix product, (B, C, H, W) → (B, O, H/k, W/k).
 
-    1×1 convolutions and mergings of patches. PyTorch's own convolution lays out the weight anew at every call.
+    For 1×1 convolutions and patch merging. PyTorch's own convolution rearranges the weight at every call.
 
     Args:
         conv: Convolution for which ``is_patchwise`` holds.
@@ -214,7 +217,7 @@ class PatchConv(PositionwiseLinear):
 def is_patchwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether ``module`` is a convolution whose stride is its kernel, without padding, dilation and groups.
 
-    Stems are none: to gather patches of an image's three channels costs more than the matrix product saves.
+    Stems do not count: gathering patches of an image's three channels costs more than the matrix product saves.
     """
     return (
         is_linear_layer(module)

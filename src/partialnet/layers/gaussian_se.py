@@ -44,9 +44,9 @@ def channel_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 def image_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """``channel_statistics`` without autograd, by the one vectorised kernel that PyTorch has for both on the CPU.
 
-    It is BatchNorm's, which takes a third of the time of two means, but the images of a batch together. In the
-    channels_last layout it sums one value after the other, so that a map of 512×512 whose mean is 10⁴ times its
-    deviation has no variance to rely on, as in BatchNorm itself.
+    It is BatchNorm's, which takes a third of the time of two means. It reduces over the batch, too, so each image is
+    passed alone. In the channels_last layout it sums one value after the other, so that the variance of a 512×512 map
+    whose mean is 10⁴ times its deviation is not reliable, as in BatchNorm itself.
     """
     if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or x.shape[0] == 0:
         return channel_statistics(x)
@@ -187,7 +187,7 @@ class GaussianSE(PartialAttention):
 
     def reset_parameters(self) -> None:
         """Draw the weight from a normal distribution of deviation 0.02, truncated at 6 deviations."""
-        # the bounds matter to torch's older way to draw, which yields them once in 2^24 draws
+        # older versions of torch draw a bound, ±2 by default, once in 2^24 times
         nn.init.trunc_normal_(self.weight, std=0.02, a=-0.12, b=0.12)
 
     def extra_repr(self) -> str:

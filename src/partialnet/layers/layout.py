@@ -1,8 +1,8 @@
 """Split and concatenate channels without losing the fast memory layout.
 
 A slice of a feature map along its channels is a strided view. PyTorch's CPU BatchNorm falls back to a scalar loop on
-such views, forward and backward, which is up to 9 times slower than the vectorised kernel on a dense copy. The two
-functions here place the copies, which cost little, where a normalisation needs them.
+such views, forward and backward, which is up to 9 times slower than the vectorised kernel on a dense copy. The
+functions ``dense`` and ``concat_channels`` place the copies, which cost little, where a normalisation needs them.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ class _Concat(torch.autograd.Function):
 
 
 def is_recorded() -> bool:
-    """Whether a compiler or an exporter takes down which operations are called."""
+    """Whether a compiler or an exporter records which operations are called."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def is_transformed() -> bool:
-    """Whether ``torch.func`` or forward mode is at work, which know PyTorch's operations alone."""
+    """Whether ``torch.func`` or forward-mode differentiation is active, which only know PyTorch's own operations."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def takes_plain_operations() -> bool:
-    """Whether autograd functions of our own must stay away: from compilers, transforms, and where no one asks."""
+    """Whether to use plain operations: custom autograd functions do not suit recording or transforms, nor no_grad."""
     return is_recorded() or not torch.is_grad_enabled() or is_transformed()
 
 

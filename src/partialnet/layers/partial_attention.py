@@ -12,8 +12,8 @@ class PartialAttention(nn.Module):
     """An attention, (B, C, H, W) → (B, C, H, W), over any part of its channels: masked, or cut out for good.
 
     ``forward(x, keep=None)`` attends over the channels at 1 in ``keep``, (C,), zeros and ones, differentiable. What it
-    returns in those at 0 has no meaning but a gradient for ``keep``; the others are those of the cut-out layer:
-    ``attention(x, keep)[:, kept]`` equals ``attention.select(kept)(x[:, kept])``.
+    returns for the channels at 0 has no meaning beyond a gradient for ``keep``; for the others it returns what the
+    cut-out layer does: ``attention(x, keep)[:, kept]`` equals ``attention.select(kept)(x[:, kept])``.
 
     A further attention is a subclass in a file of its own, and a name in ``ATTENTIONS``. Any other module can attend in
     a ``PATConv``, but cannot be searched.

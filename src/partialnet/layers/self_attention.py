@@ -131,7 +131,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scal
     """Softmax attention of queries, keys and values, (B, heads, N, C / heads), with a bias for the logits."""
     written_out = False
     if not torch.jit.is_scripting():
-        # of several networks' biases, stacked for torch.func, PyTorch's kernel does not see that they need a gradient
+        # PyTorch's kernel does not notice that the biases of several networks, stacked for torch.func, need a gradient
         written_out = not torch.compiler.is_compiling() and is_transformed()
     if written_out:
         logits = scale * (query @ key.transpose(-2, -1))

@@ -1,6 +1,6 @@
 """Spatial gate: one weight per position, computed from that position's channels; and its forms at inference.
 
-PAT_sp folds into the MLP before it, so that its folded gate sees the MLP's outputs, of which it gates the leading ones.
+PAT_sp folds into the MLP before it, so its folded gate sees the MLP's outputs and gates the leading ones.
 """
 
 from __future__ import annotations

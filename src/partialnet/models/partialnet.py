@@ -271,7 +271,7 @@ class PartialNet(nn.Module):
             intermediates_only: Return the list alone, without the last features.
 
         Returns:
-            Last features and the list of the stages' outputs, (B, embed_dim · 2^i, H / 4·2^i, W / 4·2^i).
+            Last features and the list of the stages' outputs, (B, embed_dim · 2^i, H / (4 · 2^i), W / (4 · 2^i)).
         """
         if output_fmt != "NCHW":
             raise ValueError(f"output_fmt={output_fmt!r}: PartialNet returns NCHW feature maps only.")
@@ -367,7 +367,7 @@ def _classifier(
 
 def _draw(weight: Tensor) -> None:
     """Draw from a normal distribution of deviation 0.02, truncated at 6 deviations."""
-    # timm turns the least of its 2^24 random numbers into the bound itself, which is ±2 if it is not given
+    # timm maps the smallest of its 2^24 random numbers to the bound, which would be ±2 by default
     trunc_normal_(weight, std=0.02, a=-0.12, b=0.12)
 
 

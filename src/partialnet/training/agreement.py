@@ -1,4 +1,4 @@
-"""What several processes tell one another between steps, and after which steps."""
+"""How the processes of a run exchange numbers between steps, and after which steps."""
 
 from __future__ import annotations
 

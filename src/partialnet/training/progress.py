@@ -1,4 +1,4 @@
-"""How far a training run has come: what of it neither the network nor the optimiser remember."""
+"""How far a training run has come: the part of its state that neither network nor optimiser hold."""
 
 from __future__ import annotations
 
