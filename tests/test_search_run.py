@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -336,6 +336,44 @@ def test_error_in_a_task_is_told_in_a_sentence(
     with pytest.raises(UserError) as error:
         search_on_cluster("local", [(CONFIG, tmp_path)], str(photos))
     assert (type(error.value), str(error.value)) == (UserError, told)
+
+
+def test_paths_on_a_cluster_are_from_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from partialnet.search.ray_cluster import search_on_cluster
+
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    for folder in (here / "one", here / "two", elsewhere):
+        folder.mkdir(parents=True)
+    found: dict[str, object] = {}
+
+    def search(config: SearchConfig, data: str, folder: Path) -> None:
+        found["data"] = [Path(part).is_dir() for part in data.removeprefix("wds/").split("::")]
+        found["weights"] = config.weights
+        folder.mkdir()
+        (folder / "plan.json").write_text("{}")
+
+    def run_elsewhere(function: Callable[..., object]) -> SimpleNamespace:
+        def remote(*args: object) -> str:
+            os.chdir(elsewhere)
+            found["files"] = function(*args)
+            return "task"
+
+        return SimpleNamespace(remote=remote)
+
+    class Ray:
+        init = shutdown = staticmethod(lambda *args, **kwargs: None)
+        remote = staticmethod(lambda **resources: run_elsewhere)
+        wait = staticmethod(lambda running, timeout: (running, []))
+        get = staticmethod(lambda task: found["files"])
+
+    monkeypatch.setattr("partialnet.search.ray_cluster.require", lambda module, extra: Ray)
+    monkeypatch.setattr("partialnet.search.ray_cluster.search", search)
+    monkeypatch.chdir(here)
+    config = replace(CONFIG, device="cpu", weights="one")
+    search_on_cluster("local", [(config, tmp_path / "run")], "wds/one::two")
+    assert found["data"] == [True, True]
+    assert found["weights"] == "one"  # as given, or the sweep could not be continued
+    assert (tmp_path / "run" / "plan.json").exists()
 
 
 def test_missing_data_is_told_before_a_cluster_starts(tmp_path: Path) -> None:

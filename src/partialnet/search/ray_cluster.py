@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -9,8 +10,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +25,7 @@ from partialnet.training.run_folder import STATES_NAME
 
 from .config import SearchConfig
 from .plan import PLAN_NAME
+from .run import search
 
 #: Time in which the cluster must answer.
 _SECONDS_TO_ANSWER = 10.0
@@ -81,8 +82,7 @@ def _start(ray: ModuleType, points: Sequence[tuple[SearchConfig, Path]], data: s
     for config, folder in points:
         resources = {"num_cpus": config.threads or 1, "num_gpus": 0 if config.device == "cpu" else _gpus(ray)}
         task = ray.remote(**resources)(_search_in_temporary_folder)
-        weights, teacher = (path and _absolute(path) for path in (config.weights, config.teacher))
-        folders[task.remote(replace(config, weights=weights, teacher=teacher), _absolute(data))] = folder
+        folders[task.remote(config, data, Path.cwd())] = folder
     return folders
 
 
@@ -117,10 +117,16 @@ def _reason(error: Exception) -> str:
     return f"A search on the cluster failed: {text}"
 
 
-def _search_in_temporary_folder(config: SearchConfig, data: str) -> dict[str, bytes]:
-    """On a machine of the cluster: search, and return the run folder's files but for its states."""
-    from .run import search
+def _search_in_temporary_folder(config: SearchConfig, data: str, start: Path) -> dict[str, bytes]:
+    """On a machine of the cluster: search, and return the run folder's files but for its states.
 
+    Args:
+        config: How to search.
+        data: What to learn from.
+        start: The folder that relative paths are from; a machine without it can search in data that is no file.
+    """
+    with suppress(FileNotFoundError):
+        os.chdir(start)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "run"
         search(config, data, folder)
@@ -154,11 +160,3 @@ def _check_reachable(address: str) -> None:
 def _gpus(ray: ModuleType) -> int:
     """One GPU for each search, where the cluster has any."""
     return min(1, int(ray.cluster_resources().get("GPU", 0)))
-
-
-def _absolute(source: str) -> str:
-    """A folder's or file's whole path, as tasks run in another folder; names that are no paths stay."""
-    prefix = next((prefix for prefix in ("wds/", "hfds/") if source.startswith(prefix)), "")
-    path = Path(source.removeprefix(prefix))
-    is_path = prefix == "wds/" or (source != "digits" and path.exists())
-    return f"{prefix}{path.absolute()}" if is_path else source
