@@ -3,8 +3,8 @@
     python benchmarks/loader_speed.py FOLDER
 
 writes benchmarks/results/loader_speed.json for the images of FOLDER (class folders, or train and val): images a second
-of wall time, and of CPU time of all reading processes, which other programs on the machine disturb less; each with 0
-(CPU time of the process itself), 1 and 2 reading processes; median and quartiles over epochs' beginnings.
+of wall time, and of CPU time of all workers, which other programs on the machine disturb less; each with 0
+(CPU time of the process itself), 1 and 2 workers; median and quartiles over epochs' beginnings.
 """
 
 from __future__ import annotations

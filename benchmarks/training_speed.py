@@ -5,7 +5,7 @@
 Part 1, without images: forward, backward and AdamW in float32, channels_last, of PartialNet-T0 and FasterNet-T0 in turn
 on the same random images. Part 2, for PartialNet-T0 and the images of FOLDER (class folders, or train and val) under
 recipe imagenette128: the loader alone, the step alone on one batch again and again, and both together, in turn; once
-with a core for the step and one for a reading process, once with all cores for the step and readers beside it. What is
+with a core for the step and one for a worker, once with all cores for the step and workers beside it. What is
 counted of the loader and of both begins when the batches that were read ahead are used up. Writes
 benchmarks/results/training_speed.json.
 """

@@ -239,7 +239,7 @@ def _collate(
 ) -> tuple[list[int], np.ndarray | None, list[tuple[int, str]]]:
     """Numbers and pixels (B, 3, H, W) of the images that could be read, and the others with their reasons.
 
-    An array travels from a reading process through a pipe. A tensor would take shared memory, of which containers
+    An array travels from a worker through a pipe. A tensor would take shared memory, of which containers
     often have less than a few batches.
     """
     good = [(index, item) for index, item in items if not isinstance(item, str)]

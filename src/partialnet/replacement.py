@@ -8,14 +8,14 @@ from torch import nn
 
 
 def replace_modules(model: nn.Module, replacement: Callable[[nn.Module], nn.Module]) -> nn.Module:
-    """``model``, which is changed, or what takes its place, with every module in it replaced.
+    """Replace modules of ``model`` in place, from the outside in, and return it or what replaces it.
 
-    From the outside in: a module comes before the parts of what takes its place. Each is asked for once, so that one
-    with several names stays one, under all of them.
+    A module is replaced before the parts of its replacement are. ``replacement`` is called once for each module, so
+    that one with several names stays one, under all of them.
 
     Args:
         model: Any network.
-        replacement: What takes a module's place; the module itself where it stays.
+        replacement: Gives a module's replacement, or the module itself to keep it.
     """
     done: dict[nn.Module, nn.Module] = {}
 

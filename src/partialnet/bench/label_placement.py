@@ -1,4 +1,4 @@
-"""Put labels beside their points so that they cover neither each other, nor points, nor lines."""
+"""Put labels beside their points so that they cover no other labels, points or lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fastest convolution that a machine runs: what each network's speed is a share of."""
+"""The fastest convolution that a machine runs, to which each network's speed is compared."""
 
 from __future__ import annotations
 

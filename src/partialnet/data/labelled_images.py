@@ -21,8 +21,8 @@ from .packed_names import PackedNames
 class LabelledImages(ABC):
     """Images with one class each, opened when they are asked for.
 
-    An object of this kind is sent to reading processes, so it must be possible to pickle it, and reading image i must
-    give the same pixels in every process.
+    An object of this kind is sent to data-loading workers, so it must be possible to pickle it, and reading image i
+    must give the same pixels in every process.
 
     Attributes:
         class_names: Name of each class, in the order of the labels.

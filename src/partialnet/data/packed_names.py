@@ -9,9 +9,9 @@ import numpy as np
 
 
 class PackedNames:
-    """Names as bytes in one array, which takes no more memory than they are long, and which reading processes share.
+    """Names packed as bytes into one array, which data-loading workers share.
 
-    A list of strings would be copied into every process, as counting a reference is a write.
+    A list of strings would be copied into every worker, because counting a reference is a write.
 
     Args:
         names: The names, in the order of their indices.

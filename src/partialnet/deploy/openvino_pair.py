@@ -1,4 +1,4 @@
-"""Which weights belong to which graph of OpenVINO's format: OpenVINO itself takes any that are long enough.
+"""Tie the two files of OpenVINO's format together, as OpenVINO takes any weights that are long enough for a graph.
 
 The two files of an export are moved into place one after the other. If that is stopped in between, or two exports take
 one name at the same moment, a graph stands beside weights of another network and answers wrongly, without an error.

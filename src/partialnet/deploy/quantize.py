@@ -41,7 +41,7 @@ Inputs = Mapping[str, np.ndarray]
 
 
 class Batches(Protocol):
-    """What to calibrate with: gone through more than once, so that images can be read only when they are needed."""
+    """What to calibrate with; it is iterated over more than once, and may read its images only then."""
 
     def __iter__(self) -> Iterator[Inputs]: ...
 

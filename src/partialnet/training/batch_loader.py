@@ -1,4 +1,4 @@
-"""Reading processes that make whole batches, and end when the training process wants them to."""
+"""Data-loading workers that make whole batches, and end when the training process wants them to."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def read_or_replace(
 
 
 def lost_reader(error: BaseException, resume_command: Sequence[str] = ()) -> UserError | RunInterrupted | None:
-    """What to raise, instead of torch's error, where a reading process was lost; None if the error is another one.
+    """What to raise, instead of torch's error, where a worker was lost; None if the error is another one.
 
     Args:
         error: What torch has raised.
@@ -93,7 +93,7 @@ def batch_loader(batches: Batches[_Batch], workers: int, pin_memory: bool, first
 
     Args:
         batches: Makes them.
-        workers: Reading processes; 0 reads in this one.
+        workers: Number of worker processes; 0 reads in this one.
         pin_memory: Whether to bring the batches into page-locked memory, for a GPU.
         first: Number of the batch to start with; from the length on there is none.
     """
@@ -140,7 +140,7 @@ class _BatchLoader(DataLoader[Any]):
 
 
 def _follow_parent(worker: int) -> None:
-    """Let the training process alone decide when a reading process ends.
+    """Let the training process alone decide when a worker ends.
 
     Ctrl-C, a closed terminal and a cluster's pre-emption reach all processes of a job. The training process then
     finishes its step and stops its readers; if they ended before, that step would fail. If the training process is

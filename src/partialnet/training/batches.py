@@ -1,7 +1,7 @@
 """Batches for training and evaluation, the same whatever number of processes reads them.
 
 Everything random about an image follows from (seed, epoch, index of the image), everything random about a batch from
-(seed, epoch, number of the batch). So batch k of an epoch is the same bits with any number of reading processes, and
+(seed, epoch, number of the batch). So batch k of an epoch is the same bits with any number of workers, and
 when reading starts at batch k, as an interrupted run does.
 """
 
@@ -91,7 +91,7 @@ def train_loader(
 
     Args:
         images: What is learnt from.
-        config: Augmentation, batch size, reading processes, seed.
+        config: Augmentation, batch size, workers, seed.
         input_config: timm's data configuration: ``input_size``, ``mean``, ``std``, ``interpolation``.
         epoch: Number of the epoch, from 0.
         first_batch: Number of the batch to start with.
@@ -114,7 +114,7 @@ def eval_loader(
 
     Args:
         images: What is evaluated.
-        config: Batch size, reading processes, and the share of an image that is kept.
+        config: Batch size, workers, and the share of an image that is kept.
         input_config: timm's data configuration: ``input_size``, ``mean``, ``std``, ``interpolation``.
         rank: Number of this process.
         world_size: Number of training processes.

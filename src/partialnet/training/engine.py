@@ -29,13 +29,13 @@ from partialnet.messages import reason_of
 from .batch_loader import lost_reader
 from .config import RunConfig
 from .continuation import check_same_parameters, check_same_run, describe_run
-from .items import TrainingData
 from .keeper import RunKeeper
 from .lock import RunLock
 from .loggers import create_loggers, quiet_event_writer
 from .lost_processes import OtherProcesses, tells_of_loss
 from .machine import create_trainer, find_machine, quiet_lightning, threads
 from .progress_bar import ProgressBar, say
+from .protocols import TrainingData
 from .run_folder import CONFIG_NAME, LAST_NAME, RunFolder
 from .settings import as_yaml
 from .signals import StopSignals
@@ -260,7 +260,7 @@ def _fit(trainer: L.Trainer, task: Task, keeper: RunKeeper, state: Path | None) 
 
 @contextmanager
 def _signals_answered(trainer: L.Trainer, task: Task, keeper: RunKeeper) -> Iterator[None]:
-    """Raise what tells that a signal ended the training, where Lightning or the compiler raise something else.
+    """Turn what Lightning or the compiler raise after a signal into the exceptions that callers expect.
 
     Raises:
         RunInterrupted: A signal asked to stop.

@@ -10,7 +10,7 @@ from torch import Tensor
 from partialnet.errors import UserError
 from partialnet.messages import listed
 
-from .items import TrainingItems
+from .protocols import TrainingItems
 
 #: Names in the message; the rest is counted.
 SHOWN = 10

@@ -17,7 +17,7 @@ from partialnet.files import as_bytes, write_atomically, write_csv
 from partialnet.messages import reason_of
 
 from .agreement import Agreement, gathered
-from .items import TrainingBatch
+from .protocols import TrainingBatch
 from .run_folder import LAST_NAME, METRICS_NAME, UNREADABLE_NAME
 from .signals import StopSignals
 from .states import StateFiles

@@ -10,14 +10,14 @@ from filelock import FileLock, Timeout
 from partialnet.errors import UserError
 
 LOCK_NAME = ".lock"
-#: The reading processes of a training that was killed hold its lock for a moment longer.
+#: The workers of a training that was killed hold its lock for a moment longer.
 SECONDS_TO_WAIT = 3.0
 
 
 class RunLock:
     """Keeps other processes out of a run folder, from ``acquire`` to the end of the ``with`` statement.
 
-    The system gives it up when the process ends, however it does.
+    The system releases it when the process ends, in whatever way.
 
     Args:
         folder: The run folder.

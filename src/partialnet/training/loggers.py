@@ -85,7 +85,7 @@ class TensorBoard(TensorBoardLogger):
 
 @contextmanager
 def quiet_event_writer() -> Iterator[None]:
-    """No traceback of the thread that writes TensorBoard's file, as on a full disk; the next epoch's log tells it."""
+    """Suppress tracebacks of TensorBoard's writer thread, as on a full disk; logging the next epoch reports it."""
     before = threading.excepthook
 
     def hook(failure: threading.ExceptHookArgs) -> None:

@@ -61,7 +61,7 @@ def classifier_parameters(model: nn.Module) -> set[str]:
 
 @torch.no_grad()
 def _try_size(network: Checkpoint, height: int, width: int) -> None:
-    """Let an image of zeros through, as nothing else tells which sizes a network takes.
+    """Pass an image of zeros through the network, as nothing else tells which sizes it takes.
 
     Raises:
         UserError: It does not give an answer for each class.

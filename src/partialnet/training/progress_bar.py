@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 from tqdm import tqdm
 
-from .items import TrainingBatch
+from .protocols import TrainingBatch
 from .task import Task
 
 #: How often a file is told how far the training is.

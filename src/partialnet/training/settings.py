@@ -64,7 +64,7 @@ def setting(
 
 @dataclass(frozen=True)
 class Settings:
-    """A configuration: fields made by ``setting``, and what can only be said of several of them together."""
+    """A configuration: fields made by ``setting``, and ``check`` for what concerns several of them together."""
 
     def check(self) -> None:
         """Refuse values that do not fit together, or that a library does not know.
@@ -189,7 +189,7 @@ def read_settings(path: str) -> dict[str, Any]:
 
 
 class _UniqueNames(yaml.SafeLoader):  # type: ignore[misc,unused-ignore] # without PyYAML's stubs it is Any
-    """Refuses a name that a mapping has twice, of which YAML would keep the last value without a word."""
+    """Refuses a name that a mapping has twice; YAML would silently keep the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """The mapping; a repeated name is an error with its line."""

@@ -18,8 +18,8 @@ _SIGHUP = getattr(signal, "SIGHUP", None)
 
 
 class StopSignals:
-    """Notes SIGTERM, SIGUSR1 and SIGHUP, and after ``install`` SIGINT, instead of dying of them; a second Ctrl-C stops
-    at once.
+    """Notes SIGTERM, SIGUSR1 and SIGHUP, and after ``install`` SIGINT, so that they do not end the process; a second
+    Ctrl-C does at once.
 
     Where SIGHUP is ignored, as under ``nohup``, it stays so: the training is to outlive its terminal.
     As a context it gives the signals back at its end. Only a program's main thread can receive signals; elsewhere
@@ -62,7 +62,7 @@ class StopSignals:
 
 
 def leave_lost_terminal(handles: Iterable[int]) -> None:
-    """Let what is printed to a terminal that is gone go nowhere, as printing there is an error.
+    """Redirect what is printed to a terminal that is gone to nowhere, as printing there is an error.
 
     Args:
         handles: Numbers of open files; others than such a terminal stay as they are.

@@ -91,7 +91,7 @@ class StateFiles(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a state and remove all but it and the one before.
 
-        A full disk is given the room of the state before the last one. Where that does not help, the user is told and
+        On a full disk the state before the last one is removed first. Where that does not help, the user is told and
         the last one stays.
         """
         buffer = io.BytesIO()

@@ -20,9 +20,9 @@ from partialnet.errors import UserError
 
 from .config import RunConfig
 from .finite import FiniteCheck
-from .items import Saves, TrainingData
 from .optimization import create_optimizer, create_schedule, scaled_lr
 from .progress import Progress
+from .protocols import Saves, TrainingData
 from .sync_batchnorm import convert_sync_batchnorm
 
 
