@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -59,37 +60,55 @@ MOST_ERROR_FP32 = 0.01
 _OPSET = 20
 
 
-@dataclass(frozen=True)
-class Export:
-    """What was written and how it compares with the network in PyTorch.
+@dataclass(frozen=True, kw_only=True)
+class WrittenExport(ABC):
+    """What was written of a network of any task, in one precision.
 
     Attributes:
         path: The exported file.
         format: Its runtime.
         precision: Its number format.
-        input_size: (C, H, W).
         size_mb: Size of all its files in megabytes (10⁶ bytes).
-        folded_params_m: Parameters of the folded network in millions.
-        agreement: Comparison with PyTorch, by kind of image.
         held_out: Whether no photograph of the comparison was used for calibration.
-        accuracy: Comparison on labelled images; None where there are none.
         unreadable: Images that calibration and comparisons had to do without.
-        operators: Number of operators of each kind in the float ONNX graph; none for formats made without it.
-        kept: An export in fp32 that was written too, because this one agrees too rarely.
+        kept: An export in fp32 that was written too, because this one is not reliable.
     """
 
     path: Path
     format: str
     precision: str
-    input_size: tuple[int, int, int]
     size_mb: float
+    held_out: bool
+    unreadable: tuple[UnreadableImage, ...]
+    kept: Path | None = None
+
+    @property
+    @abstractmethod
+    def reliable(self) -> bool:
+        """Whether it answers enough like PyTorch for another precision than fp32."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, without folders."""
+        return {**asdict(self), "path": self.path.name, "kept": self.kept.name if self.kept else None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(WrittenExport):
+    """A classifier that was written, and how it compares with the network in PyTorch.
+
+    Attributes:
+        input_size: (C, H, W).
+        folded_params_m: Parameters of the folded network in millions.
+        agreement: Comparison with PyTorch, by kind of image.
+        accuracy: Comparison on labelled images; None where there are none.
+        operators: Number of operators of each kind in the float ONNX graph; none for formats made without it.
+    """
+
+    input_size: tuple[int, int, int]
     folded_params_m: float
     agreement: dict[str, Agreement]
-    held_out: bool
     accuracy: Accuracy | None = None
-    unreadable: tuple[UnreadableImage, ...] = ()
     operators: dict[str, int] = field(default_factory=dict)
-    kept: Path | None = None
 
     @property
     def same_class(self) -> float:
@@ -110,10 +129,6 @@ class Export:
     def relative_error(self) -> float:
         """Largest error of a logit as a share of PyTorch's largest logit, of all kinds of images."""
         return max(found.max_error / max(found.max_logit, 1e-9) for found in self.agreement.values())
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, without folders."""
-        return {**asdict(self), "path": self.path.name, "kept": self.kept.name if self.kept else None}
 
 
 def export(
@@ -160,36 +175,24 @@ def export(
             folded = checkpoint.fold((height, width) if fixed_size else None, FORMS.get(format))
         draft = _Draft(Path(workspace), checkpoint, classifier, folded, photos, test, dynamic_batch, progress)
         return write_with_float(
-            lambda path, chosen: draft.write(path, format, chosen),
-            lambda result: result.reliable,
-            draft.workspace,
-            output,
-            precision,
+            lambda path, chosen: draft.write(path, format, chosen), draft.workspace, output, precision
         )
 
 
-_Written = TypeVar("_Written", bound=Any)
+_Written = TypeVar("_Written", bound=WrittenExport)
 
 
-def write_with_float(
-    write: Callable[[Path, str], _Written],
-    reliable: Callable[[_Written], bool],
-    workspace: Path,
-    output: Path,
-    precision: str,
-) -> _Written:
+def write_with_float(write: Callable[[Path, str], _Written], workspace: Path, output: Path, precision: str) -> _Written:
     """Write an export and its report, and if it is not reliable, another one in fp32: all or nothing.
 
     Args:
-        write: Writes what is to become a file into the workspace, under its name and in a precision, and tells of it:
-            ``Export`` or another dataclass with ``path``, ``kept`` and ``as_dict``.
-        reliable: Whether what was written agrees well enough with PyTorch.
+        write: Writes what is to become a file into the workspace, under its name and in a precision.
         workspace: From where finished files are moved.
         output: File to write.
         precision: Its precision.
     """
     exports = [write(output, precision)]
-    if precision != "fp32" and not reliable(exports[0]):
+    if precision != "fp32" and not exports[0].reliable:
         exports.append(write(_free_name(output.with_stem(f"{output.stem}_fp32")), "fp32"))
         exports[0] = replace(exports[0], kept=exports[1].path)
     for one in exports:
@@ -265,33 +268,33 @@ class _Draft:
             noise = compare_logits(
                 self.classifier, exported, random_batches(self.checkpoint.input_config["input_size"])
             )
-        size = size_mb(finished)
         comparison = self.photos.images(self.photos.comparison)
         photographs = compare_logits(self.classifier, exported, image_batches(self.classifier, comparison))
         agreement = {"noise": noise, "photographs": photographs}
         accuracy, unreadable = None, self.photos.all_unreadable()
-        if self.test is not None and self.original_evaluation is not None:
-            evaluation = evaluate(exported, self.test, progress=self.progress)
-            accuracy = compare_accuracy(self.original_evaluation, evaluation, self.photos.held_out)
+        if self.test is not None:
+            original, evaluation = self.original_evaluation, evaluate(exported, self.test, progress=self.progress)
+            accuracy = compare_accuracy(original, evaluation, self.photos.held_out)
             unreadable = self.photos.all_unreadable(evaluation.unreadable.values())
         return Export(
-            output,
-            format,
-            precision,
-            tuple(self.checkpoint.input_config["input_size"]),
-            size,
-            sum(parameter.numel() for parameter in self.folded.model.parameters()) / 1e6,
-            agreement,
-            self.photos.held_out,
-            accuracy,
-            unreadable,
-            {} if format in ("torch", "litert") else self._operators(),
+            path=output,
+            format=format,
+            precision=precision,
+            size_mb=size_mb(finished),
+            held_out=self.photos.held_out,
+            unreadable=unreadable,
+            input_size=tuple(self.checkpoint.input_config["input_size"]),
+            folded_params_m=sum(parameter.numel() for parameter in self.folded.model.parameters()) / 1e6,
+            agreement=agreement,
+            accuracy=accuracy,
+            operators={} if format in ("torch", "litert") else self._operators(),
         )
 
     @cached_property
-    def original_evaluation(self) -> Evaluation | None:
-        """What the network answers in PyTorch to the labelled images."""
-        return None if self.test is None else evaluate(self.classifier, self.test, progress=self.progress)
+    def original_evaluation(self) -> Evaluation:
+        """What the network answers in PyTorch to the labelled images, which are there."""
+        assert self.test is not None
+        return evaluate(self.classifier, self.test, progress=self.progress)
 
     @cached_property
     def graph(self) -> Path:

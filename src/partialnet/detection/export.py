@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import mkdtemp
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_tensor
 from tqdm import tqdm
 
-from partialnet.deploy.export import agrees_enough, check_export, write_with_float
+from partialnet.deploy.export import WrittenExport, agrees_enough, check_export, write_with_float
 from partialnet.deploy.exported_files import FORMS, save_onnx, save_openvino, size_mb, workspace_for
 from partialnet.deploy.library_messages import quiet, refusing
 from partialnet.deploy.photos import Photos, collect_photos
@@ -28,7 +28,6 @@ from partialnet.deploy.precision import INFERENCE_PRECISIONS, compute_in_float32
 from partialnet.deploy.quantize import Inputs, quantize_openvino
 from partialnet.errors import UserError
 from partialnet.extras import require
-from partialnet.images import UnreadableImage
 
 from .annotations import DetectionImages, DetectionSubset
 from .checkpoint import DetectorCheckpoint
@@ -62,42 +61,29 @@ _LAST_LAYERS = (
 )
 
 
-@dataclass(frozen=True)
-class DetectorExport:
-    """What was written and how it compares with the detector in PyTorch.
+@dataclass(frozen=True, kw_only=True)
+class DetectorExport(WrittenExport):
+    """A detector that was written, and how it compares with the one in PyTorch.
 
     Attributes:
-        path: The exported file.
-        format: "onnx" or "openvino".
-        precision: Its number format.
         canvas: Height and width that it takes, in pixels; None for any, in multiples of 32.
-        size_mb: Size of all its files in megabytes (10⁶ bytes).
         params_m: Parameters of the folded detector in millions.
         same_canvas: Comparison with the unfolded detector in PyTorch on the same canvas.
         own_sizes: Comparison with the detector in PyTorch as it is used otherwise, which fills images up to multiples
             of 32 only: what the fixed size costs.
-        held_out: Whether no photograph of the comparison was used for calibration.
         accuracy: AP beside that of PyTorch with sizes of its own choice; None without labelled images.
-        unreadable: Images that calibration and comparisons had to do without.
-        kept: An export in fp32 that was written too, because this one agrees too rarely.
     """
 
-    path: Path
-    format: str
-    precision: str
     canvas: tuple[int, int] | None
-    size_mb: float
     params_m: float
     same_canvas: Parity
     own_sizes: Parity
-    held_out: bool
     accuracy: Accuracy | None = None
-    unreadable: tuple[UnreadableImage, ...] = ()
-    kept: Path | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, without folders."""
-        return {**asdict(self), "path": self.path.name, "kept": self.kept.name if self.kept else None}
+    @property
+    def reliable(self) -> bool:
+        """Whether enough of the detections that score well are found again for another precision than fp32."""
+        return agrees_enough(self.same_canvas.sure_share)
 
 
 def default_canvas(img_size: tuple[int, int]) -> tuple[int, int]:
@@ -171,9 +157,7 @@ def export_detector(
         with refusing(f"The detector with {checkpoint.backbone} cannot be folded"):
             folded = checkpoint.fold_for(canvas, FORMS[format])
         draft = _Draft(Path(workspace), checkpoint, folded, format, canvas, traced, photos, test, progress)
-        return write_with_float(
-            draft.write, lambda result: agrees_enough(result.same_canvas.sure_share), draft.workspace, output, precision
-        )
+        return write_with_float(draft.write, draft.workspace, output, precision)
 
 
 @dataclass
@@ -202,32 +186,31 @@ class _Draft:
             network.run(torch.zeros(1, 3, *self.traced), torch.tensor(self.traced))
         same_canvas, own_sizes = self._verify(network)
         accuracy, unreadable = None, self.photos.all_unreadable()
-        if self.test is not None and self.original_evaluation is not None:
-            found = self._evaluate(self.test, exported)
+        if self.test is not None:
+            found = self._evaluate(exported, self.test)
             accuracy = compare_accuracy(self.original_evaluation.evaluation, found.evaluation, self.photos.held_out)
             unreadable = self.photos.all_unreadable(found.unreadable)
-        size = size_mb(finished)
-        params_m = sum(parameter.numel() for parameter in self.folded.parameters()) / 1e6
         return DetectorExport(
-            output,
-            self.format,
-            precision,
-            self.canvas,
-            size,
-            params_m,
-            same_canvas,
-            own_sizes,
-            self.photos.held_out,
-            accuracy,
-            unreadable,
+            path=output,
+            format=self.format,
+            precision=precision,
+            size_mb=size_mb(finished),
+            held_out=self.photos.held_out,
+            unreadable=unreadable,
+            canvas=self.canvas,
+            params_m=sum(parameter.numel() for parameter in self.folded.parameters()) / 1e6,
+            same_canvas=same_canvas,
+            own_sizes=own_sizes,
+            accuracy=accuracy,
         )
 
     @cached_property
-    def original_evaluation(self) -> EvaluatedDetector | None:
-        """What the detector in PyTorch finds on the labelled images, with sizes of its own choice."""
-        return None if self.test is None else self._evaluate(self.test, self.checkpoint)
+    def original_evaluation(self) -> EvaluatedDetector:
+        """What the detector in PyTorch finds on the labelled images, which are there, with sizes of its own choice."""
+        assert self.test is not None
+        return self._evaluate(self.checkpoint, self.test)
 
-    def _evaluate(self, test: DetectionImages, detector: DetectorCheckpoint) -> EvaluatedDetector:
+    def _evaluate(self, detector: DetectorCheckpoint, test: DetectionImages) -> EvaluatedDetector:
         return evaluate_detector(detector, test, workers=0, progress=self.progress)
 
     @property
