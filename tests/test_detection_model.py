@@ -499,7 +499,7 @@ def test_detector_gives_all_but_what_tells_categories(tmp_path: Path, randomize:
     # as many categories, of other meaning
     fresh = create_detector("partialnet_t0", {1: "a", 2: "b", 3: "c"}, **other.settings)
     before = fresh.model.roi_heads.box_predictor.cls_score.weight.clone()
-    assert "3 categories here, 3 others there" in load_weights(fresh, tmp_path)
+    assert "the weights are for 3 other categories" in load_weights(fresh, tmp_path)
     assert fresh.model.roi_heads.box_predictor.cls_score.weight.equal(before)
     assert fresh.model.rpn.head.cls_logits.weight.equal(other.model.rpn.head.cls_logits.weight)
 
@@ -526,7 +526,7 @@ def test_categories_that_both_know_come_along(tmp_path: Path, randomize: Randomi
                 expected = source[place * rows : (place + 1) * rows]
                 assert mine[ours * rows : (ours + 1) * rows].equal(expected), (name, leaf, ours)
     subset = create_detector("partialnet_t0", {18: "dog"}, **other.settings)
-    assert "know all categories here, which are 1 of the 3 there" in load_weights(subset, tmp_path)
+    assert "know all categories, 1 of the 3 that the weights are for" in load_weights(subset, tmp_path)
     assert subset.model.roi_heads.box_predictor.cls_score.bias.equal(
         theirs["roi_heads.box_predictor.cls_score.bias"][[0, 2]]
     )

@@ -100,7 +100,7 @@ def explain(
     from partialnet.explain.report import draw_point_page
     from partialnet.explain.run import Pictures, explain_images, open_networks, play_with_all
 
-    library_class(method or next(iter(METHODS)))  # a mistyped name or a missing library is told before anything is read
+    library_class(method or next(iter(METHODS)))  # reports a mistyped name or a missing library early
     point = _parse_position(position)
     box_set = read_boxes(boxes) if boxes else None
     if target is not None and method in CLASSLESS_METHODS:

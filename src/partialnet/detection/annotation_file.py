@@ -28,11 +28,11 @@ from .outlines import Outline, outline_area, outline_box, run_lengths, usable_po
 _ROUNDING = 1.0
 #: Numbers of boxes beyond this, in pixels, are mistakes.
 _FARTHEST = 1e9
-#: Names that are looked for to tell the folder of the images from others.
+#: File names that are looked up to find the folder that holds the images.
 _NUM_PROBED = 50
-#: Entries of the JSON file that say what is what; a set of images only has no objects to learn or compare with.
+#: Lists that a COCO file needs; without annotations there is nothing to learn or compare with.
 _LISTS = ("images", "annotations", "categories")
-#: What these entries hold.
+#: These lists by their names.
 Lists = dict[str, list[Any]]
 _T = TypeVar("_T")
 
@@ -98,10 +98,10 @@ def images_with_objects(
     entries = with_progress(content["annotations"], path.name, "objects")
     objects = [found for entry in entries if (found := reader.read(entry)) is not None]
     if not objects:
-        told = " ".join(map(str, faults.faults()))
-        raise UserError(f"{str(path)!r} has no object that can be used{': ' + told if told else '.'}")
+        reasons = " ".join(map(str, faults.faults()))
+        raise UserError(f"{str(path)!r} has no object that can be used{': ' + reasons if reasons else '.'}")
     if not reader.has_outlines:
-        faults.forget("no outline")  # whoever has boxes only lacks nothing
+        faults.forget("no outline")  # data with boxes only lacks nothing
     if all(max(found.raw_box) <= 1 for found in objects):
         raise UserError(
             f"All boxes of {str(path)!r} lie within the first pixels of their images, as shares of width and height "
@@ -163,7 +163,7 @@ def _read_categories(
         found[category_id] = name.strip()
     used = {_whole_number(entry.get("category_id")) for entry in annotations if isinstance(entry, dict)}
     if len(set(found.values())) < len(found):
-        # a superior category may have the name of its only member, and then no object of its own
+        # a supercategory may share the name of its only category; then no object is of it
         twice = {name for name, count in Counter(found.values()).items() if count > 1}
         found = {number: name for number, name in found.items() if name not in twice or number in used}
         if len(set(found.values())) < len(found):
@@ -175,7 +175,7 @@ def _read_categories(
         names = tuple(found[number] for number in ids)
         return {number: label for label, number in enumerate(ids, 1)}, names, ids
     listed = set(found)
-    # a file may list a whole vocabulary; what no object is of stands in nobody's way
+    # a file may list a whole vocabulary; categories without objects do no harm
     found = {number: name for number, name in found.items() if name in class_names or number in used}
     unknown = [name for name in found.values() if name not in class_names]
     if unknown:
@@ -283,7 +283,7 @@ class _ObjectReader:
         image_id = _whole_number(entry.get("image_id"))
         place = self.images.places.get(image_id)
         if place is None:
-            # what belongs to an image that was left out is no further fault
+            # an object of an image that was left out is no further fault
             if image_id not in self.images.ids:
                 faults.add("unknown image", f"image id {shortened(entry.get('image_id'))}")
             return None

@@ -83,14 +83,13 @@ class Instances:
 class DetectionImages:
     """Images with the objects on them, opened when they are asked for.
 
-    An object of this kind is sent to reading processes and can be pickled; everything about the objects is packed into
-    a few arrays.
+    It can be pickled, as it is sent to reading processes; everything about the objects is packed into a few arrays.
 
     Attributes:
         class_names: Name of label 1, 2, ….
         category_ids: The file's category id of label 1, 2, …, (number of classes,), int64.
         image_ids: The file's id of each image, (number of images,), int64.
-        sizes: Height and width of each image as its annotations mean them, (number of images, 2), int64.
+        sizes: Height and width of each image as its annotations count its pixels, (number of images, 2), int64.
         num_instances: Objects on each image that are not crowds, (number of images,), int64.
         has_outlines: Whether any object that is no crowd has an outline of its own, so that masks can be learnt and
             evaluated.
@@ -148,10 +147,10 @@ class DetectionImages:
         return self._names[index]
 
     def read(self, index: int, min_side: int | None = None) -> Image.Image:
-        """Image ``index`` as 8-bit RGB, turned as its annotations mean it.
+        """Image ``index`` as 8-bit RGB, turned as its annotations need it.
 
-        Tools that label photographs of phones give their boxes for the upright photograph or for the stored one; which,
-        the size in the file tells. Where both have the same size, the photograph is taken upright.
+        Some tools give boxes for the upright photograph, others for the pixels as a phone stores them; the size in the
+        file shows which. Where both have the same size, the photograph is taken upright.
 
         Args:
             index: Number of the image.

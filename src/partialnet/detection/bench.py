@@ -2,8 +2,8 @@
 
 All do the same work behind the backbone: the proposals' head sees every position, 1000 proposals go through the boxes'
 head and 100 detections through the masks', as in the paper's framework; a trained detector has its own numbers of both.
-Untrained weights would give no detection or 80,000, so the threshold of the score is set, for each detector, to what
-300 of its candidates exceed.
+With untrained weights a detector finds nothing or 80,000 objects, so the score threshold of each is set to what 300 of
+its candidates exceed.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ class _Contestant:
         self.model.roi_heads.score_thresh = self._threshold()
 
     def _threshold(self) -> float:
-        """What the given number of scores exceed."""
+        """The score that ``_CANDIDATES`` boxes reach."""
         seen: list[Tensor] = []
         heads = self.model.roi_heads
         hook = heads.box_predictor.register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
@@ -284,7 +284,7 @@ def bench_detectors(
     """
     if against not in models:
         raise UserError(f"{against!r} is not among the networks to measure: {', '.join(models)}.")
-    # all are counted first, which finds out about names that cannot be built
+    # counting comes first, as it finds the names that cannot be built
     counts = count_detectors(models, size, pyramid_channels, masks, progress)
     with torch_settings(threads):
         to_prepare = _with_bar(counts, "preparing", progress)

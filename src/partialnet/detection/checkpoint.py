@@ -42,7 +42,7 @@ class DetectorCheckpoint:
 
     Attributes:
         model: torchvision's Mask R-CNN or Faster R-CNN, in evaluation mode; see ``create_mask_rcnn``. Of an exported
-            detector, what is called like one.
+            detector a ``Canvas``, which is called like one.
         backbone: Name of its backbone in timm's registry.
         categories: Name of each category by its COCO id, in the order of the labels: label 1 is the first.
         settings: What ``create_mask_rcnn`` is given besides.
@@ -85,7 +85,7 @@ class DetectorCheckpoint:
 
     @property
     def kind(self) -> str:
-        """What it is called."""
+        """Name of its kind, for people."""
         return "Mask R-CNN" if self.has_masks else "Faster R-CNN"
 
     def category_ids(self) -> list[int]:
@@ -105,7 +105,7 @@ class DetectorCheckpoint:
     def choose(
         self, score_thresh: float, nms_thresh: float | None = None, detections_per_img: int | None = None
     ) -> None:
-        """Change which of its boxes the detector gives, in place; arguments as of ``create_mask_rcnn``, None as it was.
+        """Change in place which of its boxes the detector gives; None leaves a setting as it is.
 
         Args:
             score_thresh: Boxes down to this score are given; a lower one that the detector has stays.

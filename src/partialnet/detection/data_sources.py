@@ -117,7 +117,7 @@ def open_detection_data(
     elif "train" in parts and (name := first_part(parts, HELD_OUT)):
         train = parts["train"].read(None)
         held_out = parts[name].read(train.class_names)
-        split = _told(parts["train"].path, parts[name].path)
+        split = _as_split(parts["train"].path, parts[name].path)
     else:
         whole = _learnt(parts, data).read(None)
         if not 0 < val_share < 1:
@@ -228,7 +228,7 @@ def _files(images: DetectionImages) -> Iterator[str]:
     return (os.path.normpath(os.path.join(root, images.name(index))) for index in range(len(images)))
 
 
-def _told(train: Path, validation: Path) -> str:
+def _as_split(train: Path, validation: Path) -> str:
     """How two parts were told apart, in words."""
     if train == validation:
         return f"parts of {train.name}"
@@ -292,7 +292,7 @@ def _parts_of_folder(root: Path) -> dict[str, Part]:
     if files:
         return coco.parts_of_folder(root, files)
     if yolo.seems_meant(root):
-        return yolo.parts_of_folder(root)  # which tells what is missing
+        return yolo.parts_of_folder(root)  # which says what is missing
     skipped = coco.other_files(root)
     of_objects = f" of objects ({listed(skipped, 2)} left aside)" if skipped else ""
     raise UserError(f"Folder {str(root)!r} holds no annotations{of_objects}; detection takes {_FORMATS}.")

@@ -2,8 +2,8 @@
 
 They are computed by faster-coco-eval, a maintained implementation in C++ of the reference evaluator, pycocotools:
 crowds, areas and the limits of detections per image are treated alike, and our tests compare the two. It was chosen
-because it takes a fraction of the reference's time, as validation after every epoch wants it, needs NumPy only, and is
-what torchmetrics uses too. hotcoco agreed as well and was faster still, but is younger.
+because it takes a fraction of the reference's time, which counts in validation after every epoch, needs NumPy only, and
+is what torchmetrics uses. hotcoco gave the same numbers and was even faster, but is younger.
 
 Source: Lin et al., "Microsoft COCO: Common Objects in Context", arXiv:1405.0312; https://cocodataset.org/#detection-eval
 """
@@ -82,7 +82,7 @@ NUMBERS = tuple(number.name for number in fields(CocoNumbers))
 
 @dataclass(frozen=True)
 class CategoryResult:
-    """How the objects of one category fared; None where there are none.
+    """How well the objects of one category were found; None where there are none.
 
     Attributes:
         name: The category.
@@ -128,7 +128,7 @@ class DetectionEvaluation:
     num_not_finite: int
 
     def as_json(self) -> dict[str, Any]:
-        """What a program may want to read."""
+        """Plain values for JSON, without the curves of precision."""
         values = {name: value for name, value in vars(self).items() if isinstance(value, int)}
         return {
             "boxes": asdict(self.boxes),

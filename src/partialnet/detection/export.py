@@ -1,7 +1,7 @@
 """Export a detector to ONNX or OpenVINO: folded, for one size of canvas or any, with box selection (NMS) inside.
 
 torch's exporter by tracing (``dynamo=False``) writes the graph: torchvision's detection models are made for it, while
-the newer one stops at sizes that depend on what is detected (pytorch/vision issues 9306 and 9321).
+the newer one fails at sizes that depend on what is detected (pytorch/vision issues 9306 and 9321).
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ class _Draft:
                     halve_weights(model, _is_layer)
                 save_onnx(model, path, config)
                 return
-            # NNCF needs the branches of conditions tidied, as the converter leaves them
+            # the converter tidies the branches of conditions, which NNCF needs
             model = require("openvino", "openvino").convert_model(graph)
             _keep_empty(model)
             if precision == "int8":
@@ -257,7 +257,7 @@ class _Draft:
             save_openvino(model, path, config, half=precision in ("fp16", "bf16"))
 
     def _verify(self, exported: Canvas) -> tuple[Parity, Parity]:
-        # masks stay in their boxes: those of sixteen of a camera's photographs in full would take hundreds of gigabytes
+        # masks stay in their boxes: in full, those of sixteen photographs of a camera take hundreds of gigabytes
         answers: tuple[list[dict[str, Tensor]], ...] = ([], [], [])
         sizes: list[tuple[int, int]] = []
         numbers, hidden = self.photos.comparison, None if self.progress else True
@@ -276,8 +276,8 @@ class _Draft:
 def _keep_empty(model: Any) -> None:
     """Let an OpenVINO model find nothing where no box is left to choose from.
 
-    For that case the graph has a branch with a constant of no values. The converter makes a number of it, and so one
-    box of whatever the memory holds.
+    For that case the graph has a branch with an empty constant. The converter makes a single number of it, so that the
+    model would give one box of whatever the memory holds.
     """
     constant = require("openvino.op", "openvino").Constant
     for condition in (operator for operator in model.get_ops() if operator.get_type_name() == "If"):

@@ -50,7 +50,7 @@ _ANCHOR_SCALE = 8
 _ASPECT_RATIOS = (0.5, 1.0, 2.0)
 #: Sides, in positions, of what the box and the mask head look at in a region.
 _BOX_SIDE, _MASK_SIDE = 7, 14
-#: Height and width of the zeros that a backbone must take: no network has this very size as its only one.
+#: Height and width of the image that every backbone is tried on; no network is made for just this size.
 _PROBE = (160, 224)
 
 
@@ -383,8 +383,8 @@ def _assemble(
 def _region_pooling(strides: Sequence[int], side: int) -> MultiScaleRoIAlign:
     """Pooling of regions from maps of these strides.
 
-    torchvision's would take the strides from the first image that it sees, and keep them: wrong ones if that is a strip
-    with more of zeros below it than there is of itself.
+    torchvision's takes the strides from the first image that it sees and keeps them. They are wrong if that image is a
+    narrow strip, filled up with more rows of zeros than it has itself.
     """
     levels = [str(level) for level in range(len(strides))]
     pool = MultiScaleRoIAlign(levels, output_size=side, sampling_ratio=2)

@@ -35,7 +35,7 @@ class DetectionResult(RunResult):
     """What the training of a detector left.
 
     Attributes:
-        evaluation: How the checkpoint, of the best epoch, fares on the held-out images.
+        evaluation: How good the checkpoint of the best epoch is on the held-out images.
     """
 
     evaluation: DetectionEvaluation
@@ -64,7 +64,7 @@ class DetectorRun(RunKind[DetectionConfig, DetectionData, DetectorTask, Detectio
 
     def open_data(self, source: str, config: DetectionConfig) -> DetectionData:
         """Images with their objects."""
-        mask_functions()  # if the evaluator is missing, it is to be told now
+        mask_functions()  # a missing evaluator is reported now, not after the first epoch
         return open_detection_data(source, config.validation, config.val_share, config.seed, config.keep_empty)
 
     def describe_data(self, data: DetectionData) -> dict[str, Any]:

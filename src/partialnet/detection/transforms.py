@@ -16,7 +16,7 @@ from .annotations import Instances
 from .outlines import draw_masks
 from .resizing import resize_image
 
-#: Objects that are thinner after resizing, in pixels, are not learnt: nothing of them is to be seen.
+#: Objects thinner than this after resizing, in pixels, are not learnt, as nothing can be seen of them.
 MIN_BOX = 1.0
 
 
@@ -42,7 +42,7 @@ def prepare(
 
     Args:
         image: RGB; perhaps already smaller than ``size``.
-        instances: The objects; crowds are left out, and what is thinner than ``MIN_BOX`` afterwards.
+        instances: The objects; crowds are left out, and those thinner than ``MIN_BOX`` afterwards.
         size: Height and width that the objects' pixels are counted in.
         to_size: Height and width of the result.
         mirrored: Whether left and right change places.

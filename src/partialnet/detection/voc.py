@@ -1,8 +1,8 @@
 """Folders in the format of Pascal VOC: an XML file for each image, as LabelImg writes them too.
 
 Boxes are given by their first and last pixels, counted from 1, in VOC itself and by LabelImg; other tools write edges
-instead, counted from 0 or from 1. Objects marked ``difficult`` are neither right nor wrong to find in VOC's evaluation,
-which is what crowds are in COCO's.
+instead, counted from 0 or from 1. In VOC's evaluation it is neither right nor wrong to find objects that are marked
+``difficult``, as it is with crowds in COCO's.
 
 Source: Everingham et al., "The Pascal Visual Object Classes (VOC) Challenge", IJCV 2010, and its development kit,
 http://host.robots.ox.ac.uk/pascal/VOC/voc2012/htmldoc/devkit_doc.html
@@ -113,7 +113,7 @@ def _read_list(data: _DataSet, path: Path, class_names: Sequence[str] | None) ->
 
 
 class _DataSet:
-    """All annotation files below a folder, which are read once, as only all of them tell the names of the classes."""
+    """All annotation files below a folder, read once: only together they show which classes there are."""
 
     def __init__(self, root: Path, files: Sequence[Path]) -> None:
         self.root = root
@@ -135,15 +135,15 @@ class _DataSet:
                 box = {"bbox": self._counting.box(one["sides"])} if "sides" in one else {}
                 annotations.append({"image_id": number, "category_id": ids.get(one["name"]), **one, **box})
         if not ids:
-            told = f": {faults.faults()[0]}" if faults.counts else "."
-            raise UserError(f"{str(path)!r} has no object with a name{told}")
+            reason = f": {faults.faults()[0]}" if faults.counts else "."
+            raise UserError(f"{str(path)!r} has no object with a name{reason}")
         categories = [{"id": number, "name": name} for name, number in ids.items()]
         content = {"images": images, "annotations": annotations, "categories": categories}
-        return images_with_objects(content, self.root, path, class_names, faults, self._counting.told)
+        return images_with_objects(content, self.root, path, class_names, faults, self._counting.reading)
 
     @cached_property
     def _counting(self) -> _Counting:
-        """How all files count, as one box may tell of all."""
+        """How the boxes of all files are counted; one of them may decide it."""
         before_1, beyond = dict[str, None](), dict[str, None]()
         num_boxes = num_fractions = 0
         for file, (image, objects) in self._entries.items():
@@ -158,8 +158,8 @@ class _DataSet:
         if before_1:
             return _Counting(0, 0, f"Edges of boxes are counted from 0, as some are below 1 ({_examples(before_1)}).")
         if beyond:
-            told = f"Edges of boxes are counted from 1, as some are 1 beyond their images ({_examples(beyond)})."
-            return _Counting(1, 1, told)
+            reading = f"Edges of boxes are counted from 1, as some are 1 beyond their images ({_examples(beyond)})."
+            return _Counting(1, 1, reading)
         if 2 * num_fractions > num_boxes:
             return _Counting(0, 0, "Edges of boxes are counted from 0, as most lie within pixels.")
         return _Counting(1, 0, "Pixels of boxes are counted from 1, as VOC does.")
@@ -193,12 +193,12 @@ class _Counting:
     Attributes:
         first: What left and upper edges of an image have.
         last: What right and lower edges have beyond its width and height.
-        told: How that was found out, in a sentence.
+        reading: What was assumed and why, in a sentence.
     """
 
     first: int
     last: int
-    told: str
+    reading: str
 
     def box(self, sides: Sequence[float]) -> list[float]:
         """Left, top, width and height of a box with these ``_SIDES``."""
@@ -254,7 +254,7 @@ def _as_number(text: str) -> float:
 
 
 class _ImagesBelow:
-    """Images below a folder, by their annotation files. What these say of folders is that of another machine."""
+    """Images below a folder, by their annotation files, whose folders are those of another machine and are not used."""
 
     def __init__(self, root: Path) -> None:
         self._paths = set(images_below(root))
@@ -265,8 +265,8 @@ class _ImagesBelow:
 
         Args:
             annotation: Path of the annotation file.
-            name: The image's name in it. Tools leave it as it is when files are renamed, so that an image with the
-                name of the annotation file goes before.
+            name: The image's name in it. It stays when files are renamed, so an image with the annotation file's own
+                name is preferred.
         """
         place = PurePosixPath(annotation)
         folders = [place.parent]

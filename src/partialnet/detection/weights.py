@@ -55,7 +55,7 @@ def load_weights(detector: DetectorCheckpoint, source: str | Path) -> str:
     backbone.load_state_dict(found.tensors, strict=False)
     sentences = [f"Weights: {_counted(body, found)} of the backbone from {source} ({other.architecture})."]
     norms = [name for name in found.new if name.startswith("out_norms.")]
-    sentences.append(f"As they must, {'output norms, ' if norms else ''}pyramid and heads are new.")
+    sentences.append(f"{'Output norms, pyramid' if norms else 'Pyramid'} and heads are new, as a backbone has none.")
     sentences += differing([name for name in found.new if name not in norms], found.left)
     sentences += _take_normalisation(detector, other)
     return " ".join(sentences)
@@ -81,7 +81,7 @@ def _load_detector_weights(detector: DetectorCheckpoint, source: str) -> str:
     new, left = found.new, found.left
     sentences = [f"Weights: {_counted(list(own), found)} of the detector from {source} ({other.backbone})."]
     if heads_fit:
-        sentences += _told_categories(detector, other)
+        sentences += _category_sentences(detector, other)
         new = [name for name in new if name not in tells_categories]
     if detector.has_masks != other.has_masks:
         sentences.append("The head for masks is new." if detector.has_masks else "Its head for masks is not used.")
@@ -90,7 +90,7 @@ def _load_detector_weights(detector: DetectorCheckpoint, source: str) -> str:
 
 
 def _common_outputs(detector: DetectorCheckpoint, other: DetectorCheckpoint) -> list[tuple[int, int]]:
-    """Places here and there of what both tell apart: the background, and categories of one name. Empty without any."""
+    """Outputs of either for what both know, background and categories of one name; empty without such categories."""
     theirs = {name: label for label, name in enumerate(other.categories.values(), 1)}
     common = [(label, theirs[name]) for label, name in enumerate(detector.categories.values(), 1) if name in theirs]
     return [(0, 0), *common] if common else []
@@ -106,15 +106,17 @@ def _mixed(
     return mixed.flatten(0, 1)
 
 
-def _told_categories(detector: DetectorCheckpoint, other: DetectorCheckpoint) -> list[str]:
+def _category_sentences(detector: DetectorCheckpoint, other: DetectorCheckpoint) -> list[str]:
     names, others = tuple(detector.categories.values()), tuple(other.categories.values())
     count = len(names)
     known, new = [name for name in names if name in others], [name for name in names if name not in others]
     if not known:
-        return [f"The last layers of the heads are new: {count} categories here, {len(others)} others there."]
+        return [f"The last layers of the heads are new, as the weights are for {len(others)} other categories."]
     if new:
         return [f"The heads know {len(known)} of the {count} categories ({listed(known)}); new are {listed(new)}."]
-    return [f"The heads know all categories here, which are {count} of the {len(others)} there."] * (names != others)
+    if names != others:
+        return [f"The heads know all categories, {count} of the {len(others)} that the weights are for."]
+    return []
 
 
 def _counted(names: list[str], found: Fit) -> str:
@@ -127,4 +129,4 @@ def _take_normalisation(detector: DetectorCheckpoint, other: Checkpoint) -> list
         return []
     transform = detector.model.transform
     transform.image_mean, transform.image_std = mean, std
-    return [f"Images are normalised as there: mean {numbers(mean)}, standard deviation {numbers(std)}."]
+    return [f"Images are normalised as for these weights: mean {numbers(mean)}, standard deviation {numbers(std)}."]

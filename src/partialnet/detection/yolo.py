@@ -74,7 +74,7 @@ def parts_of_folder(root: Path) -> dict[str, Part]:
     class_files = _class_files(root)
     if not class_files:
         for file in _usual(_files_called_yaml(root)):
-            return parts_of_yaml(file)  # which tells what is wrong with it
+            return parts_of_yaml(file)  # which says what is wrong with it
         raise UserError(
             f"Folder {str(root)!r} has labels, but no names of their classes; add a data.yaml with a line such as "
             f"names: [cat, dog], or a {_CLASS_FILES[0]} with one name a line."

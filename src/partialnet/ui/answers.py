@@ -33,7 +33,7 @@ MAX_PIXELS = 64_000_000
 MAX_MEMORY = 256 * 2**20
 #: Questions that may wait for the networks.
 MAX_WAITING = 16
-#: Classes that are told.
+#: Most probable classes that are shown.
 TOP = 5
 _BINS = 20
 _NOT_TIMED = (
@@ -314,7 +314,7 @@ def _read_gates(network: Network, image: Image.Image) -> Gates | None:
         return None
     try:
         gates = read_gates(network.explainer, image)
-    except UserError:  # of a network whose stages cannot be told; its classes are still worth showing
+    except UserError:  # of a network whose stages are unknown; its classes are still worth showing
         return None
     finite = all(np.isfinite(gate.values).all() for gate in (*gates.spatial, *gates.channel, *gates.attention))
     return gates if finite else None

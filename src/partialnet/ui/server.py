@@ -2,9 +2,9 @@
 
 Python's own ``http.server`` serves it: three files and five questions need no framework, so the page costs no
 dependency, asks nothing of the network and reports to nobody. (Gradio was the alternative: a framework of its own,
-analytics to switch off, fonts from elsewhere.) What a public server would need, encryption and users, this one must
-not need: it listens on 127.0.0.1 alone, and answers neither requests under other host names, which is how a strange
-page would read answers by DNS rebinding, nor those that other sites' pages send.
+analytics to switch off, fonts from elsewhere.) It has no encryption and no users, as a public server would need, but
+listens on 127.0.0.1 alone. It refuses requests under other host names, by which a strange page could read answers (DNS
+rebinding), and those that other sites' pages send.
 
 No path of a request ever becomes a path of a file; photographs come in a request's body and stay in memory.
 """

@@ -67,8 +67,8 @@ def evaluate(
     results.spare(source, *annotations)
     found = device_for(source, device)
     detector = open_detector(source)
-    images, told = open_evaluation(data, tuple(detector.categories.values()), split, detector.training)
-    click.echo(told, err=True)
+    images, which = open_evaluation(data, tuple(detector.categories.values()), split, detector.training)
+    click.echo(which, err=True)
     for remark in images.remarks():
         click.echo(remark, err=True)
     if not (detector.has_masks and images.has_outlines):

@@ -44,8 +44,9 @@ if TYPE_CHECKING:
     "--calibration",
     "--images",
     metavar="DATA",
-    help="Folder of photographs like those to come; int8 is calibrated on at most 100, and every export compared on at "
-    "most 16. Of data with objects, as `detect eval` takes it, AP is told.  [default: crops of two from scikit-learn]",
+    help="Folder of photographs like those that it will see: int8 is calibrated on at most 100, and every export "
+    "compared on at most 16. On data with objects, as `detect eval` takes it, AP is compared, too.  [default: crops of "
+    "two from scikit-learn]",
 )
 @output_file("File to write.  [default: SOURCE_PRECISION.onnx or .xml]")
 @result_options(json="the report")
@@ -95,10 +96,10 @@ def export(
         results.say("  The photographs below are those that it was calibrated with: too few to hold some out.")
     if result.canvas:
         canvas_size = f"{result.canvas[0]}×{result.canvas[1]}"
-        results.say(f"  Against PyTorch on the same canvas, {canvas_size}: {_told(result.same_canvas)}")
-    results.say(f"  Against PyTorch with sizes of its own choice: {_told(result.own_sizes)}")
+        results.say(f"  Against PyTorch on the same canvas, {canvas_size}: {_parity_text(result.same_canvas)}")
+    results.say(f"  Against PyTorch with sizes of its own choice: {_parity_text(result.own_sizes)}")
     if labelled is not None:
-        results.say(_told_ap(result))
+        results.say(_accuracy_text(result))
     same_canvas = result.same_canvas
     if not same_canvas.original + same_canvas.exported:
         click.echo(
@@ -134,20 +135,20 @@ def _labelled(data: str, detector: DetectorCheckpoint) -> DetectionImages | None
     if not holds_annotations(data):
         return None
     try:
-        mask_functions()  # if the evaluator is missing, it is to be told now
-        images, told = open_evaluation(data, tuple(detector.categories.values()), training=detector.training)
+        mask_functions()  # a missing evaluator is reported now
+        images, which = open_evaluation(data, tuple(detector.categories.values()), training=detector.training)
     except UserError as error:
         if not Path(data).is_dir():
             raise
         click.echo(f"AP is not compared: {error}", err=True)
         return None
-    click.echo(told, err=True)
+    click.echo(which, err=True)
     for remark in images.remarks():
         click.echo(remark, err=True)
     return images
 
 
-def _told_ap(result: DetectorExport) -> str:
+def _accuracy_text(result: DetectorExport) -> str:
     accuracy = result.accuracy
     if accuracy is None:
         return "  AP is not compared, as the images that are left for it have no object."
@@ -163,7 +164,7 @@ def _told_ap(result: DetectorExport) -> str:
     return f"  {accuracy.num_objects} objects in {accuracy.num_images} labelled images{which}: {compared}"
 
 
-def _told(parity: Parity) -> str:
+def _parity_text(parity: Parity) -> str:
     from partialnet.detection.verify import SURE_SCORE
 
     text = f"{parity.matched} of {parity.original} detections in {parity.num_images} images found again"

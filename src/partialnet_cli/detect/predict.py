@@ -62,7 +62,7 @@ def predict(
     paths = find_images(images)
     results.spare(source, *paths)
     pictures = distinct_files(output, [path.stem for path in paths], ".png")
-    # unlike Path.resolve, which refuses links in a circle; as images they are told with the others that cannot be read
+    # unlike Path.resolve, which refuses links in a circle; those are reported with the other images that cannot be read
     if overwritten := set(map(os.path.realpath, paths)) & set(map(os.path.realpath, pictures)):
         raise UserError(f"The pictures would replace {min(overwritten)!r}; name another folder with -o.")
     refuse_read_only(*pictures)
