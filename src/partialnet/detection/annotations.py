@@ -73,12 +73,6 @@ class Instances:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def single(self) -> Instances:
-        """Without crowds."""
-        keep = ~self.crowd
-        outlines = tuple(outline for outline, kept in zip(self.outlines, keep, strict=True) if kept)
-        return Instances(self.boxes[keep], self.labels[keep], self.areas[keep], self.crowd[keep], outlines)
-
 
 class DetectionImages:
     """Images with the objects on them, opened when they are asked for.

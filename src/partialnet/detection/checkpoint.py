@@ -88,10 +88,6 @@ class DetectorCheckpoint:
         """Name of its kind, for people."""
         return "Mask R-CNN" if self.has_masks else "Faster R-CNN"
 
-    def category_ids(self) -> list[int]:
-        """COCO ids of the labels 1, 2, …"""
-        return list(self.categories)
-
     def fold(self) -> DetectorCheckpoint:
         """A copy with the network folded for inference; see ``partialnet.fold``."""
         return replace(self, model=cast(Detector, fold(self.model)), folded=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from partialnet.errors import UserError
+from partialnet.training.agreement import gathered
 from partialnet.training.task import Task
 
 from . import pictures
@@ -100,19 +100,15 @@ class DetectorTask(Task):
             raise UserError(
                 f"None of the validation images can be read{first} If the data is gone, bring it back and use --resume."
             )
-        metrics: list[dict[str, float] | None] = [None]
+        metrics: dict[str, float] = {}
         if trainer.is_global_zero:
             evaluation = evaluate(images, detections, indices, self.start.has_masks)
             drawn = set(images.image_ids[pictures.compared_images(images)].tolist())
             self._validated = evaluation, [one for one in detections if one["image_id"] in drawn]
-            metrics = [{"val_box_ap": evaluation.boxes.ap or 0.0, "val_box_ap50": evaluation.boxes.ap50 or 0.0}]
-            if evaluation.masks is not None:
-                masks = {"val_mask_ap": evaluation.masks.ap or 0.0, "val_mask_ap50": evaluation.masks.ap50 or 0.0}
-                metrics = [{**(metrics[0] or {}), **masks}]
-        if trainer.world_size > 1:
-            dist.broadcast_object_list(metrics, 0)
-        assert metrics[0] is not None
-        return metrics[0]
+            for kind, numbers in (("box", evaluation.boxes), ("mask", evaluation.masks)):
+                if numbers is not None:
+                    metrics |= {f"val_{kind}_ap": numbers.ap or 0.0, f"val_{kind}_ap50": numbers.ap50 or 0.0}
+        return gathered(metrics)[0]
 
     def metrics(self, sums: list[float], validation: dict[str, float]) -> dict[str, float]:
         """Mean of each loss and of their sum over the epoch's images; average precisions in [0, 1]."""
