@@ -20,13 +20,16 @@ from PIL import Image
 from torch import nn
 
 import partialnet  # noqa: F401 - registers the variants with timm
-from partialnet.checkpoint import create_checkpoint
+from partialnet.checkpoint import Checkpoint, create_checkpoint
 from partialnet_cli import main
 
 if TYPE_CHECKING:
+    from exports import Conversions
     from training_runs import Train
     from warm_processes import WarmProcesses
 
+    from partialnet.data import FolderImages
+    from partialnet.deploy.export import Export
     from partialnet.training.run import TrainResult
     from partialnet.ui import PageServer
 
@@ -190,6 +193,63 @@ def broken(tmp_path: Path, photos: Path) -> Path:
     (folder / "g_bomb.png").write_bytes(bomb)
     (folder / "h_good.png").write_bytes((photos / "grey.png").read_bytes())
     return folder
+
+
+# -- exports -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def exportable() -> Checkpoint:
+    """A small network of five classes for 64×64 images, with weights as after training; not to be changed."""
+    from exports import small_classifier
+
+    return small_classifier()
+
+
+@pytest.fixture(scope="session")
+def patterns(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """24 images of 80×80; not to be changed."""
+    from exports import write_patterns
+
+    return write_patterns(tmp_path_factory.mktemp("patterns"), 24, np.random.default_rng(0), 80)
+
+
+@pytest.fixture(scope="session")
+def labelled_patterns(tmp_path_factory: pytest.TempPathFactory) -> FolderImages:
+    """120 images in folders named like the classes of ``exportable``, which gets a few of them right."""
+    from exports import CLASSES, write_patterns
+
+    from partialnet.data import FolderImages
+
+    folder, random = tmp_path_factory.mktemp("labelled"), np.random.default_rng(0)
+    for name in CLASSES:
+        write_patterns(folder / name, 24, random, 64)
+    return FolderImages(folder)
+
+
+@pytest.fixture(scope="session")
+def exported_onnx(
+    exportable: Checkpoint, labelled_patterns: FolderImages, tmp_path_factory: pytest.TempPathFactory
+) -> Export:
+    """``exportable`` as an ONNX file, compared on the labelled images; not to be changed."""
+    from partialnet.deploy.export import export
+
+    return export(exportable, tmp_path_factory.mktemp("exported") / "net.onnx", labelled=labelled_patterns)
+
+
+@pytest.fixture(scope="session")
+def conversions() -> Conversions:
+    from exports import Conversions
+
+    return Conversions()
+
+
+@pytest.fixture
+def converted_once(conversions: Conversions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch converts a network once for all tests, which takes longer than all else that an export does."""
+    from partialnet.deploy.export import write_onnx
+
+    monkeypatch.setattr("partialnet.deploy.export.write_onnx", conversions.only_once(write_onnx))
 
 
 # -- the page in the browser -------------------------------------------------------------------------------------------
