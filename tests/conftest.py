@@ -229,12 +229,17 @@ def labelled_patterns(tmp_path_factory: pytest.TempPathFactory) -> FolderImages:
 
 @pytest.fixture(scope="session")
 def exported_onnx(
-    exportable: Checkpoint, labelled_patterns: FolderImages, tmp_path_factory: pytest.TempPathFactory
+    exportable: Checkpoint,
+    labelled_patterns: FolderImages,
+    conversions: Conversions,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Export:
     """``exportable`` as an ONNX file, compared on the labelled images; not to be changed."""
     from partialnet.deploy.export import export
 
-    return export(exportable, tmp_path_factory.mktemp("exported") / "net.onnx", labelled=labelled_patterns)
+    with pytest.MonkeyPatch.context() as patch:
+        conversions.use(patch)
+        return export(exportable, tmp_path_factory.mktemp("exported") / "net.onnx", labelled=labelled_patterns)
 
 
 @pytest.fixture(scope="session")
@@ -247,9 +252,7 @@ def conversions() -> Conversions:
 @pytest.fixture
 def converted_once(conversions: Conversions, monkeypatch: pytest.MonkeyPatch) -> None:
     """PyTorch converts a network once for all tests, which takes longer than all else that an export does."""
-    from partialnet.deploy.export import write_onnx
-
-    monkeypatch.setattr("partialnet.deploy.export.write_onnx", conversions.only_once(write_onnx))
+    conversions.use(monkeypatch)
 
 
 # -- the page in the browser -------------------------------------------------------------------------------------------

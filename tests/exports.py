@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 import torch
 from conftest import randomize_parameters
 from PIL import Image
 
 from partialnet.checkpoint import Checkpoint, create_checkpoint
+from partialnet.deploy.export import write_onnx
+from partialnet.detection.export import write_detector_onnx
 
 CLASSES = ("ant", "bee", "cat", "dog", "elk")
 #: How ``means`` takes images
@@ -61,23 +65,23 @@ def means() -> onnx.ModelProto:
 
 
 class Conversions:
-    """Files that a function has written, by all that it was given: it writes the same a second time."""
+    """ONNX files by the networks and settings that they were made from."""
 
     def __init__(self) -> None:
         self._contents: dict[bytes, bytes] = {}
 
-    def only_once(self, write: Callable[..., None]) -> Callable[..., None]:
-        """The function, which takes networks, their settings and a path, without its work where that was done."""
+    def use(self, patch: pytest.MonkeyPatch) -> None:
+        """Let exports take the file from here where there is one."""
+        patch.setattr("partialnet.deploy.export.write_onnx", partial(self._write, write_onnx))
+        patch.setattr("partialnet.detection.export.write_detector_onnx", partial(self._write, write_detector_onnx))
 
-        def written(*arguments: Any) -> None:
-            (path,) = (argument for argument in arguments if isinstance(argument, Path))
-            buffer = io.BytesIO()
-            # of a network, its classes, settings and weights
-            torch.save([argument for argument in arguments if argument is not path], buffer)
-            key = buffer.getvalue()
-            if key not in self._contents:
-                write(*arguments)
-                self._contents[key] = path.read_bytes()
-            path.write_bytes(self._contents[key])
-
-        return written
+    def _write(self, convert: Callable[..., None], *arguments: Any) -> None:
+        (path,) = (argument for argument in arguments if isinstance(argument, Path))
+        buffer = io.BytesIO()
+        # of a network, its classes, settings and weights
+        torch.save([argument for argument in arguments if argument is not path], buffer)
+        key = buffer.getvalue()
+        if key not in self._contents:
+            convert(*arguments)
+            self._contents[key] = path.read_bytes()
+        path.write_bytes(self._contents[key])

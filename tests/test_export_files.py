@@ -16,10 +16,20 @@ import torch
 from commands import Command, assert_mistake
 from exports import MEANS_INPUT, means
 
-from partialnet.deploy.export import export
-from partialnet.deploy.exported_files import prepare_output, put_in_place, save_openvino, write_report
+from partialnet.deploy.export import export, write_onnx
+from partialnet.deploy.exported_files import (
+    SUFFIXES,
+    prepare_output,
+    put_in_place,
+    save_onnx,
+    save_openvino,
+    write_report,
+)
+from partialnet.deploy.photos import collect_photos
 from partialnet.deploy.runtimes import load_exported, openvino_core
 from partialnet.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("converted_once")
 
 
 def test_a_run_is_not_overwritten_by_its_export(exportable, tmp_path, command: Command):
@@ -43,7 +53,6 @@ def test_a_report_replaces_neither_the_export_nor_what_it_is_made_from(exportabl
     assert {path.name for path in tmp_path.iterdir()} == {weights.name, "config.json"}
 
 
-@pytest.mark.usefixtures("converted_once")
 def test_an_export_may_have_any_name(exportable, tmp_path, monkeypatch):
     monkeypatch.setattr("partialnet.deploy.export.LEAST_AGREEMENT", 1.01)  # no export agrees so often
     result = export(exportable, tmp_path / "float.onnx", precision="fp16")
@@ -60,7 +69,6 @@ def test_an_export_that_is_read_only_stays(file, exportable, tmp_path):
         export(exportable, tmp_path / "net.xml", "openvino")
 
 
-@pytest.mark.usefixtures("converted_once")
 def test_openvinos_weights_replace_nothing_but_an_older_exports(tmp_path, monkeypatch, command: Command):
     source = tmp_path / "net.bin"
     tiny = {"embed_dim": 16, "depths": [1, 1, 1, 1]}
@@ -148,20 +156,32 @@ def test_a_folder_in_which_nothing_can_be_written_is_told(exportable, tmp_path, 
         export(exportable, tmp_path / "net.onnx")
 
 
-@pytest.mark.parametrize("file", ["net.onnx", "net.xml", "net.safetensors"])
-def test_a_full_disk_is_told_with_the_files_name(file, exportable, tmp_path, command: Command):
+@pytest.mark.parametrize(
+    ("file", "step"),
+    [
+        ("net.onnx", write_onnx),
+        ("net.onnx", save_onnx),
+        ("net.xml", save_openvino),
+        ("net.safetensors", collect_photos),  # the step before the file is written
+    ],
+)
+def test_a_full_disk_is_told_with_the_files_name(file, step, exportable, tmp_path, monkeypatch):
     resource = pytest.importorskip("resource")  # not on Windows
-    exportable.save(tmp_path / "run")
-    format = {".onnx": "onnx", ".xml": "openvino", ".safetensors": "torch"}[Path(file).suffix]
+    output = tmp_path / "out" / file
+    format = {suffix: format for format, suffix in SUFFIXES.items()}[output.suffix]
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))  # a file of more bytes fails as on a full disk
+
+    def full(*args, **kwargs):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))  # a file of more bytes fails as on a full disk
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(f"partialnet.deploy.export.{step.__name__}", full)
     try:
-        done = command("export", tmp_path / "run", "-f", format, "-o", tmp_path / "out" / file)
+        with pytest.raises(UserError, match=f"^{str(output)!r} cannot be written: "):
+            export(exportable, output, format)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert done.code == 2
-    assert done.err.splitlines()[-1].startswith(f"partialnet: {str(tmp_path / 'out' / file)!r} cannot be written: ")
-    assert list((tmp_path / "out").iterdir()) == []
+    assert list(output.parent.iterdir()) == []
 
 
 def test_of_two_exports_that_belong_together_none_stays_alone(exportable, tmp_path, monkeypatch, command: Command):
@@ -182,14 +202,13 @@ def test_of_two_exports_that_belong_together_none_stays_alone(exportable, tmp_pa
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.usefixtures("converted_once")
 def test_an_export_that_is_terminated_leaves_nothing(exportable, tmp_path, monkeypatch, command: Command):
-    def stop(*args):
-        assert list(tmp_path.glob("out/.net.onnx.*"))
+    def stop(model, shape, path, *args):
+        path.write_bytes(b"half a graph")
         assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL  # or the tests would end here
         signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr("partialnet.deploy.export.convert_onnx", stop)
+    monkeypatch.setattr("partialnet.deploy.export.write_onnx", stop)
     exportable.save(tmp_path / "run")
     done = command("export", tmp_path / "run", "-o", tmp_path / "out" / "net.onnx")
     assert done.code == 143

@@ -14,8 +14,9 @@ from partialnet.deploy.export import export
 from partialnet.deploy.photos import collect_photos
 from partialnet.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("converted_once")
 
-@pytest.mark.usefixtures("converted_once")
+
 def test_int8_is_tested_on_images_that_did_not_calibrate_it(exportable, labelled_patterns, tmp_path):
     photos = collect_photos((), labelled_patterns, calibrated=True)
     assert len(photos.calibration) == 60

@@ -19,6 +19,8 @@ from partialnet.errors import UserError
 from partialnet.evaluation import Evaluation, evaluate
 from partialnet.sources import open_source
 
+pytestmark = pytest.mark.usefixtures("converted_once")
+
 
 def test_overflow_of_the_exported_network_is_told():
     # max() of a list passes over NaN, so that the largest error would come out as 0
@@ -62,6 +64,18 @@ def test_overflow_of_the_network_itself_is_no_agreement():
         compare_logits(broken, broken, batches)
 
 
+class DarkOnly(torch.nn.Module):
+    """Overflows with an image that is bright on the whole, as about half of all noise is."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.conv = torch.nn.Conv2d(3, num_classes, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.conv(images).mean((2, 3)) + torch.exp(1e6 * images.mean((1, 2, 3)))[:, None]
+
+
 def test_network_without_an_answer_to_some_images(exportable, tmp_path):
     def evaluation(*predicted: int) -> Evaluation:
         known = np.array(predicted)
@@ -69,17 +83,7 @@ def test_network_without_an_answer_to_some_images(exportable, tmp_path):
 
     assert compare_accuracy(evaluation(0, 1, -1, -1), evaluation(0, 2, -1, 3), held_out=True).agreement == 0.25
 
-    class DarkOnly(torch.nn.Module):
-        """Overflows with an image that is bright on the whole, as about half of all noise is."""
-
-        def __init__(self, model: torch.nn.Module) -> None:
-            super().__init__()
-            self.model, self.num_classes = model, model.num_classes
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return self.model(images) + torch.exp(1e6 * images.mean((1, 2, 3)))[:, None]
-
-    result = export(replace(exportable, model=DarkOnly(exportable.model).eval()), tmp_path / "net.onnx")
+    result = export(replace(exportable, model=DarkOnly(len(CLASSES)).eval()), tmp_path / "net.onnx")
     noise = result.agreement["noise"]
     assert 0 < noise.num_not_finite < noise.num_images
     assert noise.top1 == 1 - noise.num_not_finite / noise.num_images

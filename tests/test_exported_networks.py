@@ -22,6 +22,8 @@ from partialnet.images import read_image
 from partialnet.prediction import Classifier
 from partialnet.sources import open_source
 
+pytestmark = pytest.mark.usefixtures("converted_once")
+
 
 def test_fixed_batch_serves_any_number_of_images(exportable, exported_onnx):
     opened = load_exported(exported_onnx.path)
@@ -72,7 +74,6 @@ def test_an_export_is_used_without_partialnet_as_documented(
     assert capsys.readouterr().out.split() == [CLASSES[int(expected.argmax())]] * 2
 
 
-@pytest.mark.usefixtures("converted_once")
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])
 def test_an_opened_file_may_be_replaced_or_deleted(suffix, exportable, exported_onnx, tmp_path):
     path = tmp_path / f"net{suffix}"
