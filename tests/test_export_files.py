@@ -205,6 +205,7 @@ def test_of_two_exports_that_belong_together_none_stays_alone(exportable, tmp_pa
 def test_an_export_that_is_terminated_leaves_nothing(exportable, tmp_path, monkeypatch, command: Command):
     def stop(model, shape, path, *args):
         path.write_bytes(b"half a graph")
+        assert list(tmp_path.glob("out/.net.onnx.*/**/*.onnx")) == [path]
         assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL  # or the tests would end here
         signal.raise_signal(signal.SIGTERM)
 
