@@ -292,6 +292,17 @@ def test_mistakes_are_told_in_one_sentence(command: Command, arguments: tuple[st
     assert_mistake(command("ablate", *arguments), sentence)
 
 
+def test_a_runtime_that_cannot_run_a_row_is_one_sentence(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("No working C++ compiler.\nLook there.")
+
+    monkeypatch.setattr("partialnet.bench.contestants.fastest_form", fail)
+    arguments = ("--table", "4", "--row", "none", "--model", "partialnet_t0", "--seconds", "0.1")
+    done = command("ablate", *arguments)
+    assert done.code == 2
+    assert done.err.splitlines()[-1] == "partialnet: none cannot be run in eager: No working C++ compiler."
+
+
 def test_a_folder_with_another_run_is_refused(photos: Path, tmp_path: Path) -> None:
     configs = accuracy.row_configs(TABLES[4].select(["ch"]), load_recipe("small", model="partialnet_t0"))
     folder = accuracy.run_folder(tmp_path, TABLES[4], 0, "ch") / "last"

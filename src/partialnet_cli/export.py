@@ -97,7 +97,7 @@ def export(
         )
     elif result.kept is not None:
         click.echo(
-            f"Warning: logits in {precision} are off by {result.error_to_spread:.0%} of their spread over the "
+            f"Warning: logits in {precision} are off by {result.error_to_spread:.0%} of what they differ by between "
             f"photographs; {instead}.",
             err=True,
         )

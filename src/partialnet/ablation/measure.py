@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 
-from partialnet.bench.contestants import Setting, prepare
+from partialnet.bench.contestants import Setting, prepare_and_run
 from partialnet.bench.timing import Timing, interleave, synchronizer
 from partialnet.bench.torch_settings import torch_settings
 from partialnet.checkpoint import Checkpoint, create_checkpoint
 from partialnet.complexity import measure
-from partialnet.deploy.library_messages import quiet
 from partialnet.errors import UserError
 from partialnet.models import PartialNet
 
@@ -89,7 +88,7 @@ class Conditions:
     def check(self) -> None:
         """Raise UserError for what cannot be timed like this."""
         if self.processor_time and (self.device != "cpu" or self.threads != 1):
-            raise UserError("--processor-time adds up all threads, so it can measure only one.")
+            raise UserError("--processor-time adds up all threads, so it can measure one CPU thread only.")
         for runtime in self.runtimes:
             self.setting(runtime, self.batch_size).check()
 
@@ -149,7 +148,7 @@ def time_rows(
         The speed of each row, by name.
 
     Raises:
-        UserError: The runtime is not installed or does not offer the setting.
+        UserError: The runtime is not installed, does not offer the setting, or cannot run a row's network.
     """
     found: list[dict[str, Timing]] = []
     wait = synchronizer(torch.device(conditions.device))
@@ -158,8 +157,7 @@ def time_rows(
         setting = conditions.setting(runtime, images)
         setting.check()
         with torch_settings(conditions.threads):
-            with quiet():
-                contestants = {name: prepare(checkpoint, setting) for name, checkpoint in networks.items()}
+            contestants = {name: prepare_and_run(name, checkpoint, setting) for name, checkpoint in networks.items()}
             label = f"{runtime}, {what}"
             found.append(
                 interleave(contestants, reference, conditions.seconds, synchronize=wait, description=label, clock=clock)

@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 
-from partialnet.checkpoint import Checkpoint, load
+from partialnet.checkpoint import load
 from partialnet.complexity import measure
 from partialnet.deploy.library_messages import quiet
 from partialnet.errors import UserError
 from partialnet.files import write_json
-from partialnet.messages import first_line
 
-from .contestants import Setting, prepare
+from .contestants import Setting, prepare, prepare_and_run
 from .environment import environment
 from .peak import Peak, measure_peak
 from .presets import PRESETS, PresetRow
@@ -231,11 +230,17 @@ def measure_rows(
         on_row(f"Fastest convolution here: {peak.gflops:.0f} GFLOP/s in {peak.precision} ({peak.runtime}).")
         for runtime, lacking in todo.items():
             try:
-                prepared = _prepare_reference(reference, runtime, conditions)
+                prepared = {
+                    size: prepare_and_run(
+                        f"The reference {conditions.against}", reference, conditions.setting(runtime, size, None)
+                    )
+                    for size in (1, conditions.batch_size)
+                }
             except UserError as error:
-                unusable.append(f"{error}; no row was measured there, as all ratios refer to it.")
-                comparison.failures[key_of(conditions.against, runtime)] = str(error)
-                on_row(f"Passed over {runtime}: {error}")
+                failure = str(error).rstrip(".")
+                unusable.append(f"{failure}; no row was measured there, as all ratios refer to it.")
+                comparison.failures[key_of(conditions.against, runtime)] = failure
+                on_row(f"Passed over {runtime}: {failure}")
                 number += len(lacking)
                 continue
             comparison.failures.pop(key_of(conditions.against, runtime), None)
@@ -262,20 +267,6 @@ def _add_row(comparison: Comparison, key: str, measure_row: Callable[[], Measure
     return (
         f"{found.latency.median_ms:.2f} ms, {found.images_per_second:.0f} images/s, {found.share_of_peak:.0%} of peak"
     )
-
-
-def _prepare_reference(reference: Checkpoint, runtime: str, conditions: Conditions) -> dict[int, Callable[[], object]]:
-    """What runs the reference in a runtime, by batch size."""
-    try:
-        with quiet():
-            sizes = (1, conditions.batch_size)
-            prepared = {size: prepare(reference, conditions.setting(runtime, size, None)) for size in sizes}
-            for run in prepared.values():
-                run()  # compilers begin here
-    except Exception as error:  # whatever a runtime makes of a network that it cannot run
-        reason = first_line(error).rstrip(".")
-        raise UserError(f"The reference {conditions.against} cannot be run in {runtime}: {reason}") from error
-    return prepared
 
 
 def _measure(

@@ -177,12 +177,25 @@ def default_peer(name: str) -> str | None:
 
 
 def open_and_prepare(name: str, setting: Setting) -> Callable[[], object]:
-    """What runs the network of a name once under ``setting``; see ``prepare``.
+    """What runs the network of a name once under ``setting``; see ``prepare_and_run``.
 
     Raises:
         UserError: There is no such network, or it cannot be run in the runtime.
     """
-    checkpoint = load(name)
+    return prepare_and_run(name, load(name), setting)
+
+
+def prepare_and_run(name: str, checkpoint: Checkpoint, setting: Setting) -> Callable[[], object]:
+    """What runs a network once under ``setting``, after a first run; see ``prepare``.
+
+    Args:
+        name: What errors call it.
+        checkpoint: The network.
+        setting: The conditions.
+
+    Raises:
+        UserError: It cannot be run in the runtime.
+    """
     try:
         with quiet(), redirect_stderr(io.StringIO()):  # compilers print tables of all kernels they have tried
             run = prepare(checkpoint, setting)
