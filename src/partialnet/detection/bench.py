@@ -194,15 +194,6 @@ def _build(name: str, pyramid_channels: int, size: tuple[int, int], masks: bool)
     return model
 
 
-def _kinds(models: Sequence[str], pyramid_channels: Sequence[int]) -> list[tuple[str, int]]:
-    """Each backbone with each number of channels, and each trained detector with its own."""
-    kinds: list[tuple[str, int]] = []
-    for name in models:
-        own: Any = load_detector(name).model.backbone if _is_trained(name) else None
-        kinds += [(name, own.out_channels)] if own is not None else [(name, channels) for channels in pyramid_channels]
-    return kinds
-
-
 class _Contestant:
     """A whole detector with one image, as a user calls it."""
 
@@ -248,8 +239,11 @@ def count_detectors(
     """
     if any(side % 32 for side in size):
         raise UserError(f"The image's sides {size[0]}×{size[1]} must be multiples of 32.")
-    kinds = _with_bar(_kinds(models, pyramid_channels), "counting", progress)
-    return {(model, channels): count_detector(model, size, channels, masks) for model, channels in kinds}
+    # a trained detector has its own number of channels, whatever it is asked for
+    kinds = [(name, channels) for name in models for channels in pyramid_channels[: 1 if _is_trained(name) else None]]
+    shown = _with_bar(kinds, "counting", progress)
+    rows = [count_detector(name, size, channels, masks) for name, channels in shown]
+    return {(row.model, row.pyramid_channels): row for row in rows}
 
 
 def bench_detectors(

@@ -229,16 +229,16 @@ def evaluate(
     if foreign := {one["image_id"] for one in finite}.difference(image_ids):
         raise UserError(f"Detections are for image {min(foreign)}, which is not among the evaluated ones.")
     truth = COCO(images.ground_truth())
-    boxes = _evaluate(truth, finite, image_ids, _BOXES)
-    masks = None
+    boxes, box_precision = _evaluate(truth, finite, image_ids, _BOXES)
+    masks = mask_precision = None
     if with_masks and images.has_outlines and all("segmentation" in one for one in finite):
-        masks = _evaluate(truth, finite, image_ids, _MASKS)
+        masks, mask_precision = _evaluate(truth, finite, image_ids, _MASKS)
     return DetectionEvaluation(
-        boxes=boxes[0],
-        masks=masks[0] if masks else None,
-        categories=_by_category(images, places, boxes[1], masks[1] if masks else None),
-        box_precision=_mean_over_categories(boxes[1]),
-        mask_precision=_mean_over_categories(masks[1]) if masks else None,
+        boxes=boxes,
+        masks=masks,
+        categories=_by_category(images, places, box_precision, mask_precision),
+        box_precision=_mean_over_categories(box_precision),
+        mask_precision=None if mask_precision is None else _mean_over_categories(mask_precision),
         num_images=len(places),
         num_objects=int(images.num_instances[places].sum()),
         num_detections=len(finite),
@@ -246,7 +246,9 @@ def evaluate(
     )
 
 
-def _evaluate(truth: Any, detections: list[Detection], image_ids: list[int], kind: str) -> tuple[CocoNumbers, Any]:
+def _evaluate(
+    truth: Any, detections: list[Detection], image_ids: list[int], kind: str
+) -> tuple[CocoNumbers, np.ndarray]:
     """The twelve numbers; precision at each IoU threshold, recall and category, (10, 101, K), -1 without objects."""
     from faster_coco_eval import COCOeval_faster
 
