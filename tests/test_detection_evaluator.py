@@ -50,14 +50,15 @@ def outputs_of_truth(images: DetectionImages, indices: list[int]) -> list[dict[s
     """What a detector would answer that knows the objects."""
     outputs = []
     for index in indices:
-        known = images.instances(index).single()
+        known = images.instances(index)
+        single = np.flatnonzero(~known.crowd)
         height, width = images.sizes[index].tolist()
-        masks = draw_masks(known.outlines, (height, width), (height, width))
+        masks = draw_masks([known.outlines[one] for one in single], (height, width), (height, width))
         outputs.append(
             {
-                "boxes": torch.from_numpy(known.boxes).float(),
-                "labels": torch.from_numpy(known.labels),
-                "scores": torch.linspace(0.9, 0.8, len(known)),
+                "boxes": torch.from_numpy(known.boxes[single]).float(),
+                "labels": torch.from_numpy(known.labels[single]),
+                "scores": torch.linspace(0.9, 0.8, len(single)),
                 "masks": masks[:, None].float(),
             }
         )
