@@ -89,11 +89,17 @@ def images_with_objects(
     Raises:
         UserError: See :func:`read_annotations`.
     """
-    labels, names, category_ids = _read_categories(content["categories"], content["annotations"], path, class_names)
+    used = {_whole_number(entry.get("category_id")) for entry in content["annotations"] if isinstance(entry, dict)}
+    categories = _read_categories(content["categories"], used, path)
+    names = tuple(categories.values()) if class_names is None else tuple(class_names)
+    category_ids = list(categories) if class_names is None else _ids_of(names, categories, used, path)
     images = _read_images(content["images"], root, faults)
     if not images.usable:
         reason = f": {faults.faults()[0]}" if faults.counts else "."
         raise UserError(f"No image of {str(path)!r} can be used{reason}")
+    labels: dict[int | None, int] = {
+        number: label for label, number in enumerate(category_ids, 1) if number in categories
+    }
     reader = _ObjectReader(images, labels, faults)
     entries = with_progress(content["annotations"], path.name, "objects")
     objects = [found for entry in entries if (found := reader.read(entry)) is not None]
@@ -146,10 +152,14 @@ def read_lists(path: Path) -> Lists:
     return content
 
 
-def _read_categories(
-    entries: list[Any], annotations: list[Any], path: Path, class_names: Sequence[str] | None
-) -> tuple[dict[int | None, int], tuple[str, ...], list[int]]:
-    """Label of each category id, name of each label, category id of each label."""
+def _read_categories(entries: list[Any], used: set[int | None], path: Path) -> dict[int, str]:
+    """Name of each category by its id, in the order of the ids.
+
+    Args:
+        entries: The list of categories.
+        used: Ids of the categories that objects are of.
+        path: The file, for messages.
+    """
     found: dict[int, str] = {}
     for entry in entries:
         category_id = _whole_number(entry.get("id")) if isinstance(entry, dict) else None
@@ -161,7 +171,6 @@ def _read_categories(
         if found.get(category_id, name.strip()) != name.strip():
             raise UserError(f"{str(path)!r} has two categories of id {category_id}: {found[category_id]!r}, {name!r}.")
         found[category_id] = name.strip()
-    used = {_whole_number(entry.get("category_id")) for entry in annotations if isinstance(entry, dict)}
     if len(set(found.values())) < len(found):
         # a supercategory may share the name of its only category; then no object is of it
         twice = {name for name, count in Counter(found.values()).items() if count > 1}
@@ -170,25 +179,21 @@ def _read_categories(
             raise UserError(f"{str(path)!r} has several categories of the name {sorted(twice)[0]!r}.")
     if not found:
         raise UserError(f"{str(path)!r} has no categories.")
-    ids = sorted(found)
-    if class_names is None:
-        names = tuple(found[number] for number in ids)
-        return {number: label for label, number in enumerate(ids, 1)}, names, ids
-    listed = set(found)
+    return dict(sorted(found.items()))
+
+
+def _ids_of(class_names: Sequence[str], categories: dict[int, str], used: set[int | None], path: Path) -> list[int]:
+    """Category id of each class; classes that a file lacks get ids that it does not list."""
     # a file may list a whole vocabulary; categories without objects do no harm
-    found = {number: name for number, name in found.items() if name in class_names or number in used}
-    unknown = [name for name in found.values() if name not in class_names]
+    unknown = [name for number, name in categories.items() if name not in class_names and number in used]
     if unknown:
         raise UserError(
             f"{str(path)!r} has a category {unknown[0]!r}, which is not among the {len(class_names)} known ones "
             f"({', '.join(class_names[:5])}{', …' if len(class_names) > 5 else ''})."
         )
-    number_of = {name: number for number, name in found.items()}
-    # classes that this file lacks get ids that it does not list
-    free = iter(number for number in range(1, len(listed) + len(class_names) + 1) if number not in listed)
-    of_labels = [number_of[name] if name in number_of else next(free) for name in class_names]
-    labels: dict[int | None, int] = {number: label for label, number in enumerate(of_labels, 1) if number in found}
-    return labels, tuple(class_names), of_labels
+    number_of = {name: number for number, name in categories.items()}
+    free = (number for number in range(1, len(categories) + len(class_names) + 1) if number not in categories)
+    return [number_of[name] if name in number_of else next(free) for name in class_names]
 
 
 def _choose_folder(entries: list[Any], folders: Sequence[Path], path: Path) -> Path:
