@@ -13,11 +13,9 @@ from partialnet.training.config import TrainConfig
 from partialnet.training.settings import read_settings
 
 from .next_command import next_command, same_command
-from .output_option import output_folder
-from .ranges import FloatRange, IntRange
+from .options import FloatRange, IntRange, output_folder, parse_runtimes, runtime_option
 from .results import Results, result_options
 from .runs import default_recipe, run_folder
-from .runtime_option import parse_runtimes, runtime_option
 from .settings import GroupedCommand, configure, given_settings, on_command_line, setting_options
 
 _TABLES = ("3", "4", "6", "12")

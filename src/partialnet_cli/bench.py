@@ -11,10 +11,8 @@ import click
 from partialnet.errors import UserError
 
 from .failures import fail
-from .output_option import output_folder
-from .ranges import FloatRange, IntRange
+from .options import FloatRange, IntRange, output_folder, parse_runtimes, runtime_option
 from .results import Results, result_options, tell_written
-from .runtime_option import parse_runtimes, runtime_option
 
 if TYPE_CHECKING:
     from partialnet.bench.comparison import Conditions

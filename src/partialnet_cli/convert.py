@@ -11,8 +11,7 @@ from partialnet.errors import UserError
 from partialnet.surgery.converted import convert_checkpoint
 
 from .next_command import next_command, same_command
-from .output_option import output_folder
-from .ranges import FloatRange
+from .options import FloatRange, output_folder
 from .results import Results, result_options
 from .runs import short_name
 

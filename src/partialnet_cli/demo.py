@@ -10,7 +10,7 @@ import click
 from partialnet.errors import UserError
 
 from .next_command import next_command
-from .ranges import IntRange
+from .options import IntRange
 from .results import tell_written
 
 

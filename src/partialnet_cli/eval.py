@@ -13,10 +13,9 @@ from partialnet.data import FolderImages, LabelledImages, Subset, spread
 from partialnet.files import write_csv
 from partialnet.text_width import left_aligned, text_width
 
-from .device_option import device_option
 from .failures import tell_left_out
 from .next_command import same_command
-from .ranges import IntRange
+from .options import IntRange, device_option
 from .results import Results, result_options
 
 if TYPE_CHECKING:

@@ -16,12 +16,10 @@ from partialnet.images import find_images
 from partialnet.layers import SelfAttention2d
 from partialnet.text_width import left_aligned, text_width
 
-from .device_option import device_option
 from .failures import fail
 from .next_command import same_command
-from .output_option import make_folder, output_folder
-from .ranges import IntRange
-from .results import Results, result_options
+from .options import IntRange, device_option, output_folder
+from .results import Results, make_folder, result_options
 
 if TYPE_CHECKING:
     from partialnet.explain import Explainer

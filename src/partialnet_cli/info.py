@@ -12,7 +12,7 @@ from partialnet.complexity import PAPER, Complexity, measure
 from partialnet.search import load_plan
 
 from .next_command import next_command
-from .ranges import IntRange
+from .options import IntRange
 from .results import Results, result_options
 
 

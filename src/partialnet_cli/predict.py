@@ -13,9 +13,8 @@ from partialnet.errors import UserError
 from partialnet.images import find_images
 from partialnet.text_width import in_one_line
 
-from .device_option import device_option
 from .failures import fail
-from .ranges import IntRange
+from .options import IntRange, device_option
 from .results import Results, result_options
 
 if TYPE_CHECKING:

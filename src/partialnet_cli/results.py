@@ -1,10 +1,11 @@
-"""What a command leaves behind: text or JSON on the standard output, files, and what is useful next."""
+"""What a command leaves behind: text or JSON on the standard output, files and folders, and what is useful next."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -137,3 +138,21 @@ def result_options(json: str, **files: str) -> Callable[[Callable[..., Any]], Ca
         return click.option("--json", "json_file", metavar="FILE", help=text)(run)
 
     return decorate
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of the current command's results before its work; if it is still empty in the end, remove it."""
+    click.get_current_context().with_resource(_removed_if_empty(folder))
+
+
+@contextmanager
+def _removed_if_empty(folder: Path) -> Iterator[None]:
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        for path in made:
+            if any(path.iterdir()):
+                break
+            path.rmdir()

@@ -13,8 +13,7 @@ import click
 
 from partialnet.errors import UserError
 
-from .device_option import device_option
-from .ranges import IntRange
+from .options import IntRange, device_option
 
 _DEMO = Path("runs/demo")
 

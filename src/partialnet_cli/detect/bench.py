@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ..ranges import FloatRange, IntRange
+from ..options import FloatRange, IntRange
 from ..results import Results, result_options
 
 

@@ -8,12 +8,10 @@ from pathlib import Path
 
 import click
 
-from ..device_option import device_option
 from ..failures import tell_left_out
 from ..next_command import next_command
-from ..output_option import make_folder, output_folder
-from ..ranges import IntRange
-from ..results import Results, result_options
+from ..options import IntRange, device_option, output_folder
+from ..results import Results, make_folder, result_options
 
 
 @click.command("eval")
@@ -25,7 +23,7 @@ from ..results import Results, result_options
     help="Part of DATA, such as test; all for data without parts.  [default: val or test, else what the run held out]",
 )
 @click.option("-b", "--batch-size", type=IntRange(min=1), default=1, help="Images at a time.")
-@click.option("-w", "--workers", type=IntRange(min=0), default=2, help="Processes that read images.")
+@click.option("-w", "--workers", type=IntRange(min=0), default=2, help="Data-loading workers.")
 @device_option
 @click.option("--fold/--no-fold", default=True, help="Fold the network first; same detections.")
 @output_folder("Folder for the results.  [default: SOURCE/evaluation, or evaluation where SOURCE is a file]")

@@ -12,9 +12,7 @@ from partialnet.images import find_images
 
 from ..failures import tell_left_out
 from ..next_command import next_command
-from ..output_option import output_file
-from ..precision_option import precision_option
-from ..ranges import IntRange
+from ..options import IntRange, output_file, precision_option
 from ..results import Results, result_options
 
 if TYPE_CHECKING:

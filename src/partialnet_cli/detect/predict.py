@@ -14,11 +14,9 @@ from partialnet.files import distinct_files, refuse_read_only
 from partialnet.images import find_images, write_png
 from partialnet.text_width import in_one_line
 
-from ..device_option import device_option
 from ..failures import fail
-from ..output_option import make_folder, output_folder
-from ..ranges import FloatRange, IntRange
-from ..results import Results, result_options
+from ..options import FloatRange, IntRange, device_option, output_folder
+from ..results import Results, make_folder, result_options
 
 
 @click.command()
