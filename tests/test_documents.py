@@ -147,14 +147,11 @@ def test_leads_of_the_documents(data: str, ahead: str, behind: str, document: st
 
 def test_places_that_contributing_names() -> None:
     """All of them exist, and every module stands in a row, or in a folder that has one."""
-    table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("| place | subject |")[2]
-    folders, files = set(), set()
-    for cell in re.findall(r"^\| (`.*?`) \|", table, flags=re.MULTILINE):
-        first, *others = re.findall(r"`(.*?)`", cell)
-        places = [ROOT / first, *((ROOT / first).parent / other for other in others)]
-        assert all(place.exists() for place in places), cell
-        files.update(places)
-        folders.update(places[:1] if places[0].is_dir() else [])
+    _, _, tables = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Where things live")
+    cells = re.findall(r"^\| (`.*?`) \|", tables, flags=re.MULTILINE)
+    names = [name for cell in cells for name in re.findall(r"`(.*?)`", cell)]
+    places = [ROOT / name if name.startswith("src/") else PACKAGE / name for name in names]
+    assert [place for place in places if not place.exists()] == []
     modules = [path for path in PACKAGE.rglob("*.py") if not path.name.startswith("__")]
-    unnamed = [path for path in modules if path not in files and not folders.intersection(path.parents)]
+    unnamed = [path for path in modules if not {path, *path.parents}.intersection(places)]
     assert [path.relative_to(PACKAGE).as_posix() for path in unnamed] == []
