@@ -52,7 +52,10 @@ def affine_of(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
 def test_batch_norm_folds_into_any_convolution(conv: nn.Conv2d, affine: bool, eps: float) -> None:
     norm = affine_of(nn.BatchNorm2d(conv.out_channels, eps=eps, affine=affine))
     x = torch.randn(2, conv.in_channels, 9, 8, dtype=torch.float64)
-    torch.testing.assert_close(fold_batch_norm(conv, norm)(x), norm(conv(x)), rtol=1e-10, atol=1e-10)
+    folded = fold_batch_norm(conv, norm)
+    torch.testing.assert_close(folded(x), norm(conv(x)), rtol=1e-10, atol=1e-10)
+    # others than PyTorch read them: exporters, and a second folding
+    assert (folded.in_channels, folded.out_channels) == (conv.in_channels, conv.out_channels)
 
 
 @given(conv=convolutions())

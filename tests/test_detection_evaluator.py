@@ -194,6 +194,19 @@ def test_categories_average_to_the_whole(images: DetectionImages) -> None:
     assert json.loads(json.dumps(result.as_json()))["boxes"]["ap"] == result.boxes.ap
 
 
+def test_categories_have_the_same_numbers_in_any_order(tmp_path: Path) -> None:
+    """The reference orders them by their ids, 3, 7 and 90, and a detector as it learnt them."""
+    data = write_set(tmp_path / "set")
+    images, reordered = evaluated_images(data), evaluated_images(data, ("square", "blob", "kite"))
+    assert reordered.category_ids.tolist() == [7, 90, 3]
+    detections = perturbed(images, 5)
+    expected = {one.name: one for one in evaluate(images, detections).categories}
+    found = evaluate(reordered, detections).categories
+    assert [one.name for one in found] == ["square", "blob", "kite"]
+    assert {one.name: one for one in found} == expected
+    assert expected["square"].box_ap != expected["kite"].box_ap
+
+
 def test_categories_in_any_alphabet_stand_in_columns(images: DetectionImages) -> None:
     result = evaluate(images, perturbed(images, 5))
     first, *others = result.categories

@@ -304,6 +304,10 @@ def test_comparison_by_hand() -> None:
     lost = compare_detections([first, first], [second, nothing], [(20, 20)] * 2)
     assert (lost.sure, lost.sure_matched) == (6, 4)
     assert compare_detections([nothing], [nothing], [(20, 20)]).sure_share == 1
+    # two in one place are no pair with the same one, whichever detector doubles it
+    once, twice = answer([[0.0, 0, 9, 9]], [1], [0.9]), answer([[0.0, 0, 9, 9]] * 2, [1, 1], [0.9, 0.8])
+    for pair in ((once, twice), (twice, once)):
+        assert compare_detections([pair[0]], [pair[1]], [(20, 20)]).matched == 1
 
 
 def test_command(

@@ -13,8 +13,8 @@ from conftest import randomize_parameters as randomize
 from exports import CLASSES
 
 from partialnet.checkpoint import Checkpoint, create_checkpoint, load
-from partialnet.deploy.export import export
-from partialnet.deploy.verify import compare_accuracy, compare_logits
+from partialnet.deploy.export import Export, export
+from partialnet.deploy.verify import Accuracy, Agreement, compare_accuracy, compare_logits
 from partialnet.errors import UserError
 from partialnet.evaluation import Evaluation, evaluate
 from partialnet.sources import open_source
@@ -145,6 +145,33 @@ def test_logits_tell_what_a_single_class_cannot(tmp_path, monkeypatch, command: 
     assert error >= 1
     assert f"Warning: logits in fp16 are off by {error:.0%} of what they differ" in wrong.err
     assert f"{tmp_path / 'net_fp32.safetensors'} was written too" in wrong.err
+
+
+def test_what_decides_whether_an_export_is_relied_on():
+    """Labelled images before others, errors of logits beside classes, and the worst of all kinds of images."""
+
+    def exported(noise: Agreement, photographs: Agreement, accuracy: Accuracy | None = None) -> Export:
+        return Export(
+            path=Path("net.onnx"),
+            format="onnx",
+            precision="int8",
+            size_mb=1.0,
+            held_out=True,
+            unreadable=(),
+            input_size=(3, 8, 8),
+            folded_params_m=1.0,
+            agreement={"noise": noise, "photographs": photographs},
+            accuracy=accuracy,
+        )
+
+    near, far = Agreement(16, 0.1, 10.0, 1.0), Agreement(16, 3.0, 10.0, 1.0)
+    assert exported(near, far).relative_error == exported(far, near).relative_error == 0.3
+    assert exported(far, near).reliable  # errors on noise alone cost no class of a photograph
+    assert not exported(near, Agreement(16, 0.1, 10.0, 0.97)).reliable
+    assert not exported(near, Agreement(16, 0.1, 10.0, 1.0, error_to_spread=0.8)).reliable
+    worse, better = (Accuracy(100, 0.9, 0.9, 0.0, agreement, True) for agreement in (0.97, 0.99))
+    assert not exported(near, near, worse).reliable
+    assert exported(near, Agreement(16, 0.1, 10.0, 0.97), better).reliable
 
 
 def test_accuracy_on_labelled_images(exportable, exported_onnx, labelled_patterns):

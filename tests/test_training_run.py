@@ -18,6 +18,7 @@ from partialnet.checkpoint import load
 from partialnet.data.sources import open_data
 from partialnet.errors import UserError
 from partialnet.training.batches import Batch, eval_loader
+from partialnet.training.continuation import describe_run, differences
 from partialnet.training.engine import is_trained
 from partialnet.training.run import ClassifierRun, TrainResult, train
 
@@ -112,6 +113,14 @@ def test_a_run_does_not_become_another(finished_run: TrainResult, colour_photos:
     other = write_photos(tmp_path / "other", 13)
     with pytest.raises(UserError, match="number of training images"):
         train(FINISHED, str(other), finished_run.folder, resume=True)
+
+
+def test_settings_that_only_one_of_two_versions_has_make_another_run() -> None:
+    before = describe_run(("train",), CONFIG, {}, 1)
+    assert differences(before, CONFIG, {}) == []
+    del before["config"]["lr"]
+    before["config"]["of_old"] = 1
+    assert differences(before, CONFIG, {}) == ["lr was None and is 0.003", "of_old was 1 and is None"]
 
 
 def test_a_run_continues_on_the_same_images_only(
