@@ -84,8 +84,8 @@ FAULTS = {
         "objects have no usable outline; their boxes stand in for their masks",
     ),
     "crowd": (
-        "crowd or difficult object is not learnt, but evaluation knows of it",
-        "crowds or difficult objects are not learnt, but evaluation knows of them",
+        "crowd or difficult object is not learnt; evaluation counts it neither as found nor as missed",
+        "crowds or difficult objects are not learnt; evaluation counts them neither as found nor as missed",
     ),
 }
 _NUM_EXAMPLES = 3
