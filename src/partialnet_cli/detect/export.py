@@ -68,11 +68,10 @@ def export(
     \b
     Example: partialnet detect export runs/boxes --format openvino --calibration photos/
     """
-    from partialnet.deploy.export import LEAST_AGREEMENT, check_export
+    from partialnet.deploy.export import check_export
     from partialnet.deploy.exported_files import check_files, default_output, name_files
     from partialnet.detection.checkpoint import load_detector
     from partialnet.detection.export import export_detector
-    from partialnet.detection.verify import LEAST_MATCHED, SURE_SCORE
     from partialnet.sources import is_exported
 
     if is_exported(source):
@@ -98,27 +97,8 @@ def export(
     results.say(f"  Against PyTorch with sizes of its own choice: {_parity_text(result.own_sizes)}")
     if labelled is not None:
         results.say(_accuracy_text(result))
-    same_canvas = result.same_canvas
-    if not same_canvas.original + same_canvas.exported:
-        click.echo(
-            "Warning: neither found anything on the photographs, so the comparison says little; give others with "
-            "--calibration.",
-            err=True,
-        )
-    elif result.kept is not None:
-        of_scores = f" that score {SURE_SCORE} or more" if same_canvas.sure else ""
-        click.echo(
-            f"Warning: {precision} agrees with PyTorch on {same_canvas.sure_share:.1%} of the detections{of_scores}, "
-            f"less than {LEAST_AGREEMENT:.0%}; {result.kept} was written too.",
-            err=True,
-        )
-    elif precision == "fp32" and same_canvas.share < LEAST_MATCHED:
-        click.echo(f"Warning: less than {LEAST_MATCHED:.0%} of the detections are found again.", err=True)
-    elif same_canvas.share >= LEAST_MATCHED > result.own_sizes.share:
-        click.echo(
-            "The canvas costs some of PyTorch's detections; --any-size keeps them, and --canvas takes another.",
-            err=True,
-        )
+    if (remark := _remark(result)) is not None:
+        click.echo(remark, err=True)
     if result.accuracy is not None:
         results.finish(next_command("detect", "eval", result.path, calibration))
     else:
@@ -144,6 +124,30 @@ def _labelled(data: str, detector: DetectorCheckpoint) -> DetectionImages | None
     for remark in images.remarks():
         click.echo(remark, err=True)
     return images
+
+
+def _remark(result: DetectorExport) -> str | None:
+    """What may be wrong with the export, by its comparison."""
+    from partialnet.deploy.export import LEAST_AGREEMENT
+    from partialnet.detection.verify import LEAST_MATCHED, SURE_SCORE
+
+    same_canvas = result.same_canvas
+    if not same_canvas.original + same_canvas.exported:
+        return (
+            "Warning: neither found anything on the photographs, so the comparison says little; give others with "
+            "--calibration."
+        )
+    if result.kept is not None:
+        of_scores = f" that score {SURE_SCORE} or more" if same_canvas.sure else ""
+        return (
+            f"Warning: {result.precision} agrees with PyTorch on {same_canvas.sure_share:.1%} of the detections"
+            f"{of_scores}, less than {LEAST_AGREEMENT:.0%}; {result.kept} was written too."
+        )
+    if result.precision == "fp32" and same_canvas.share < LEAST_MATCHED:
+        return f"Warning: less than {LEAST_MATCHED:.0%} of the detections are found again."
+    if same_canvas.share >= LEAST_MATCHED > result.own_sizes.share:
+        return "The canvas costs some of PyTorch's detections; --any-size keeps them, and --canvas takes another."
+    return None
 
 
 def _accuracy_text(result: DetectorExport) -> str:
