@@ -36,19 +36,19 @@ def fold(model: nn.Module, img_size: int | tuple[int, int] | None = None, runtim
     all BatchNorms that are left go into the layers beside them or become a scale and a shift. The original is
     untouched; folding twice is harmless.
 
-    Hooks stay and see what they saw: those of a module on what takes its place, and a module with hooks on its parts
-    as it is, while these parts fold. One that is bound to something outside the network, such as a list, is shared
-    with the original. Folding itself calls hooks only with ``img_size``, on an image of zeros.
+    Hooks stay and see the same values: the hooks of a module move to its replacement, and a module with hooks on its
+    parts is not replaced, but these parts are. A hook that is bound to something outside the network, such as a list,
+    is shared with the original. Folding itself calls hooks only with ``img_size``, on an image of zeros.
 
     Args:
         model: Any network in evaluation mode: a classifier, a ``features_only`` backbone, a detector, your own.
         img_size: Height and width, in pixels, of all images to come, or one number for both: the relative position
             bias then becomes a constant. None keeps the network open to any size.
-        runtime: Write the layers as "torch" (eager, or compiled on the CPU, in the channels_last layout),
-            "onnxruntime" or "openvino" runs them fastest, or as "litert" takes them with the fewest transposes;
-            parameters are then named and shaped for it. "torch" also makes matrix products of other networks'
-            convolutions that are; without autograd, our blocks then pass over hooks that their parts are given
-            later. None keeps one plain form for all.
+        runtime: Write the layers in the form that this runtime runs fastest: "torch" (eager, or compiled on the CPU,
+            in the channels_last layout), "onnxruntime", "openvino", or "litert" (with the fewest transposes).
+            Parameters then have other names and shapes. "torch" also replaces convolutions that are matrix products,
+            in other networks too; without autograd, our blocks then ignore hooks that are registered on their parts
+            afterwards. None keeps one plain form for all.
 
     Raises:
         ValueError: ``model`` is no network or in training mode, the runtime is unknown, ``img_size`` is no size, or

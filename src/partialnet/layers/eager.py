@@ -60,7 +60,7 @@ def map_of(positions: Tensor, like: Tensor) -> Tensor:
 def cached_parts(x: Tensor, features: int) -> list[slice | None]:
     """Split positions, (positions, C), into equal parts whose ``features`` fit the CPU threads' caches.
 
-    [None] stands for all positions at once, as a GPU takes them: it needs many to be busy.
+    The result [None] means all positions at once, as on a GPU, which needs many to be busy.
     """
     if x.is_cuda:
         return [None]

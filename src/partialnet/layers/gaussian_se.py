@@ -238,7 +238,7 @@ class GaussianSE(PartialAttention):
 
     @torch.jit.ignore
     def fuse(self) -> nn.Module:
-        """The same function at inference without BatchNorm; itself where something else stands for one."""
+        """The same function at inference without BatchNorm; the layer itself if one of its norms was replaced."""
         if not self.can_be_folded():
             return self
         gate, scale, shift = with_fixed_weights(copy.deepcopy(self)).fuse_up_to_affine()

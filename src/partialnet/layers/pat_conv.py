@@ -206,7 +206,7 @@ class PATConv(nn.Module):
 
     @torch.jit.ignore
     def fuse(self) -> nn.Module:
-        """The same function at inference without BatchNorm; itself where something else stands for its convolution."""
+        """The same function at inference without BatchNorm; the layer itself if its convolution was replaced."""
         if not is_linear_layer(self.conv):
             return self
         folded, scale, shift = with_fixed_weights(copy.deepcopy(self)).fuse_up_to_affine()

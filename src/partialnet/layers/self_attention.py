@@ -288,7 +288,7 @@ class SelfAttention2d(PartialAttention):
     def fuse(self) -> nn.Module:
         """The same function with LayerNorm's affine and the scale of the logits folded into qkv.
 
-        Itself where something else stands for one of its layers, such as an adapter.
+        The layer itself if one of its parts was replaced, for example by an adapter.
         """
         if not can_be_folded(self.qkv, self.proj) or not isinstance(self.norm, (nn.LayerNorm, nn.Identity)):
             return self

@@ -72,7 +72,7 @@ class SpatialGate(PartialAttention):
 
     @torch.jit.ignore
     def fuse(self) -> nn.Module:
-        """The same function at inference without BatchNorm; itself where something else stands for a layer of its."""
+        """The same function at inference without BatchNorm; the layer itself if one of its parts was replaced."""
         if not can_be_folded(self.conv, self.norm):
             return self
         gate = copy.deepcopy(self)

@@ -155,7 +155,7 @@ class PartialNetBlock(nn.Module):
     def fuse(self) -> nn.Module:
         """The block for inference: PAT_sp's convolution and all BatchNorms folded into the MLP.
 
-        Itself where something else stands for a layer, such as an adapter; its parts can be folded all the same.
+        The block itself if one of its layers was replaced, for example by an adapter; its parts can still be folded.
         """
         if not keeps_forward(self.mlp, Mlp):
             return self
@@ -244,7 +244,7 @@ class PatchEmbed(nn.Module):
 
     @torch.jit.ignore
     def fuse(self) -> PatchEmbed:
-        """A stem whose convolution has absorbed the BatchNorm; itself where something else stands for one of them."""
+        """A stem whose convolution has absorbed the BatchNorm; the stem itself if one of them was replaced."""
         if not can_be_folded(self.proj, self.norm):
             return self
         folded = copy.copy(self)
@@ -268,7 +268,7 @@ class PatchMerging(nn.Module):
 
     @torch.jit.ignore
     def fuse(self) -> nn.Module:
-        """Convolution and BatchNorm as one convolution; itself where something else stands for one of them."""
+        """Convolution and BatchNorm as one convolution; the merging itself if one of them was replaced."""
         if not can_be_folded(self.reduction, self.norm):
             return self
         return fold_batch_norm(with_fixed_weights(copy.deepcopy(self.reduction)), self.norm)
