@@ -130,13 +130,12 @@ def _fits(flow: ModuleFlow, norm: nn.Module, layer: nn.Module, channels: int, ou
 
 def _is_a_map(flow: ModuleFlow, norm: nn.Module) -> bool:
     """Whether a convolution made what ``norm`` normalises, so that positions follow its channels."""
-    for node in flow.calls[norm]:
-        source = flow.producer(node, lambda module: not is_linear_layer(module) and not isinstance(module, nn.Flatten))
-        while source is not None and isinstance(flow.layers[source], nn.Linear):
-            source = flow.producer(source, lambda m: not is_linear_layer(m) and not isinstance(m, nn.Flatten))
-        if source is not None and not isinstance(flow.layers[source], nn.Flatten):
-            return True
-    return False
+
+    def passes(module: nn.Module) -> bool:
+        return isinstance(module, nn.Linear) or not (is_linear_layer(module) or isinstance(module, nn.Flatten))
+
+    sources = [flow.producer(node, passes) for node in flow.calls[norm]]
+    return any(source is not None and not isinstance(flow.layers[source], nn.Flatten) for source in sources)
 
 
 def _take_out(flow: ModuleFlow, norm: nn.Module, new: dict[nn.Module, nn.Module]) -> None:
