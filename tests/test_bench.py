@@ -95,13 +95,14 @@ def test_preparing_leaves_the_network_as_it_is():
 
 def test_measuring_gives_back_the_settings_of_the_process():
     def found() -> tuple[int, bool, int]:
-        return torch.get_num_threads(), torch.backends.cudnn.allow_tf32, dynamo_config.recompile_limit
+        cudnn = torch.backends.cudnn
+        return torch.get_num_threads(), cudnn.allow_tf32, dynamo_config.recompile_limit, cudnn.benchmark
 
     before = found()
     with contextlib.suppress(ZeroDivisionError), torch_settings(before[0] + 1):
         within = found()
         raise ZeroDivisionError
-    assert within == (before[0] + 1, False, max(256, before[2]))
+    assert within == (before[0] + 1, False, max(256, before[2]), True)
     assert found() == before
     assert before[1]
 

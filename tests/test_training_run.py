@@ -6,6 +6,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -16,10 +17,12 @@ from training_runs import CONFIG, FINISHED, Train, metrics, newest_state, tensor
 
 from partialnet.checkpoint import load
 from partialnet.data.sources import open_data
+from partialnet.detection.config import DetectionConfig
 from partialnet.errors import UserError
 from partialnet.training.batches import Batch, eval_loader
 from partialnet.training.continuation import describe_run, differences
 from partialnet.training.engine import is_trained
+from partialnet.training.machine import fastest_convolutions
 from partialnet.training.run import ClassifierRun, TrainResult, train
 
 
@@ -42,6 +45,27 @@ def test_metrics(finished_run: TrainResult) -> None:
     for row in rows:
         # 3 classes of 11 images, 4 batches of 8
         assert row["images_per_second"] * row["seconds"] == pytest.approx(32, rel=1e-3)
+
+
+def test_convolutions_are_tried_out_on_a_gpu(
+    colour_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def fit(*arguments: Any) -> NoReturn:
+        seen.append(torch.backends.cudnn.benchmark)
+        raise UserError("enough")
+
+    monkeypatch.setattr("partialnet.training.engine._fit", fit)
+    with pytest.raises(UserError, match="enough"):
+        train(CONFIG, str(colour_photos), tmp_path / "run")
+    assert seen == [True]
+    assert not torch.backends.cudnn.benchmark
+    with fastest_convolutions(DetectionConfig()):  # whose images come in many sizes
+        assert not torch.backends.cudnn.benchmark
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    with fastest_convolutions(CONFIG):
+        assert not torch.backends.cudnn.benchmark
 
 
 def test_metrics_are_those_of_the_checkpoint(finished_run: TrainResult, colour_photos: Path) -> None:

@@ -12,12 +12,15 @@ def find_device(name: str | None = None) -> torch.device:
 
     Raises:
         UserError: PyTorch knows or sees no such device.
+        torch.OutOfMemoryError: Others fill its memory.
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, AssertionError, NotImplementedError, ImportError):
         raise UserError(f"PyTorch sees no device {name!r} here; `cpu` always works.") from None
     if device.type == "meta":

@@ -34,9 +34,11 @@ class RunConfig(Settings):
 
     Attributes:
         recipes: Package whose YAML files are this kind's recipes.
+        has_few_sizes: Whether batches are of one size, or of a few.
     """
 
     recipes: ClassVar[str] = "partialnet.training.recipes"
+    has_few_sizes: ClassVar[bool] = False
 
     model: str = _network(
         "partialnet_t0",
@@ -162,6 +164,8 @@ class RunConfig(Settings):
 @dataclass(frozen=True)
 class TrainConfig(RunConfig):
     """Training of a classifier."""
+
+    has_few_sizes: ClassVar[bool] = True
 
     freeze_backbone: bool = _network(False, "train the classifier's last layer only")
 

@@ -33,7 +33,7 @@ from .keeper import RunKeeper
 from .lock import RunLock
 from .loggers import create_loggers, quiet_event_writer
 from .lost_processes import OtherProcesses, tells_of_loss
-from .machine import create_trainer, find_machine, quiet_lightning, threads
+from .machine import create_trainer, fastest_convolutions, find_machine, quiet_lightning, threads
 from .progress_bar import ProgressBar, say
 from .protocols import TrainingData
 from .run_folder import CONFIG_NAME, LAST_NAME, RunFolder
@@ -137,7 +137,7 @@ def run(
     with quiet_lightning(), quiet_event_writer(), RunLock(folder) as lock:
         with StopSignals() as signals:
             trainer, task, keeper, state = _prepare(kind, config, source, folder, resume, signals, lock)
-            with threads(config, trainer.num_devices):
+            with threads(config, trainer.num_devices), fastest_convolutions(config):
                 _fit(trainer, task, keeper, state)
         if not trainer.is_global_zero:
             sys.exit(0)

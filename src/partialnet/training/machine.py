@@ -106,6 +106,22 @@ def threads(config: RunConfig, processes: int) -> Iterator[None]:
 
 
 @contextmanager
+def fastest_convolutions(config: RunConfig) -> Iterator[None]:
+    """Let cuDNN try out which of its convolutions is the fastest for each size of images, where there are few sizes.
+
+    Not where PyTorch is to be deterministic, as the choice may be another one in the next run.
+    """
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark
+    deterministic = cudnn.deterministic or torch.are_deterministic_algorithms_enabled()
+    cudnn.benchmark = before or (config.has_few_sizes and not deterministic)
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
+
+
+@contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Keep Lightning's start-up notes about devices and workers off the user's screen."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
