@@ -46,7 +46,7 @@ class Checkpoint:
         class_names: Name of each class, in the order of the logits; empty where unknown.
         input_config: timm's ``input_size`` (C, H, W), ``mean``, ``std`` (RGB, of values in [0, 1]), ``interpolation``,
             ``crop_pct`` and ``crop_mode``.
-        report: For a released checkpoint: what was loaded, renamed and left.
+        report: For a released checkpoint: what was loaded, renamed and left out.
         folded: Whether the network is folded; (H, W) if for images of that size only.
         runtime: Runtime for which the folded layers are written; None where they have the plain form.
         training: How it was trained: the run's configuration with its seed, the epoch, the accuracy it reached.

@@ -43,7 +43,7 @@ def load_released(path: str | Path, act_layer: str | None = None) -> nn.Module:
     """Build the network of one of the authors' checkpoints, in evaluation mode.
 
     Depths, width, split ratios, heads, blocks and classes are read off the tensors. What was loaded, renamed and left
-    is logged at level INFO by the logger ``partialnet.checkpoint.foreign``.
+    out is logged at level INFO by the logger ``partialnet.checkpoint.foreign``.
 
     Args:
         path: ``.pth`` or Lightning ``.ckpt``; the weights may be wrapped as ``state_dict``, ``model`` or

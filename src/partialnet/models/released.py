@@ -52,7 +52,7 @@ class ReleasedNetwork:
         state_dict: Tensors under our names.
         arguments: Arguments for ``PartialNet`` that build the network they belong to.
         renamed: The authors' name of each tensor and ours; tensors that kept their name included.
-        left: Names that are no part of the network, such as a loss's or a metric's.
+        left: Names that do not belong to the network, such as a loss's or a metric's.
     """
 
     state_dict: dict[str, Tensor]
@@ -62,9 +62,9 @@ class ReleasedNetwork:
 
     @property
     def report(self) -> str:
-        """What was loaded, renamed and left, for people."""
+        """What was loaded, renamed and left out, for people."""
         moved = sum(old != new for old, new in self.renamed.items())
-        text = f"{len(self.renamed)} tensors loaded, {moved} of them under a new name, {len(self.left)} left"
+        text = f"{len(self.renamed)} tensors loaded, {moved} of them under a new name, {len(self.left)} left out"
         return f"{text}: {', '.join(self.left)}" if self.left else text
 
 
