@@ -39,6 +39,8 @@ from partialnet.detection.verify import compare_detections
 from partialnet.errors import UserError
 from partialnet.images import read_image
 
+pytestmark = pytest.mark.usefixtures("converted_once")
+
 CATEGORIES = {1: "person", 18: "dog"}
 
 
