@@ -232,6 +232,23 @@ def test_half_precision_by_autocast(attention: str) -> None:
     assert all(parameter.grad.dtype == torch.float32 for parameter in (x, *conv.parameters()))
 
 
+def test_gates_learn_in_float16() -> None:
+    """Their gradients are sums over whole maps, of losses that a scaler has multiplied by thousands."""
+    conv = DPConv(16, attention=None).train()
+    x = 8 * torch.randn(3, 16, 16, 16).sign()
+    gradient = 8 * x
+    gradient[:, : conv.conv_channels] = 0
+    found = []
+    for enabled in (False, True):
+        conv.zero_grad()
+        with torch.autocast("cpu", torch.float16, enabled=enabled):
+            y = conv(x)
+        y.backward(gradient)
+        found.append(conv.gates.grad)
+    assert found[0].abs().max() > torch.finfo(torch.float16).max
+    torch.testing.assert_close(found[1], found[0], rtol=0.01, atol=0)
+
+
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_training_and_evaluation_compute_the_same(attention: str, randomize: Randomize) -> None:
     conv = randomize(DPConv(16, attention=ATTENTIONS[attention])).train()

@@ -95,7 +95,8 @@ class _LeadingConv(torch.autograd.Function):
 
         grad_x = conv2d_input(x_leading.shape, block, leading, **geometry)
         grad_weight = conv2d_weight(x_leading, block.shape, leading, **geometry)
-        products = (grad_weight * block).sum((2, 3))
+        # sums over kernels and maps are the mask's own in precision: float16 would overflow
+        products = (grad_weight * block).sum((2, 3), dtype=mask.dtype)
         if width < x.shape[1]:
             grad_x = torch.cat((grad_x, others if rest is None else torch.zeros_like(others)), 1)
             grad_weight = F.pad(grad_weight, (0, 0, 0, 0, *(0, x.shape[1] - width) * 2))
@@ -109,8 +110,10 @@ class _LeadingConv(torch.autograd.Function):
             below, right = weight[width:, :width], weight[:width, width:]
             as_output, as_input = [products.sum(1)], [products.sum(0)]
             if width < x.shape[1]:
-                as_output.append((conv2d_weight(x_leading, below.shape, others, **geometry) * below).sum((1, 2, 3)))
-                as_input.append((conv2d_weight(x_others, right.shape, leading, **geometry) * right).sum((0, 2, 3)))
-            passed = (grad * (x if rest is None else rest)).sum((0, 2, 3))
-            grad_mask = (torch.cat(as_output) + torch.cat(as_input) - passed).to(mask.dtype)
+                of_rows = conv2d_weight(x_leading, below.shape, others, **geometry) * below
+                of_columns = conv2d_weight(x_others, right.shape, leading, **geometry) * right
+                as_output.append(of_rows.sum((1, 2, 3), dtype=mask.dtype))
+                as_input.append(of_columns.sum((0, 2, 3), dtype=mask.dtype))
+            passed = (grad * (x if rest is None else rest)).sum((0, 2, 3), dtype=mask.dtype)
+            grad_mask = torch.cat(as_output) + torch.cat(as_input) - passed
         return grad_x, grad_weight, grad_mask, grad_rest, None, None, None
