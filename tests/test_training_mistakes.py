@@ -37,7 +37,7 @@ from partialnet.training.finite import FiniteCheck
             r"images of 48×48 pixels: Input height",
         ),
         ({"model": "inception_v3", "model_args": {}}, "cannot be trained on images of 32×32 pixels: .*Kernel size"),
-        ({"model": "test_resnet", "model_args": {"in_chans": 1}}, "3 channels, but test_resnet is to take 1"),
+        ({"model": "test_resnet", "model_args": {"in_chans": 1}}, "3 channels, but test_resnet is built for 1"),
         ({"model": "test_vit", "model_args": {"global_pool": ""}}, r"its output is \(1, \d+, 3\), not one number"),
         ({"optimizer": "adahessian"}, "needs second derivatives"),
     ],
