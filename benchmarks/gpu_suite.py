@@ -17,6 +17,7 @@ Runs from a checkout without installation and without a network; needs torch, to
 from __future__ import annotations
 
 import faulthandler
+import os
 import re
 import sys
 from pathlib import Path
@@ -68,3 +69,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     main()
+    # Python would wait for the compiler's processes, up to five minutes where they still work at what was given up
+    sys.stdout.flush()
+    os._exit(0)

@@ -84,6 +84,23 @@ def test_command_without_the_optional_packages(tmp_path: Path):
     check_tables(result)
 
 
+def test_command_waits_for_nothing_at_its_end(tmp_path: Path):
+    # PyTorch waits there for its compiler's processes
+    output = tmp_path / "result.json"
+    program = (
+        "import atexit, runpy, sys; atexit.register(print, 'waited'); sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    arguments = ["--device", "cpu", "--quick", "--minutes", "0", "--runtimes", "eager", "--output", str(output)]
+    command = [sys.executable, "-c", program, str(BENCHMARKS / "gpu_suite.py"), *arguments]
+    environment = {"PYTHONPATH": str(BENCHMARKS), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"next: python benchmarks/gpu_tables.py {output}" in done.stdout
+    assert "waited" not in done.stdout
+    assert json.loads(output.read_text())["finished"]
+
+
 def check_tables(result: dict[str, Any]) -> None:
     page = gpu_tables.page(result)
     ours = next(row for row in result["rows"] if row["against"] == "fasternet_t0" and row["model"] == "partialnet_t0")
