@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from definitions import few_examples
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -15,8 +16,6 @@ from partialnet.layers.affine import (
     fold_input_affine,
     fold_output_affine,
 )
-
-few_examples = settings(max_examples=30, deadline=None, derandomize=True)
 
 
 @st.composite
