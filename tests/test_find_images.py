@@ -38,7 +38,11 @@ def test_find_in_nested_folders(folder: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    "suffix", ["jpg", "jpeg", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "avif", "PNG", "Jpg"]
+    "suffix",
+    [
+        *("jpg", "jpeg", "jfif", "png", "webp", "avif", "gif", "tif", "tiff", "bmp", "ppm", "pgm"),
+        *("heic", "heif", "hif", "PNG", "Jpg", "HEIC"),
+    ],
 )
 def test_find_by_suffix(suffix: str, folder: Callable[..., Path]) -> None:
     folder(f"d/image.{suffix}", "d/other.pdf")

@@ -18,7 +18,9 @@ from PIL import Image
 
 from partialnet import images
 from partialnet.errors import UserError
-from partialnet.images import MAX_PIXELS, decode_image, read_image, read_images, to_rgb
+from partialnet.images import FORMATS, MAX_PIXELS, decode_image, read_image, read_images, to_rgb
+
+images._formats()  # from here on PIL writes HEIC, too
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 RAMP = np.linspace(0, 1, 64).reshape(8, 8)
@@ -60,14 +62,14 @@ def refused(path: Path) -> str:
 # -- kinds of images -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".ppm", ".webp", ".gif", ".jpg", ".avif"])
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".ppm", ".webp", ".gif", ".jpg", ".avif", ".heic"])
 def test_format(suffix: str, tmp_path: Path) -> None:
     image = Image.new("RGB", (40, 24), RED)
     image.paste(BLUE, (20, 0, 40, 24))
     options: dict[str, Any] = {"lossless": True} if suffix == ".webp" else {}
     values = pixels(save(image, tmp_path / f"image{suffix}", **options))
     assert values.shape == (24, 40, 3)
-    tolerance = 12 if suffix in (".jpg", ".avif") else 0
+    tolerance = 12 if suffix in (".jpg", ".avif", ".heic") else 0
     for column, color in ((4, RED), (35, BLUE)):
         assert np.abs(values[12, column].astype(int) - color).max() <= tolerance
 
@@ -230,7 +232,7 @@ def test_mode(mode: str) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp"])
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif", ".webp", ".heic"])
 def test_exif_orientation(orientation: int, suffix: str, tmp_path: Path) -> None:
     """The stored image is upright after what the EXIF standard says for its orientation."""
     corners = np.zeros((64, 96, 3), np.uint8)  # upright: red, green / blue, white
@@ -247,9 +249,11 @@ def test_exif_orientation(orientation: int, suffix: str, tmp_path: Path) -> None
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    options: dict[str, Any] = {"lossless": True} if suffix == ".webp" else {"quality": 95} if suffix == ".jpg" else {}
+    options: dict[str, Any] = (
+        {"lossless": True} if suffix == ".webp" else {"quality": 95} if suffix in (".jpg", ".heic") else {}
+    )
     stored = Image.fromarray(np.ascontiguousarray(store(corners)))
-    values = pixels(save(stored, tmp_path / f"photo{suffix}", exif=exif, **options))
+    values = pixels(save(stored, tmp_path / f"photo{suffix}", exif=exif.tobytes(), **options))
     assert values.shape == (64, 96, 3)
     for (row, column), color in {(10, 10): RED, (10, 85): GREEN, (53, 10): BLUE, (53, 85): WHITE}.items():
         assert np.abs(values[row, column].astype(int) - color).max() <= 12
@@ -351,15 +355,26 @@ def test_other_formats_of_pil_are_refused(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "image.eps")
     Image.open(tmp_path / "image.eps").close()  # PIL knows it
     (tmp_path / "image.eps").rename(tmp_path / "image.jpg")
-    assert refused(tmp_path / "image.jpg").endswith("BMP or PPM image.")
+    assert refused(tmp_path / "image.jpg").endswith("PPM or HEIF image.")
 
 
-def test_format_that_is_not_read(tmp_path: Path) -> None:
-    """A telephone's HEIC is an image; what it would have to be is told."""
-    (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
-    assert refused(tmp_path / "photo.heic").endswith(
-        "photo.heic' is not a JPEG, PNG, WEBP, AVIF, GIF, TIFF, BMP or PPM image."
-    )
+@pytest.mark.parametrize("name", ["photo.heic", "photo.jpg"])
+def test_heic_without_its_package(
+    name: str, photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a telephone has saved, under its own name or another, is told with the extra that reads it."""
+    path = save(photo, tmp_path / "photo.heic").rename(tmp_path / name)
+    assert pixels(path).shape == (40, 50, 3)
+    without = tuple(name for name in FORMATS if name != "HEIF")
+    monkeypatch.setattr("partialnet.images._formats", lambda: without)
+    with pytest.raises(UserError) as error:
+        decode_image(path.read_bytes(), str(path))
+    for text in (refused(path), str(error.value)):
+        assert text.endswith(
+            f'{name}\' is a HEIC image, for which pillow-heif is needed: pip install "partialnet[heic]"'
+        )
+    path.write_bytes(b"\0\0\0\x18ftypmp42")
+    assert refused(path).endswith("PPM or HEIF image.")
 
 
 def test_folder_is_no_image(tmp_path: Path) -> None:
@@ -384,6 +399,7 @@ FILES: dict[str, tuple[str, dict[str, Any]]] = {
     "TIFF, deflate": (".tif", {"compression": "tiff_adobe_deflate"}),
     "PPM": (".ppm", {}),
     "AVIF": (".avif", {}),
+    "HEIC": (".heic", {}),
 }
 
 

@@ -194,7 +194,7 @@ def test_bad_file_in_the_browser(page: Any, tmp_path: Path) -> None:
     wait(page, lambda: find(page, "#map-0 figure img"))
     upload(page, tmp_path / "notes.jpg", b"no picture")
     (error,) = wait(page, lambda: find(page, "#error:not([hidden])"))
-    assert error.text == "'notes.jpg' is not a JPEG, PNG, WEBP, AVIF, GIF, TIFF, BMP or PPM image."
+    assert error.text == "'notes.jpg' is not a JPEG, PNG, WEBP, AVIF, GIF, TIFF, BMP, PPM or HEIF image."
     assert error.get_attribute("role") == "alert"
     # what was shown stays, and the next good one takes its place
     assert find(page, "#map-0 figure img")

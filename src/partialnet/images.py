@@ -7,7 +7,7 @@ import io
 import os
 import warnings
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,11 +16,19 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from .errors import UserError
+from .extras import require
 from .files import write_atomically
+from .messages import first_line
 
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".gif", ".tif", ".tiff", ".bmp", ".ppm", ".pgm"),
+    *(".heic", ".heif", ".hif"),
+)
 #: What a file may hold, whatever its name, as PIL calls it: not all that PIL reads, as EPS would start Ghostscript.
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "PPM")
+#: HEIF, of HEIC files, is read by the package pillow-heif.
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "TIFF", "BMP", "PPM", "HEIF")
+#: What the first bytes of a HEIF file name: still images and sequences, in HEVC and in any coding.
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 #: What turns an image upright, by EXIF's orientation.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -173,7 +181,7 @@ def _read(
     file: str | Path | io.BytesIO, name: str, min_side: int | None, upright: bool = True, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
     with _opened(file, name, max_pixels) as image:
-        if min_side is not None:
+        if min_side is not None and image.format != "HEIF":  # whose draft may be the thumbnail in the file
             image.draft(None, (min_side, min_side))  # does nothing to other formats than JPEG
         image.load()
         turn = _TURNS.get(_orientation(image)) if upright else None
@@ -206,21 +214,33 @@ def _opened(file: str | Path | io.BytesIO, name: str, max_pixels: int = MAX_PIXE
             raise UserError(f"{name!r} is a link to a file that is not there.") from None
         raise UserError(f"There is no file {name!r}.") from None
     except UnidentifiedImageError:
-        if not (file.getbuffer().nbytes if isinstance(file, io.BytesIO) else Path(file).stat().st_size):
+        start = file.getvalue()[:12] if isinstance(file, io.BytesIO) else _start(Path(file))
+        if not start:
             raise UserError(f"{name!r} is empty.") from None
+        if "HEIF" not in _formats() and start[4:8] == b"ftyp" and start[8:] in _HEIF_BRANDS:
+            raise UserError(
+                f'{name!r} is a HEIC image, for which pillow-heif is needed: pip install "partialnet[heic]"'
+            ) from None
         raise UserError(f"{name!r} is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} image.") from None
     except Image.DecompressionBombError:
         raise UserError(f"{name!r} has more than {MAX_PIXELS:,} pixels.") from None
     except UserError:
         raise
     except Exception as error:  # each of PIL's readers raises what it likes on a damaged file
-        raise UserError(f"{name!r} cannot be read as an image: {error}") from error
+        raise UserError(f"{name!r} cannot be read as an image: {first_line(error)}") from error
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(12)
 
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Those of ``FORMATS`` that this PIL reads."""
+    """Those of ``FORMATS`` that can be read here."""
     Image.init()
+    with suppress(UserError):
+        require("pillow_heif", "heic").register_heif_opener()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
