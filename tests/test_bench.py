@@ -94,7 +94,7 @@ def test_preparing_leaves_the_network_as_it_is():
 
 
 def test_measuring_gives_back_the_settings_of_the_process():
-    def found() -> tuple[int, bool, int]:
+    def found() -> tuple[int, bool, int, bool]:
         cudnn = torch.backends.cudnn
         return torch.get_num_threads(), cudnn.allow_tf32, dynamo_config.recompile_limit, cudnn.benchmark
 

@@ -56,6 +56,7 @@ def test_convolutions_are_tried_out_on_a_gpu(
         seen.append(torch.backends.cudnn.benchmark)
         raise UserError("enough")
 
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     monkeypatch.setattr("partialnet.training.engine._fit", fit)
     with pytest.raises(UserError, match="enough"):
         train(CONFIG, str(colour_photos), tmp_path / "run")
