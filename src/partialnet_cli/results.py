@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,6 @@ def _removed_if_empty(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        for path in made:
-            if any(path.iterdir()):
-                break
-            path.rmdir()
+        with suppress(OSError):  # from the first folder on that is not empty, or that somebody has removed
+            for path in made:
+                path.rmdir()
